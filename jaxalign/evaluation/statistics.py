@@ -1,0 +1,249 @@
+"""Statistics of an evaluation: win rates, intervals, rank correlations, diversity, KL. Pure numpy.
+
+A *unit* of resampling is always a prompt: several responses to one prompt share its difficulty, so
+intervals that treated them as independent would be too narrow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+# Resamples are drawn in blocks so that 1,000 resamples of 100,000 prompts do not need 800 MB.
+_RESAMPLE_BLOCK = 4_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean with a percentile interval; `count` is the number of prompts behind it."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return dataclasses.asdict(self)
+
+
+def _finite(name: str, values: Shaped[np.ndarray, "..."]) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.size and not np.all(np.isfinite(array)):
+        bad = int(np.flatnonzero(~np.isfinite(array.ravel()))[0])
+        raise ValueError(f"{name} (shape {array.shape}) holds NaN or infinity, first at flat {bad}.")
+    return array
+
+
+def _per_prompt(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, " prompts"]:
+    """Accepts [prompts] or [prompts, samples] and returns the mean of each prompt."""
+    array = _finite(name, values)
+    if array.ndim not in (1, 2) or array.shape[0] == 0:
+        raise ValueError(f"{name} must be [prompts] or [prompts, samples], got {array.shape}.")
+    return array if array.ndim == 1 else array.mean(axis=1)
+
+
+def bootstrap_mean(
+    values: Shaped[np.ndarray, "prompts ..."],
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over prompts with a bootstrap percentile interval.
+
+    Args:
+      values: [prompts] or [prompts, samples]; a prompt's samples are averaged first.
+      samples: bootstrap resamples; 0 gives an interval of width zero at the mean.
+      level: coverage of the interval, between 0 and 1.
+      seed: seed of the resampling; equal seeds draw equal prompts, so intervals of two quantities
+        on the same prompts are paired.
+
+    Raises:
+      ValueError: no values, NaN or infinity among them, or a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level}.")
+    per_prompt = _per_prompt("values", values)
+    count = len(per_prompt)
+    mean = float(per_prompt.mean())
+    if samples <= 0:
+        return Estimate(mean, mean, mean, count)
+    rng = np.random.default_rng(seed)
+    block = max(1, _RESAMPLE_BLOCK // count)
+    means = [
+        per_prompt[rng.integers(0, count, (min(block, samples - start), count))].mean(axis=1)
+        for start in range(0, samples, block)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, float(low), float(high), count)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Int[np.ndarray, " resampled"]], float],
+    groups: Shaped[np.ndarray, " items"],
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of items, resampling whole groups (prompts).
+
+    Args:
+      statistic: from item indices (with repetition) to a number; NaN results (a resample in which
+        the statistic is undefined) are left out.
+      groups: [items], the prompt of every item.
+    """
+    _, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    counts = np.bincount(inverse)
+    members = np.split(order, np.cumsum(counts)[:-1])
+    rng = np.random.default_rng(seed)
+    draws = np.array(
+        [
+            statistic(np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]))
+            for _ in range(samples)
+        ],
+        np.float64,
+    )
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def win_points(
+    first: Shaped[np.ndarray, "prompts ..."], second: Shaped[np.ndarray, "prompts ..."]
+) -> Float[np.ndarray, "prompts ..."]:
+    """1 where `first` scores higher, 0 where lower, 0.5 where equal. Scores of one judge."""
+    first, second = _finite("first", first), _finite("second", second)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"side-by-side needs equal shapes, got {first.shape} and {second.shape}: "
+            "both policies must answer the same prompts the same number of times."
+        )
+    return 0.5 * (1.0 + np.sign(first - second))
+
+
+def win_rate(
+    first: Shaped[np.ndarray, "prompts ..."],
+    second: Shaped[np.ndarray, "prompts ..."],
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Side-by-side win rate of `first` over `second`, ties counted as half (arXiv 2405.19107).
+
+    Args:
+      first, second: [prompts] or [prompts, samples], scores by one judge, higher is better.
+
+    Returns:
+      The rate in [0, 1]. win_rate(a, b) + win_rate(b, a) is 1, and with equal seeds their intervals
+      mirror each other.
+    """
+    return bootstrap_mean(win_points(first, second), samples=samples, level=level, seed=seed)
+
+
+def average_ranks(values: Shaped[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
+    """Ranks from 1, equal values sharing the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - 0.5 * (counts - 1))[inverse].astype(np.float64)
+
+
+def pearson(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " items"]) -> float:
+    """Linear correlation; NaN when either side is constant or there are fewer than two items."""
+    first, second = _finite("first", first), _finite("second", second)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"correlation needs two equal vectors, got {first.shape}, {second.shape}.")
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    first, second = first - first.mean(), second - second.mean()
+    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
+
+
+def spearman(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " items"]) -> float:
+    """Spearman's rank correlation with average ranks for ties; NaN when either side is constant."""
+    first, second = _finite("first", first), _finite("second", second)
+    return pearson(average_ranks(first), average_ranks(second))
+
+
+def area_under_curve(
+    scores: Shaped[np.ndarray, " items"], positive: Bool[np.ndarray, " items"]
+) -> float:
+    """Probability that a positive item scores above a negative one, ties half (Mann-Whitney).
+
+    Args:
+      scores: [items], higher should mean positive.
+      positive: [items] of truth values.
+
+    Returns:
+      The area under the ROC curve, NaN when only one class is present.
+    """
+    scores, positive = _finite("scores", scores), np.asarray(positive, bool)
+    if scores.shape != positive.shape or scores.ndim != 1:
+        raise ValueError(f"AUC needs two equal vectors, got {scores.shape} and {positive.shape}.")
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return float("nan")
+    rank_sum = float(average_ranks(scores)[positive].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of all texts, words split at white space (arXiv 1510.03055).
+
+    0 when no text has n words. It falls as the number of texts grows: compare equal numbers only.
+    """
+    if n < 1:
+        raise ValueError(f"distinct-n needs n >= 1, got {n}.")
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        words = text.split()
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        seen.update(grams)
+        total += len(grams)
+    return len(seen) / total if total else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class KLEstimate:
+    """KL(policy || reference) in nats a response, averaged over prompts, with standard error."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return dataclasses.asdict(self)
+
+
+def kl_from_samples(
+    policy_log_probs: Shaped[np.ndarray, "prompts ..."],
+    reference_log_probs: Shaped[np.ndarray, "prompts ..."],
+) -> KLEstimate:
+    """Monte-Carlo KL: the mean log-ratio of responses sampled from the policy at temperature 1.
+
+    Args:
+      policy_log_probs, reference_log_probs: [prompts] or [prompts, samples], sums over the tokens
+        of the *sampled token ids*, in nats. Responses drawn at another temperature, or with top-k,
+        give another quantity.
+
+    Returns:
+      The mean and its standard error over prompts (a prompt's samples are averaged first); unbiased,
+      so a small KL may come out slightly negative. The error is 0 for a single prompt.
+    """
+    policy = _finite("policy_log_probs", policy_log_probs)
+    reference = _finite("reference_log_probs", reference_log_probs)
+    if policy.shape != reference.shape:
+        raise ValueError(f"KL needs equal shapes, got {policy.shape} and {reference.shape}.")
+    log_ratio = _per_prompt("log-ratio", policy - reference)
+    count = len(log_ratio)
+    error = float(log_ratio.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    return KLEstimate(float(log_ratio.mean()), error, count)
