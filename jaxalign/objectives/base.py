@@ -1,0 +1,188 @@
+"""What every objective is: a small frozen dataclass between networks, batches and the pure losses.
+
+An objective returns the *sum* of its losses and their *weight* apart. Gradient accumulation adds sums and weights over microbatches and
+divides once, so k microbatches equal one batch exactly. What a method computes over the whole step's batch (KTO's reference point, a
+batch mean) comes from `Objective.prepare`, which sees the batch before it is split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxalign.errors import UserError
+from jaxalign.losses.masking import masked_sum
+
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+PerResponse = Float[Array, "examples responses"]
+
+
+class Metric(NamedTuple):
+    """A mean in the making: metrics of microbatches add up, and ``total / weight`` is reported."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+class LossOutput(NamedTuple):
+    """The sum of an objective's losses over a (micro)batch, the weight to divide it by, and metrics by name."""
+
+    loss_sum: Float[Array, ""]
+    weight: Float[Array, ""]
+    metrics: dict[str, Metric]
+
+
+class Scores(Protocol):
+    """Log-probabilities and token counts per response, both float32 ``[examples, responses]``."""
+
+    log_probs: Array
+    lengths: Array
+
+
+class PolicyNetwork(Protocol):
+    """A conditional distribution over responses: a T5, or a table in a bandit."""
+
+    def init(self, rng: Array) -> Any:
+        """Returns freshly initialised parameters."""
+
+    def score(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Scores:
+        """Returns the sequence log-probability of every response; dropout only with an rng."""
+
+
+class ValuePredictor(Protocol):
+    """A scalar function of the prompt."""
+
+    def init(self, rng: Array) -> Any:
+        """Returns freshly initialised parameters."""
+
+    def values(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Array:
+        """Returns ``[examples]`` values in units of reward; dropout only with an rng."""
+
+
+def responses_of(batch: Batch, field: str) -> PerResponse:
+    """A per-response field ``[rows, examples per row, responses]`` as ``[examples, responses]``."""
+    array = batch[field]
+    return array.reshape(-1, array.shape[-1])
+
+
+def mask_of(batch: Batch) -> Bool[Array, "examples responses"]:
+    """Which responses exist; packing and the last batch of an epoch leave holes."""
+    return responses_of(batch, "response_mask") > 0
+
+
+def mean_metric(values: Array, where: Array) -> Metric:
+    """The metric whose reported value is the masked mean of ``values``."""
+    return Metric(masked_sum(values, where), jnp.sum(where).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Base of all objectives.
+
+    Attributes:
+      policy: the policy network; its parameters are ``params['policy']``.
+    """
+
+    policy: PolicyNetwork
+
+    name: ClassVar[str] = "objective"
+    batch_fields: ClassVar[tuple[str, ...]] = ()
+    responses_per_prompt: ClassVar[int | None] = None
+
+    def trained(self) -> dict[str, Any]:
+        """The networks this objective trains, by role."""
+        return {"policy": self.policy}
+
+    def frozen_roles(self) -> tuple[str, ...]:
+        """Roles that are read but never trained nor checkpointed."""
+        return ()
+
+    def required_fields(self) -> tuple[str, ...]:
+        """Batch fields that the data must provide."""
+        return self.batch_fields
+
+    def update_scales(self) -> dict[str, float]:
+        """Factors on the optimizer's update (the learning rate) by role; 1 for the roles that are absent."""
+        return {}
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raises `UserError` if a batch on the host lacks a field or has a shape that the objective cannot use."""
+        missing = [field for field in self.required_fields() if field not in batch]
+        if missing:
+            raise UserError(
+                f"objective {self.name} needs the batch field{'s' if len(missing) > 1 else ''} "
+                f"{', '.join(missing)}, which the task does not provide (it has: {', '.join(sorted(batch))})"
+            )
+        responses = batch["response_mask"].shape[-1]
+        if self.responses_per_prompt is not None and responses != self.responses_per_prompt:
+            raise UserError(
+                f"objective {self.name} needs {self.responses_per_prompt} response(s) per prompt, "
+                f"but the task has {responses}"
+            )
+
+    def prepare(self, params: Params, batch: Batch) -> Batch:
+        """Adds statistics of the whole step's batch, without gradient. Called only if the batch is split into microbatches."""
+        del params
+        return batch
+
+    def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
+        """The summed loss of a (micro)batch. ``rng`` drives dropout; None means a deterministic forward pass."""
+        raise NotImplementedError
+
+    def summarize(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Derives metrics on the host from the step's means, for example a correlation from its moments."""
+        return dict(metrics)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceObjective(Objective):
+    """Base of objectives on the log-ratio ``l = log pi(y|x) - log pi_ref(y|x)``.
+
+    Attributes:
+      reference: 'cached' reads ``reference_log_probs`` stored beside the examples by ``jaxalign score``, so no reference model is in
+        memory; 'live' scores with frozen parameters in the role ``reference``.
+    """
+
+    reference: str = "cached"
+
+    def __post_init__(self) -> None:
+        if self.reference not in ("cached", "live"):
+            raise UserError(f"reference must be 'cached' or 'live', not {self.reference!r}")
+
+    def frozen_roles(self) -> tuple[str, ...]:
+        return ("reference",) if self.reference == "live" else ()
+
+    def required_fields(self) -> tuple[str, ...]:
+        cached = ("reference_log_probs",) if self.reference == "cached" else ()
+        return (*self.batch_fields, *cached)
+
+    def log_ratios(
+        self, params: Params, batch: Batch, rng: Array | None
+    ) -> tuple[Scores, PerResponse]:
+        """The policy's scores and the log-ratios; only the policy's half carries a gradient."""
+        scores = self.policy.score(params["policy"], batch, rng=rng)
+        return scores, scores.log_probs - self.reference_log_probs(params, batch)
+
+    def reference_log_probs(self, params: Params, batch: Batch) -> PerResponse:
+        """log pi_ref(y|x) of every response, without gradient."""
+        if self.reference == "cached":
+            log_probs = responses_of(batch, "reference_log_probs")
+        else:
+            log_probs = self.policy.score(params["reference"], batch).log_probs
+        return jax.lax.stop_gradient(log_probs)
+
+
+def log_ratio_metrics(scores: Scores, log_ratios: PerResponse, where: Array) -> dict[str, Metric]:
+    """What every method on log-ratios reports: their size and the response length, which a preference method can hide behind."""
+    return {
+        "log_ratio": mean_metric(log_ratios, where),
+        "log_ratio_squared": mean_metric(jnp.square(log_ratios), where),
+        "log_prob": mean_metric(scores.log_probs, where),
+        "response_length": mean_metric(scores.lengths, where),
+    }

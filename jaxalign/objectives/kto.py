@@ -1,0 +1,142 @@
+"""Kahneman-Tversky Optimisation, in the form its authors' code has and in the form the DRO paper compares with."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxalign.errors import UserError
+from jaxalign.losses.masking import masked_mean, masked_sum
+from jaxalign.losses.unpaired import kto_loss, kto_reference_point
+from jaxalign.objectives.base import (
+    Batch,
+    LossOutput,
+    Metric,
+    Params,
+    PerResponse,
+    ReferenceObjective,
+    log_ratio_metrics,
+    mask_of,
+    mean_metric,
+    responses_of,
+)
+
+_DECODER_FIELDS = (
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_segment_ids",
+    "decoder_loss_weights",
+    "response_mask",
+)
+
+
+def mismatched_batch(batch: Batch) -> Batch:
+    """Pairs every row's prompts with the responses of the row before it, cyclically, over the whole step's batch.
+
+    A response meets a prompt only if both slots hold an example and their prompts differ: equal prompts would bias the reference point.
+    """
+    shifted_ids = jnp.roll(batch["prompt_ids"], 1, axis=0)
+    ids = batch["prompt_ids"]
+    differs = (ids != shifted_ids) & (ids > 0) & (shifted_ids > 0)
+    mixed = {field: jnp.roll(batch[field], 1, axis=0) for field in _DECODER_FIELDS}
+    mixed["response_mask"] = mixed["response_mask"] * differs[:, :, None]
+    return {**batch, **mixed}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KTO(ReferenceObjective):
+    """KTO on single responses (Ethayarajh et al. 2024, arXiv 2402.01306).
+
+    The reference point z0 needs the reference policy on mismatched pairs, which no cache holds: the role ``reference`` is always read,
+    also where the log-ratios of the responses themselves come from the cache.
+
+    Attributes:
+      beta: inverse temperature, per nat.
+      desirable_weight: lambda_D.
+      undesirable_weight: lambda_U.
+      labels: 'feedback' calls a response desirable if its feedback exceeds ``desirable_threshold`` (the reference code's form);
+        'batch_mean' if its reward exceeds the mean of the step's batch (the DRO paper's form; ties are undesirable).
+      desirable_threshold: in units of feedback; 0.5 suits thumbs stored as 0 and 1.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    labels: str = "feedback"
+    desirable_threshold: float = 0.5
+
+    name: ClassVar[str] = "kto"
+    batch_fields: ClassVar[tuple[str, ...]] = ("feedback", "rewards", "prompt_ids")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels not in ("feedback", "batch_mean"):
+            raise UserError(f"KTO.labels must be 'feedback' or 'batch_mean', not {self.labels!r}")
+
+    def frozen_roles(self) -> tuple[str, ...]:
+        return ("reference",)
+
+    def check_batch(self, batch: Batch) -> None:
+        super().check_batch(batch)
+        ids = np.asarray(batch["prompt_ids"])
+        if len(np.unique(ids[ids > 0])) < 2 or len(ids) < 2:
+            raise UserError(
+                "KTO estimates its reference point on responses under other prompts: it needs a batch of at least two rows with two "
+                "distinct prompts. Raise BATCH_SIZE."
+            )
+
+    def prepare(self, params: Params, batch: Batch) -> Batch:
+        return {
+            **batch,
+            "kto_reference_point": self._reference_point(params, batch),
+            "mean_reward": masked_mean(responses_of(batch, "rewards"), mask_of(batch)),
+        }
+
+    def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
+        if "kto_reference_point" not in batch:
+            batch = self.prepare(params, batch)
+        scores, log_ratios = self.log_ratios(params, batch, rng)
+        mask = mask_of(batch)
+        desirable = self._desirable(batch)
+        reference_point = batch["kto_reference_point"]
+        losses = kto_loss(
+            log_ratios,
+            desirable,
+            reference_point,
+            beta=self.beta,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        )
+        implicit_rewards = self.beta * log_ratios
+        one = jnp.ones((), jnp.float32)
+        return LossOutput(
+            masked_sum(losses, mask),
+            jnp.sum(mask).astype(jnp.float32),
+            {
+                "loss": mean_metric(losses, mask),
+                "reference_point": Metric(reference_point, one),
+                "desirable": mean_metric(desirable.astype(jnp.float32), mask),
+                "implicit_reward_desirable": mean_metric(implicit_rewards, mask & desirable),
+                "implicit_reward_undesirable": mean_metric(implicit_rewards, mask & ~desirable),
+                **log_ratio_metrics(scores, log_ratios, mask),
+            },
+        )
+
+    def _desirable(self, batch: Batch) -> Array:
+        if self.labels == "feedback":
+            return responses_of(batch, "feedback") > self.desirable_threshold
+        return responses_of(batch, "rewards") > batch["mean_reward"]
+
+    def _reference_point(self, params: Params, batch: Batch) -> Float[Array, ""]:
+        mixed = mismatched_batch(batch)
+        frozen = jax.lax.stop_gradient(params)
+
+        def log_probs(role: str) -> PerResponse:
+            return self.policy.score(frozen[role], mixed).log_probs
+
+        return kto_reference_point(log_probs("policy") - log_probs("reference"), mask_of(mixed))

@@ -1,0 +1,104 @@
+"""Metrics on their way out: means of step metrics, ``metrics.jsonl``, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class MetricAccumulator:
+    """Adds metrics of several steps on the host; their means weigh every response alike."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, np.ndarray] = {}
+        self.steps = 0
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Adds one step's ``{name: (total, weight)}``, waiting for it if need be."""
+        for name, (total, weight) in jax.device_get(dict(metrics)).items():
+            self._totals[name] = self._totals.get(name, np.zeros(2)) + np.array([total, weight], np.float64)
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of every metric whose weight is not zero."""
+        return {name: float(pair[0] / pair[1]) for name, pair in self._totals.items() if pair[1] > 0}
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._totals = {}
+        self.steps = 0
+
+
+class MetricWriter:
+    """Writes metrics to ``metrics.jsonl`` and TensorBoard; does nothing on processes other than the first.
+
+    A resumed run appends: lines after the step it resumes from are dropped, so no step is there twice.
+    """
+
+    def __init__(self, model_dir: Path, *, resume_step: int = 0, enabled: bool = True) -> None:
+        self._file = None
+        self._tensorboard: dict[str, Any] = {}
+        self._model_dir = model_dir
+        if enabled:
+            path = model_dir / "metrics.jsonl"
+            keep_lines_up_to(path, resume_step)
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes one line ``{"step", "split", name: value}`` and the same scalars to TensorBoard."""
+        if self._file is None:
+            return
+        line = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, "split": split, **line}) + "\n")
+        self._file.flush()
+        writer = self._tensorboard.get(split)
+        if writer is None:
+            from tensorboardX import SummaryWriter
+
+            folder = self._model_dir / "tensorboard" / split
+            writer = self._tensorboard[split] = SummaryWriter(str(folder))
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file is not None:
+            self._file.close()
+        for writer in self._tensorboard.values():
+            writer.close()
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def keep_lines_up_to(path: Path, step: int) -> None:
+    """Drops lines of a ``metrics.jsonl`` that lie after a step, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record.get("step", 0) <= step:
+            kept.append(line)
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, of one split if it is named."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if split is None or record["split"] == split]

@@ -1,0 +1,223 @@
+"""Optimizers: T5X's Adafactor and AdamW, with warm-up and schedules, from optax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.errors import UserError
+
+Schedule = Callable[[Any], Any]
+
+# Layer-stacked parameters live under this key (`networks.stacking`); their second axis runs over the layers.
+STACKED_KEY = "layers"
+NEW_HEAD_KEY = "head"
+
+
+def learning_rate_schedule(
+    learning_rate: float,
+    *,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    total_steps: int | None = None,
+) -> Schedule:
+    """Linear warm-up to ``learning_rate``, then a schedule.
+
+    Args:
+      learning_rate: the peak.
+      warmup_steps: steps of linear warm-up; the first step already has ``1 / warmup_steps`` of the peak.
+      schedule: 'constant'; 'rsqrt', T5X's ``1 / sqrt(max(step, warmup_steps))`` scaled to the peak at the end of warm-up; 'linear' or
+        'cosine' decay to 0 at ``total_steps``.
+      total_steps: needed by 'linear' and 'cosine'.
+
+    Returns:
+      A function of the 0-based step.
+
+    Raises:
+      UserError: on an unknown schedule or a missing ``total_steps``.
+    """
+    if schedule not in ("constant", "rsqrt", "linear", "cosine"):
+        raise UserError(f"schedule must be constant, rsqrt, linear or cosine, not {schedule!r}")
+    if schedule in ("linear", "cosine") and not total_steps:
+        raise UserError(f"schedule {schedule!r} needs total_steps")
+
+    def rate(step: Any) -> Any:
+        count = jnp.asarray(step, jnp.float32) + 1.0
+        warm = jnp.minimum(1.0, count / warmup_steps) if warmup_steps else 1.0
+        if schedule == "constant":
+            decay: Any = 1.0
+        elif schedule == "rsqrt":
+            start = float(max(warmup_steps, 1))
+            decay = jnp.sqrt(start / jnp.maximum(count, start))
+        else:
+            assert total_steps
+            span = max(total_steps - warmup_steps, 1)
+            progress = jnp.clip((count - 1.0 - warmup_steps) / span, 0.0, 1.0)
+            decay = 1.0 - progress if schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return learning_rate * warm * decay
+
+    return rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A gradient transformation and its learning rate, before the objective's update scale is known.
+
+    Attributes:
+      build: from a factor on the learning rate to the optax transformation.
+      schedule: the learning rate of a 0-based step, for logging.
+    """
+
+    build: Callable[[float], optax.GradientTransformation]
+    schedule: Schedule
+
+
+def adafactor(
+    learning_rate: float = 1e-3,
+    *,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    total_steps: int | None = None,
+    decay_rate: float = 0.8,
+    step_offset: int = 0,
+    multiply_by_parameter_scale: bool = True,
+    clipping_threshold: float | None = 1.0,
+    min_dim_size_to_factor: int = 128,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """Adafactor with T5X's defaults (Shazeer and Stern 2018, arXiv 1804.04235).
+
+    Heads that start from scratch (any path with ``head``) never use parameter scaling: a small new head would move about 1000 times
+    slower than the trunk. Layer-stacked parameters are treated layer by layer, so scanned and unscanned models train alike.
+
+    Args:
+      learning_rate: relative to the parameter's scale if ``multiply_by_parameter_scale``, else absolute.
+      warmup_steps: see `learning_rate_schedule`.
+      schedule: see `learning_rate_schedule`.
+      total_steps: see `learning_rate_schedule`.
+      decay_rate: second moments decay as ``1 - step^-decay_rate``.
+      step_offset: subtracted from the step in that decay, when fine-tuning restarts it.
+      multiply_by_parameter_scale: multiply updates by ``max(1e-3, rms(parameter))``.
+      clipping_threshold: updates are clipped to this root mean square per parameter.
+      min_dim_size_to_factor: parameters with two dimensions at least this long have factored second moments.
+      clip_norm: clip the role's gradient to this global norm first.
+    """
+    rate = learning_rate_schedule(
+        learning_rate, warmup_steps=warmup_steps, schedule=schedule, total_steps=total_steps
+    )
+
+    def build(update_scale: float) -> optax.GradientTransformation:
+        def transformation(parameter_scale: bool) -> optax.GradientTransformation:
+            return optax.adafactor(
+                learning_rate=lambda step: rate(step) * update_scale,
+                min_dim_size_to_factor=min_dim_size_to_factor,
+                decay_rate=decay_rate,
+                decay_offset=step_offset,
+                multiply_by_parameter_scale=parameter_scale,
+                clipping_threshold=clipping_threshold,
+                momentum=None,
+                eps=1e-30,
+            )
+
+        plain = transformation(multiply_by_parameter_scale)
+        return _clipped(
+            clip_norm,
+            optax.partition(
+                {"plain": plain, "head": transformation(False), "stacked": _per_layer(plain)}, _labels
+            ),
+        )
+
+    return Optimizer(build, rate)
+
+
+def adamw(
+    learning_rate: float = 1e-4,
+    *,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    total_steps: int | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
+
+    Args:
+      learning_rate: the peak, absolute.
+      warmup_steps: see `learning_rate_schedule`.
+      schedule: see `learning_rate_schedule`.
+      total_steps: see `learning_rate_schedule`.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled, times the learning rate.
+      clip_norm: clip the role's gradient to this global norm first.
+    """
+    rate = learning_rate_schedule(
+        learning_rate, warmup_steps=warmup_steps, schedule=schedule, total_steps=total_steps
+    )
+
+    def build(update_scale: float) -> optax.GradientTransformation:
+        return _clipped(
+            clip_norm,
+            optax.adamw(
+                lambda step: rate(step) * update_scale, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
+            ),
+        )
+
+    return Optimizer(build, rate)
+
+
+def sgd(learning_rate: float = 1e-2, *, clip_norm: float | None = None) -> Optimizer:
+    """Plain gradient descent, for tabular problems and tests.
+
+    Args:
+      learning_rate: absolute.
+      clip_norm: clip the role's gradient to this global norm first.
+    """
+
+    def build(update_scale: float) -> optax.GradientTransformation:
+        return _clipped(clip_norm, optax.sgd(learning_rate * update_scale))
+
+    return Optimizer(build, lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), learning_rate))
+
+
+def _clipped(
+    clip_norm: float | None, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    if clip_norm is None:
+        return transformation
+    return optax.chain(optax.clip_by_global_norm(clip_norm), transformation)
+
+
+def _labels(params: Any) -> Any:
+    def label(path: Any, _: Any) -> str:
+        keys = {str(getattr(entry, "key", entry)) for entry in path}
+        if NEW_HEAD_KEY in keys:
+            return "head"
+        return "stacked" if STACKED_KEY in keys else "plain"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation to each layer of layer-stacked parameters; its state gains a leading layer axis."""
+
+    def init(params: Any) -> Any:
+        if not jax.tree.leaves(params):
+            return transformation.init(params)
+        return jax.vmap(transformation.init, in_axes=1, out_axes=0)(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if not jax.tree.leaves(updates):
+            return transformation.update(updates, state, params)
+        return jax.vmap(transformation.update, in_axes=(1, 0, 1), out_axes=(1, 0))(updates, state, params)
+
+    return optax.GradientTransformation(init, update)

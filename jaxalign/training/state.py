@@ -1,0 +1,80 @@
+"""The train state: what a step changes and a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxalign.training import partitioning
+from jaxalign.training.optimizers import Optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Step counter, parameters and optimizer states, the latter two by role. Frozen roles are not in it.
+
+    Attributes:
+      step: int32 scalar, the number of finished updates.
+      params: role -> parameters, float32.
+      opt_state: role -> optax state.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    opt_state: dict[str, Any]
+
+
+def build_transformations(
+    optimizers: Mapping[str, Optimizer], update_scales: Mapping[str, float]
+) -> dict[str, optax.GradientTransformation]:
+    """One optax transformation per role, with the objective's factor on its learning rate."""
+    return {
+        role: optimizer.build(update_scales.get(role, 1.0)) for role, optimizer in optimizers.items()
+    }
+
+
+def create_state(
+    params: Mapping[str, Any], transformations: Mapping[str, optax.GradientTransformation]
+) -> TrainState:
+    """A fresh state at step 0."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=dict(params),
+        opt_state={role: transformations[role].init(params[role]) for role in params},
+    )
+
+
+def state_shardings(mesh: Mesh, abstract_state: TrainState, logical_axes: Mapping[str, Any]) -> TrainState:
+    """The sharding of every leaf of a state.
+
+    Args:
+      mesh: the mesh.
+      abstract_state: the state's shapes.
+      logical_axes: role -> tree of logical `PartitionSpec`, or None for a role that is replicated.
+
+    Raises:
+      UserError: if the mesh does not divide a parameter.
+    """
+    params: dict[str, Any] = {}
+    opt_state: dict[str, Any] = {}
+    for role, shapes in abstract_state.params.items():
+        params[role] = role_shardings(mesh, shapes, logical_axes.get(role))
+        opt_state[role] = partitioning.optimizer_state_shardings(
+            mesh, abstract_state.opt_state[role], shapes, params[role]
+        )
+    return TrainState(step=partitioning.replicated(mesh), params=params, opt_state=opt_state)
+
+
+def role_shardings(mesh: Mesh, shapes: Any, logical_axes: Any | None) -> Any:
+    """The shardings of one role's parameters; replicated if it has no logical axes."""
+    if logical_axes is None:
+        return jax.tree.map(lambda _: partitioning.replicated(mesh), shapes)
+    shardings = partitioning.parameter_shardings(mesh, logical_axes)
+    partitioning.check_divisible(shapes, shardings)
+    return shardings
