@@ -1,0 +1,176 @@
+"""Token rows for evaluation: prompts and responses, padded to few lengths, scored by a policy.
+
+Evaluation never packs: one prompt a row, with its K responses one after another in the decoder row,
+in the layout that training uses (segment ids 1..K, 0 on padding).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+PAD, EOS, START = 0, 1, 0
+
+Tokens = Sequence[int]
+
+
+def bucket_length(longest: int, maximum: int) -> int:
+    """The smallest of 16, 24, 32, 48, 64, 96, ... that holds `longest`, but at most `maximum`.
+
+    Padding to few lengths bounds the number of compilations, at a third of waste at most.
+    """
+    power = 16
+    while True:
+        for length in (power, power + power // 2):
+            if length >= min(longest, maximum):
+                return min(length, maximum)
+        power *= 2
+
+
+def encode_text(vocabulary: Any, text: str, max_length: int) -> list[int]:
+    """Piece ids of a text, cut to leave room for the EOS that ends it."""
+    return [int(token) for token in vocabulary.encode(text)][: max_length - 1] + [EOS]
+
+
+def decode_tokens(vocabulary: Any, tokens: Tokens) -> str:
+    """Text of a response, up to EOS and without padding."""
+    ids = [int(token) for token in tokens]
+    if EOS in ids:
+        ids = ids[: ids.index(EOS)]
+    return vocabulary.decode([token for token in ids if token != PAD])
+
+
+def response_tokens(row: Int[np.ndarray, " length"]) -> list[int]:
+    """The tokens of one generated row: to the first EOS inclusive, or to the padding."""
+    ids = [int(token) for token in row]
+    if EOS in ids:
+        return ids[: ids.index(EOS) + 1]
+    while ids and ids[-1] == PAD:
+        ids.pop()
+    return ids
+
+
+def pad_rows(rows: Sequence[Tokens], length: int) -> Int[np.ndarray, "rows length"]:
+    """Right-pads with 0; refuses a row that does not fit."""
+    padded = np.zeros((len(rows), length), np.int32)
+    for i, row in enumerate(rows):
+        if len(row) > length:
+            raise ValueError(f"row {i} has {len(row)} tokens, more than the row length {length}.")
+        padded[i, : len(row)] = row
+    return padded
+
+
+def response_batch(
+    prompts: Sequence[Tokens],
+    responses: Sequence[Sequence[Tokens]],
+    *,
+    input_length: int,
+    target_length: int,
+) -> dict[str, np.ndarray]:
+    """One row a prompt with its responses (equally many for every prompt).
+
+    Args:
+      prompts: token ids ending in EOS.
+      responses: [prompts][K] token ids, EOS included where the response ended.
+      input_length, target_length: row lengths; the decoder row holds the K responses together.
+    """
+    count, per_prompt = len(prompts), len(responses[0]) if responses else 0
+    if any(len(group) != per_prompt for group in responses):
+        raise ValueError("every prompt needs the same number of responses.")
+    joined, starts, segments = [], [], []
+    for group in responses:
+        joined.append([token for response in group for token in response])
+        starts.append([t for response in group for t in [START, *response[:-1]][: len(response)]])
+        segments.append([k + 1 for k, response in enumerate(group) for _ in response])
+    encoder = pad_rows(prompts, input_length)
+    decoder_segments = pad_rows(segments, target_length)
+    return {
+        "encoder_input_tokens": encoder,
+        "encoder_segment_ids": (encoder != PAD).astype(np.int32),
+        "decoder_input_tokens": pad_rows(starts, target_length),
+        "decoder_target_tokens": pad_rows(joined, target_length),
+        "decoder_segment_ids": decoder_segments,
+        "decoder_loss_weights": (decoder_segments > 0).astype(np.float32),
+        "response_mask": np.ones((count, 1, per_prompt), np.float32),
+    }
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` items that cover `count` items."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+@functools.lru_cache(maxsize=32)
+def jitted(network: Any, method: str) -> Callable[..., Any]:
+    """A compiled method of a (hashable) network description, shared by all calls."""
+    return jax.jit(getattr(network, method))
+
+
+def _by_batch(
+    prompts: Sequence[Tokens],
+    responses: Sequence[Sequence[Tokens]],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Batches of prompts of similar length, each with the indices of its prompts.
+
+    Every batch has `batch_size` rows: the last is filled with its own first row, which is cheaper
+    than compiling for another shape.
+    """
+    totals = np.array([len(p) + sum(map(len, r)) for p, r in zip(prompts, responses, strict=True)])
+    order = np.argsort(totals, kind="stable")
+    for part in chunks(len(order), batch_size):
+        index = order[part]
+        filled = np.concatenate([index, np.full(batch_size - len(index), index[0])])
+        rows, groups = [prompts[i] for i in filled], [responses[i] for i in filled]
+        longest = max(len(row) for row in rows)
+        longest_target = max(sum(map(len, group)) for group in groups)
+        yield (
+            index,
+            response_batch(
+                rows,
+                groups,
+                input_length=bucket_length(longest, longest * 2),
+                target_length=bucket_length(longest_target, longest_target * 2),
+            ),
+        )
+
+
+def score_responses(
+    policy: Any,
+    params: Any,
+    prompts: Sequence[Tokens],
+    responses: Sequence[Sequence[Tokens]],
+    *,
+    batch_size: int = 32,
+) -> tuple[Float[np.ndarray, "prompts responses"], Float[np.ndarray, "prompts responses"]]:
+    """Log-probabilities (nats, sums over tokens) and lengths (tokens) of given responses.
+
+    Args:
+      policy: any network with `score(params, batch) -> (log_probs, lengths)`, [examples, K] each.
+      prompts, responses: as in `response_batch`.
+    """
+    shape = (len(prompts), len(responses[0]) if responses else 0)
+    log_probs, lengths = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
+    for index, batch in _by_batch(prompts, responses, batch_size):
+        scores = jitted(policy, "score")(params, batch)
+        log_probs[index] = np.asarray(scores.log_probs)[: len(index)]
+        lengths[index] = np.asarray(scores.lengths)[: len(index)]
+    return log_probs, lengths
+
+
+def predict_values(
+    value: Any, params: Any, prompts: Sequence[Tokens], *, batch_size: int = 32
+) -> Float[np.ndarray, " prompts"]:
+    """V(x) of every prompt, in units of the reward the value network was trained on."""
+    values = np.zeros(len(prompts), np.float64)
+    # A value network sees the prompt only; an empty response keeps the batch layout complete.
+    responses = [[[EOS]] for _ in prompts]
+    for index, batch in _by_batch(prompts, responses, batch_size):
+        values[index] = np.asarray(jitted(value, "values")(params, batch))[: len(index)]
+    return values
