@@ -1,0 +1,1 @@
+"""The command line: `jaxalign COMMAND`, with T5X's gin flags and plain flags for every parameter."""

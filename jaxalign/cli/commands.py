@@ -1,0 +1,171 @@
+"""The commands, and what their functions look like, read without importing them.
+
+A command is one function with keyword parameters. Its flags and its help come from the source text of
+that function, so that help and spelling mistakes are answered at once, before JAX or TensorFlow load.
+"""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import jaxalign
+from jaxalign.errors import UserError
+
+_PACKAGE = Path(jaxalign.__file__).resolve().parent
+
+
+class UsageError(UserError):
+    """A command line or gin configuration that cannot be understood."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command: the function that does it and a line for the list of commands."""
+
+    name: str
+    module: str
+    function: str
+    summary: str
+
+    @property
+    def source(self) -> Path:
+        """The file that defines the function."""
+        return _PACKAGE.joinpath(*self.module.split(".")[1:]).with_suffix(".py")
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "demo",
+            "jaxalign.demo",
+            "demo",
+            "the whole method on bundled data: SFT, DRO-V, evaluation",
+        ),
+        Command(
+            "train",
+            "jaxalign.training.run",
+            "train",
+            "train the networks of an objective on a task",
+        ),
+        Command(
+            "cache",
+            "jaxalign.data.cache",
+            "cache",
+            "validate and tokenise a task once, for training",
+        ),
+        Command(
+            "vocabulary",
+            "jaxalign.data.vocabularies",
+            "train_vocabulary",
+            "train a small SentencePiece model on a task",
+        ),
+        Command(
+            "score",
+            "jaxalign.training.score",
+            "score",
+            "add a reference policy's log-probabilities to a cached task",
+        ),
+        Command(
+            "generate",
+            "jaxalign.evaluation.generate",
+            "generate",
+            "write a policy's responses to prompts as JSON Lines",
+        ),
+        Command(
+            "evaluate",
+            "jaxalign.evaluation.evaluate",
+            "evaluate",
+            "judge policies side by side on the same prompts",
+        ),
+        Command(
+            "report", "jaxalign.evaluation.report", "report", "tables and plots from run folders"
+        ),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a command's function, as written in its source."""
+
+    name: str
+    annotation: str
+    default: str | None
+    description: str
+
+    @property
+    def required(self) -> bool:
+        """Whether the function has no default for it."""
+        return self.default is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A command's function: its docstring without the list of arguments, and its parameters by name."""
+
+    summary: str
+    parameters: dict[str, Parameter]
+
+
+def read_signature(command: Command) -> Signature:
+    """Reads a command's parameters, defaults and docstring from its source file.
+
+    Raises:
+      LookupError: if the file does not define the function at its top level.
+    """
+    tree = ast.parse(command.source.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == command.function:
+            return _signature(node)
+    raise LookupError(f"{command.source} does not define {command.function}")
+
+
+def _signature(node: ast.FunctionDef) -> Signature:
+    docstring = ast.get_docstring(node) or ""
+    summary, descriptions = split_docstring(docstring)
+    arguments = node.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
+    pairs = [
+        *zip(positional, [*defaults, *arguments.defaults], strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    parameters = {
+        argument.arg: Parameter(
+            name=argument.arg,
+            annotation=ast.unparse(argument.annotation) if argument.annotation else "str",
+            default=None if default is None else ast.unparse(default),
+            description=descriptions.get(argument.arg, ""),
+        )
+        for argument, default in pairs
+    }
+    return Signature(summary, parameters)
+
+
+def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """Splits a docstring into what comes before `Args:` and each argument's description.
+
+    Returns:
+      The text before the first section, and a dict from argument name to its description on one line.
+    """
+    summary, _, rest = docstring.partition("\nArgs:\n")
+    summary = re.split(r"\n(?:Returns|Raises|Yields):\n", summary)[0].strip()
+    descriptions: dict[str, str] = {}
+    name = None
+    indent = None
+    for line in rest.splitlines():
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        if depth == 0:
+            break
+        indent = depth if indent is None else indent
+        start = re.match(r"\s*(\w+)(?: \([^)]*\))?:\s*(.*)", line)
+        if depth == indent and start:
+            name = start.group(1)
+            descriptions[name] = start.group(2)
+        elif name is not None:
+            descriptions[name] += " " + line.strip()
+    return summary, descriptions

@@ -1,0 +1,130 @@
+"""Checks of a parsed gin configuration: macros that nothing reads, values that are still missing.
+
+gin by itself accepts a misspelt macro (it is simply never read) and reports a missing value only when the
+function is called. Both are found here, before anything is computed.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gin
+import gin.config
+
+from jaxalign.cli.commands import UsageError
+from jaxalign.cli.flags import did_you_mean
+
+_MACRO = "gin.macro"
+_CONSTANT = "gin.constant"
+_REQUIRED = "gin.REQUIRED"
+
+Key = tuple[str, str]  # (scope, selector); a macro is (its name, "gin.macro")
+
+
+def check(selector: str, command_line_keys: Iterable[str]) -> None:
+    """Checks the configuration that gin holds for the function with this selector.
+
+    Args:
+      selector: full name of the command's function.
+      command_line_keys: names bound on the command line, which must have an effect.
+
+    Raises:
+      UsageError: on a macro that is read but never set, a required value that is missing, an unknown
+        reference, or a command-line binding that nothing reads.
+    """
+    config: Mapping[Key, Mapping[str, Any]] = gin.config._CONFIG
+    macros = sorted(scope for scope, name in config if name == _MACRO)
+    reached = _reachable(config, selector)
+    undefined = {
+        (name, owner)
+        for owner in reached
+        for name in _macros_read(config.get(owner, {}))
+        if name not in macros
+    }
+    for name, owner in sorted(undefined):
+        hint = did_you_mean(name, macros)
+        raise UsageError(f"the macro {name}, which {_label(owner)} reads, is not set{hint}")
+    _check_required(config, reached)
+    read = {scope for scope, name in reached if name == _MACRO}
+    used_selectors = {name for _, name in reached}
+    for key in command_line_keys:
+        _check_effect(key, read, used_selectors)
+
+
+def _check_required(config: Mapping[Key, Mapping[str, Any]], reached: set[Key]) -> None:
+    missing = sorted(
+        scope if name == _MACRO else f"{_label((scope, name))}.{parameter}"
+        for scope, name in reached
+        for parameter, value in config.get((scope, name), {}).items()
+        if _is_required(value)
+    )
+    if missing:
+        settings = " ".join(f"--gin.{name}=..." for name in missing)
+        verb = "has" if len(missing) == 1 else "have"
+        raise UsageError(f"{', '.join(missing)} {verb} no value; set {settings}")
+
+
+def _check_effect(key: str, read: set[str], used_selectors: set[str]) -> None:
+    if "." not in key:
+        if key not in read:
+            hint = did_you_mean(key, sorted(read))
+            raise UsageError(f"--gin.{key} has no effect: nothing reads the macro {key}{hint}")
+        return
+    name = key.rpartition("/")[2].rpartition(".")[0]
+    matches = gin.config._REGISTRY.matching_selectors(name)
+    if not used_selectors.intersection(matches):
+        raise UsageError(f"--gin.{key} has no effect: this configuration does not use {name}")
+
+
+def _reachable(config: Mapping[Key, Mapping[str, Any]], selector: str) -> set[Key]:
+    """Keys of all bindings that calling the function can read: its own, and those of what they refer to."""
+    by_selector: dict[str, list[Key]] = {}
+    for key in config:
+        by_selector.setdefault(key[1], []).append(key)
+    reached: set[Key] = set()
+    queue: list[Key] = [*by_selector.get(selector, []), ("", selector)]
+    while queue:
+        key = queue.pop()
+        if key in reached:
+            continue
+        reached.add(key)
+        for reference in gin.config.iterate_references(config.get(key, {})):
+            name = reference.configurable.selector
+            scope = "/".join(reference.scopes)
+            if name == _CONSTANT:
+                continue
+            # A scoped reference also reads the unscoped bindings, so any scope counts, except for macros.
+            queue += [(scope, name)] if name == _MACRO else [("", name), *by_selector.get(name, [])]
+    return reached
+
+
+def _macros_read(parameters: Mapping[str, Any]) -> set[str]:
+    return {
+        "/".join(reference.scopes)
+        for reference in gin.config.iterate_references(parameters)
+        if reference.configurable.selector == _MACRO
+    }
+
+
+def _is_required(value: Any) -> bool:
+    return (
+        isinstance(value, gin.config.ConfigurableReference)
+        and value.configurable.selector == _CONSTANT
+        and value.scopes == [_REQUIRED]
+    )
+
+
+def _label(key: Key) -> str:
+    scope, selector = key
+    if selector == _MACRO:
+        return f"the macro {scope}"
+    prefix = f"{scope}/" if scope else ""
+    return prefix + gin.config._REGISTRY.minimal_selector(selector)
+
+
+def parameters_of(selector: str) -> list[str]:
+    """Names of the parameters of a registered function or class, for suggestions."""
+    matches = gin.config._REGISTRY.matching_selectors(selector)
+    if len(matches) != 1:
+        return []
+    return list(inspect.signature(gin.config._REGISTRY[matches[0]].wrapped).parameters)

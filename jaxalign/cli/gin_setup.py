@@ -1,0 +1,214 @@
+"""Reading gin files and bindings for a command, with every problem told in one line.
+
+gin is used with dynamic registration: files import the modules whose functions they configure, and the
+library itself carries no gin decorators. Bindings from the command line may use the shortest name that is
+unique (`train.batch_size`, `DROV.temperature`), whether or not a file has mentioned the function.
+"""
+
+import contextlib
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gin
+import gin.config
+
+from jaxalign.cli import gin_checks
+from jaxalign.cli.commands import Command, Signature, UsageError
+from jaxalign.cli.flags import Flags, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def gin_config_paths() -> list[str]:
+    """The folders in which gin files are looked up: the current one, then jaxalign's own `gin_configs`.
+
+    The parent of `gin_configs` is among them, so `gin_configs/runs/finetune.gin` and `runs/finetune.gin` name the
+    same file from any folder, in a checkout and in an installed package alike.
+    """
+    for parent in (_PACKAGE.parent, _PACKAGE):
+        if (parent / "gin_configs" / "models").is_dir():
+            return ["", str(parent), str(parent / "gin_configs")]
+    return [""]
+
+
+def configure(flags: Flags, command: Command, signature: Signature) -> Callable[..., Any]:
+    """Reads the configuration of a command and checks it before anything is computed.
+
+    Plain flags become gin bindings of the command's function, so the operative configuration records them.
+
+    Returns:
+      The command's function with its parameters bound.
+
+    Raises:
+      UsageError: naming the file and line, the flag or the binding at fault.
+    """
+    gin.clear_config()
+    # gin can only add search paths; the user's have to come before ours, and none may remain from an earlier call.
+    gin.config._LOCATION_PREFIXES[:] = [*flags.gin_search_paths, *gin_config_paths()]
+    function = getattr(importlib.import_module(command.module), command.function)
+    _register(function, command.module)
+    for file in flags.gin_files:
+        _parse_file(file)
+    command_line_keys = [_bind(binding) for binding in flags.gin_bindings]
+    selector = f"{command.module}.{command.function}"
+    for name, value in flags.parameters.items():
+        gin.bind_parameter(("", selector, name), value)
+    gin_checks.check(selector, command_line_keys)
+    required = [name for name, parameter in signature.parameters.items() if parameter.required]
+    bound = gin.config._CONFIG.get(("", selector), {})
+    missing = [f"--{name}" for name in required if name not in bound]
+    if missing:
+        raise UsageError(
+            f"{command.name} needs {' and '.join(missing)}; see jaxalign {command.name} --help"
+        )
+    _set_data_folders(flags)
+    return gin.get_configurable(function)
+
+
+def describe(function: Callable[..., Any]) -> str:
+    """Builds everything that the configuration refers to, without calling the command, and returns its text.
+
+    Raises:
+      UserError: if a value is refused by the function or class that it is for.
+    """
+    gin.get_bindings(function)
+    return gin.config_str()
+
+
+def _set_data_folders(flags: Flags) -> None:
+    if flags.tfds_data_dir or flags.seqio_additional_cache_dirs:
+        import seqio
+
+        if flags.tfds_data_dir:
+            seqio.set_tfds_data_dir_override(flags.tfds_data_dir)
+        seqio.add_global_cache_dirs(flags.seqio_additional_cache_dirs)
+
+
+def _parse_file(file: str) -> None:
+    if not any(Path(prefix, file).is_file() for prefix in gin.config._LOCATION_PREFIXES):
+        known = sorted(
+            str(path.relative_to(folder))
+            for folder in gin_config_paths()[2:]
+            for path in Path(folder).rglob("*.gin")
+        )
+        hint = did_you_mean(file.removeprefix("gin_configs/"), known)
+        raise UsageError(f"gin file {file} not found{hint}")
+    with _explained(file):
+        gin.parse_config_file(file)
+
+
+def _bind(binding: str) -> str:
+    """Applies a ``NAME = VALUE`` statement from the command line and returns its name."""
+    key, equals, value = (part.strip() for part in binding.partition("="))
+    flag = f"--gin.{key}={value}"
+    if not equals:
+        raise UsageError(f"--gin_bindings={binding} is not of the form NAME = VALUE")
+    if not re.search(r"[@%]", value):
+        try:
+            gin.config.parse_value(value)
+        except (SyntaxError, ValueError):
+            if re.fullmatch(r"[\w./:~ ,-]+", value):
+                raise UsageError(
+                    f"could not read {flag}; text needs quotes, which the shell must keep: --gin.{key}=\"'{value}'\""
+                ) from None
+            raise UsageError(
+                f"could not read the value of {flag}; gin takes Python literals"
+            ) from None
+    if "." in key:
+        _register_by_name(key.rpartition("/")[2].rpartition(".")[0])
+    for reference in re.findall(r"@([\w./]+)", value):
+        _register_by_name(reference.rpartition("/")[2])
+    with _explained(flag):
+        gin.parse_config(f"{key} = {value}")
+    return key
+
+
+def _register(target: Any, module: str) -> None:
+    """Makes a function or class configurable under its module's name, unless a gin file already did."""
+    if gin.config._inverse_lookup(target) is None:
+        gin.external_configurable(target, module=module)
+
+
+def _register_by_name(selector: str) -> None:
+    """Registers what a command-line name means, if no file has used it: `adafactor` or `optimizers.adafactor`
+    when some file imported `jaxalign.training.optimizers`, or a full dotted name."""
+    if gin.config._REGISTRY.matching_selectors(selector):
+        return
+    *parents, name = selector.split(".")
+    modules = [
+        statement.module
+        for statement in sorted(gin.config._IMPORTS)
+        if not parents or f".{statement.module}".endswith(f".{'.'.join(parents)}")
+    ]
+    if parents:
+        modules.append(".".join(parents))
+    for module in modules:
+        with contextlib.suppress(ImportError, ValueError):
+            target = getattr(importlib.import_module(module), name, None)
+            if callable(target):
+                _register(target, module)
+                return
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turns gin's errors, which span lines and may carry the whole configuration, into one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (
+        SyntaxError,
+        ValueError,
+        LookupError,
+        NameError,
+        AttributeError,
+        ImportError,
+        OSError,
+    ) as error:
+        raise UsageError(_explain(error, source)) from error
+
+
+def _explain(error: Exception, source: str) -> str:
+    if isinstance(error, SyntaxError):
+        where = f"{_shortest(error.filename)}:{error.lineno}" if error.filename else source
+        line = f" in {error.text.strip()!r}" if error.text else ""
+        return f"{where}: {error.msg.splitlines()[0]}{line}"
+    message, *_ = str(error).strip("'\"").split("\n")
+    locations = re.findall(r'In file "([^"]*)", line (\d+)', str(error))
+    # An include adds one location per level; the first is where the mistake stands.
+    where = f"{_shortest(locations[0][0])}:{locations[0][1]}" if locations else source
+    return f"{where}: {_reworded(message)}"
+
+
+def _reworded(message: str) -> str:
+    parameter = re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message)
+    if parameter:
+        selector, name = parameter.groups()
+        hint = did_you_mean(name, gin_checks.parameters_of(selector))
+        return f"{selector} has no parameter {name}{hint}"
+    selector = re.match(r"No configurable matching (?:reference )?'@?([^']+)'", message)
+    if selector:
+        name = selector.group(1).removesuffix("()")
+        known = {known.rpartition(".")[2] for known, _ in gin.config._REGISTRY.items()}
+        return f"nothing is called {name}{did_you_mean(name.rpartition('.')[2], sorted(known))}"
+    attribute = re.match(
+        r"Couldn't resolve selector (\S+); <module '([\w.]+)'.* has no attribute (\w+)", message
+    )
+    if attribute:
+        _, module, name = attribute.groups()
+        return f"{module} has no {name}{did_you_mean(name, dir(sys.modules[module]))}"
+    unopened = re.match(r"Unable to open file: (\S+)\. Searched", message)
+    if unopened:
+        return f"gin file {unopened.group(1)} not found"
+    return message
+
+
+def _shortest(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
