@@ -1,0 +1,136 @@
+"""The dimensions and numerics of a T5 encoder-decoder, under T5X's names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "minimal", "full")
+ACTIVATIONS = ("gelu", "relu", "silu", "linear")
+_SIZES = (
+    "vocab_size",
+    "emb_dim",
+    "num_heads",
+    "head_dim",
+    "mlp_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """A T5 encoder-decoder.
+
+    Attributes:
+      vocab_size: rows of the embedding table, padding rows included.
+      emb_dim: width of the residual stream.
+      num_heads: attention heads.
+      head_dim: width of one head; ``num_heads * head_dim`` need not equal ``emb_dim``.
+      mlp_dim: hidden width of the feed-forward block.
+      num_encoder_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      mlp_activations: ``('gelu', 'linear')`` is T5 1.1's gated unit, ``('relu',)`` is T5 1.0's.
+      logits_via_embedding: project with the embedding table (T5 1.0) instead of a separate head.
+      dropout_rate: probability of dropping, in every place where T5 has dropout.
+      dtype: dtype of activations, ``float32`` or ``bfloat16``; parameters and log-probabilities are always float32.
+      relative_attention_num_buckets: buckets of the relative-position table.
+      relative_attention_max_distance: tokens; all longer distances share a bucket.
+      float32_attention_logits: compute attention scores and their softmax in float32 whatever `dtype`.
+      scan_layers: one stacked layer under `jax.lax.scan` (short compile) instead of unrolled layers.
+      remat_policy: what the backward pass recomputes: ``none``; ``minimal``, all but weight matmuls; ``full``, whole layers.
+      param_scan_axis: position of the layer axis in stacked parameters.
+      one_hot_embedding: look tokens up by a one-hot matmul, which partitions better than a gather when the vocabulary is sharded.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    logits_via_embedding: bool = False
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    float32_attention_logits: bool = False
+    scan_layers: bool = False
+    remat_policy: str = "none"
+    param_scan_axis: int = 1
+    one_hot_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for name in _SIZES:
+            if int(getattr(self, name)) < 1:
+                raise ValueError(
+                    f"T5Config.{name} is {getattr(self, name)}; it must be at least 1."
+                )
+        if self.dtype == "float16":
+            raise ValueError(
+                "T5Config.dtype='float16' is refused: T5's activations overflow float16 and training turns to NaN. "
+                "Use 'bfloat16' (same memory, float32's range) or 'float32'."
+            )
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("remat_policy", self.remat_policy, REMAT_POLICIES)
+        _one_of("param_scan_axis", self.param_scan_axis, (0, 1))
+        if not self.mlp_activations:
+            raise ValueError("T5Config.mlp_activations is empty; T5 1.1 uses ('gelu', 'linear').")
+        for name in self.mlp_activations:
+            _one_of("mlp_activations", name, ACTIVATIONS)
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ValueError(f"T5Config.dropout_rate is {self.dropout_rate}; it must be in [0, 1).")
+        if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
+            raise ValueError(
+                f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}; "
+                "it must be an even number of at least 4."
+            )
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
+            raise ValueError(
+                f"T5Config.relative_attention_max_distance is {self.relative_attention_max_distance}; it must exceed "
+                f"half of relative_attention_num_buckets={self.relative_attention_num_buckets}."
+            )
+
+    @property
+    def activation_dtype(self) -> Any:
+        """`dtype` as a JAX dtype."""
+        return jnp.dtype(self.dtype)
+
+    def replace(self, **changes: Any) -> T5Config:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary, read back by `from_dict`."""
+        fields = dataclasses.asdict(self)
+        fields["mlp_activations"] = list(self.mlp_activations)
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> T5Config:
+        """Inverse of `to_dict`.
+
+        Raises:
+          ValueError: a key is unknown or a required one is missing.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise ValueError(f"T5Config has no field {', '.join(unknown)}; known: {sorted(known)}.")
+        missing = sorted(set(_SIZES) - set(fields))
+        if missing:
+            raise ValueError(f"T5Config needs {', '.join(missing)}.")
+        return cls(**fields)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"T5Config.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}."
+        )

@@ -1,0 +1,193 @@
+"""A policy: a T5 and how batches are read by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxalign.networks import scoring
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.scoring import ResponseScores, TokenStatistics
+from jaxalign.networks.t5 import EncoderDecoder
+
+Params = Any  # a nested dict of float32 arrays
+Batch = Mapping[str, Any]  # of arrays
+DEFAULT_LOGITS_CHUNK_SIZE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A T5 that gives log-probabilities of the responses in a batch.
+
+    Attributes:
+      config: the network.
+      logits_chunk_size: tokens whose float32 logits may exist at once; None keeps all of them, without recomputation.
+      value_token: a token id taken out of the softmax, whose logit at a response's first position (which sees the prompt only)
+        serves as a value; None for an ordinary policy.
+    """
+
+    config: T5Config
+    logits_chunk_size: int | None = DEFAULT_LOGITS_CHUNK_SIZE
+    value_token: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.value_token is not None and not 2 <= self.value_token < self.config.vocab_size:
+            raise ValueError(
+                f"value_token is {self.value_token}; it must be an unused token between 2 and "
+                f"{self.config.vocab_size - 1} (0 is PAD, 1 is EOS)."
+            )
+
+    @property
+    def module(self) -> EncoderDecoder:
+        """The Flax module."""
+        return EncoderDecoder(self.config)
+
+    def init(self, rng: PRNGKeyArray) -> Params:
+        """Random parameters, with T5X's initialisation."""
+        return _initialise(self.config, rng)
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, without making them."""
+        return nn.meta.unbox(_abstract(self.config))
+
+    def logical_axes(self) -> Params:
+        """A PartitionSpec of logical axis names for every parameter."""
+        return nn.get_partition_spec(_abstract(self.config))
+
+    def encode(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "rows prompt_length emb"]:
+        """Encoder states of the batch's prompts; `rng` switches dropout on."""
+        return self._apply(
+            params,
+            batch["encoder_input_tokens"],
+            batch["encoder_segment_ids"],
+            method="encode",
+            rng=rng,
+        )
+
+    def decode(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, "rows target_length emb"]:
+        """Decoder states of the batch's responses before the vocabulary projection."""
+        encode_rng, decode_rng = (None, None) if rng is None else jax.random.split(rng)
+        return self._apply(
+            params,
+            self.encode(params, batch, rng=encode_rng),
+            batch["encoder_input_tokens"],
+            batch["decoder_input_tokens"],
+            batch["decoder_target_tokens"],
+            batch["encoder_segment_ids"],
+            batch["decoder_segment_ids"],
+            prompt_ids(batch),
+            method="decode",
+            rng=decode_rng,
+        )
+
+    def token_statistics(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        rng: PRNGKeyArray | None = None,
+        with_mean_log_probs: bool = False,
+    ) -> TokenStatistics:
+        """Log-probability, log-normaliser and (if asked) mean log-probability at every target token, in nats."""
+        hidden = self.decode(params, batch, rng=rng)
+        return self._token_statistics(params, hidden, batch, with_mean_log_probs)
+
+    def score(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> ResponseScores:
+        """Log-probability of every response, summed over its tokens with EOS, and its length in tokens."""
+        return response_scores(self.token_statistics(params, batch, rng=rng), batch)
+
+    def value_logits(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, " examples"]:
+        """The value token's logit at the first position of each example's first response; 0 where there is no example."""
+        return self._value_logits(params, self.decode(params, batch, rng=rng), batch)
+
+    def score_and_value_logits(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> tuple[ResponseScores, Float[Array, " examples"]]:
+        """`score` and `value_logits` of one forward pass."""
+        hidden = self.decode(params, batch, rng=rng)
+        statistics = self._token_statistics(params, hidden, batch, False)
+        return response_scores(statistics, batch), self._value_logits(params, hidden, batch)
+
+    def projection(self, params: Params) -> tuple[Float[Array, "emb vocab"], float]:
+        """The vocabulary projection and the factor on its logits."""
+        if self.config.logits_via_embedding:
+            return params["token_embedder"]["embedding"].T, self.config.emb_dim**-0.5
+        return params["decoder"]["logits_dense"]["kernel"], 1.0
+
+    def _token_statistics(self, params, hidden, batch, with_mean_log_probs) -> TokenStatistics:
+        kernel, scale = self.projection(params)
+        return scoring.token_statistics(
+            hidden,
+            kernel,
+            batch["decoder_target_tokens"],
+            chunk_size=self.logits_chunk_size,
+            scale=scale,
+            with_mean_log_probs=with_mean_log_probs,
+            forbidden_token=self.value_token,
+        )
+
+    def _value_logits(self, params, hidden, batch) -> Float[Array, " examples"]:
+        if self.value_token is None:
+            raise ValueError("value_logits needs a Policy with value_token set to an unused token.")
+        examples = jnp.arange(1, batch["response_mask"].shape[1] + 1)
+        member = prompt_ids(batch)[:, :, None] == examples
+        first = jnp.argmax(member, axis=1)  # [rows, P]
+        states = jnp.take_along_axis(hidden, first[:, :, None], axis=1).astype(jnp.float32)
+        kernel, scale = self.projection(params)
+        logits = scale * jnp.sum(states * kernel[:, self.value_token], axis=-1)
+        return jnp.where(jnp.any(member, axis=1), logits, 0.0).reshape(-1)
+
+    def _apply(self, params, *inputs, method, rng):
+        rngs = None if rng is None else {"dropout": rng}
+        return self.module.apply(
+            {"params": params}, *inputs, method=method, deterministic=rng is None, rngs=rngs
+        )
+
+
+def response_scores(statistics: TokenStatistics, batch: Batch) -> ResponseScores:
+    """Sums of token log-probabilities, and lengths, per response."""
+    _, num_examples, num_responses = batch["response_mask"].shape
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    segments = batch["decoder_segment_ids"]
+    # `where`, so that whatever stands on padding cannot reach the sum, not even NaN.
+    log_probs = jnp.where(weights > 0, statistics.log_probs * weights, 0.0)
+    return ResponseScores(
+        scoring.per_response_sum(log_probs, segments, num_examples, num_responses),
+        scoring.per_response_sum(weights, segments, num_examples, num_responses),
+    )
+
+
+def prompt_ids(batch: Batch) -> Int[Array, "rows target_length"]:
+    """The encoder segment that each decoder token attends to, 0 on padding."""
+    segments = batch["decoder_segment_ids"]
+    num_responses = batch["response_mask"].shape[2]
+    return jnp.where(segments > 0, (segments - 1) // num_responses + 1, 0)
+
+
+def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return EncoderDecoder(config).init(rng, tokens, tokens, tokens)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise(config: T5Config, rng: PRNGKeyArray) -> Params:
+    return nn.meta.unbox(_boxed(config, rng))
+
+
+def _abstract(config: T5Config) -> Params:
+    return jax.eval_shape(functools.partial(_boxed, config), jax.random.key(0))

@@ -1,0 +1,104 @@
+"""T5's relative position biases (Raffel et al. 2020, arXiv 1910.10683, section 2.1) and attention masks.
+
+Both end up in one additive bias per stack, computed once and shared by all its layers.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.networks.config import T5Config
+
+MASKED = -1e10  # T5X's bias of a forbidden position: finite, so that a fully masked row has no NaN
+
+
+def relative_position_buckets(
+    offsets: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """The bucket of each offset (key position minus query position).
+
+    Half of a direction's buckets hold one distance each; the other half grow logarithmically up to `max_distance`, and the last
+    one holds everything beyond. A bidirectional table gives its upper half to keys after the query; in a causal one they share
+    bucket 0 with distance zero.
+    """
+    if bidirectional:
+        num_buckets //= 2
+        base = np.where(offsets > 0, num_buckets, 0)
+        distance = np.abs(offsets)
+    else:
+        base = np.zeros_like(offsets)
+        distance = np.maximum(-offsets, 0)
+    num_exact = num_buckets // 2
+    # float32 like T5X, so that a distance on a bucket's edge falls on the same side.
+    log_ratio = np.log(np.maximum(distance, 1).astype(np.float32) / num_exact, dtype=np.float32)
+    scale = np.float32(np.log(max_distance / num_exact))
+    far = num_exact + (log_ratio / scale * (num_buckets - num_exact)).astype(np.int32)
+    bucket = np.where(distance < num_exact, distance, np.minimum(far, num_buckets - 1))
+    return (base + bucket).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """One table ``[heads, buckets]`` per stack, shared by its layers."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_length: int, key_length: int) -> Float[Array, "1 heads queries keys"]:
+        """The bias of every (query, key) pair, queries and keys counted from the same origin."""
+        config = self.config
+        num_buckets = config.relative_attention_num_buckets
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        table = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
+            (config.num_heads, num_buckets),
+            jnp.float32,
+        )
+        # The bias depends on key - query alone, so look up one value per offset (non-negative ones first, negative ones from the
+        # back) and lay the matrix out by broadcasting: row i of a tiling with period - 1 columns starts one step further back.
+        # The backward pass is then sums and pads, without a scatter over queries x keys.
+        period = query_length + key_length
+        offsets = np.arange(period)
+        offsets = np.where(offsets < key_length, offsets, offsets - period)
+        buckets = relative_position_buckets(
+            offsets,
+            bidirectional=self.bidirectional,
+            num_buckets=num_buckets,
+            max_distance=config.relative_attention_max_distance,
+        )
+        one_hot = jnp.asarray(buckets[None, :] == np.arange(num_buckets)[:, None], jnp.float32)
+        per_offset = jnp.matmul(table, one_hot, precision="highest")
+        per_offset = per_offset.astype(config.activation_dtype)
+        tiled = jnp.broadcast_to(per_offset[:, None, :], (config.num_heads, query_length, period))
+        tiled = tiled.reshape(config.num_heads, query_length * period)
+        rows = tiled[:, : query_length * (period - 1)].reshape(
+            config.num_heads, query_length, period - 1
+        )
+        return rows[None, :, :, :key_length]
+
+
+def segment_mask(
+    query_segments: Int[Array, "rows queries"], key_segments: Int[Array, "rows keys"]
+) -> Bool[Array, "rows 1 queries keys"]:
+    """True where query and key belong to one segment; segment 0 is padding and is seen by nobody."""
+    keys = key_segments[:, None, :]
+    return ((query_segments[:, :, None] == keys) & (keys > 0))[:, None]
+
+
+def causal_mask(length: int) -> Bool[Array, "1 1 length length"]:
+    """True where the key is not after the query."""
+    return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+def additive_bias(
+    mask: Bool[Array, "rows 1 queries keys"],
+    position_bias: Float[Array, "1 heads queries keys"] | None,
+    dtype: jnp.dtype,
+) -> Float[Array, "rows _ queries keys"]:
+    """What a stack's layers add to their attention scores: the position bias where `mask`, else `MASKED`."""
+    allowed = jnp.zeros((), dtype) if position_bias is None else position_bias
+    return jnp.where(mask, allowed, jnp.asarray(MASKED, dtype))

@@ -1,0 +1,209 @@
+"""From decoder states to log-probabilities of tokens and of responses, without float32 logits of the whole batch.
+
+The vocabulary projection and the log-softmax run over chunks of target positions. The forward pass keeps the states and one
+log-normaliser per token; the backward pass projects each chunk again. Everything is float32 whatever the dtype of the states.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+TokenValues = Float[Array, "rows length"]
+FORBIDDEN = -1e10  # logit of a token that is taken out of the softmax; its probability is exactly 0
+
+
+class TokenStatistics(NamedTuple):
+    """What the losses need to know of each target token, in nats.
+
+    Attributes:
+      log_probs: log-probability of the target token; 0 in the sums, but not here, on padding.
+      log_normalizers: log of the softmax's denominator, for z-loss.
+      mean_log_probs: mean over the vocabulary of the log-probabilities, for label smoothing; None unless asked for.
+    """
+
+    log_probs: TokenValues
+    log_normalizers: TokenValues
+    mean_log_probs: TokenValues | None
+
+
+class ResponseScores(NamedTuple):
+    """Per response: the sum of its tokens' log-probabilities (nats, EOS included) and its number of tokens, both float32.
+
+    Both are 0 for responses that do not exist.
+    """
+
+    log_probs: Float[Array, "examples responses"]
+    lengths: Float[Array, "examples responses"]
+
+
+def token_statistics(
+    hidden: Float[Array, "rows length emb"],
+    kernel: Float[Array, "emb vocab"],
+    targets: Int[Array, "rows length"],
+    *,
+    chunk_size: int | None,
+    scale: float = 1.0,
+    with_mean_log_probs: bool = False,
+    forbidden_token: int | None = None,
+) -> TokenStatistics:
+    """Log-softmax of ``scale * hidden @ kernel`` read at `targets`.
+
+    Args:
+      hidden: decoder states before the vocabulary projection.
+      kernel: the projection; for tied embeddings the transposed table.
+      targets: token ids; padding is fine, its values are meant to be masked later.
+      chunk_size: tokens whose logits may exist at once. Chunks run along `length`, so that sharding over rows survives; at
+        least one position of every row is projected at a time. None: all at once, and kept for the backward pass.
+      scale: factor on the logits, 1/sqrt(emb) for tied embeddings.
+      with_mean_log_probs: also return the mean over the vocabulary.
+      forbidden_token: a token to take out of the softmax.
+
+    Raises:
+      ValueError: shapes do not fit, or `chunk_size` is not positive.
+    """
+    if hidden.shape[:2] != targets.shape or hidden.shape[2] != kernel.shape[0]:
+        raise ValueError(
+            f"hidden {hidden.shape}, kernel {kernel.shape} and targets {targets.shape} do not fit; they must be "
+            "[rows, length, emb], [emb, vocab] and [rows, length]."
+        )
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None.")
+    rows, length = targets.shape
+    positions = length if chunk_size is None else max(1, chunk_size // max(rows, 1))
+    num_chunks = max(1, math.ceil(length / positions))
+    log_probs, log_normalizers, mean_log_probs = _statistics(
+        hidden, kernel, targets, num_chunks, float(scale), forbidden_token, with_mean_log_probs
+    )
+    return TokenStatistics(
+        log_probs, log_normalizers, mean_log_probs if with_mean_log_probs else None
+    )
+
+
+def per_response_sum(
+    token_values: TokenValues,
+    decoder_segment_ids: Int[Array, "rows length"],
+    num_examples: int,
+    num_responses: int,
+) -> Float[Array, "examples responses"]:
+    """Sums of token values per response, ``[rows * num_examples, num_responses]`` in float32.
+
+    Args:
+      token_values: one value per token, already 0 where it must not count.
+      decoder_segment_ids: response ``(p, k)`` of a row is segment ``p * num_responses + k + 1``; 0 is padding.
+      num_examples: examples a row can hold.
+      num_responses: responses an example can hold.
+    """
+    # A masked sum instead of a matmul: exact float32 on every backend, and no one-hot array.
+    segments = jnp.arange(1, num_examples * num_responses + 1)
+    member = decoder_segment_ids[:, :, None] == segments
+    values = jnp.where(member, token_values.astype(jnp.float32)[:, :, None], 0.0)
+    return jnp.sum(values, axis=1).reshape(-1, num_responses)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _statistics(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean):
+    outputs, _ = _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean)
+    return outputs
+
+
+def _project(hidden, kernel, scale, forbidden):
+    logits = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+    if scale != 1.0:
+        logits = logits * scale
+    if forbidden is not None:
+        is_forbidden = jnp.arange(kernel.shape[1]) == forbidden
+        logits = jnp.where(is_forbidden, FORBIDDEN, logits)
+    return logits
+
+
+def _read(logits, targets, forbidden, with_mean):
+    log_normalizers = jax.nn.logsumexp(logits, axis=-1)
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
+    mean = jnp.zeros_like(log_normalizers)
+    if with_mean:
+        if forbidden is not None:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) == forbidden, 0.0, logits)
+        mean = jnp.sum(logits, axis=-1) / _num_allowed(logits, forbidden) - log_normalizers
+    return target_logits - log_normalizers, log_normalizers, mean
+
+
+def _num_allowed(logits, forbidden):
+    return logits.shape[-1] - (forbidden is not None)
+
+
+def _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean):
+    if num_chunks == 1:
+        logits = _project(hidden, kernel, scale, forbidden)
+        outputs = _read(logits, targets, forbidden, with_mean)
+        return outputs, (hidden, kernel, targets, outputs[1], logits)
+
+    def chunk(_, index):
+        logits = _project(_slice(hidden, index, num_chunks), kernel, scale, forbidden)
+        return None, _read(logits, _slice(targets, index, num_chunks), forbidden, with_mean)
+
+    _, chunks = jax.lax.scan(chunk, None, jnp.arange(num_chunks))
+    outputs = tuple(_join(values, targets.shape[1]) for values in chunks)
+    return outputs, (hidden, kernel, targets, outputs[1], None)
+
+
+def _backward(num_chunks, scale, forbidden, with_mean, residuals, cotangents):
+    hidden, kernel, targets, log_normalizers, logits = residuals
+    d_log_probs, d_log_normalizers, d_mean = cotangents
+    # With p = softmax: d log_prob = onehot - p, d log_normalizer = p, d mean_log_prob = 1/V - p.
+    d_softmax = d_log_normalizers - d_log_probs - d_mean
+
+    def d_logits(logits, targets, log_normalizers, d_target, d_softmax, d_mean):
+        vocabulary = jnp.arange(logits.shape[-1])
+        grad = jnp.exp(logits - log_normalizers[..., None]) * d_softmax[..., None]
+        grad += jnp.where(vocabulary == targets[..., None], d_target[..., None], 0.0)
+        if with_mean:
+            grad += d_mean[..., None] / _num_allowed(logits, forbidden)
+        if forbidden is not None:
+            grad = jnp.where(vocabulary == forbidden, 0.0, grad)
+        return grad * scale if scale != 1.0 else grad
+
+    def pull_back(grad, hidden):
+        d_hidden = jnp.dot(grad, kernel.astype(jnp.float32).T).astype(hidden.dtype)
+        d_kernel = jnp.einsum("rte,rtv->ev", hidden.astype(jnp.float32), grad)
+        return d_hidden, d_kernel
+
+    per_token = (targets, log_normalizers, d_log_probs, d_softmax, d_mean)
+    if num_chunks == 1:
+        d_hidden, d_kernel = pull_back(d_logits(logits, *per_token), hidden)
+        return d_hidden, d_kernel.astype(kernel.dtype), None
+
+    def chunk(d_kernel, index):
+        states = _slice(hidden, index, num_chunks)
+        logits = _project(states, kernel, scale, forbidden)
+        grad = d_logits(logits, *(_slice(values, index, num_chunks) for values in per_token))
+        d_states, d_kernel_here = pull_back(grad, states)
+        return d_kernel + d_kernel_here, d_states
+
+    zeros = jnp.zeros(kernel.shape, jnp.float32)
+    d_kernel, d_hidden = jax.lax.scan(chunk, zeros, jnp.arange(num_chunks))
+    return _join(d_hidden, targets.shape[1]), d_kernel.astype(kernel.dtype), None
+
+
+def _slice(values, index, num_chunks):
+    """Chunk `index` of `num_chunks` along axis 1; the last ones overlap their neighbours' end by padding."""
+    width = math.ceil(values.shape[1] / num_chunks)
+    padding = num_chunks * width - values.shape[1]
+    if padding:
+        values = jnp.pad(values, [(0, 0), (0, padding)] + [(0, 0)] * (values.ndim - 2))
+    return jax.lax.dynamic_slice_in_dim(values, index * width, width, axis=1)
+
+
+def _join(chunks, length):
+    """Inverse of `_slice` over all chunks, stacked on axis 0."""
+    joined = jnp.moveaxis(chunks, 0, 1)
+    joined = joined.reshape(joined.shape[0], -1, *joined.shape[3:])
+    return joined[:, :length]
+
+
+_statistics.defvjp(_forward, _backward)

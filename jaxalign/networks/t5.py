@@ -1,0 +1,206 @@
+"""The T5 encoder-decoder (Raffel et al. 2020, arXiv 1910.10683), with T5X's parameter tree.
+
+Rows may hold several prompts, and several responses to each, told apart by segment ids; a prompt is encoded once however many
+responses follow it.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.layers import (
+    DecoderLayer,
+    Dense,
+    Embedding,
+    EncoderLayer,
+    Hidden,
+    RMSNorm,
+    apply_layers,
+    length_dropout,
+)
+from jaxalign.networks.positions import (
+    RelativePositionBias,
+    additive_bias,
+    causal_mask,
+    segment_mask,
+)
+
+Tokens = Int[Array, "rows length"]
+_logits_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Encoder(nn.Module):
+    """The encoder stack over embedded tokens; the embedding table stands beside it, as in T5X."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: Hidden,
+        segment_ids: Int[Array, "rows length"],
+        *,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """Encoded states, after the final norm; positions of segment 0 carry no meaning."""
+        config = self.config
+        length = embedded.shape[1]
+        positions = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
+        bias = additive_bias(
+            segment_mask(segment_ids, segment_ids),
+            positions(length, length),
+            config.activation_dtype,
+        )
+        x = length_dropout(config)(embedded, deterministic=deterministic)
+        x = apply_layers(
+            EncoderLayer, config, config.num_encoder_layers, x, bias, deterministic=deterministic
+        )
+        x = RMSNorm(config.activation_dtype, name="encoder_norm")(x)
+        # T5X drops single elements here, unlike everywhere else.
+        return nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
+
+
+class Decoder(nn.Module):
+    """The decoder stack over embedded tokens, and the untied output projection if there is one."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.relpos_bias = RelativePositionBias(self.config, bidirectional=False)
+        self.decoder_norm = RMSNorm(self.config.activation_dtype)
+        if not self.config.logits_via_embedding:
+            self.logits_dense = Dense(
+                self.config.vocab_size, ("embed", "vocab"), _logits_init, jnp.dtype("float32")
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: Hidden,
+        encoded: Float[Array, "rows prompt_length emb"],
+        segment_ids: Int[Array, "rows length"],
+        prompt_ids: Int[Array, "rows length"],
+        encoder_segment_ids: Int[Array, "rows prompt_length"],
+        *,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """States after the final norm. A token sees earlier ones of its segment and the encoder segment `prompt_ids` names."""
+        config = self.config
+        length = embedded.shape[1]
+        self_bias = additive_bias(
+            segment_mask(segment_ids, segment_ids) & causal_mask(length),
+            self.relpos_bias(length, length),
+            config.activation_dtype,
+        )
+        cross_bias = additive_bias(
+            segment_mask(prompt_ids, encoder_segment_ids), None, config.activation_dtype
+        )
+        x = length_dropout(config)(embedded, deterministic=deterministic)
+        x = apply_layers(
+            DecoderLayer,
+            config,
+            config.num_decoder_layers,
+            x,
+            encoded,
+            self_bias,
+            cross_bias,
+            deterministic=deterministic,
+        )
+        return length_dropout(config)(self.decoder_norm(x), deterministic=deterministic)
+
+
+class EncoderDecoder(nn.Module):
+    """T5. Its unscanned parameter tree is T5X's, name by name and shape by shape."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.token_embedder = Embedding(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(
+        self,
+        encoder_input_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """Encoded prompts; without segment ids every non-PAD token of a row belongs to one prompt."""
+        segments = _segments(encoder_segment_ids, encoder_input_tokens)
+        embedded = self.token_embedder(encoder_input_tokens)
+        return self.encoder(embedded, segments, deterministic=deterministic)
+
+    def decode(
+        self,
+        encoded: Hidden,
+        encoder_input_tokens: Tokens,
+        decoder_input_tokens: Int[Array, "rows target_length"],
+        decoder_target_tokens: Int[Array, "rows target_length"],
+        encoder_segment_ids: Tokens | None = None,
+        decoder_segment_ids: Int[Array, "rows target_length"] | None = None,
+        decoder_prompt_ids: Int[Array, "rows target_length"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "rows target_length emb"]:
+        """Decoder states before the vocabulary projection, under teacher forcing.
+
+        Args:
+          encoded: what `encode` returned.
+          encoder_input_tokens: prompts; read for their padding when there are no segment ids.
+          decoder_input_tokens: responses shifted right.
+          decoder_target_tokens: responses; read for their padding when there are no segment ids.
+          encoder_segment_ids: the prompt each encoder token belongs to, 0 on padding.
+          decoder_segment_ids: the response each decoder token belongs to, 0 on padding.
+          decoder_prompt_ids: the encoder segment each decoder token attends to; `decoder_segment_ids` if not given.
+          deterministic: without dropout.
+        """
+        encoder_segments = _segments(encoder_segment_ids, encoder_input_tokens)
+        segments = _segments(decoder_segment_ids, decoder_target_tokens)
+        prompts = segments if decoder_prompt_ids is None else decoder_prompt_ids
+        embedded = self.token_embedder(decoder_input_tokens)
+        return self.decoder(
+            embedded, encoded, segments, prompts, encoder_segments, deterministic=deterministic
+        )
+
+    def logits(self, hidden: Float[Array, "*batch emb"]) -> Float[Array, "*batch vocab"]:
+        """Float32 logits of decoder states. Scoring a batch never calls this: see `scoring`."""
+        hidden = hidden.astype(jnp.float32)
+        if not self.config.logits_via_embedding:
+            return self.decoder.logits_dense(hidden)
+        scaled = hidden / jnp.sqrt(jnp.float32(self.config.emb_dim))
+        return jnp.dot(scaled, self.token_embedder.embedding.T)
+
+    def __call__(
+        self,
+        encoder_input_tokens: Tokens,
+        decoder_input_tokens: Int[Array, "rows target_length"],
+        decoder_target_tokens: Int[Array, "rows target_length"],
+        encoder_segment_ids: Tokens | None = None,
+        decoder_segment_ids: Int[Array, "rows target_length"] | None = None,
+        decoder_prompt_ids: Int[Array, "rows target_length"] | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "rows target_length vocab"]:
+        """Logits under teacher forcing: `encode`, `decode`, `logits`."""
+        encoded = self.encode(
+            encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+        )
+        hidden = self.decode(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            decoder_prompt_ids,
+            deterministic=deterministic,
+        )
+        return self.logits(hidden)
+
+
+def _segments(segment_ids: Array | None, tokens: Array) -> Array:
+    return (tokens > 0).astype(jnp.int32) if segment_ids is None else segment_ids

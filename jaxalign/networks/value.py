@@ -1,0 +1,205 @@
+"""Value networks: a scalar per prompt, which by construction cannot see any response."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.layers import Embedding
+from jaxalign.networks.policy import Batch, Params, Policy
+from jaxalign.networks.t5 import Encoder
+
+POOLINGS = ("mean",)
+
+
+class ValueHead(nn.Module):
+    """A float32 linear map from a pooled state to a scalar, with small random weights and bias 0."""
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "*batch emb"]) -> Float[Array, "*batch"]:
+        emb_dim = pooled.shape[-1]
+        init = nn.initializers.normal(1e-2 / emb_dim**0.5)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, ("embed", None)),
+            (emb_dim, 1),
+            jnp.float32,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, (None,)),
+            (1,),
+            jnp.float32,
+        )
+        # A sum instead of a matmul: full float32 on every backend.
+        return jnp.sum(pooled.astype(jnp.float32) * kernel[:, 0], axis=-1) + bias[0]
+
+
+class PromptValue(nn.Module):
+    """Embedding, encoder and head."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "rows length"],
+        segment_ids: Int[Array, "rows length"],
+        num_examples: int,
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "rows examples"]:
+        embedded = Embedding(self.config, name="token_embedder")(tokens)
+        encoder = Encoder(self.config, name="encoder")
+        states = encoder(embedded, segment_ids, deterministic=deterministic)
+        return ValueHead(name="head")(pool_segments(states, segment_ids, num_examples))
+
+
+def pool_segments(
+    states: Float[Array, "rows length emb"],
+    segment_ids: Int[Array, "rows length"],
+    num_examples: int,
+) -> Float[Array, "rows examples emb"]:
+    """Float32 mean of the states of each segment 1..num_examples; zeros for an absent one."""
+    member = segment_ids[:, :, None] == jnp.arange(1, num_examples + 1)
+    weights = member.astype(jnp.float32)
+    # Exact zeros keep whatever stands on padding, NaN included, out of the mean.
+    states = jnp.where((segment_ids > 0)[:, :, None], states.astype(jnp.float32), 0.0)
+    sums = jnp.einsum("rlp,rle->rpe", weights, states, precision="highest")
+    return sums / jnp.maximum(jnp.sum(weights, axis=1), 1.0)[:, :, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueNetwork:
+    """V(x) with parameters of its own: a T5 encoder over the prompt, masked mean, linear head.
+
+    Attributes:
+      config: the network; only its encoder half is used.
+      pooling: how states become one vector per prompt; ``mean`` over the prompt's tokens.
+    """
+
+    config: T5Config
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}; it must be one of {POOLINGS}.")
+
+    def init(self, rng: PRNGKeyArray) -> Params:
+        """Random parameters ``{'token_embedder', 'encoder', 'head'}``."""
+        return _initialise(self.config, rng)
+
+    def from_policy(self, rng: PRNGKeyArray, policy_params: Params) -> Params:
+        """Embedding and encoder copied from a policy (same scanning), and a new random head.
+
+        Raises:
+          ValueError: the policy's parameters have other names or shapes.
+        """
+        params = {
+            "token_embedder": jax.tree.map(jnp.copy, policy_params["token_embedder"]),
+            "encoder": jax.tree.map(jnp.copy, policy_params["encoder"]),
+            "head": _initialise_head(self.config.emb_dim, rng),
+        }
+        _require_same_shapes(params, self.abstract_params())
+        return params
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, without making them."""
+        return nn.meta.unbox(_abstract(self.config))
+
+    def logical_axes(self) -> Params:
+        """A PartitionSpec of logical axis names for every parameter."""
+        return nn.get_partition_spec(_abstract(self.config))
+
+    def values(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> Float[Array, " examples"]:
+        """V of every example's prompt, in units of reward; `rng` switches dropout on. Absent examples get the bias."""
+        num_examples = batch["response_mask"].shape[1]
+        values = PromptValue(self.config).apply(
+            {"params": params},
+            batch["encoder_input_tokens"],
+            batch["encoder_segment_ids"],
+            num_examples,
+            deterministic=rng is None,
+            rngs=None if rng is None else {"dropout": rng},
+        )
+        return values.reshape(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedTrunkValue:
+    """V(x) as a head on the policy's own encoder; its gradient reaches the policy's parameters unless the caller stops it."""
+
+    policy: Policy
+
+    def init(self, rng: PRNGKeyArray) -> Params:
+        """Random parameters of the head, ``{'kernel', 'bias'}``."""
+        return _initialise_head(self.policy.config.emb_dim, rng)
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the head's parameters."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def logical_axes(self) -> Params:
+        """A PartitionSpec of logical axis names for the head's parameters."""
+        emb_dim = self.policy.config.emb_dim
+        boxed = jax.eval_shape(functools.partial(_boxed_head, emb_dim), jax.random.key(0))
+        return nn.get_partition_spec(boxed)
+
+    def values(
+        self,
+        params: Params,
+        policy_params: Params,
+        batch: Batch,
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, " examples"]:
+        """V of every example's prompt from the policy's encoder states."""
+        states = self.policy.encode(policy_params, batch, rng=rng)
+        num_examples = batch["response_mask"].shape[1]
+        pooled = pool_segments(states, batch["encoder_segment_ids"], num_examples)
+        return ValueHead().apply({"params": params}, pooled).reshape(-1)
+
+
+def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return PromptValue(config).init(rng, tokens, tokens, 1)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialise(config: T5Config, rng: PRNGKeyArray) -> Params:
+    return nn.meta.unbox(_boxed(config, rng))
+
+
+def _abstract(config: T5Config) -> Params:
+    return jax.eval_shape(functools.partial(_boxed, config), jax.random.key(0))
+
+
+def _boxed_head(emb_dim: int, rng: PRNGKeyArray) -> Params:
+    return ValueHead().init(rng, jnp.zeros((1, emb_dim)))["params"]
+
+
+def _initialise_head(emb_dim: int, rng: PRNGKeyArray) -> Params:
+    return nn.meta.unbox(_boxed_head(emb_dim, rng))
+
+
+def _require_same_shapes(params: Any, expected: Any) -> None:
+    found = {
+        jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)
+    }
+    wanted = {
+        jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(expected)
+    }
+    for path in sorted(found.keys() | wanted.keys()):
+        if found.get(path) != wanted.get(path):
+            raise ValueError(
+                f"The value network cannot start from this policy: parameter {path} has shape {found.get(path)}, "
+                f"expected {wanted.get(path)}. Sizes and scan_layers of both must agree."
+            )
