@@ -36,7 +36,7 @@ def generate(
     max_target_length: int = 0,
     seed: int = 0,
     role: str = "policy",
-    step: str = "",
+    step: int | str | None = None,
     overwrite: bool = False,
     prompt_field: str = "prompt",
 ) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def generate(
       max_input_length, max_target_length: tokens, EOS included; 0 takes the run's own lengths.
       seed: batch b samples with fold_in(seed, b).
       role: which of the run's networks answers, such as `policy`.
-      step: `best`, a step number, or empty for the latest checkpoint.
+      step: a step number, `best` or `latest`; by default the best where one was kept, else the latest.
       overwrite: start afresh although the output exists.
       prompt_field: name of the input field with the prompt.
 
@@ -70,7 +70,7 @@ def generate(
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}.")
     records, prompts = _read_input(input, prompt_field)
-    policy, params, info = load_policy(checkpoint, role=role, step=_step(step))
+    policy, params, info = load_policy(checkpoint, role=role, step=step)
     lengths = info.get("feature_lengths", {})
     settings = DecodingSettings(
         max_target_length=max_target_length or _run_length(lengths, "targets", checkpoint),
@@ -120,12 +120,6 @@ def generate(
             file.flush()
             os.fsync(file.fileno())
     return {"output": str(output), "prompts": written, "generated": written - done}
-
-
-def _step(step: str) -> int | str | None:
-    """A checkpoint step from the command line: empty, a name, or a number."""
-    text = str(step).strip()
-    return int(text) if text.isdigit() else text or None
 
 
 def _run_length(lengths: dict[str, int], feature: str, checkpoint: str) -> int:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data.records import RecordError
+from jaxalign.data.records import number as feedback_number
 from jaxalign.errors import UserError
-
-_WORDS = {"up": 1.0, "down": 0.0}
-
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object) of every line that is not blank.
@@ -107,22 +105,6 @@ class EvaluationSet:
         )
 
 
-def feedback_number(value: Any, path: str | Path, number: int) -> float:
-    """Feedback as a number: numbers and booleans as they are, "up" is 1 and "down" is 0.
-
-    Raises:
-      UserError: another type, NaN or infinity.
-    """
-    if isinstance(value, str) and value.lower() in _WORDS:
-        return _WORDS[value.lower()]
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(
-            f"{path}:{number}: feedback must be a finite number, a boolean, 'up' or 'down', "
-            f"got {value!r}."
-        )
-    return float(value)
-
-
 def read_evaluation_set(path: str | Path, *, prompt_field: str = "prompt") -> EvaluationSet:
     """Reads prompts with whatever else their lines hold.
 
@@ -150,6 +132,10 @@ def read_evaluation_set(path: str | Path, *, prompt_field: str = "prompt") -> Ev
 def _responses_of(
     record: dict[str, Any], path: str | Path, number: int
 ) -> Iterator[tuple[str, float | None]]:
+    try:
+        feedback = feedback_number(record["feedback"], "feedback") if "feedback" in record else None
+    except RecordError as error:
+        raise UserError(f"{path}:{number}: {error}.") from None
     references = record.get("references", [])
     if isinstance(references, str):
         references = [references]
@@ -157,8 +143,6 @@ def _responses_of(
     if "target" in record:
         named.append(("target", record["target"], None))
     if "response" in record:
-        raw = record.get("feedback")
-        feedback = None if raw is None else feedback_number(raw, path, number)
         named.append(("response", record["response"], feedback))
     if "chosen" in record and "rejected" in record:
         named += [("chosen", record["chosen"], 1.0), ("rejected", record["rejected"], 0.0)]

@@ -1,0 +1,234 @@
+"""Judges: plug-ins that score responses, higher is better.
+
+A judge is named on the command line as `name`, `name:argument`, or `module:function` for one of your
+own: any importable function (prompts, responses, references) -> one number a response.
+
+    @register_judge("polite")
+    def polite(argument):
+        return FunctionJudge("polite", lambda prompts, responses, references: [...])
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation.batches import EOS, predict_values
+
+# Between prompt and response in the input of a reward model; plain words, because T5's vocabulary
+# has no newline and no sentinel that every vocabulary shares.
+RESPONSE_SEPARATOR = " response: "
+
+References = Sequence[Sequence[str]]
+JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
+
+
+class Judge(Protocol):
+    """Scores responses to prompts."""
+
+    name: str
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        """One finite number for each (prompt, response), higher is better.
+
+        Args:
+          prompts, responses: [items].
+          references: [items][any number], reference responses of each prompt, if there are any.
+        """
+
+
+# A registered factory takes the text after the judge's name ("" if there is none).
+_REGISTRY: dict[str, Callable[[str], Judge]] = {}
+_Factory = TypeVar("_Factory", bound=Callable[[str], Judge])
+
+
+def register_judge(name: str) -> Callable[[_Factory], _Factory]:
+    """Decorator: makes a factory (argument text -> Judge) known under a name."""
+
+    def register(factory: _Factory) -> _Factory:
+        if name in _REGISTRY:
+            raise ValueError(f"a judge named '{name}' is registered already; choose another name.")
+        _REGISTRY[name] = factory
+        return factory
+
+    return register
+
+
+def judge_names() -> list[str]:
+    """Names of the registered judges."""
+    return sorted(_REGISTRY)
+
+
+def get_judge(spec: str) -> Judge:
+    """The judge that a command line names: `name`, `name:argument` or `module:function`.
+
+    Raises:
+      UserError: an unknown name, a module that cannot be imported, or no such function in it.
+    """
+    name, _, argument = spec.partition(":")
+    if name in _REGISTRY:
+        return _REGISTRY[name](argument)
+    if not argument:
+        raise UserError(
+            f"no judge named '{spec}': use one of {', '.join(judge_names())}, or module:function."
+        )
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"judge '{spec}': cannot import module '{name}' ({error}); is its folder on PYTHONPATH?"
+        ) from None
+    function = getattr(module, argument, None)
+    if not callable(function):
+        raise UserError(f"judge '{spec}': module '{name}' has no function '{argument}'.")
+    return FunctionJudge(argument, function)
+
+
+def checked_scores(
+    judge: Judge,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    references: References | None = None,
+) -> Float[np.ndarray, " items"]:
+    """A judge's scores as float64, refused unless they are one finite number a response."""
+    scores = np.asarray(judge.score(prompts, responses, references), np.float64)
+    if scores.shape != (len(responses),):
+        raise UserError(
+            f"judge '{judge.name}' gave scores of shape {scores.shape} for {len(responses)} "
+            "responses; it must give one number each."
+        )
+    if not np.all(np.isfinite(scores)):
+        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise UserError(
+            f"judge '{judge.name}' gave {scores[bad]} for response {bad} "
+            f"(prompt {prompts[bad][:60]!r}); scores must be finite."
+        )
+    return scores
+
+
+class FunctionJudge:
+    """A judge made of a function (prompts, responses, references) -> scores."""
+
+    def __init__(self, name: str, function: JudgeFunction) -> None:
+        self.name = name
+        self._function = function
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        return np.asarray(self._function(prompts, responses, references), np.float64)
+
+
+def _no_argument(name: str, argument: str) -> None:
+    if argument:
+        raise UserError(f"judge '{name}' takes no argument, got '{argument}'.")
+
+
+@register_judge("slot_error")
+def slot_error_judge(argument: str) -> Judge:
+    """Minus the fraction of slots that a response leaves out or invents; an exact oracle."""
+    _no_argument("slot_error", argument)
+
+    def score(prompts: Sequence[str], responses: Sequence[str], _: References | None) -> Any:
+        return [-slot_error_rate(p, r) for p, r in zip(prompts, responses, strict=True)]
+
+    return FunctionJudge("slot_error", score)
+
+
+@register_judge("exact_match")
+def exact_match_judge(argument: str) -> Judge:
+    """1 if a response equals one of the references up to white space, else 0."""
+    _no_argument("exact_match", argument)
+
+    def score(
+        prompts: Sequence[str], responses: Sequence[str], references: References | None
+    ) -> Any:
+        if references is None or len(references) != len(responses):
+            raise UserError("judge 'exact_match' needs references beside the prompts.")
+        for prompt, known in zip(prompts, references, strict=True):
+            if not known:
+                raise UserError(f"judge 'exact_match': no reference for prompt {prompt[:60]!r}.")
+        return [
+            float(_squeezed(response) in {_squeezed(text) for text in known})
+            for response, known in zip(responses, references, strict=True)
+        ]
+
+    return FunctionJudge("exact_match", score)
+
+
+@register_judge("length")
+def length_judge(argument: str) -> Judge:
+    """The longer response wins: its number of characters. A baseline that any judge must beat."""
+    _no_argument("length", argument)
+    return FunctionJudge("length", lambda _, responses, __: [len(text) for text in responses])
+
+
+@register_judge("reward_model")
+def reward_model_judge(argument: str) -> Judge:
+    """`reward_model:<run folder or checkpoint>`: a scalar network on prompt and response."""
+    if not argument:
+        raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
+    from jaxalign.training.checkpoints import load_value
+
+    network, params, info = load_value(argument)
+    max_length = info.get("feature_lengths", {}).get("inputs") or 512
+    return RewardModelJudge(network, params, info["vocabulary"], max_input_length=int(max_length))
+
+
+class RewardModelJudge:
+    """A value network that reads `prompt + RESPONSE_SEPARATOR + response` and returns a reward.
+
+    The text is the encoder's only input. Where it is longer than `max_input_length`, tokens are cut
+    from the *beginning*, so that the response is always read.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        params: Any,
+        vocabulary: Any,
+        *,
+        max_input_length: int,
+        batch_size: int = 32,
+        name: str = "reward_model",
+    ) -> None:
+        self.name = name
+        self._network, self._params, self._vocabulary = network, params, vocabulary
+        self._max_length, self._batch_size = max_input_length, batch_size
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        rows = [
+            [int(t) for t in self._vocabulary.encode(prompt + RESPONSE_SEPARATOR + response)]
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        kept = [row[-(self._max_length - 1) :] + [EOS] for row in rows]
+        return predict_values(self._network, self._params, kept, batch_size=self._batch_size)
+
+
+def slot_error_rate(prompt: str, response: str) -> float:
+    """(missing + invented) / slots of the act, for every act language the data package knows."""
+    from jaxalign.data import slots
+
+    return float(slots.slot_errors(prompt, response).rate)
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,161 @@
+"""How well log-ratios rank held-out responses by human feedback, without generating anything.
+
+DRO regresses tau * log-ratio on r(x, y) - V(x) (arXiv 2405.19107), so within a prompt it should order
+the responses as their feedback does; across prompts V(x) is missing from it, and is added where a
+value network is at hand. Every method stands beside the baselines that it must beat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from jaxalign.evaluation.statistics import area_under_curve, bootstrap_statistic, spearman
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Agreement of one method's scores with feedback.
+
+    Attributes:
+      spearman, spearman_low, spearman_high: rank correlation over all responses, with interval.
+      auc, auc_low, auc_high: probability that a good response scores above a bad one, ties half.
+      within_prompt_spearman: mean of the rank correlations inside each prompt with at least two
+        different feedback values; a prompt whose scores are all equal counts as 0.
+      pairwise_accuracy: share of the pairs inside a prompt with unequal feedback that are ordered
+        right, ties half.
+      prompts, pairs: how many prompts and pairs stand behind the last two.
+    """
+
+    spearman: float
+    spearman_low: float
+    spearman_high: float
+    auc: float
+    auc_low: float
+    auc_high: float
+    within_prompt_spearman: float
+    pairwise_accuracy: float
+    prompts: int
+    pairs: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        return dataclasses.asdict(self)
+
+
+def good_responses(feedback: Shaped[np.ndarray, " items"]) -> Bool[np.ndarray, " items"]:
+    """Which responses count as good: the larger of two values, otherwise those above the median."""
+    feedback = np.asarray(feedback, np.float64)
+    distinct = np.unique(feedback)
+    if len(distinct) == 2:
+        return feedback == distinct[1]
+    return feedback > np.median(feedback)
+
+
+def rank_responses(
+    scores: Shaped[np.ndarray, " items"],
+    feedback: Shaped[np.ndarray, " items"],
+    prompts: Sequence[Any],
+    *,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> Ranking:
+    """Compares one method's scores with feedback.
+
+    Args:
+      scores: [items], higher should mean better.
+      feedback: [items], human feedback, higher is better.
+      prompts: [items], text or id of each response's prompt; intervals resample whole prompts.
+      bootstrap: resamples for the intervals; 0 leaves them undefined (NaN).
+    """
+    scores, feedback = np.asarray(scores, np.float64), np.asarray(feedback, np.float64)
+    if not scores.shape == feedback.shape == (len(prompts),):
+        raise ValueError(
+            f"ranking needs equal lengths, got scores {scores.shape}, feedback {feedback.shape} "
+            f"and {len(prompts)} prompts."
+        )
+    good = good_responses(feedback)
+    groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
+
+    def interval(statistic: Any) -> tuple[float, float]:
+        return bootstrap_statistic(statistic, groups, samples=bootstrap, seed=seed)
+
+    correlation = interval(lambda i: spearman(scores[i], feedback[i]))
+    area = interval(lambda i: area_under_curve(scores[i], good[i]))
+    within = _within_prompts(scores, feedback, groups)
+    return Ranking(
+        spearman(scores, feedback), *correlation, area_under_curve(scores, good), *area, *within
+    )
+
+
+def _within_prompts(
+    scores: np.ndarray, feedback: np.ndarray, groups: np.ndarray
+) -> tuple[float, float, int, int]:
+    correlations: list[float] = []
+    points, pairs = 0.0, 0
+    order = np.argsort(groups, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        if len(members) < 2 or np.ptp(feedback[members]) == 0:
+            continue
+        correlation = spearman(scores[members], feedback[members])
+        correlations.append(0.0 if np.isnan(correlation) else correlation)
+        first, second = np.triu_indices(len(members), 1)
+        wanted = np.sign(feedback[members[first]] - feedback[members[second]])
+        given = np.sign(scores[members[first]] - scores[members[second]])
+        points += float(0.5 * np.sum((1 + wanted * given)[wanted != 0]))
+        pairs += int(np.sum(wanted != 0))
+    return (
+        float(np.mean(correlations)) if correlations else float("nan"),
+        points / pairs if pairs else float("nan"),
+        len(correlations),
+        pairs,
+    )
+
+
+def ranking_scores(
+    policy_log_probs: Float[np.ndarray, " items"],
+    reference_log_probs: Float[np.ndarray, " items"],
+    responses: Sequence[str],
+    *,
+    tau: float,
+    values: Float[np.ndarray, " items"] | None = None,
+    linear: Float[np.ndarray, " items"] | None = None,
+) -> dict[str, Float[np.ndarray, " items"]]:
+    """Scores of every method for the same responses.
+
+    Args:
+      policy_log_probs, reference_log_probs: [items], sums in nats.
+      responses: [items] texts, for the length baseline (characters).
+      tau: temperature; it changes no ranking of its own, only the sum with V.
+      values: [items], V(x) where there is a value network.
+      linear: [items], predictions of the TF-IDF model where one was fitted.
+    """
+    log_ratio = tau * (np.asarray(policy_log_probs) - np.asarray(reference_log_probs))
+    methods = {"tau * log-ratio": log_ratio}
+    if values is not None:
+        methods["tau * log-ratio + V"] = log_ratio + np.asarray(values)
+        methods["V (prompt only)"] = np.asarray(values)
+    methods["policy log-prob"] = np.asarray(policy_log_probs)
+    methods["reference log-prob"] = np.asarray(reference_log_probs)
+    methods["longer wins"] = np.array([len(text) for text in responses], np.float64)
+    if linear is not None:
+        methods["TF-IDF linear"] = np.asarray(linear)
+    return methods
+
+
+def rank_methods(
+    methods: Mapping[str, Float[np.ndarray, " items"]],
+    feedback: Shaped[np.ndarray, " items"],
+    prompts: Sequence[Any],
+    *,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> dict[str, Ranking]:
+    """`rank_responses` for every method, in order."""
+    return {
+        name: rank_responses(scores, feedback, prompts, bootstrap=bootstrap, seed=seed)
+        for name, scores in methods.items()
+    }

@@ -1,0 +1,97 @@
+"""Judges: the built-in ones, the registry, and judges of the user's own."""
+
+import numpy as np
+import pytest
+
+from jaxalign.data import synthetic
+from jaxalign.errors import UserError
+from jaxalign.evaluation import judges
+
+
+def test_slot_error_is_zero_for_a_perfect_response_and_negative_for_a_careless_one():
+    prompt = synthetic.make_prompts(1, seed=0)[0]
+    import random
+
+    good = synthetic.make_response(prompt, random.Random(0))
+    scores = judges.get_judge("slot_error").score([prompt, prompt], [good, "nothing ."])
+    assert list(scores) == [0.0, -1.0]
+
+
+def test_slot_error_reads_dialogue_acts_with_quoted_values():
+    prompt = "inform(name='buena vista motor inn';area='fort mason')"
+    scores = judges.get_judge("slot_error").score(
+        [prompt, prompt], ["buena vista motor inn is in fort mason", "buena vista motor inn"]
+    )
+    assert list(scores) == [0.0, -0.5]
+
+
+def test_exact_match_takes_any_reference_and_ignores_white_space():
+    judge = judges.get_judge("exact_match")
+    scores = judge.score(["p", "p"], [" a  b ", "a c"], [["x", "a b"], ["a b"]])
+    assert list(scores) == [1.0, 0.0]
+    with pytest.raises(UserError, match="needs references"):
+        judge.score(["p"], ["a"], None)
+    with pytest.raises(UserError, match="no reference for prompt 'p'"):
+        judge.score(["p"], ["a"], [[]])
+
+
+def test_longer_wins():
+    assert list(judges.get_judge("length").score(["p", "p"], ["aaa", "a"])) == [3.0, 1.0]
+
+
+def test_reward_model_reads_prompt_and_response_and_never_loses_the_response(
+    fake_runs, mean_token_value, vocabulary
+):
+    judge = judges.get_judge("reward_model:run1")
+    scores = judge.score(["a", "a"], ["zzzz", "aaaa"])
+    assert scores[0] > scores[1]
+    short = judges.RewardModelJudge(
+        mean_token_value, {"scale": 1.0}, vocabulary, max_input_length=5
+    )
+    np.testing.assert_allclose(
+        short.score(["a" * 50], ["zzzz"]), (4 * ord("z") + 1) / 5 / 100, rtol=1e-6
+    )
+    with pytest.raises(UserError, match="needs a checkpoint"):
+        judges.get_judge("reward_model")
+
+
+def test_a_function_of_ones_own_is_a_judge(tmp_path, monkeypatch):
+    (tmp_path / "my_judges.py").write_text(
+        "def vowels(prompts, responses, references):\n"
+        "    return [sum(c in 'aeiou' for c in r) for r in responses]\n"
+        "def broken(prompts, responses, references):\n"
+        "    return [float('nan')] * len(responses)\n"
+        "def short(prompts, responses, references):\n"
+        "    return [1.0]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judge = judges.get_judge("my_judges:vowels")
+    assert judge.name == "vowels"
+    assert list(judges.checked_scores(judge, ["p", "p"], ["aeb", "b"])) == [2.0, 0.0]
+    with pytest.raises(UserError, match="gave nan for response 0"):
+        judges.checked_scores(judges.get_judge("my_judges:broken"), ["p"], ["a"])
+    with pytest.raises(UserError, match="one number each"):
+        judges.checked_scores(judges.get_judge("my_judges:short"), ["p", "p"], ["a", "b"])
+    with pytest.raises(UserError, match="has no function 'absent'"):
+        judges.get_judge("my_judges:absent")
+
+
+def test_unknown_judges_are_told_with_the_known_names():
+    with pytest.raises(UserError, match="exact_match, length, reward_model, slot_error"):
+        judges.get_judge("elo")
+    with pytest.raises(UserError, match="cannot import module 'no_such_module'"):
+        judges.get_judge("no_such_module:f")
+    with pytest.raises(UserError, match="takes no argument"):
+        judges.get_judge("length:3")
+
+
+def test_a_registered_judge_is_found_and_its_name_is_taken(monkeypatch):
+    monkeypatch.setattr(judges, "_REGISTRY", dict(judges._REGISTRY))
+
+    @judges.register_judge("constant")
+    def constant(argument):
+        return judges.FunctionJudge("constant", lambda p, r, _: [float(argument)] * len(r))
+
+    assert list(judges.get_judge("constant:2").score(["p"], ["r"])) == [2.0]
+    with pytest.raises(ValueError, match="registered already"):
+        judges.register_judge("constant")(constant)
