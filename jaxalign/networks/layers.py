@@ -10,13 +10,10 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from jaxalign.networks.config import T5Config
-
-Hidden = Float[Array, "rows length emb"]
-Heads = Float[Array, "rows heads length head_dim"]
-Bias = Float[Array, "_rows _heads queries keys"]
+from jaxalign.networks.shapes import Bias, Heads, Hidden, Joined, Tokens, Vectors
 
 _ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
@@ -37,7 +34,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch _in"]) -> Float[Array, "*batch _out"]:
+    def __call__(self, x: Array) -> Array:
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.axes),
@@ -53,7 +50,7 @@ class RMSNorm(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch emb"]) -> Float[Array, "*batch emb"]:
+    def __call__(self, x: Vectors) -> Vectors:
         scale = self.param(
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
@@ -78,7 +75,7 @@ class Embedding(nn.Module):
             jnp.float32,
         )
 
-    def __call__(self, tokens: Int[Array, "rows length"]) -> Hidden:
+    def __call__(self, tokens: Tokens) -> Hidden:
         dtype = self.config.activation_dtype
         if self.config.one_hot_embedding:
             one_hot = jax.nn.one_hot(tokens, self.config.vocab_size, dtype=dtype)
@@ -141,7 +138,7 @@ class Attention(nn.Module):
         mixed = jnp.einsum("bhqk,bhkd->bqhd", weights, values)
         return self.out(mixed.reshape(*queries.shape[:-1], -1))
 
-    def _split(self, x: Float[Array, "rows length joined"]) -> Heads:
+    def _split(self, x: Joined) -> Heads:
         x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
         x = nn.with_logical_constraint(x, ("batch", "length", "heads", "kv"))
         return x.swapaxes(1, 2)

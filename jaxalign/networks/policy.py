@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxalign.networks import scoring
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.scoring import ResponseScores, TokenStatistics
+from jaxalign.networks.shapes import (
+    Batch,
+    Decoded,
+    Encoded,
+    Kernel,
+    Params,
+    PerExample,
+    TargetTokens,
+)
 from jaxalign.networks.t5 import EncoderDecoder
 
-Params = Any  # a nested dict of float32 arrays
-Batch = Mapping[str, Any]  # of arrays
 DEFAULT_LOGITS_CHUNK_SIZE = 512
 
 
@@ -61,9 +66,7 @@ class Policy:
         """A PartitionSpec of logical axis names for every parameter."""
         return nn.get_partition_spec(_abstract(self.config))
 
-    def encode(
-        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, "rows prompt_length emb"]:
+    def encode(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Encoded:
         """Encoder states of the batch's prompts; `rng` switches dropout on."""
         return self._apply(
             params,
@@ -73,9 +76,7 @@ class Policy:
             rng=rng,
         )
 
-    def decode(
-        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, "rows target_length emb"]:
+    def decode(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Decoded:
         """Decoder states of the batch's responses before the vocabulary projection."""
         encode_rng, decode_rng = (None, None) if rng is None else jax.random.split(rng)
         return self._apply(
@@ -111,19 +112,19 @@ class Policy:
 
     def value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, " examples"]:
+    ) -> PerExample:
         """The value token's logit at the first position of each example's first response; 0 where there is no example."""
         return self._value_logits(params, self.decode(params, batch, rng=rng), batch)
 
     def score_and_value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> tuple[ResponseScores, Float[Array, " examples"]]:
+    ) -> tuple[ResponseScores, PerExample]:
         """`score` and `value_logits` of one forward pass."""
         hidden = self.decode(params, batch, rng=rng)
         statistics = self._token_statistics(params, hidden, batch, False)
         return response_scores(statistics, batch), self._value_logits(params, hidden, batch)
 
-    def projection(self, params: Params) -> tuple[Float[Array, "emb vocab"], float]:
+    def projection(self, params: Params) -> tuple[Kernel, float]:
         """The vocabulary projection and the factor on its logits."""
         if self.config.logits_via_embedding:
             return params["token_embedder"]["embedding"].T, self.config.emb_dim**-0.5
@@ -141,7 +142,7 @@ class Policy:
             forbidden_token=self.value_token,
         )
 
-    def _value_logits(self, params, hidden, batch) -> Float[Array, " examples"]:
+    def _value_logits(self, params, hidden, batch) -> PerExample:
         if self.value_token is None:
             raise ValueError("value_logits needs a Policy with value_token set to an unused token.")
         examples = jnp.arange(1, batch["response_mask"].shape[1] + 1)
@@ -172,7 +173,7 @@ def response_scores(statistics: TokenStatistics, batch: Batch) -> ResponseScores
     )
 
 
-def prompt_ids(batch: Batch) -> Int[Array, "rows target_length"]:
+def prompt_ids(batch: Batch) -> TargetTokens:
     """The encoder segment that each decoder token attends to, 0 on padding."""
     segments = batch["decoder_segment_ids"]
     num_responses = batch["response_mask"].shape[2]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.shapes import Bias, KeySegments, Mask, PositionBias, QuerySegments
 
 MASKED = -1e10  # T5X's bias of a forbidden position: finite, so that a fully masked row has no NaN
 
@@ -47,7 +47,7 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, query_length: int, key_length: int) -> Float[Array, "1 heads queries keys"]:
+    def __call__(self, query_length: int, key_length: int) -> PositionBias:
         """The bias of every (query, key) pair, queries and keys counted from the same origin."""
         config = self.config
         num_buckets = config.relative_attention_num_buckets
@@ -81,24 +81,22 @@ class RelativePositionBias(nn.Module):
         return rows[None, :, :, :key_length]
 
 
-def segment_mask(
-    query_segments: Int[Array, "rows queries"], key_segments: Int[Array, "rows keys"]
-) -> Bool[Array, "rows 1 queries keys"]:
+def segment_mask(query_segments: QuerySegments, key_segments: KeySegments) -> Mask:
     """True where query and key belong to one segment; segment 0 is padding and is seen by nobody."""
     keys = key_segments[:, None, :]
     return ((query_segments[:, :, None] == keys) & (keys > 0))[:, None]
 
 
-def causal_mask(length: int) -> Bool[Array, "1 1 length length"]:
+def causal_mask(length: int) -> Mask:
     """True where the key is not after the query."""
     return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 def additive_bias(
-    mask: Bool[Array, "rows 1 queries keys"],
-    position_bias: Float[Array, "1 heads queries keys"] | None,
+    mask: Mask,
+    position_bias: PositionBias | None,
     dtype: jnp.dtype,
-) -> Float[Array, "rows _ queries keys"]:
+) -> Bias:
     """What a stack's layers add to their attention scores: the position bias where `mask`, else `MASKED`."""
     allowed = jnp.zeros((), dtype) if position_bias is None else position_bias
     return jnp.where(mask, allowed, jnp.asarray(MASKED, dtype))

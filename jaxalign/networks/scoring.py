@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 
-TokenValues = Float[Array, "rows length"]
+from jaxalign.networks.shapes import Hidden, Kernel, PerResponse, Tokens, TokenValues
+
 FORBIDDEN = -1e10  # logit of a token that is taken out of the softmax; its probability is exactly 0
 
 
@@ -38,14 +38,14 @@ class ResponseScores(NamedTuple):
     Both are 0 for responses that do not exist.
     """
 
-    log_probs: Float[Array, "examples responses"]
-    lengths: Float[Array, "examples responses"]
+    log_probs: PerResponse
+    lengths: PerResponse
 
 
 def token_statistics(
-    hidden: Float[Array, "rows length emb"],
-    kernel: Float[Array, "emb vocab"],
-    targets: Int[Array, "rows length"],
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Tokens,
     *,
     chunk_size: int | None,
     scale: float = 1.0,
@@ -87,10 +87,10 @@ def token_statistics(
 
 def per_response_sum(
     token_values: TokenValues,
-    decoder_segment_ids: Int[Array, "rows length"],
+    decoder_segment_ids: Tokens,
     num_examples: int,
     num_responses: int,
-) -> Float[Array, "examples responses"]:
+) -> PerResponse:
     """Sums of token values per response, ``[rows * num_examples, num_responses]`` in float32.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import (
@@ -16,7 +16,6 @@ from jaxalign.networks.layers import (
     Dense,
     Embedding,
     EncoderLayer,
-    Hidden,
     RMSNorm,
     apply_layers,
     length_dropout,
@@ -27,8 +26,17 @@ from jaxalign.networks.positions import (
     causal_mask,
     segment_mask,
 )
+from jaxalign.networks.shapes import (
+    Decoded,
+    Encoded,
+    Hidden,
+    Logits,
+    SourceTokens,
+    TargetTokens,
+    Tokens,
+    Vectors,
+)
 
-Tokens = Int[Array, "rows length"]
 _logits_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
@@ -41,7 +49,7 @@ class Encoder(nn.Module):
     def __call__(
         self,
         embedded: Hidden,
-        segment_ids: Int[Array, "rows length"],
+        segment_ids: Tokens,
         *,
         deterministic: bool = True,
     ) -> Hidden:
@@ -79,14 +87,14 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        embedded: Hidden,
-        encoded: Float[Array, "rows prompt_length emb"],
-        segment_ids: Int[Array, "rows length"],
-        prompt_ids: Int[Array, "rows length"],
-        encoder_segment_ids: Int[Array, "rows prompt_length"],
+        embedded: Decoded,
+        encoded: Encoded,
+        segment_ids: TargetTokens,
+        prompt_ids: TargetTokens,
+        encoder_segment_ids: SourceTokens,
         *,
         deterministic: bool = True,
-    ) -> Hidden:
+    ) -> Decoded:
         """States after the final norm. A token sees earlier ones of its segment and the encoder segment `prompt_ids` names."""
         config = self.config
         length = embedded.shape[1]
@@ -136,16 +144,16 @@ class EncoderDecoder(nn.Module):
 
     def decode(
         self,
-        encoded: Hidden,
-        encoder_input_tokens: Tokens,
-        decoder_input_tokens: Int[Array, "rows target_length"],
-        decoder_target_tokens: Int[Array, "rows target_length"],
-        encoder_segment_ids: Tokens | None = None,
-        decoder_segment_ids: Int[Array, "rows target_length"] | None = None,
-        decoder_prompt_ids: Int[Array, "rows target_length"] | None = None,
+        encoded: Encoded,
+        encoder_input_tokens: SourceTokens,
+        decoder_input_tokens: TargetTokens,
+        decoder_target_tokens: TargetTokens,
+        encoder_segment_ids: SourceTokens | None = None,
+        decoder_segment_ids: TargetTokens | None = None,
+        decoder_prompt_ids: TargetTokens | None = None,
         *,
         deterministic: bool = True,
-    ) -> Float[Array, "rows target_length emb"]:
+    ) -> Decoded:
         """Decoder states before the vocabulary projection, under teacher forcing.
 
         Args:
@@ -166,7 +174,7 @@ class EncoderDecoder(nn.Module):
             embedded, encoded, segments, prompts, encoder_segments, deterministic=deterministic
         )
 
-    def logits(self, hidden: Float[Array, "*batch emb"]) -> Float[Array, "*batch vocab"]:
+    def logits(self, hidden: Vectors) -> Logits:
         """Float32 logits of decoder states. Scoring a batch never calls this: see `scoring`."""
         hidden = hidden.astype(jnp.float32)
         if not self.config.logits_via_embedding:
@@ -176,15 +184,15 @@ class EncoderDecoder(nn.Module):
 
     def __call__(
         self,
-        encoder_input_tokens: Tokens,
-        decoder_input_tokens: Int[Array, "rows target_length"],
-        decoder_target_tokens: Int[Array, "rows target_length"],
-        encoder_segment_ids: Tokens | None = None,
-        decoder_segment_ids: Int[Array, "rows target_length"] | None = None,
-        decoder_prompt_ids: Int[Array, "rows target_length"] | None = None,
+        encoder_input_tokens: SourceTokens,
+        decoder_input_tokens: TargetTokens,
+        decoder_target_tokens: TargetTokens,
+        encoder_segment_ids: SourceTokens | None = None,
+        decoder_segment_ids: TargetTokens | None = None,
+        decoder_prompt_ids: TargetTokens | None = None,
         *,
         deterministic: bool = True,
-    ) -> Float[Array, "rows target_length vocab"]:
+    ) -> Logits:
         """Logits under teacher forcing: `encode`, `decode`, `logits`."""
         encoded = self.encode(
             encoder_input_tokens, encoder_segment_ids, deterministic=deterministic

@@ -9,11 +9,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import Embedding
-from jaxalign.networks.policy import Batch, Params, Policy
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.shapes import (
+    Batch,
+    Hidden,
+    Params,
+    PerExample,
+    Pooled,
+    RowValues,
+    Scalars,
+    Tokens,
+    Vectors,
+)
 from jaxalign.networks.t5 import Encoder
 
 POOLINGS = ("mean",)
@@ -23,7 +34,7 @@ class ValueHead(nn.Module):
     """A float32 linear map from a pooled state to a scalar, with small random weights and bias 0."""
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, "*batch emb"]) -> Float[Array, "*batch"]:
+    def __call__(self, pooled: Vectors) -> Scalars:
         emb_dim = pooled.shape[-1]
         init = nn.initializers.normal(1e-2 / emb_dim**0.5)
         kernel = self.param(
@@ -50,12 +61,12 @@ class PromptValue(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "rows length"],
-        segment_ids: Int[Array, "rows length"],
+        tokens: Tokens,
+        segment_ids: Tokens,
         num_examples: int,
         *,
         deterministic: bool = True,
-    ) -> Float[Array, "rows examples"]:
+    ) -> RowValues:
         embedded = Embedding(self.config, name="token_embedder")(tokens)
         encoder = Encoder(self.config, name="encoder")
         states = encoder(embedded, segment_ids, deterministic=deterministic)
@@ -63,10 +74,10 @@ class PromptValue(nn.Module):
 
 
 def pool_segments(
-    states: Float[Array, "rows length emb"],
-    segment_ids: Int[Array, "rows length"],
+    states: Hidden,
+    segment_ids: Tokens,
     num_examples: int,
-) -> Float[Array, "rows examples emb"]:
+) -> Pooled:
     """Float32 mean of the states of each segment 1..num_examples; zeros for an absent one."""
     member = segment_ids[:, :, None] == jnp.arange(1, num_examples + 1)
     weights = member.astype(jnp.float32)
@@ -120,7 +131,7 @@ class ValueNetwork:
 
     def values(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> Float[Array, " examples"]:
+    ) -> PerExample:
         """V of every example's prompt, in units of reward; `rng` switches dropout on. Absent examples get the bias."""
         num_examples = batch["response_mask"].shape[1]
         values = PromptValue(self.config).apply(
@@ -160,7 +171,7 @@ class SharedTrunkValue:
         policy_params: Params,
         batch: Batch,
         rng: PRNGKeyArray | None = None,
-    ) -> Float[Array, " examples"]:
+    ) -> PerExample:
         """V of every example's prompt from the policy's encoder states."""
         states = self.policy.encode(policy_params, batch, rng=rng)
         num_examples = batch["response_mask"].shape[1]
