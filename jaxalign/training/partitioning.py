@@ -34,6 +34,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("length", None),
     ("relpos_buckets", None),
     ("layers", None),
+    ("value", None),
 )
 
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))

@@ -1,0 +1,216 @@
+"""Exact optimum: a tabular bandit trained to convergence through the real objective, optimizer and step function.
+
+Run ``python -m jaxalign.studies.bandit --output docs/results/exact_optimum.md``. Six prompts, five responses, a behaviour policy mu
+that is not the reference policy. The optimum of KL-regularised reward is known in closed form, so a method either reaches it or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxalign.losses.dro import optimal_policy_log_probs
+from jaxalign.networks.value_variants import ScalarValue, ZeroValue
+from jaxalign.objectives.base import Objective
+from jaxalign.objectives.dro import DROP, DROV
+from jaxalign.training.optimizers import sgd
+from jaxalign.training.state import build_transformations, create_state
+from jaxalign.training.step import make_train_step
+
+PROMPTS, RESPONSES, SAMPLES = 6, 5, 400
+
+
+class Bandit(NamedTuple):
+    """The problem: log pi_ref, mu and rewards, all ``[prompts, responses]``; mu is a multiple of 1/SAMPLES."""
+
+    reference_log_probs: np.ndarray
+    behaviour: np.ndarray
+    rewards: np.ndarray
+
+
+class TabularScores(NamedTuple):
+    """Scores of a table: log-probabilities and lengths (1)."""
+
+    log_probs: Array
+    lengths: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularPolicy:
+    """A softmax over a table of logits; prompts are ``example_ids``, responses ``actions``."""
+
+    initial_logits: tuple[tuple[float, ...], ...]
+
+    def init(self, rng: Array) -> dict[str, Array]:
+        """The table, starting at ``initial_logits``."""
+        del rng
+        return {"logits": jnp.asarray(self.initial_logits, jnp.float32)}
+
+    def score(
+        self, params: Mapping[str, Array], batch: Mapping[str, Array], *, rng: Array | None = None
+    ) -> TabularScores:
+        """Log-probability of every logged response."""
+        del rng
+        log_probs = jax.nn.log_softmax(params["logits"])[batch["example_ids"][:, 0]]
+        chosen = jnp.take_along_axis(log_probs, batch["actions"][:, 0], axis=-1)
+        return TabularScores(chosen, jnp.ones_like(chosen))
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularValue:
+    """One value a prompt, starting at 0."""
+
+    def init(self, rng: Array) -> dict[str, Array]:
+        """The table of values."""
+        del rng
+        return {"table": jnp.zeros((PROMPTS,), jnp.float32)}
+
+    def values(
+        self, params: Mapping[str, Array], batch: Mapping[str, Array], *, rng: Array | None = None
+    ) -> Float[Array, " examples"]:
+        """V of every row's prompt."""
+        del rng
+        return params["table"][batch["example_ids"][:, 0]]
+
+
+def make_bandit(seed: int = 0) -> Bandit:
+    """Draws reference policy, behaviour policy and rewards; rewards have a large prompt-dependent part."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(PROMPTS, RESPONSES))
+    behaviour = _softmax(generator.normal(size=(PROMPTS, RESPONSES)))
+    rewards = generator.normal(size=(PROMPTS, RESPONSES)) + 1.5 * generator.normal(size=(PROMPTS, 1))
+    counts = np.stack([_largest_remainder(row, SAMPLES) for row in behaviour])
+    return Bandit(np.log(_softmax(logits)), counts / SAMPLES, rewards)
+
+
+def bandit_batch(bandit: Bandit) -> dict[str, np.ndarray]:
+    """The whole data set as one batch: every response as often as mu says. ``[prompts, 1, SAMPLES]`` per-response fields."""
+    counts = np.rint(bandit.behaviour * SAMPLES).astype(int)
+    actions = np.stack([np.repeat(np.arange(RESPONSES), row) for row in counts])
+    rows = np.arange(PROMPTS)[:, None]
+    per_response = {
+        "rewards": bandit.rewards[rows, actions],
+        "feedback": bandit.rewards[rows, actions],
+        "reference_log_probs": bandit.reference_log_probs[rows, actions],
+        "response_mask": np.ones_like(actions),
+    }
+    batch = {name: values[:, None].astype(np.float32) for name, values in per_response.items()}
+    batch["actions"] = actions[:, None].astype(np.int32)
+    batch["example_ids"] = rows.astype(np.int32)
+    batch["prompt_ids"] = (rows + 1).astype(np.int32)
+    return batch
+
+
+def methods(bandit: Bandit, temperature: float) -> dict[str, Objective]:
+    """The methods of the table, all on one policy class."""
+    policy = TabularPolicy(tuple(map(tuple, bandit.reference_log_probs.tolist())))
+    shared: dict[str, Any] = {"policy": policy, "temperature": temperature}
+    return {
+        "DRO-V": DROV(value=TabularValue(), **shared),
+        "DRO-V, printed 1/2 for tau/2": DROV(value=TabularValue(), rescale="literal", **shared),
+        "V = 0": DROV(value=ZeroValue(), **shared),
+        "one learned constant V": DROV(value=ScalarValue(), **shared),
+        "batch mean of V": DROV(value=TabularValue(), values_per_batch="single", **shared),
+        "DRO-P": DROP(**shared),
+    }
+
+
+def solve(
+    bandit: Bandit, objective: Objective, *, steps: int, learning_rate: float = 1.2
+) -> Float[Array, "prompts responses"]:
+    """Trains a method on the whole data set by gradient descent and returns its log-policy."""
+    optimizers = {role: sgd(learning_rate) for role in objective.trained()}
+    transformations = build_transformations(optimizers, objective.update_scales())
+    params = {role: net.init(jax.random.key(0)) for role, net in objective.trained().items()}
+    step = make_train_step(objective, transformations)
+    batch = jax.tree.map(jnp.asarray, bandit_batch(bandit))
+
+    @jax.jit
+    def run(state: Any) -> Any:
+        return jax.lax.fori_loop(0, steps, lambda _, carry: step(carry, {}, batch)[0], state)
+
+    state = run(create_state(params, transformations))
+    return jax.nn.log_softmax(state.params["policy"]["logits"])
+
+
+class Outcome(NamedTuple):
+    """How far from the optimum: KL(pi* || pi), averaged over prompts, in nats; and the share of the attainable gain in J that is lost."""
+
+    divergence: float
+    lost: float
+
+
+def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
+    """Compares a policy with the closed-form optimum of ``J = E_pi[r] - tau KL(pi || pi_ref)``."""
+    optimal, _ = optimal_policy_log_probs(
+        jnp.asarray(bandit.reference_log_probs), jnp.asarray(bandit.rewards), temperature=temperature
+    )
+    optimal, log_policy = np.asarray(optimal, np.float64), np.asarray(log_policy, np.float64)
+
+    def objective(log_probs: np.ndarray) -> float:
+        ratio = log_probs - bandit.reference_log_probs
+        return float(np.mean(np.sum(np.exp(log_probs) * (bandit.rewards - temperature * ratio), axis=-1)))
+
+    divergence = float(np.mean(np.sum(np.exp(optimal) * (optimal - log_policy), axis=-1)))
+    gain = objective(optimal) - objective(bandit.reference_log_probs)
+    return Outcome(divergence, (objective(optimal) - objective(log_policy)) / gain)
+
+
+def table(temperatures: tuple[float, ...], steps: int) -> str:
+    """Trains every method at every temperature; returns a Markdown table."""
+    bandit = make_bandit()
+    header = "| method | " + " | ".join(f"tau {tau:g}: KL(pi* \\|\\| pi) / gain lost" for tau in temperatures) + " |"
+    lines = [header, "|---" * (len(temperatures) + 1) + "|"]
+    names = methods(bandit, 1.0)
+    for name in names:
+        cells = []
+        for tau in temperatures:
+            outcome = judge(bandit, solve(bandit, methods(bandit, tau)[name], steps=steps), tau)
+            finite = np.isfinite(outcome.divergence)
+            cells.append(f"{outcome.divergence:.2g} / {outcome.lost:.1%}" if finite else "diverges")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def _largest_remainder(probabilities: np.ndarray, total: int) -> np.ndarray:
+    """Integer counts that sum to ``total``, at least one each, closest to the probabilities."""
+    counts = np.maximum(np.floor(probabilities * total), 1)
+    remainders = probabilities * total - counts
+    for index in np.argsort(-remainders)[: int(total - counts.sum())]:
+        counts[index] += 1
+    counts[np.argmax(counts)] += total - counts.sum()
+    return counts
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("docs/results/exact_optimum.md"))
+    parser.add_argument("--steps", type=int, default=60_000)
+    arguments = parser.parse_args()
+    text = (
+        "# Exact optimum: which value gives the optimal policy\n\n"
+        "    python -m jaxalign.studies.bandit\n\n"
+        f"Six prompts, five responses, mu different from pi_ref; {arguments.steps:,} steps of gradient descent through the training step.\n"
+        "KL(pi* || pi) in nats, averaged over prompts; the share of the attainable gain in `E r - tau KL` that is lost (over 100 %: worse\n"
+        "than not training).\n\n" + table((0.3, 1.0, 5.0), arguments.steps)
+    )
+    arguments.output.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Reading trained networks back: from a run folder to a network and its parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import UserError
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import ValueNetwork
+from jaxalign.training import checkpoints
+
+NETWORKS_FILE = "networks.json"
+
+
+def load_policy(
+    path: Path | str, role: str = "policy", step: int | str | None = None, *, shardings: Any = None
+) -> tuple[Policy, Any, dict[str, Any]]:
+    """Loads a policy from a run folder or one of its checkpoints.
+
+    Args:
+      path: a run folder, or ``<run>/checkpoints/<step>``.
+      role: the role of the parameters.
+      step: a number, 'best', 'latest', or None for the best if one was kept and the latest otherwise.
+      shardings: where to put the parameters; the first local device by default.
+
+    Returns:
+      The policy, its parameters, and ``info``: the content of ``networks.json`` (``vocabulary``, ``feature_lengths``, ``objective`` ...)
+      with ``run`` and ``step`` added.
+
+    Raises:
+      UserError: if files are missing, malformed or do not fit together.
+    """
+    info = load_info(path, step)
+    config = _config(info, "policy")
+    policy = Policy(config, value_token=info.get("value_token"))
+    params = checkpoints.restore_params(
+        path, role, step=info["step"], abstract=policy.abstract_params(), shardings=shardings
+    )
+    return policy, params, info
+
+
+def load_value(
+    path: Path | str, step: int | str | None = None, *, role: str = "value", shardings: Any = None
+) -> tuple[ValueNetwork, Any, dict[str, Any]]:
+    """Loads a separate value or reward network of a run. Arguments and errors as in `load_policy`."""
+    info = load_info(path, step)
+    if role not in info["networks"]:
+        raise UserError(f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}")
+    value = ValueNetwork(_config(info, role))
+    params = checkpoints.restore_params(
+        path, role, step=info["step"], abstract=value.abstract_params(), shardings=shardings
+    )
+    return value, params, info
+
+
+def load_info(path: Path | str, step: int | str | None = None) -> dict[str, Any]:
+    """The content of a run's ``networks.json`` with ``run`` and the resolved ``step``."""
+    run, found = checkpoints.find_checkpoint(path, step)
+    info = checkpoints.read_json(run / NETWORKS_FILE)
+    if not isinstance(info.get("networks"), dict):
+        raise UserError(f"{run / NETWORKS_FILE} lacks the object 'networks'")
+    return {**info, "run": str(run), "step": found}
+
+
+def describe_networks(objective: Any) -> dict[str, Any]:
+    """JSON for ``networks.json``: the configuration of every role that has one of its own."""
+    networks = {
+        role: network.config.to_dict()
+        for role, network in objective.trained().items()
+        if isinstance(getattr(network, "config", None), T5Config)
+    }
+    description: dict[str, Any] = {"networks": networks, "objective": objective.name}
+    if getattr(objective.policy, "value_token", None) is not None:
+        description["value_token"] = objective.policy.value_token
+    temperature = getattr(objective, "temperature", getattr(objective, "beta", None))
+    if temperature is not None:
+        description["temperature"] = temperature
+    return description
+
+
+def _config(info: dict[str, Any], role: str) -> T5Config:
+    if role not in info["networks"]:
+        raise UserError(f"run {info['run']} has no network {role!r} in {NETWORKS_FILE}")
+    try:
+        return T5Config.from_dict(info["networks"][role])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{info['run']}/{NETWORKS_FILE}, network {role}: {error}") from error

@@ -1,0 +1,270 @@
+"""The loop around the step: next batch, metrics one step late, evaluation, checkpoints, progress. No mathematics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxalign.errors import UserError
+from jaxalign.objectives.base import Batch, Objective
+from jaxalign.training import partitioning
+from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+from jaxalign.training.metrics import MetricAccumulator, MetricWriter
+from jaxalign.training.state import TrainState
+from jaxalign.training.step import StepFunction
+
+Evaluator = Callable[[int, Mapping[str, Any]], dict[str, float]]
+
+
+class NonFiniteError(UserError):
+    """Loss or gradients became NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long and how often.
+
+    Attributes:
+      train_steps: number of updates in total.
+      log_period: steps over which training metrics are averaged before they are written.
+      eval_period: steps between evaluations; 0 for none but at the end.
+      checkpoint: when to save and what to keep.
+      progress: show a progress bar on standard error.
+    """
+
+    train_steps: int
+    log_period: int = 50
+    eval_period: int = 1000
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    progress: bool = True
+
+
+class Throughput:
+    """Examples and non-padding tokens per second since the last report; padding is what packing saves, so it is not counted."""
+
+    def __init__(self) -> None:
+        self.examples = self.tokens = 0
+        self._start = time.perf_counter()
+        self._counts = (0, 0)
+
+    def add(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Counts a host batch."""
+        self.examples += int((batch["response_mask"] > 0).sum())
+        self.tokens += int((batch["encoder_segment_ids"] > 0).sum())
+        self.tokens += int((batch["decoder_segment_ids"] > 0).sum())
+
+    def report(self) -> dict[str, float]:
+        """Rates since the last call."""
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
+        rates = {
+            "examples_per_second": (self.examples - self._counts[0]) / elapsed,
+            "tokens_per_second": (self.tokens - self._counts[1]) / elapsed,
+        }
+        self._start, self._counts = now, (self.examples, self.tokens)
+        return rates
+
+
+class Loop:
+    """Runs a compiled step until ``train_steps``.
+
+    Args:
+      step: the compiled training step.
+      objective: for `Objective.summarize` and `Objective.check_batch`.
+      mesh: where batches go.
+      config: periods.
+      model_dir: the run folder.
+      writer: metrics out.
+      checkpointer: checkpoints out.
+      metadata: JSON that every checkpoint carries.
+      evaluators: called as ``(step, params by role)``; their metrics are prefixed with the evaluator's name.
+      frozen: frozen parameters by role.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: StepFunction,
+        objective: Objective,
+        mesh: Mesh,
+        config: LoopConfig,
+        model_dir: Path,
+        writer: MetricWriter,
+        checkpointer: Checkpointer,
+        metadata: Mapping[str, Any],
+        evaluators: Mapping[str, Evaluator],
+        frozen: Mapping[str, Any],
+    ) -> None:
+        self._step, self._objective, self._mesh, self._config = step, objective, mesh, config
+        self._model_dir, self._writer, self._checkpointer = model_dir, writer, checkpointer
+        self._metadata, self._evaluators, self._frozen = dict(metadata), evaluators, frozen
+        self._accumulator = MetricAccumulator()
+        self._throughput = Throughput()
+        self.evaluations: dict[str, float] = {}
+        self.last_training_metrics: dict[str, float] = {}
+        self.best: dict[str, Any] = _read_best(model_dir)
+
+    @property
+    def objective_name(self) -> str:
+        """The method's name."""
+        return self._objective.name
+
+    @property
+    def throughput(self) -> Throughput:
+        """Examples and tokens seen by this process in this launch."""
+        return self._throughput
+
+    def run(self, state: TrainState, batches: Iterator[Batch], data_state: Callable[[], Any]) -> TrainState:
+        """Trains.
+
+        Args:
+          state: where to start.
+          batches: host batches of this process.
+          data_state: the iterator's state after the last batch taken; JSON.
+
+        Raises:
+          NonFiniteError: on NaN or Inf; checkpoints written before stay.
+          UserError: if the data end before ``train_steps``.
+        """
+        config = self._config
+        start = int(state.step)
+        bar = self._bar(start)
+        pending: tuple[int, Any] | None = None
+        batch, after = self._next(batches, data_state, start)
+        for number in range(start + 1, config.train_steps + 1):
+            state, metrics = self._step(state, self._frozen, partitioning.put_batch(self._mesh, batch))
+            self._throughput.add(batch)
+            consumed = after
+            if number < config.train_steps:
+                batch, after = self._next(batches, data_state, number)
+            if pending is not None:
+                self._receive(*pending, bar)
+            pending = (number, metrics)
+            if self._due(number, config.eval_period) or self._due(number, config.checkpoint.period):
+                self._receive(*pending, bar)
+                pending = None
+                self._evaluate_and_save(number, state, consumed)
+        if pending is not None:
+            self._receive(*pending, bar)
+        bar.close()
+        self._checkpointer.wait()
+        return state
+
+    def _next(
+        self, batches: Iterator[Batch], data_state: Callable[[], Any], step: int
+    ) -> tuple[Batch, Any]:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise UserError(
+                f"the training data ended after {step} of {self._config.train_steps} steps; train on more epochs or fewer steps"
+            ) from None
+        self._objective.check_batch(batch)
+        return batch, data_state()
+
+    def _due(self, number: int, period: int) -> bool:
+        return number == self._config.train_steps or (period > 0 and number % period == 0)
+
+    def _receive(self, number: int, metrics: Any, bar: Any) -> None:
+        metrics = jax.device_get(metrics)
+        if metrics["finite"][0] < 1:
+            bar.close()
+            self._checkpointer.wait()
+            last = self._checkpointer.latest_step()
+            kept = f"the last good checkpoint is step {last}" if last is not None else "no checkpoint was written yet"
+            raise NonFiniteError(f"loss or gradients became NaN or infinite at step {number}; {kept} in {self._model_dir}")
+        self._accumulator.add({name: pair for name, pair in metrics.items() if name != "finite"})
+        bar.update(1)
+        if self._due(number, self._config.log_period):
+            values = {**self._objective.summarize(self._accumulator.means()), **self._throughput.report()}
+            self.last_training_metrics = values
+            self._writer.write(number, "train", values)
+            self._accumulator.reset()
+            bar.set_postfix_str(
+                f"loss {values.get('loss', float('nan')):.4g}, {values['examples_per_second']:.0f} ex/s, "
+                f"{values['tokens_per_second']:.0f} tok/s"
+            )
+
+    def _evaluate_and_save(self, number: int, state: TrainState, data_state: Any) -> None:
+        policy = self._config.checkpoint
+        saving = self._due(number, policy.period)
+        if self._due(number, self._config.eval_period) or (saving and policy.best_metric):
+            self.evaluations = self.evaluate(number, {**self._frozen, **state.params})
+        if saving:
+            self._checkpointer.save(state, data_state, self._metadata, self.evaluations)
+            self._update_best(number)
+
+    def evaluate(self, step: int, params: Mapping[str, Any]) -> dict[str, float]:
+        """Runs every evaluator; returns ``{"<evaluator>/<metric>": value}`` and writes them."""
+        results: dict[str, float] = {}
+        for name, evaluator in self._evaluators.items():
+            values = evaluator(step, params)
+            self._writer.write(step, name, values)
+            results.update({f"{name}/{metric}": value for metric, value in values.items()})
+        return results
+
+    def _update_best(self, step: int) -> None:
+        metric = self._config.checkpoint.best_metric
+        if metric is None:
+            return
+        value = self.evaluations[metric]
+        sign = 1 if self._config.checkpoint.best_mode == "max" else -1
+        if not self.best or sign * value > sign * self.best["value"]:
+            self.best = {"step": step, "metric": metric, "value": value}
+            if jax.process_index() == 0:
+                (self._model_dir / "best.json").write_text(json.dumps(self.best), encoding="utf-8")
+
+    def _bar(self, start: int) -> Any:
+        shown = self._config.progress and jax.process_index() == 0
+        return tqdm(
+            total=self._config.train_steps,
+            initial=start,
+            desc=self._objective.name,
+            unit="step",
+            disable=not shown,
+            file=sys.stderr,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
+
+
+def make_evaluator(
+    eval_step: Callable[[Mapping[str, Any], Batch], Any],
+    objective: Objective,
+    mesh: Mesh,
+    batches: Callable[[], Iterator[Batch]],
+) -> Evaluator:
+    """An evaluator that averages the objective's metrics over all batches of a split."""
+
+    def evaluate(step: int, params: Mapping[str, Any]) -> dict[str, float]:
+        del step
+        accumulator = MetricAccumulator()
+        for batch in batches():
+            accumulator.add(eval_step(params, partitioning.put_batch(mesh, batch)))
+        return objective.summarize(accumulator.means())
+
+    return evaluate
+
+
+def combine(evaluators: Sequence[Evaluator]) -> Evaluator:
+    """Merges the metrics of several evaluators of one split."""
+
+    def evaluate(step: int, params: Mapping[str, Any]) -> dict[str, float]:
+        return {name: value for each in evaluators for name, value in each(step, params).items()}
+
+    return evaluate
+
+
+def _read_best(model_dir: Path) -> dict[str, Any]:
+    path = model_dir / "best.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

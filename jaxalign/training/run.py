@@ -1,0 +1,339 @@
+"""A training run: networks x objective x task, from gin bindings to a finished run folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.errors import UserError
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import ValueNetwork
+from jaxalign.objectives.base import Objective
+from jaxalign.training import checkpoints, loading, partitioning, score
+from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
+from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.partitioning import MeshShape
+from jaxalign.training.state import (
+    TrainState,
+    build_transformations,
+    create_state,
+    role_shardings,
+    state_shardings,
+)
+from jaxalign.training.step import jit_eval_step, jit_train_step, make_eval_step, make_train_step
+
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "jaxalign")
+
+
+def train(
+    *,
+    model_dir: str,
+    objective: Objective,
+    data: TaskData,
+    optimizer: Optimizer,
+    loop: LoopConfig,
+    batch_size: int,
+    value_optimizer: Optimizer | None = None,
+    initial_checkpoint_path: str | None = None,
+    initial_checkpoint_step: int | str | None = None,
+    microbatches: int = 1,
+    mesh: MeshShape = MeshShape(),
+    random_seed: int = 0,
+    reference_scores: str | None = None,
+    evaluators: Mapping[str, Evaluator] | None = None,
+) -> dict[str, Any]:
+    """Trains the networks of an objective on a task; continues where a run in ``model_dir`` stopped.
+
+    Args:
+      model_dir: the run folder.
+      objective: the method, with its networks.
+      data: the task.
+      optimizer: of the policy, and of the value if it has none of its own.
+      loop: steps and periods.
+      batch_size: rows of the global batch.
+      value_optimizer: of the value network.
+      initial_checkpoint_path: run folder whose policy is the start and the reference; a random initialisation by default.
+      initial_checkpoint_step: which checkpoint of it: a number, 'best' or 'latest'; best if kept, else latest, by default.
+      microbatches: parts of the batch whose gradients are accumulated; changes memory, not results.
+      mesh: how devices are arranged.
+      random_seed: of initialisation, data order and dropout.
+      reference_scores: name of stored reference log-probabilities; found or computed by default.
+      evaluators: further evaluations by name, called as ``(step, params by role)``.
+
+    Returns:
+      The content of ``summary.json``.
+
+    Raises:
+      UserError: if configuration, data and checkpoints do not fit together; NonFiniteError on NaN or Inf.
+    """
+    started = time.time()
+    folder = Path(model_dir).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    device_mesh = partitioning.make_mesh(mesh)
+    partitioning.check_batch_size(device_mesh, batch_size, microbatches)
+    metadata = data.prepare()
+    _check_vocabulary(objective, data)
+    run_id = _run_id(folder)
+    params, frozen, reference = _initial_params(
+        objective, device_mesh, random_seed, initial_checkpoint_path, initial_checkpoint_step, run_id
+    )
+    if "reference_log_probs" in objective.required_fields():
+        reference_scores = _ensure_reference_scores(
+            objective, data, params, reference_scores, reference, device_mesh, batch_size
+        )
+    else:
+        reference_scores = None
+    optimizers = {
+        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
+        for role in objective.trained()
+    }
+    transformations = build_transformations(optimizers, objective.update_scales())
+    abstract = jax.eval_shape(lambda tree: create_state(tree, transformations), params)
+    shardings = state_shardings(device_mesh, abstract, _logical_axes(objective))
+    dataset = data.training_dataset(batch_size, random_seed, reference_scores)
+    iterator = iter(dataset)
+    first = next(iter(data.training_dataset(batch_size, random_seed, reference_scores)))
+    objective.check_batch(first)
+    step = jit_train_step(
+        make_train_step(
+            objective,
+            transformations,
+            seed=random_seed,
+            microbatches=microbatches,
+            dropout=_uses_dropout(objective),
+        ),
+        device_mesh,
+        shardings,
+        jax.tree.map(lambda leaf: leaf.sharding, frozen),
+        first,
+    )
+    checkpointer = Checkpointer(folder, loop.checkpoint)
+    resumed = checkpointer.latest_step()
+    if resumed is None:
+        with partitioning.activate(device_mesh):
+            state = jax.jit(
+                lambda tree: create_state(tree, transformations), out_shardings=shardings
+            )(params)
+    else:
+        state, data_state = checkpointer.restore(abstract, shardings)
+        if data_state is not None:
+            iterator.set_state(data_state)
+    del params
+    primary = jax.process_index() == 0
+    if primary:
+        _write_description(folder, objective, data, metadata, run_id)
+    with MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer:
+        runner = Loop(
+            step=step,
+            objective=objective,
+            mesh=device_mesh,
+            config=loop,
+            model_dir=folder,
+            writer=writer,
+            checkpointer=checkpointer,
+            metadata={"run_id": run_id, "objective": objective.name, **_versions()},
+            evaluators={
+                **_objective_evaluator(objective, data, device_mesh, shardings, frozen, batch_size, reference_scores),
+                **(evaluators or {}),
+            },
+            frozen=frozen,
+        )
+        try:
+            state = runner.run(state, iterator, iterator.get_state)
+        finally:
+            checkpointer.close()
+    summary = _summary(runner, state, metadata, started, loop)
+    if primary:
+        _write_gin(folder)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _initial_params(
+    objective: Objective,
+    mesh: Any,
+    seed: int,
+    path: str | None,
+    step: int | str | None,
+    run_id: str,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Parameters of the trained roles, of the frozen ones, and who the reference policy is."""
+    axes = _logical_axes(objective)
+    networks = objective.trained()
+    keys = dict(zip(networks, jax.random.split(jax.random.key(seed), len(networks)), strict=True))
+    shapes = {role: jax.eval_shape(net.init, keys[role]) for role, net in networks.items()}
+    places = {role: role_shardings(mesh, shapes[role], axes.get(role)) for role in networks}
+    reference = {"run_id": f"{run_id}-init", "step": seed}
+    params: dict[str, Any] = {}
+    if path is not None:
+        info = loading.load_info(path, step)
+        reference = {"run_id": info.get("run_id", "unnamed"), "step": info["step"], "path": info["run"]}
+        params["policy"] = checkpoints.restore_params(
+            path, "policy", step=info["step"], abstract=shapes["policy"], shardings=places["policy"]
+        )
+    for role, network in networks.items():
+        if role in params:
+            continue
+        if isinstance(network, ValueNetwork) and path is not None:
+            from_policy = jax.jit(network.from_policy, out_shardings=places[role])
+            with partitioning.activate(mesh):
+                params[role] = from_policy(keys[role], params["policy"])
+        else:
+            with partitioning.activate(mesh):
+                params[role] = jax.jit(network.init, out_shardings=places[role])(keys[role])
+    # The reference is a copy: the policy's own buffers are donated to the step.
+    frozen = {
+        role: jax.tree.map(lambda leaf: leaf.copy(), params["policy"]) for role in objective.frozen_roles()
+    }
+    return params, frozen, reference
+
+
+def _ensure_reference_scores(
+    objective: Objective,
+    data: TaskData,
+    params: Mapping[str, Any],
+    name: str | None,
+    reference: Mapping[str, Any],
+    mesh: Any,
+    batch_size: int,
+) -> str:
+    if name is not None:
+        return name
+    assert isinstance(objective.policy, Policy)
+    name = score.reference_name(reference)
+    splits = [split for split in (data.train_split, data.eval_split) if split]
+    score.score_splits(
+        objective.policy,
+        params["policy"],
+        data.cache_dir,
+        name,
+        splits=splits,
+        feature_lengths=data.feature_lengths,
+        batch_size=batch_size,
+        mesh=mesh,
+        info=reference,
+    )
+    return name
+
+
+def _objective_evaluator(
+    objective: Objective,
+    data: TaskData,
+    mesh: Any,
+    shardings: TrainState,
+    frozen: Mapping[str, Any],
+    batch_size: int,
+    reference_scores: str | None,
+) -> dict[str, Evaluator]:
+    """The objective's own metrics on the evaluation split."""
+    if not data.eval_split:
+        return {}
+    places = {**jax.tree.map(lambda leaf: leaf.sharding, dict(frozen)), **shardings.params}
+
+    def batches() -> Any:
+        return data.evaluation_batches(batch_size, reference_scores)
+
+    step = jit_eval_step(make_eval_step(objective), mesh, places, next(batches()))
+    return {data.eval_split: make_evaluator(step, objective, mesh, batches)}
+
+
+def _logical_axes(objective: Objective) -> dict[str, Any]:
+    return {
+        role: network.logical_axes()
+        for role, network in objective.trained().items()
+        if hasattr(network, "logical_axes")
+    }
+
+
+def _uses_dropout(objective: Objective) -> bool:
+    rates = (getattr(getattr(net, "config", None), "dropout_rate", 0.0) for net in objective.trained().values())
+    return any(rate > 0 for rate in rates)
+
+
+def _check_vocabulary(objective: Objective, data: TaskData) -> None:
+    size = data.load_vocabulary().size
+    limit = objective.policy.config.vocab_size  # type: ignore[attr-defined]
+    if size > limit:
+        raise UserError(
+            f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
+            f"set VOCAB_SIZE to at least {size}"
+        )
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / loading.NETWORKS_FILE
+    return checkpoints.read_json(path)["run_id"] if path.exists() else uuid.uuid4().hex[:12]
+
+
+def _write_description(
+    folder: Path, objective: Objective, data: TaskData, metadata: Mapping[str, Any], run_id: str
+) -> None:
+    vocabulary = dict(metadata["vocabulary"])
+    if "path" in vocabulary:
+        source = Path(data.cache_dir) / vocabulary["path"]
+        (folder / source.name).write_bytes(source.read_bytes())
+    description = {
+        "run_id": run_id,
+        **loading.describe_networks(objective),
+        "vocabulary": vocabulary,
+        "feature_lengths": dict(data.feature_lengths),
+        "reward": metadata.get("feedback") if data.standardize_rewards else None,
+        "task": data.task,
+    }
+    (folder / loading.NETWORKS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
+    _write_gin(folder)
+
+
+def _write_gin(folder: Path) -> None:
+    """The operative configuration, if gin drives this run; gin is never imported for it."""
+    gin = sys.modules.get("gin")
+    if gin is not None:
+        (folder / "config.gin").write_text(gin.operative_config_str(), encoding="utf-8")
+
+
+def _versions() -> dict[str, Any]:
+    packages = {}
+    for name in _VERSIONED:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _summary(
+    runner: Loop, state: TrainState, metadata: Mapping[str, Any], started: float, loop: LoopConfig
+) -> dict[str, Any]:
+    return {
+        "step": int(state.step),
+        "train_steps": loop.train_steps,
+        "objective": runner.objective_name,
+        "examples": runner.throughput.examples,
+        "tokens": runner.throughput.tokens,
+        "seconds": round(time.time() - started, 1),
+        "train": runner.last_training_metrics,
+        "evaluation": runner.evaluations,
+        "best": runner.best,
+        "data": {
+            "num_examples": metadata["num_examples"],
+            "rejected": metadata.get("rejected", {}),
+            "feedback": metadata.get("feedback"),
+        },
+    }
