@@ -1,0 +1,1 @@
+"""Records, tasks, vocabularies, the tokenised cache and the training pipeline."""

@@ -1,0 +1,452 @@
+"""The tokenised cache: a task is read, checked and tokenised once, and training reads ArrayRecord files.
+
+A cache folder holds `<split>.array_record` (one `CachedExample` a record), `metadata.json`, `rejected.jsonl`, and the
+SentencePiece model if there is one, so it can be moved to another machine as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data import sources, validation
+from jaxalign.data.examples import CachedExample, encode_example, make_example
+from jaxalign.data.records import Record, prompt_id
+from jaxalign.data.validation import DataError, RejectionLog
+from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_dict, vocabulary_from_spec
+
+METADATA_FILE = "metadata.json"
+REJECTED_FILE = "rejected.jsonl"
+_MODEL_FILE = "vocabulary.model"
+_VERSION = 1
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a tokenised record may look like.
+
+    Attributes:
+      max_input_length, max_target_length: tokens of a prompt and of each response, EOS included.
+      long_prompts: "truncate" keeps the beginning, "truncate_left" the end (the last turns of a dialogue), "reject" rejects.
+      max_unknown_fraction: largest share of unknown pieces in a prompt or response.
+      duplicates: "reject" or "keep".
+    """
+
+    max_input_length: int = 512
+    max_target_length: int = 512
+    long_prompts: str = "truncate"
+    max_unknown_fraction: float = 0.2
+    duplicates: str = "reject"
+
+    def __post_init__(self) -> None:
+        if self.long_prompts not in ("truncate", "truncate_left", "reject"):
+            raise DataError(
+                f"long_prompts={self.long_prompts!r}; known: 'truncate', 'truncate_left', 'reject'."
+            )
+        if self.duplicates not in ("reject", "keep"):
+            raise DataError(f"duplicates={self.duplicates!r}; known: 'reject', 'keep'.")
+        if min(self.max_input_length, self.max_target_length) < 2:
+            raise DataError("max_input_length and max_target_length must be at least 2 (EOS counts).")
+
+
+def cache(
+    task: str,
+    output_dir: str,
+    *,
+    vocabulary: str | None = None,
+    extra_ids: int = 0,
+    splits: Sequence[str] = ("train", "validation"),
+    max_input_length: int = 512,
+    max_target_length: int = 512,
+    long_prompts: str = "truncate",
+    max_rejected_fraction: float = 0.05,
+    max_unknown_fraction: float = 0.2,
+    duplicates: str = "reject",
+    kind: str = "triplet",
+    train_file: str | None = None,
+    validation_file: str | None = None,
+    responses_per_example: int = 1,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Tokenises a task into `output_dir` (`jaxalign cache`) and returns the metadata.
+
+    Args:
+      task: a bundled task (synthetic_triplets, synthetic_seq2seq, synthetic_pairs, synthetic_ranked), a task or mixture
+        registered with seqio, or, with `train_file`, any name for your own file.
+      output_dir: the cache folder. An identical cache there is reused, a different one refused unless `overwrite`.
+      vocabulary: "bytes" or the path of a SentencePiece model; None takes the seqio task's own, else "bytes".
+      extra_ids: sentinels after the vocabulary (100 for T5's).
+      splits: splits to write; "train" gives the feedback statistics.
+      max_input_length, max_target_length: in tokens, EOS included; a longer response is rejected.
+      long_prompts: "truncate" (keep the beginning), "truncate_left" (keep the end) or "reject".
+      max_rejected_fraction: above this share of rejected records the command stops.
+      max_unknown_fraction: largest share of unknown pieces in a prompt or response.
+      duplicates: "reject" or "keep" repeated records; logged data often repeats, and then "keep" is right.
+      kind, train_file, validation_file: your own JSON Lines files; without a validation file a tenth of the prompts is used.
+      responses_per_example: above 1, joins the records of one prompt into examples of up to that many responses.
+
+    Raises:
+      DataError: too many bad records (all listed in a side file), no records, or a different cache in the way.
+    """
+    limits = Limits(
+        max_input_length, max_target_length, long_prompts, max_unknown_fraction, duplicates
+    )
+    source: sources.RecordSource
+    if train_file is not None:
+        files = {"train": train_file}
+        if validation_file is not None:
+            files["validation"] = validation_file
+        source = sources.JsonlSource(
+            files, kind, responses_per_example=responses_per_example, duplicates=duplicates
+        )
+    else:
+        source = sources.resolve_source(task)
+    vocabulary_spec = vocabulary or getattr(source, "vocabulary", None) or "bytes"
+    return cache_source(
+        source,
+        output_dir,
+        name=task,
+        vocabulary=vocabulary_from_spec(vocabulary_spec, extra_ids),
+        splits=tuple(splits),
+        limits=limits,
+        max_rejected_fraction=max_rejected_fraction,
+        overwrite=overwrite,
+    )
+
+
+def cache_source(
+    source: sources.RecordSource,
+    output_dir: str,
+    *,
+    name: str,
+    vocabulary: Vocabulary,
+    splits: Sequence[str] = ("train", "validation"),
+    limits: Limits | None = None,
+    max_rejected_fraction: float = 0.05,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """`cache` for a source object; see there."""
+    limits = limits or Limits()
+    output_dir = os.path.abspath(output_dir)
+    options = {
+        "version": _VERSION,
+        "kind": source.kind,
+        "splits": list(splits),
+        "limits": dataclasses.asdict(limits),
+        "vocabulary": _portable(vocabulary),
+    }
+    source_fingerprint = source.fingerprint()
+    existing = _existing(output_dir)
+    request = _digest([options, source_fingerprint]) if source_fingerprint else None
+    if existing and request and existing.get("request") == request and not overwrite:
+        return existing
+    parent = os.path.dirname(output_dir)
+    os.makedirs(parent, exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=f".{os.path.basename(output_dir)}.", dir=parent)
+    try:
+        metadata = _write(source, partial, splits, vocabulary, limits, max_rejected_fraction, output_dir)
+        metadata = {"name": name, **options, "request": request, **metadata}
+        with open(os.path.join(partial, METADATA_FILE), "w", encoding="utf-8") as file:
+            json.dump(metadata, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        if existing and not overwrite:
+            if existing["fingerprint"] == metadata["fingerprint"]:
+                return existing
+            raise DataError(
+                f"{output_dir} already holds a different cache (task {existing['name']!r}); choose another "
+                "output_dir, or pass overwrite=True to replace it."
+            )
+        _move_into_place(partial, output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return metadata
+
+
+def load_metadata(cache_dir: str) -> dict[str, Any]:
+    """The cache's metadata.
+
+    Keys: name, kind, responses_per_example (K), fields (which of feedback, scores the batches have), score_names,
+    num_examples (by split), num_prompts (by split), feedback {"mean", "std"} of the training split's responses or None,
+    vocabulary (see `load_vocabulary`), lengths (percentiles of prompt and response tokens by split), rejected (counts by
+    split and reason), truncated_prompts (by split), limits, fingerprint (of the content).
+    """
+    path = os.path.join(cache_dir, METADATA_FILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise DataError(
+            f"{cache_dir} is not a cache: it has no {METADATA_FILE}. Make one with `jaxalign cache`."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); make the cache again.") from None
+
+
+def load_vocabulary(cache_dir: str) -> Vocabulary:
+    """The vocabulary the cache was made with."""
+    return vocabulary_from_dict(load_metadata(cache_dir)["vocabulary"], cache_dir)
+
+
+def split_path(cache_dir: str, split: str) -> str:
+    """The ArrayRecord file of a split."""
+    return os.path.join(cache_dir, f"{split}.array_record")
+
+
+def lengths_path(cache_dir: str, split: str) -> str:
+    """The array of a split's lengths: int32 [examples, 2], tokens of the prompt and of all responses."""
+    return os.path.join(cache_dir, f"{split}.lengths.npy")
+
+
+def tokenize(
+    records: Iterable[Record],
+    vocabulary: Vocabulary,
+    limits: Limits,
+    log: RejectionLog,
+    split: str = "",
+) -> Iterator[CachedExample]:
+    """Examples of the records that pass the limits; the others go to the log."""
+    for block in _blocks(records):
+        texts = [text for record in block for text in (record.prompt, *record.responses)]
+        tokens = iter(vocabulary.encode_batch(texts))
+        for record in block:
+            inputs = next(tokens)
+            targets = [next(tokens) for _ in record.responses]
+            problem = _problem(inputs, targets, vocabulary, limits)
+            if problem is not None:
+                log.reject_record(record, *problem, split=split)
+                continue
+            room = limits.max_input_length - 1
+            if len(inputs) > room:
+                log.notes["truncated_prompts"] += 1
+                inputs = inputs[-room:] if limits.long_prompts == "truncate_left" else inputs[:room]
+            yield make_example(
+                [*inputs, vocabulary.eos_id],
+                [[*target, vocabulary.eos_id] for target in targets],
+                record.feedback,
+                record.scores,
+                prompt_id=prompt_id(record.prompt),
+                prompt=record.prompt,
+                responses=record.responses,
+                group=record.group,
+                source=record.source,
+                file=os.path.basename(record.file),
+                line=record.line,
+            )
+
+
+def _problem(
+    inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary, limits: Limits
+) -> tuple[str, str] | None:
+    """(reason, message) if the tokens break a limit."""
+    named = [("the prompt", inputs), *((f"response {k}", target) for k, target in enumerate(targets))]
+    for name, tokens in named:
+        unknown = sum(token == vocabulary.unk_id for token in tokens)
+        if unknown > limits.max_unknown_fraction * len(tokens):
+            return (
+                "unknown_pieces",
+                f"{unknown} of {len(tokens)} pieces of {name} are unknown to the vocabulary, more than "
+                f"max_unknown_fraction={limits.max_unknown_fraction:g}",
+            )
+    if limits.long_prompts == "reject" and len(inputs) + 1 > limits.max_input_length:
+        return (
+            "long_prompt",
+            f"the prompt has {len(inputs) + 1} tokens with EOS, more than "
+            f"max_input_length={limits.max_input_length}",
+        )
+    for response, target in enumerate(targets):
+        if not target:
+            return "empty_response", f"response {response} has no tokens"
+        if len(target) + 1 > limits.max_target_length:
+            return (
+                "long_response",
+                f"response {response} has {len(target) + 1} tokens with EOS, more than "
+                f"max_target_length={limits.max_target_length}",
+            )
+    return None
+
+
+def _write(
+    source: sources.RecordSource,
+    folder: str,
+    splits: Sequence[str],
+    vocabulary: Vocabulary,
+    limits: Limits,
+    max_rejected_fraction: float,
+    output_dir: str,
+) -> dict[str, Any]:
+    """Writes the splits and the side file into a fresh folder; returns what was found."""
+    all_rejected = RejectionLog()
+    content = hashlib.sha256()
+    summaries: dict[str, _SplitSummary] = {}
+    rejected: dict[str, dict[str, int]] = {}
+    truncated: dict[str, int] = {}
+    for split in splits:
+        log = RejectionLog()
+        records: Iterable[Record] = source.records(split, log)
+        if limits.duplicates == "reject":
+            records = validation.drop_duplicates(records, log, split)
+        summary = _SplitSummary()
+        content.update(f"{split}\n".encode())
+        with _writer(split_path(folder, split)) as writer:
+            for example in tokenize(records, vocabulary, limits, log, split):
+                data = encode_example(example)
+                content.update(hashlib.sha256(data).digest())
+                writer.write(data)
+                summary.add(example)
+        with open(lengths_path(folder, split), "wb") as file:
+            np.save(file, summary.example_lengths(), allow_pickle=False)
+        log.check(max_rejected_fraction, f"{output_dir}.rejected.jsonl")
+        if not summary.prompt_lengths:
+            raise DataError(f"The split {split!r} has no usable records ({log.seen} read).")
+        summaries[split] = summary
+        rejected[split] = log.counts
+        truncated[split] = log.notes["truncated_prompts"]
+        all_rejected.entries.extend(log.entries)
+    all_rejected.write(os.path.join(folder, REJECTED_FILE))
+    _check_no_straddling(summaries)
+    spec = _portable(vocabulary)
+    if "path" in spec:
+        shutil.copyfile(vocabulary.to_dict()["path"], os.path.join(folder, _MODEL_FILE))
+    everything = summaries.values()
+    return {
+        "responses_per_example": max(s.responses for s in everything),
+        "fields": sorted(set.intersection(*(s.fields for s in everything))),
+        "score_names": list(source.score_names),
+        "num_examples": {name: len(s.prompt_lengths) for name, s in summaries.items()},
+        "num_prompts": {name: len(s.prompts) for name, s in summaries.items()},
+        "feedback": summaries["train"].feedback_statistics() if "train" in summaries else None,
+        "lengths": {name: s.lengths() for name, s in summaries.items()},
+        "rejected": rejected,
+        "truncated_prompts": truncated,
+        "fingerprint": content.hexdigest(),
+    }
+
+
+class _SplitSummary:
+    """Statistics of a split, gathered while it is written."""
+
+    def __init__(self) -> None:
+        self.prompts: set[str] = set()
+        self.prompt_lengths: list[int] = []
+        self.response_lengths: list[int] = []
+        self.decoder_lengths: list[int] = []
+        self.feedback: list[float] = []
+        self.fields: set[str] = {"feedback", "scores"}
+        self.responses = 0
+
+    def add(self, example: CachedExample) -> None:
+        self.prompts.add(example.prompt)
+        self.prompt_lengths.append(len(example.inputs))
+        self.response_lengths.extend(example.target_lengths.tolist())
+        self.decoder_lengths.append(len(example.targets))
+        self.responses = max(self.responses, len(example.target_lengths))
+        if example.feedback is None:
+            self.fields.discard("feedback")
+        else:
+            self.feedback.extend(example.feedback.tolist())
+        if example.scores is None:
+            self.fields.discard("scores")
+
+    def example_lengths(self) -> np.ndarray:
+        pairs = list(zip(self.prompt_lengths, self.decoder_lengths, strict=True))
+        return np.asarray(pairs, np.int32).reshape(-1, 2)
+
+    def feedback_statistics(self) -> dict[str, float] | None:
+        """Mean and (population) standard deviation over responses; the deviation is 1 if all feedback is equal."""
+        if "feedback" not in self.fields:
+            return None
+        values = np.asarray(self.feedback, np.float64)
+        std = float(values.std())
+        return {"mean": float(values.mean()), "std": std if std > 1e-12 else 1.0}
+
+    def lengths(self) -> dict[str, dict[str, float]]:
+        result = {}
+        for name, values in (("prompt", self.prompt_lengths), ("response", self.response_lengths)):
+            percentiles = np.percentile(values, (50, 90, 95, 99, 100))
+            keys = ("p50", "p90", "p95", "p99", "max")
+            result[name] = {"mean": float(np.mean(values))} | {
+                key: float(value) for key, value in zip(keys, percentiles, strict=True)
+            }
+        return result
+
+
+def _check_no_straddling(summaries: Mapping[str, _SplitSummary]) -> None:
+    names = list(summaries)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            shared = summaries[first].prompts & summaries[second].prompts
+            if shared:
+                example = min(shared)
+                raise DataError(
+                    f"{len(shared)} prompts are in both {first!r} and {second!r}, for example "
+                    f"{example[:80]!r}; split the data by prompt (give only train_file and it is done for you)."
+                )
+
+
+def _portable(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The vocabulary's description with the path it has inside the cache."""
+    spec = dict(vocabulary.to_dict())
+    if "path" in spec:
+        spec["path"] = _MODEL_FILE
+    return spec
+
+
+class _writer:
+    """An ArrayRecord file with one record a group, which random access wants."""
+
+    def __init__(self, path: str):
+        from array_record.python import array_record_module
+
+        self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+
+    def __enter__(self) -> Any:
+        return self._writer
+
+    def __exit__(self, *exception: Any) -> None:
+        self._writer.close()
+
+
+def _blocks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    block: list[Record] = []
+    for record in records:
+        block.append(record)
+        if len(block) == _BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _existing(output_dir: str) -> dict[str, Any] | None:
+    if not os.path.exists(output_dir) or (os.path.isdir(output_dir) and not os.listdir(output_dir)):
+        return None
+    if not os.path.exists(os.path.join(output_dir, METADATA_FILE)):
+        raise DataError(
+            f"{output_dir} exists and is not a cache; choose another output_dir (nothing was changed)."
+        )
+    return load_metadata(output_dir)
+
+
+def _move_into_place(partial: str, output_dir: str) -> None:
+    """Renames the finished folder; readers see the old cache or the new one, never a mixture."""
+    os.chmod(partial, 0o755)
+    old = None
+    if os.path.exists(output_dir):
+        old = tempfile.mkdtemp(prefix=".old.", dir=os.path.dirname(output_dir))
+        os.replace(output_dir, os.path.join(old, "cache"))
+    os.replace(partial, output_dir)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)

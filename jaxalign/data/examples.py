@@ -1,0 +1,128 @@
+"""One tokenised example of the cache, and its bytes: msgpack of integers, byte strings and text (nothing is pickled)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+_VERSION = 1
+_INT = np.dtype("<i4")
+_FLOAT = np.dtype("<f4")
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedExample:
+    """A prompt and its responses as tokens.
+
+    Attributes:
+      inputs: int32 [prompt length], ends in EOS.
+      targets: int32 [sum of response lengths], the responses one after another, each ending in EOS.
+      target_lengths: int32 [responses].
+      feedback: float32 [responses] as given (not standardised), or None.
+      scores: float32 [responses, scores], or None.
+      prompt_id: positive hash of the prompt's text.
+      prompt, responses, group, source, file, line: the record the tokens came from.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    target_lengths: np.ndarray
+    feedback: np.ndarray | None
+    scores: np.ndarray | None
+    prompt_id: int
+    prompt: str = ""
+    responses: tuple[str, ...] = ()
+    group: str | None = None
+    source: str = ""
+    file: str = ""
+    line: int = 0
+
+    def target(self, response: int) -> np.ndarray:
+        """Tokens of one response, with EOS."""
+        end = int(self.target_lengths[: response + 1].sum())
+        return self.targets[end - int(self.target_lengths[response]) : end]
+
+
+def make_example(
+    inputs: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    feedback: Sequence[float] | None,
+    scores: Sequence[Sequence[float]] | None,
+    **fields: Any,
+) -> CachedExample:
+    """An example from token lists, one list a response."""
+    return CachedExample(
+        inputs=np.asarray(inputs, np.int32),
+        targets=np.asarray([token for target in targets for token in target], np.int32),
+        target_lengths=np.asarray([len(target) for target in targets], np.int32),
+        feedback=None if feedback is None else np.asarray(feedback, np.float32),
+        scores=None if scores is None else np.asarray(scores, np.float32),
+        **fields,
+    )
+
+
+def encode_example(example: CachedExample) -> bytes:
+    """Bytes of an example; equal examples give equal bytes."""
+    header = {
+        "v": _VERSION,
+        "i": example.inputs.astype(_INT).tobytes(),
+        "t": example.targets.astype(_INT).tobytes(),
+        "l": example.target_lengths.astype(_INT).tobytes(),
+        "p": example.prompt_id,
+    }
+    if example.feedback is not None:
+        header["f"] = example.feedback.astype(_FLOAT).tobytes()
+    if example.scores is not None:
+        header["s"] = example.scores.astype(_FLOAT).tobytes()
+    text = (
+        example.prompt,
+        list(example.responses),
+        example.group,
+        example.source,
+        example.file,
+        example.line,
+    )
+    # The text is a byte string inside, so that training can skip it without decoding it.
+    header["x"] = msgpack.packb(text, use_bin_type=True)
+    return msgpack.packb(header, use_bin_type=True)
+
+
+def decode_example(data: bytes, *, with_text: bool = True, where: str = "the cache") -> CachedExample:
+    """The example in the bytes. Raises ValueError naming `where` if they are not one."""
+    try:
+        header = msgpack.unpackb(data, raw=False)
+        if header["v"] != _VERSION:
+            raise ValueError(f"format {header['v']}, this program reads {_VERSION}")
+        lengths = np.frombuffer(header["l"], _INT)
+        responses = len(lengths)
+        targets = np.frombuffer(header["t"], _INT)
+        if int(lengths.sum()) != len(targets) or responses == 0:
+            raise ValueError("response lengths do not add up to the number of tokens")
+        feedback = np.frombuffer(header["f"], _FLOAT) if "f" in header else None
+        if feedback is not None and len(feedback) != responses:
+            raise ValueError(f"{len(feedback)} feedback numbers for {responses} responses")
+        scores = (
+            np.frombuffer(header["s"], _FLOAT).reshape(responses, -1) if "s" in header else None
+        )
+        text: dict[str, Any] = {}
+        if with_text:
+            names = ("prompt", "responses", "group", "source", "file", "line")
+            text = dict(zip(names, msgpack.unpackb(header["x"], raw=False), strict=True))
+            text["responses"] = tuple(text["responses"])
+        return CachedExample(
+            inputs=np.frombuffer(header["i"], _INT),
+            targets=targets,
+            target_lengths=lengths,
+            feedback=feedback,
+            scores=scores,
+            prompt_id=header["p"],
+            **text,
+        )
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise ValueError(
+            f"A record of {where} is damaged ({error}); delete the folder and run `jaxalign cache` again."
+        ) from error

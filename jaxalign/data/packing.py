@@ -1,0 +1,144 @@
+"""First-fit packing of examples into rows, on their lengths alone.
+
+Grain's own packing copies tokens and needs every example read first; here only indices move, the chosen examples of a whole
+batch are read together, and the state is the parent's state with a short list of examples put aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+Rows = list[list[int]]
+
+
+class PackIndices(grain.IterDataset):
+    """Turns a stream of example indices into batches of rows of indices.
+
+    Every example goes to the first row with room. One that fits nowhere is put aside for the next batch; when more than
+    `lookahead` are aside the batch is finished, so no example waits for long and the order stays that of the parent
+    within that window.
+    """
+
+    def __init__(
+        self,
+        parent: grain.IterDataset,
+        *,
+        example_lengths: Int[np.ndarray, "examples 2"],
+        row_lengths: tuple[int, int],
+        rows: int,
+        max_examples_per_row: int,
+        lookahead: int,
+        drop_remainder: bool,
+    ):
+        """Packs the indices `parent` yields.
+
+        Args:
+          parent: yields example indices.
+          example_lengths: encoder and decoder tokens of every example; each must fit in `row_lengths`.
+          row_lengths: encoder and decoder tokens of a row.
+          rows: rows of a batch.
+          max_examples_per_row: P.
+          lookahead: examples that may be put aside.
+          drop_remainder: leave out last batches that have an empty row.
+        """
+        super().__init__(parent)
+        self._options = dict(
+            example_lengths=example_lengths,
+            row_lengths=row_lengths,
+            rows=rows,
+            max_examples_per_row=max_examples_per_row,
+            lookahead=lookahead,
+            drop_remainder=drop_remainder,
+        )
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _PackIterator(self._parent.__iter__(), **self._options)
+
+
+class _PackIterator(grain.DatasetIterator):
+    """The iterator; between batches its only memory is `_aside`."""
+
+    def __init__(
+        self,
+        parent: grain.DatasetIterator,
+        *,
+        example_lengths: np.ndarray,
+        row_lengths: tuple[int, int],
+        rows: int,
+        max_examples_per_row: int,
+        lookahead: int,
+        drop_remainder: bool,
+    ):
+        super().__init__(parent)
+        self._lengths = example_lengths
+        self._row_lengths = np.asarray(row_lengths)
+        self._rows = rows
+        self._per_row = max_examples_per_row
+        self._lookahead = lookahead
+        self._drop_remainder = drop_remainder
+        self._aside: list[int] = []
+
+    def __next__(self) -> Rows:
+        free = np.tile(self._row_lengths, (self._rows, 1))
+        places = np.full(self._rows, self._per_row)
+        batch: Rows = [[] for _ in range(self._rows)]
+
+        def place(index: int) -> bool:
+            fits = (free >= self._lengths[index]).all(axis=1) & (places > 0)
+            row = int(fits.argmax())
+            if not fits[row]:
+                return False
+            free[row] -= self._lengths[index]
+            places[row] -= 1
+            batch[row].append(index)
+            return True
+
+        self._aside = [index for index in self._aside if not place(index)]
+        while len(self._aside) <= self._lookahead and places.any():
+            try:
+                index = int(next(self._parent))
+            except StopIteration:
+                break
+            if not place(index):
+                self._aside.append(index)
+        if not batch[0] or (self._drop_remainder and not batch[-1]):
+            raise StopIteration
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"parent": self._parent.get_state(), "aside": list(self._aside)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["parent"])
+        self._aside = [int(index) for index in state["aside"]]
+
+
+def pack_and_batch(
+    indices: grain.MapDataset,
+    *,
+    example_lengths: Int[np.ndarray, "examples 2"],
+    row_lengths: Mapping[str, int],
+    rows: int,
+    max_examples_per_row: int,
+    drop_remainder: bool,
+    read_and_collate: Callable[[Rows], Any],
+    prefetch: int,
+) -> grain.IterDataset:
+    """Batches of packed rows from a MapDataset of indices; `prefetch` batches are made ahead in one thread."""
+    packed: grain.IterDataset = PackIndices(
+        indices.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+        example_lengths=example_lengths,
+        row_lengths=(row_lengths["inputs"], row_lengths["targets"]),
+        rows=rows,
+        max_examples_per_row=max_examples_per_row,
+        lookahead=2 * rows,
+        drop_remainder=drop_remainder,
+    ).map(read_and_collate)
+    if prefetch:
+        packed = grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch)
+    return packed

@@ -1,0 +1,257 @@
+"""Training input: a cached split read by Grain, shuffled, sharded, packed on request, and batched.
+
+The iterator of `make_dataset` has Grain's `get_state()` and `set_state()`: a small JSON-able dictionary, after which the
+batches continue bit for bit. Needs neither TensorFlow nor seqio.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from jaxalign.data import packing
+from jaxalign.data.batches import Batch, make_batch
+from jaxalign.data.cache import lengths_path, load_metadata, split_path
+from jaxalign.data.examples import CachedExample, decode_example
+from jaxalign.data.reference import read_reference_scores
+from jaxalign.data.validation import DataError
+
+
+class CachedSplit:
+    """Random access to the examples of one split of a cache.
+
+    Attributes:
+      cache_dir, split: where it is.
+      metadata: the cache's metadata (`cache.load_metadata`).
+    """
+
+    def __init__(self, cache_dir: str, split: str):
+        from array_record.python import array_record_module
+
+        self.cache_dir, self.split = cache_dir, split
+        self.metadata = load_metadata(cache_dir)
+        if split not in self.metadata["num_examples"]:
+            known = ", ".join(self.metadata["num_examples"])
+            raise DataError(f"The cache {cache_dir} has no split {split!r}; it has {known}.")
+        self._path = split_path(cache_dir, split)
+        if not os.path.exists(self._path):
+            raise DataError(f"{self._path} is missing; run `jaxalign cache` again.")
+        self._reader = array_record_module.ArrayRecordReader(
+            self._path, "readahead_buffer_size:0,index_storage_option:in_memory"
+        )
+        if self._reader.num_records() != len(self):
+            raise DataError(
+                f"{self._path} holds {self._reader.num_records()} records, its metadata says {len(self)}; "
+                "run `jaxalign cache` again."
+            )
+
+    @classmethod
+    def open(cls, cache_dir: str, split: str) -> CachedSplit:
+        """Opens a split; DataError if the folder is not a cache or lacks the split."""
+        return cls(cache_dir, split)
+
+    def __len__(self) -> int:
+        return self.metadata["num_examples"][self.split]
+
+    def __getitem__(self, index: int) -> CachedExample:
+        """The example, with its text."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {len(self)} in {self._path}.")
+        (data,) = self._reader.read([int(index)])
+        return decode_example(data, where=self._path)
+
+    def __iter__(self) -> Iterator[CachedExample]:
+        return (self[index] for index in range(len(self)))
+
+    def lengths(self) -> Int[np.ndarray, "examples 2"]:
+        """Encoder and decoder tokens of every example (the decoder's: of all its responses)."""
+        return np.load(lengths_path(self.cache_dir, self.split), allow_pickle=False)
+
+    def read(self, indices: Sequence[int]) -> list[CachedExample]:
+        """Several examples at once, without their text."""
+        data = self._reader.read([int(index) for index in indices])
+        return [decode_example(item, with_text=False, where=self._path) for item in data]
+
+
+def make_dataset(
+    cache_dir: str,
+    split: str,
+    *,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    pack: bool = False,
+    max_examples_per_row: int = 8,
+    row_lengths: Mapping[str, int] | None = None,
+    shuffle: bool = True,
+    seed: int = 0,
+    num_epochs: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    standardize: bool = True,
+    reference_scores: str | None = None,
+    drop_remainder: bool = True,
+    read_threads: int = 2,
+) -> grain.IterDataset:
+    """Batches of a cached split, in the layout of `batches.make_batch`.
+
+    Args:
+      cache_dir, split: the cache and its split.
+      feature_lengths: {"inputs": S, "targets": T}; T is for one response, so an unpacked decoder row is K * T long.
+        Longer examples are an error: make the cache with these limits.
+      batch_size: rows of the global batch; this process gets batch_size // process_count of them.
+      pack: put several examples in a row, first fit.
+      max_examples_per_row: P when packing (1 otherwise).
+      row_lengths: when packing, encoder and decoder lengths of a row if they should not be S and K * T.
+      shuffle, seed: a global order drawn anew every epoch, the same for every number of processes.
+      num_epochs: None repeats for ever.
+      process_index, process_count: which share of the examples this process reads; all shares together are the data set.
+      standardize: rewards = (feedback - mean) / std of the training split; otherwise rewards = feedback.
+      reference_scores: name of stored reference log-probabilities to add.
+      drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows. All processes give
+        the same number of batches, except when packing a finite number of epochs.
+      read_threads: threads that read and decode; 0 does everything in the caller's thread.
+
+    Returns:
+      A Grain IterDataset of numpy batches.
+    """
+    data = CachedSplit.open(cache_dir, split)
+    metadata = data.metadata
+    responses = metadata["responses_per_example"]
+    lengths = _row_lengths(feature_lengths, row_lengths, responses, pack)
+    _check_lengths(data, feature_lengths, lengths)
+    if batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes.")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} with process_count={process_count}.")
+    rows = batch_size // process_count
+    statistics = metadata["feedback"] if standardize else None
+    if standardize and "feedback" in metadata["fields"] and statistics is None:
+        raise DataError(
+            f"The cache {cache_dir} has no training split, so no statistics to standardise rewards with; "
+            "cache the split 'train' too, or pass standardize=False."
+        )
+    collate = functools.partial(
+        make_batch,
+        num_rows=rows,
+        input_length=lengths["inputs"],
+        target_length=lengths["targets"],
+        examples_per_row=max_examples_per_row if pack else 1,
+        responses_per_example=responses,
+        reward_mean=statistics["mean"] if statistics else 0.0,
+        reward_std=statistics["std"] if statistics else 1.0,
+        with_feedback="feedback" in metadata["fields"],
+        num_scores=len(metadata["score_names"]) if "scores" in metadata["fields"] else 0,
+        reference_log_probs=(
+            read_reference_scores(cache_dir, split, reference_scores)[0]
+            if reference_scores
+            else None
+        ),
+    )
+
+    def read_and_collate(index_rows: Sequence[Sequence[int]]) -> Batch:
+        examples = iter(data.read([index for row in index_rows for index in row]))
+        return collate([[(index, next(examples)) for index in row] for row in index_rows])
+
+    # Grain moves indices only; a batch's examples are read together at its end.
+    indices = grain.MapDataset.range(len(data))
+    if shuffle:
+        indices = indices.shuffle(seed=seed)
+    if process_count > 1:
+        indices = indices[process_index::process_count]
+    if len(data) < process_count:
+        raise DataError(f"{len(data)} examples cannot be shared by {process_count} processes.")
+    if pack:
+        return packing.pack_and_batch(
+            indices.repeat(num_epochs),
+            example_lengths=data.lengths(),
+            row_lengths=lengths,
+            rows=rows,
+            max_examples_per_row=max_examples_per_row,
+            drop_remainder=drop_remainder,
+            read_and_collate=read_and_collate,
+            prefetch=read_threads,
+        )
+    batches = indices.repeat(num_epochs).batch(
+        rows, drop_remainder=drop_remainder, batch_fn=lambda batch: [[index] for index in batch]
+    )
+    if num_epochs is not None:
+        batches = _FixedLength(
+            batches, _num_batches(len(data), num_epochs, rows, process_count, drop_remainder)
+        )
+        if len(batches) == 0:
+            raise DataError(
+                f"The split {split!r} of {cache_dir} has {len(data)} examples, too few for one batch of "
+                f"{batch_size} rows; use a smaller batch, or drop_remainder=False."
+            )
+    return batches.map(read_and_collate).to_iter_dataset(
+        grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
+    )
+
+
+def _num_batches(
+    examples: int, epochs: int, rows: int, process_count: int, drop_remainder: bool
+) -> int:
+    """Batches every process gives: full ones of the smallest share, or enough for the largest share."""
+    if drop_remainder:
+        return (examples // process_count) * epochs // rows
+    return math.ceil(math.ceil(examples / process_count) * epochs / rows)
+
+
+class _FixedLength(grain.MapDataset):
+    """The first `length` batches; past the parent's end, empty ones (another process still has examples)."""
+
+    def __init__(self, parent: grain.MapDataset, length: int):
+        super().__init__(parent)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        return self._parent[index] if index < len(self._parent) else []
+
+
+def _row_lengths(
+    feature_lengths: Mapping[str, int],
+    row_lengths: Mapping[str, int] | None,
+    responses: int,
+    pack: bool,
+) -> dict[str, int]:
+    for name in ("inputs", "targets"):
+        if name not in feature_lengths:
+            raise ValueError(f"feature_lengths needs 'inputs' and 'targets', got {dict(feature_lengths)}.")
+    lengths = {
+        "inputs": feature_lengths["inputs"],
+        "targets": responses * feature_lengths["targets"],
+    }
+    if row_lengths is not None:
+        if not pack:
+            raise ValueError("row_lengths is for pack=True; unpacked rows are as long as feature_lengths.")
+        lengths.update(row_lengths)
+    return lengths
+
+
+def _check_lengths(
+    data: CachedSplit, feature_lengths: Mapping[str, int], row_lengths: Mapping[str, int]
+) -> None:
+    """The longest example must fit, or training would stop at it hours later."""
+    found = data.metadata["lengths"][data.split]
+    responses = data.metadata["responses_per_example"]
+    for feature, key, per_row in (("inputs", "prompt", 1), ("targets", "response", responses)):
+        longest = int(found[key]["max"])
+        limit = min(feature_lengths[feature], row_lengths[feature] // per_row)
+        if longest > limit:
+            raise DataError(
+                f"The longest {key} of {data.split!r} in {data.cache_dir} has {longest} tokens with EOS, but "
+                f"feature_lengths[{feature!r}] allows {limit}. Raise it, or make the cache with "
+                f"max_{'input' if key == 'prompt' else 'target'}_length={limit}."
+            )

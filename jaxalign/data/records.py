@@ -1,0 +1,251 @@
+"""Record kinds and how a JSON object becomes one `Record`.
+
+| kind    | fields of the JSON object                     | responses | feedback                                      |
+|---------|-----------------------------------------------|-----------|-----------------------------------------------|
+| triplet | prompt, response, feedback                    | 1         | the number; true/"up" = 1, false/"down" = 0   |
+| pair    | prompt, chosen, rejected, optional margin     | 2         | (margin, 0), margin 1 if absent               |
+| ranked  | prompt, responses (best first), opt. feedback | K         | the list, or ranks scaled to 1 (best) .. 0    |
+| seq2seq | prompt, response                              | 1         | none                                          |
+| multi   | prompt, response, scores (named numbers)      | 1         | `feedback` if present, else the scores' mean  |
+
+`multi` also takes `responses` with a list of score objects. Field names can be changed by a mapping from the
+names above to those of the file. Every failure is a `RecordError` with one of the reasons of `REASONS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+KINDS = ("triplet", "pair", "ranked", "seq2seq", "multi")
+FIELDS = (
+    "prompt",
+    "response",
+    "responses",
+    "feedback",
+    "chosen",
+    "rejected",
+    "margin",
+    "scores",
+    "group",
+)
+REASONS = (
+    "invalid_json",
+    "missing_field",
+    "wrong_type",
+    "nonfinite_feedback",
+    "empty_prompt",
+    "empty_response",
+    "long_prompt",
+    "long_response",
+    "duplicate",
+    "unknown_pieces",
+    "missing_rating",
+)
+_THUMBS = {"up": 1.0, "down": 0.0}
+
+
+class RecordError(ValueError):
+    """A record that cannot be used: `reason` is one of `REASONS`, the message says what is wrong."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One prompt with its responses; `feedback` has one number a response, `scores` one tuple a response."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    feedback: tuple[float, ...] | None = None
+    scores: tuple[tuple[float, ...], ...] | None = None
+    group: str | None = None
+    source: str = ""
+    file: str = ""
+    line: int = 0
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two records duplicates: everything but where they came from."""
+        return self.prompt, self.responses, self.feedback, self.scores
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}" if self.file else f"record {self.line}"
+
+
+def prompt_id(prompt: str) -> int:
+    """A positive int32 hash of the prompt's text; equal text gives the equal id, on every machine."""
+    value = int.from_bytes(hashlib.blake2b(prompt.encode("utf-8"), digest_size=4).digest(), "little")
+    return (value & 0x7FFFFFFF) or 1
+
+
+def check_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"Unknown record kind {kind!r}; known: {', '.join(KINDS)}.")
+    return kind
+
+
+def parse_record(
+    obj: Any,
+    kind: str,
+    *,
+    fields: Mapping[str, str] | None = None,
+    score_names: Sequence[str] | None = None,
+    source: str = "",
+    file: str = "",
+    line: int = 0,
+) -> Record:
+    """The record in a JSON object.
+
+    Args:
+      obj: what `json.loads` returned.
+      kind: one of `KINDS`.
+      fields: names used in the file, for those of `FIELDS` that differ.
+      score_names: for `multi`, the scores wanted, in order; None takes the object's own, sorted.
+      source, file, line: kept in the record for reports.
+
+    Raises:
+      RecordError: naming the field and what is wrong with it.
+    """
+    if not isinstance(obj, Mapping):
+        raise RecordError("wrong_type", f"the line holds a {_type(obj)}, not an object")
+    reader = _Reader(obj, fields or {})
+    prompt = reader.text("prompt")
+    if not prompt.strip():
+        raise RecordError("empty_prompt", "the prompt is empty")
+    feedback: tuple[float, ...] | None = None
+    scores: tuple[tuple[float, ...], ...] | None = None
+    if kind == "pair":
+        responses = (reader.text("chosen"), reader.text("rejected"))
+        margin = reader.optional("margin")
+        feedback = (1.0 if margin is None else number(margin, "margin"), 0.0)
+    elif kind == "ranked":
+        responses = reader.texts("responses")
+        if len(responses) < 2:
+            raise RecordError("wrong_type", "a ranked record needs at least two responses")
+        given = reader.optional("feedback")
+        if given is None:
+            last = len(responses) - 1
+            feedback = tuple((last - rank) / last for rank in range(len(responses)))
+        else:
+            feedback = _numbers(given, "feedback", len(responses))
+    elif kind == "triplet":
+        responses = (reader.text("response"),)
+        feedback = (number(reader.required("feedback"), "feedback"),)
+    elif kind == "seq2seq":
+        responses = (reader.text("response"),)
+    elif kind == "multi":
+        responses, scores, feedback = _parse_multi(reader, score_names)
+    else:
+        check_kind(kind)
+    for position, response in enumerate(responses):
+        if not response.strip():
+            raise RecordError("empty_response", f"response {position} is empty")
+    group = reader.optional("group")
+    return Record(
+        prompt=prompt,
+        responses=responses,
+        feedback=feedback,
+        scores=scores,
+        group=None if group is None else str(group),
+        source=source,
+        file=file,
+        line=line,
+    )
+
+
+def _parse_multi(
+    reader: _Reader, score_names: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...], tuple[float, ...]]:
+    several = reader.optional("responses") is not None
+    responses = reader.texts("responses") if several else (reader.text("response"),)
+    given = reader.required("scores")
+    objects = given if several else [given]
+    if not isinstance(objects, list) or len(objects) != len(responses):
+        raise RecordError("wrong_type", f"scores must hold {len(responses)} objects, one a response")
+    rows = []
+    for scores in objects:
+        if not isinstance(scores, Mapping) or not scores:
+            raise RecordError("wrong_type", "scores must be an object of named numbers")
+        names = sorted(scores) if score_names is None else score_names
+        missing = [name for name in names if scores.get(name) is None]
+        if missing:
+            raise RecordError("missing_field", f"scores lacks {', '.join(map(repr, missing))}")
+        rows.append(tuple(number(scores[name], f"scores.{name}") for name in names))
+    overall = reader.optional("feedback")
+    if overall is None:
+        feedback = tuple(math.fsum(row) / len(row) for row in rows)
+    else:
+        feedback = _numbers(overall if several else [overall], "feedback", len(responses))
+    return responses, tuple(rows), feedback
+
+
+def number(value: Any, field: str) -> float:
+    """A finite float from a number, a boolean or "up"/"down"; raises RecordError otherwise."""
+    if isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and value in _THUMBS:
+        return _THUMBS[value]
+    if not isinstance(value, (int, float)):
+        raise RecordError(
+            "wrong_type", f'{field} is a {_type(value)}; wanted a number, true/false or "up"/"down"'
+        )
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise RecordError("nonfinite_feedback", f"{field} is {result}")
+    return result
+
+
+def _numbers(value: Any, field: str, length: int) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) != length:
+        raise RecordError("wrong_type", f"{field} must be a list of {length} numbers, one a response")
+    return tuple(number(item, field) for item in value)
+
+
+def _type(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+class _Reader:
+    """Looks fields up under the file's names and checks their types."""
+
+    def __init__(self, obj: Mapping[str, Any], fields: Mapping[str, str]):
+        self._obj = obj
+        self._fields = fields
+
+    def optional(self, field: str) -> Any:
+        return self._obj.get(self._fields.get(field, field))
+
+    def required(self, field: str) -> Any:
+        value = self.optional(field)
+        if value is None:
+            name = self._fields.get(field, field)
+            state = "is null" if name in self._obj else "is missing"
+            raise RecordError("missing_field", f"the field {name!r} {state}")
+        return value
+
+    def text(self, field: str) -> str:
+        value = self.required(field)
+        if not isinstance(value, str):
+            raise RecordError(
+                "wrong_type", f"{self._fields.get(field, field)!r} is a {_type(value)}, not a string"
+            )
+        return value
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        value = self.required(field)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise RecordError(
+                "wrong_type", f"{self._fields.get(field, field)!r} must be a list of strings"
+            )
+        return tuple(value)

@@ -1,0 +1,282 @@
+"""Where records come from, without TensorFlow: JSON Lines files, the bundled task, lists of records.
+
+A source knows its record kind and yields `Record`s split by split; bad records go to a `RejectionLog`. `tasks.py` wraps
+the same sources as seqio Tasks, so a task gives the same records whichever way it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from jaxalign.data import derived, synthetic, validation
+from jaxalign.data.records import Record, check_kind
+from jaxalign.data.validation import DataError, RejectionLog
+
+SPLIT_FRACTIONS = {"train": 0.9, "validation": 0.1}
+
+
+class RecordSource(Protocol):
+    """A data set of one record kind."""
+
+    kind: str
+    score_names: tuple[str, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+
+    def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]: ...
+
+    def fingerprint(self) -> str | None: ...
+
+
+def prompt_fraction(prompt: str, seed: int = 0) -> float:
+    """A number in [0, 1) that depends only on the prompt's text and the seed."""
+    digest = hashlib.blake2b(f"{seed}\n{prompt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def split_of_prompt(prompt: str, fractions: Mapping[str, float], seed: int = 0) -> str:
+    """The split a prompt belongs to: its hash decides, so equal prompts never straddle splits, in any file."""
+    total = sum(fractions.values())
+    position, edge = prompt_fraction(prompt, seed) * total, 0.0
+    for name, fraction in fractions.items():
+        edge += fraction
+        if position < edge:
+            return name
+    return list(fractions)[-1]
+
+
+def split_by_prompt(
+    records: Iterable[Record], fractions: Mapping[str, float], seed: int = 0
+) -> dict[str, list[Record]]:
+    """Records by split, in their order; all records of a prompt are in one split.
+
+    Args:
+      fractions: share of the prompts for every split, such as {"train": 0.9, "validation": 0.1}.
+    """
+    result: dict[str, list[Record]] = {name: [] for name in fractions}
+    for record in records:
+        result[split_of_prompt(record.prompt, fractions, seed)].append(record)
+    return result
+
+
+@dataclasses.dataclass
+class JsonlSource:
+    """JSON Lines files of one kind.
+
+    Attributes:
+      files: split -> path, list of paths or glob pattern. With only a "train" file, one tenth of the *prompts* becomes
+        "validation" (by hash and `split_seed`).
+      kind: record kind.
+      fields: the file's names for prompt, response, feedback ... where they differ.
+      score_names: for kind multi, which scores in which order; () takes those of the first record of the first file.
+      responses_per_example: above 1, records of one prompt are joined into examples with up to that many responses.
+      split_fractions, split_seed: how one file is divided.
+      duplicates: "reject" or "keep"; it matters here only before records are joined (the cache looks again).
+      parser: replaces `parse_record` for files of another layout: it takes the JSON object and keywords file and line,
+        and returns records (or raises RecordError).
+    """
+
+    files: Mapping[str, str | Sequence[str]]
+    kind: str
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    score_names: tuple[str, ...] = ()
+    responses_per_example: int = 1
+    split_fractions: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: dict(SPLIT_FRACTIONS)
+    )
+    split_seed: int = 0
+    duplicates: str = "reject"
+    parser: Callable[..., list[Record]] | None = None
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+        if not self.files.get("train") and len(self.files) < 1:
+            raise DataError("A JSON Lines task needs at least one file, for the split 'train'.")
+        if self.kind == "multi" and not self.score_names and self.parser is None:
+            self.score_names = self._first_score_names()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.split_fractions) if self._divided else tuple(self.files)
+
+    @property
+    def _divided(self) -> bool:
+        return list(self.files) == ["train"]
+
+    def paths(self, split: str) -> list[str]:
+        """Files of a split, patterns expanded, sorted."""
+        given = self.files.get("train" if self._divided else split)
+        if given is None:
+            raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
+        found: list[str] = []
+        for pattern in [given] if isinstance(given, str) else given:
+            matches = sorted(glob.glob(pattern)) or ([pattern] if os.path.exists(pattern) else [])
+            if not matches:
+                raise DataError(f"No file matches {pattern!r} (split {split!r}).")
+            found.extend(matches)
+        return found
+
+    def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
+        if split not in self.splits:
+            raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
+        # A divided file is read once for every split: bad lines have no prompt to divide by, so they belong to train.
+        divided = self._divided
+        read_log = RejectionLog() if divided and log is not None else log
+        records: Iterable[Record] = (
+            record for path in self.paths(split) for record in self._read(path, read_log, split)
+        )
+        if divided:
+            records = self._divide(records, split, read_log, log)
+        if self.responses_per_example > 1:
+            if log is not None and self.duplicates == "reject":
+                records = validation.drop_duplicates(records, log, split)
+            return iter(derived.group_by_prompt(records, self.responses_per_example))
+        return iter(records)
+
+    def _divide(
+        self,
+        records: Iterable[Record],
+        split: str,
+        read_log: RejectionLog | None,
+        log: RejectionLog | None,
+    ) -> Iterator[Record]:
+        for record in records:
+            if split_of_prompt(record.prompt, self.split_fractions, self.split_seed) == split:
+                if log is not None:
+                    log.seen += 1
+                yield record
+        if log is not None and read_log is not None and split == next(iter(self.split_fractions)):
+            log.entries.extend(read_log.entries)
+            log.seen += len(read_log.entries)
+
+    def _read(self, path: str, log: RejectionLog | None, split: str) -> Iterator[Record]:
+        if self.parser is not None:
+            return validation.read_parsed(path, self.parser, log=log, split=split)
+        return validation.read_jsonl(
+            path,
+            self.kind,
+            log=log,
+            fields=self.fields,
+            score_names=self.score_names or None,
+            split=split,
+        )
+
+    def _first_score_names(self) -> tuple[str, ...]:
+        for path in self.paths(self.splits[0]):
+            for _, obj, _ in validation.read_json_lines(path, log=RejectionLog()):
+                try:
+                    names = validation.record_score_names(obj, self.fields)
+                except (KeyError, TypeError, IndexError, AttributeError):
+                    continue
+                if names:
+                    return names
+        raise DataError(f"No record of {self.files} has scores; give score_names, or another kind.")
+
+    def fingerprint(self) -> str | None:
+        """Hash of the files' content and the reading options."""
+        if self.parser is not None:
+            return None
+        digest = hashlib.sha256()
+        options = dataclasses.asdict(self)
+        options.pop("files")
+        digest.update(json.dumps(options, sort_keys=True, default=str).encode())
+        for split in self.splits:
+            for path in self.paths(split):
+                digest.update(f"\n{split}\n".encode())
+                with open(path, "rb") as file:
+                    for block in iter(lambda: file.read(1 << 20), b""):
+                        digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass
+class SyntheticSource:
+    """The bundled task (see `synthetic`): `num_prompts` acts, of which `num_validation` are the validation split."""
+
+    kind: str = "triplet"
+    num_prompts: int = 4000
+    num_validation: int = 300
+    responses_per_prompt: int = 2
+    seed: int = 0
+    behaviour: synthetic.Behaviour = dataclasses.field(default_factory=synthetic.Behaviour)
+    feedback: str = "slots"
+    difficulty_weight: float = 0.0
+    score_names: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return ("train", "validation")
+
+    def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
+        if split not in self.splits:
+            raise DataError(f"The bundled task has no split {split!r}; it has train and validation.")
+        prompts = synthetic.make_prompts(self.num_prompts + self.num_validation, self.seed)
+        cut = self.num_prompts
+        for record in synthetic.make_records(
+            self.kind,
+            prompts[:cut] if split == "train" else prompts[cut:],
+            responses_per_prompt=self.responses_per_prompt,
+            seed=self.seed,
+            behaviour=self.behaviour,
+            feedback=self.feedback,
+            difficulty_weight=self.difficulty_weight,
+        ):
+            if log is not None:
+                log.seen += 1
+            yield record
+
+    def fingerprint(self) -> str | None:
+        options = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(f"synthetic 1 {options}".encode()).hexdigest()
+
+
+@dataclasses.dataclass
+class ListSource:
+    """Records held in memory, by split."""
+
+    data: Mapping[str, Sequence[Record]]
+    kind: str
+    score_names: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.data)
+
+    def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
+        if split not in self.data:
+            raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
+        for record in self.data[split]:
+            if log is not None:
+                log.seen += 1
+            yield record
+
+    def fingerprint(self) -> str | None:
+        return None
+
+
+BUNDLED: dict[str, Callable[[], Any]] = {
+    "synthetic_triplets": lambda: SyntheticSource("triplet"),
+    "synthetic_seq2seq": lambda: SyntheticSource("seq2seq"),
+    "synthetic_pairs": lambda: SyntheticSource("pair", responses_per_prompt=4),
+    "synthetic_ranked": lambda: SyntheticSource("ranked", responses_per_prompt=4),
+}
+
+
+def resolve_source(task: str) -> RecordSource:
+    """The source behind a task's name: a bundled one, or one registered in `tasks` (which then imports seqio).
+
+    Raises:
+      DataError: listing the bundled names, if there is no such task.
+    """
+    if task in BUNDLED:
+        return BUNDLED[task]()
+    from jaxalign.data import tasks
+
+    return tasks.source_of_task(task)

@@ -1,0 +1,203 @@
+"""Bad records: counted by reason, written to a side file with file and line, and never silently dropped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxalign.data.records import Record, RecordError, parse_record
+from jaxalign.errors import UserError
+
+_MAX_QUOTED = 2000
+
+
+class DataError(UserError):
+    """The data cannot be used as it is; the message says where and what to do."""
+
+
+class RejectionLog:
+    """Collects rejected records.
+
+    Attributes:
+      seen: records read, good and bad.
+      entries: one dictionary a rejected record: file, line, reason, message, split, record (the start of its text).
+      notes: other counts worth reporting (truncated prompts).
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.entries: list[dict[str, Any]] = []
+        self.notes: Counter[str] = Counter()
+
+    def reject(
+        self, reason: str, message: str, *, file: str, line: int, record: str = "", split: str = ""
+    ) -> None:
+        self.entries.append(
+            {
+                "file": file,
+                "line": line,
+                "split": split,
+                "reason": reason,
+                "message": message,
+                "record": record[:_MAX_QUOTED],
+            }
+        )
+
+    def reject_record(self, record: Record, reason: str, message: str, split: str = "") -> None:
+        text = json.dumps({"prompt": record.prompt, "responses": record.responses})
+        self.reject(
+            reason, message, file=record.file, line=record.line, record=text, split=split
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rejected records by reason, the most frequent first."""
+        return dict(Counter(entry["reason"] for entry in self.entries).most_common())
+
+    @property
+    def fraction(self) -> float:
+        return len(self.entries) / max(self.seen, 1)
+
+    def write(self, path: str) -> None:
+        """Writes the entries as JSON Lines."""
+        with open(path, "w", encoding="utf-8") as file:
+            for entry in self.entries:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def check(self, max_fraction: float, side_file: str) -> None:
+        """Writes the side file and raises DataError if more than `max_fraction` of the records were rejected."""
+        if not self.entries or self.fraction <= max_fraction:
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(side_file)), exist_ok=True)
+        self.write(side_file)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+        first = self.entries[0]
+        hint = (
+            " Repeated records are normal in logged data: duplicates='keep' accepts them."
+            if "duplicate" in self.counts
+            else ""
+        )
+        raise DataError(
+            f"{len(self.entries)} of {self.seen} records ({self.fraction:.1%}) were rejected, more than "
+            f"max_rejected_fraction={max_fraction:g}: {reasons}. First: {first['file']}:{first['line']}: "
+            f"{first['message']}. All are listed in {side_file}.{hint}"
+        )
+
+
+def read_jsonl(
+    path: str,
+    kind: str,
+    *,
+    log: RejectionLog | None = None,
+    fields: Mapping[str, str] | None = None,
+    score_names: Sequence[str] | None = None,
+    source: str = "",
+    split: str = "",
+) -> Iterator[Record]:
+    """Records of a JSON Lines file, in order. Bad lines go to the log; without a log the first one raises DataError.
+
+    For kind `multi` without `score_names`, the first good record's names (sorted) hold for the whole file.
+    """
+    for line, obj, text in read_json_lines(path, log=log, split=split):
+        try:
+            record = parse_record(
+                obj,
+                kind,
+                fields=fields,
+                score_names=score_names,
+                source=source or os.path.basename(path),
+                file=path,
+                line=line,
+            )
+        except RecordError as error:
+            if log is None:
+                raise DataError(f"{path}:{line}: {error}.") from error
+            log.reject(error.reason, str(error), file=path, line=line, record=text, split=split)
+            continue
+        if kind == "multi" and score_names is None:
+            score_names = record_score_names(obj, fields)
+        yield record
+
+
+def record_score_names(obj: Mapping[str, Any], fields: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Sorted names of a `multi` object's scores."""
+    scores = obj[(fields or {}).get("scores", "scores")]
+    return tuple(sorted(scores[0] if isinstance(scores, list) else scores))
+
+
+def read_json_lines(
+    path: str, *, log: RejectionLog | None = None, split: str = ""
+) -> Iterator[tuple[int, Any, str]]:
+    """(line number, object, text) of every line that is not blank; invalid JSON or UTF-8 is rejected."""
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise DataError(f"Cannot read the data file {path}: {error.strerror}.") from error
+    with file:
+        for line, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            if log is not None:
+                log.seen += 1
+            try:
+                text = raw.decode("utf-8")
+                obj = json.loads(text)
+            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+                message = f"not valid JSON ({error})"
+                if log is None:
+                    raise DataError(f"{path}:{line}: {message}.") from error
+                shown = raw.decode("utf-8", errors="replace").strip()
+                log.reject(
+                    "invalid_json", message, file=path, line=line, record=shown, split=split
+                )
+                continue
+            yield line, obj, text.strip()
+
+
+def drop_duplicates(
+    records: Iterable[Record], log: RejectionLog, split: str = ""
+) -> Iterator[Record]:
+    """The first of every set of equal records; the others are rejected with the place of the first."""
+    first: dict[tuple[Any, ...], str] = {}
+    for record in records:
+        where = first.setdefault(record.key, record.where)
+        if where is not record.where and where != record.where:
+            log.reject_record(record, "duplicate", f"the same record as {where}", split)
+        else:
+            yield record
+
+
+def read_parsed(
+    path: str,
+    parser: Callable[..., list[Record]],
+    *,
+    log: RejectionLog | None = None,
+    split: str = "",
+) -> Iterator[Record]:
+    """Records that a parser finds in every line of a JSON Lines file of another layout.
+
+    The parser takes (object, *, file, line, reject) and returns records; `reject(reason, message)` reports a part of the
+    line that cannot be used, a RecordError the whole line.
+    """
+    for line, obj, text in read_json_lines(path, log=log, split=split):
+
+        def reject(reason: str, message: str, line: int = line, text: str = text) -> None:
+            if log is None:
+                raise DataError(f"{path}:{line}: {message}.")
+            log.seen += 1
+            log.reject(reason, message, file=path, line=line, record=text, split=split)
+
+        try:
+            records = parser(obj, file=path, line=line, reject=reject)
+        except RecordError as error:
+            if log is None:
+                raise DataError(f"{path}:{line}: {error}.") from error
+            log.reject(error.reason, str(error), file=path, line=line, record=text, split=split)
+            continue
+        if log is not None:
+            # The line itself was counted once; count its records instead.
+            log.seen += len(records) - 1
+        yield from records
