@@ -44,11 +44,11 @@ def check(selector: str, command_line_keys: Iterable[str]) -> None:
     for name, owner in sorted(undefined):
         hint = did_you_mean(name, macros)
         raise UsageError(f"the macro {name}, which {_label(owner)} reads, is not set{hint}")
-    _check_required(config, reached)
     read = {scope for scope, name in reached if name == _MACRO}
     used_selectors = {name for _, name in reached}
     for key in command_line_keys:
         _check_effect(key, read, used_selectors)
+    _check_required(config, reached)
 
 
 def _check_required(config: Mapping[Key, Mapping[str, Any]], reached: set[Key]) -> None:

@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import sys
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,20 @@ import gin
 import gin.config
 
 from jaxalign.cli import gin_checks
-from jaxalign.cli.commands import Command, Signature, UsageError
+from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_PARSE_ERRORS = (
+    SyntaxError,
+    tokenize.TokenError,
+    ValueError,
+    LookupError,
+    NameError,
+    AttributeError,
+    ImportError,
+    OSError,
+)
 
 
 def gin_config_paths() -> list[str]:
@@ -76,8 +87,36 @@ def describe(function: Callable[..., Any]) -> str:
     Raises:
       UserError: if a value is refused by the function or class that it is for.
     """
-    gin.get_bindings(function)
+    with _construction_explained():
+        gin.get_bindings(function)
     return gin.config_str()
+
+
+def run(function: Callable[..., Any]) -> Any:
+    """Calls the command with what gin has bound, and returns its result.
+
+    Raises:
+      UsageError: if a class or function that the configuration refers to refuses its values.
+    """
+    with _construction_explained():
+        return function()
+
+
+@contextlib.contextmanager
+def _construction_explained() -> Iterator[None]:
+    """Names the class or function whose values were refused, in the errors of what gin builds for the command.
+
+    gin builds arguments before it calls the command, and notes in each error which call it came from; an error
+    from inside the command itself carries the command's name and passes.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        message, called, rest = str(error).partition("\n  In call to configurable '")
+        name = rest.partition("'")[0]
+        if not called or name in {command.function for command in COMMANDS.values()}:
+            raise
+        raise UsageError(f"{name}: {message}") from error
 
 
 def _set_data_folders(flags: Flags) -> None:
@@ -111,7 +150,7 @@ def _bind(binding: str) -> str:
     if not re.search(r"[@%]", value):
         try:
             gin.config.parse_value(value)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, tokenize.TokenError):
             if re.fullmatch(r"[\w./:~ ,-]+", value):
                 raise UsageError(
                     f"could not read {flag}; text needs quotes, which the shell must keep: --gin.{key}=\"'{value}'\""
@@ -162,15 +201,7 @@ def _explained(source: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except (
-        SyntaxError,
-        ValueError,
-        LookupError,
-        NameError,
-        AttributeError,
-        ImportError,
-        OSError,
-    ) as error:
+    except _PARSE_ERRORS as error:
         raise UsageError(_explain(error, source)) from error
 
 
@@ -179,7 +210,11 @@ def _explain(error: Exception, source: str) -> str:
         where = f"{_shortest(error.filename)}:{error.lineno}" if error.filename else source
         line = f" in {error.text.strip()!r}" if error.text else ""
         return f"{where}: {error.msg.splitlines()[0]}{line}"
-    message, *_ = str(error).strip("'\"").split("\n")
+    if isinstance(error, tokenize.TokenError):
+        return f"{source}: {error.args[0]} at line {error.args[1][0]}; is a bracket or quote left open?"
+    message = str(error).split("\n")[0]
+    if isinstance(error, KeyError):
+        message = message.strip("'\"")
     locations = re.findall(r'In file "([^"]*)", line (\d+)', str(error))
     # An include adds one location per level; the first is where the mistake stands.
     where = f"{_shortest(locations[0][0])}:{locations[0][1]}" if locations else source

@@ -5,6 +5,7 @@ defect of the program and shows its traceback.
 """
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -35,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        # A path that the user gave; an OSError without a path is ours.
-        if verbose or not error.filename:
+        # gin's copies of an error keep its text but not its file name.
+        named = re.search(r"\[Errno \d+\] (.+?): '(.+?)'", str(error))
+        if verbose or not named:
             raise
-        print(f"jaxalign: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"jaxalign: {named.group(2)}: {named.group(1)}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -77,7 +79,7 @@ def _run(arguments: list[str]) -> int:
     if flags.dry_run:
         print(gin_setup.describe(function))
         return 0
-    function()
+    gin_setup.run(function)
     return 0
 
 

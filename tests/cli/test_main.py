@@ -1,0 +1,218 @@
+"""The command line, in process: what reaches the command, and how each mistake is told."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxalign.cli import commands
+from jaxalign.cli.main import main
+
+STANDARD = """
+MODEL_DIR = %gin.REQUIRED
+STEPS = 3
+UNRELATED = 1
+example_command.drive.model_dir = %MODEL_DIR
+example_command.drive.engine = @example_command.Engine()
+example_command.drive.steps = %STEPS
+example_command.Engine.size = 4
+"""
+
+
+def error_line(capsys) -> str:
+    """The one line on stderr, without the program's name; fails if there are more."""
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert captured.out == ""
+    return lines[0].removeprefix("jaxalign: ")
+
+
+class TestHelp:
+    def test_lists_every_command(self, capsys):
+        assert main(["--help"]) == 0
+        out = capsys.readouterr().out
+        assert all(f"  {name} " in out for name in commands.COMMANDS)
+
+    def test_of_a_command_lists_parameters_types_defaults_and_their_lines(self, calls, capsys):
+        assert main(["drive", "--help"]) == 0
+        words = " ".join(capsys.readouterr().out.split())
+        assert "Drives. A second paragraph." in words
+        assert "--model_dir where to go, on two lines. (str; required)" in words
+        assert "--steps how many steps. (int; default 10)" in words
+        assert "--gin_file" in words
+        assert calls == []
+
+    def test_without_arguments_is_on_stderr_with_the_code_of_a_mistake(self, capsys):
+        assert main([]) == 2
+        assert "usage:" in capsys.readouterr().err
+
+    def test_imports_neither_jax_nor_tensorflow_nor_gin(self):
+        script = (
+            "import sys; from jaxalign.cli.main import main; main(['--help']); main(['vocabulary', '--help']);"
+            "assert not {'jax', 'tensorflow', 'numpy', 'gin', 'seqio'} & set(sys.modules)"
+        )
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+        assert time.monotonic() - start < 5
+
+    @pytest.mark.parametrize("name", sorted(commands.COMMANDS))
+    def test_every_command_exists_and_explains_its_parameters(self, name):
+        signature = commands.read_signature(commands.COMMANDS[name])
+        assert signature.summary
+        assert all(parameter.annotation for parameter in signature.parameters.values())
+
+
+class TestFlags:
+    def test_become_typed_parameters(self, calls):
+        arguments = (
+            "--model_dir=x --steps 7 --rate=1e-3 --loud --places=a,b --places=c --limit=4 --at=12"
+        )
+        assert main(["drive", *arguments.split()]) == 0
+        assert calls == [
+            {
+                "model_dir": "x",
+                "engine": None,
+                "steps": 7,
+                "rate": 1e-3,
+                "loud": True,
+                "places": ["a", "b", "c"],
+                "limit": 4,
+                "at": 12,
+            }
+        ]
+
+    def test_dashes_negation_and_none_are_understood(self, calls):
+        assert main(["drive", "--model-dir=x", "--noloud", "--limit=none", "--at=best"]) == 0
+        assert (calls[0]["loud"], calls[0]["limit"], calls[0]["at"]) == (False, None, "best")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["drvie"], "unknown command drvie; did you mean drive?"),
+            (["--gin_file=x"], "the command comes first"),
+            (["drive", "--setps=3"], "unknown flag --setps; did you mean --steps?"),
+            (["drive", "--gin_fiel=x"], "unknown flag --gin_fiel; did you mean --gin_file?"),
+            (["drive", "here"], "unexpected argument 'here'"),
+            (["drive", "--steps=many"], "--steps=many is not of type int"),
+            (["drive", "--loud=perhaps"], "--loud=perhaps is not a boolean"),
+            (["drive", "--steps"], "--steps needs a value"),
+            (["drive", "--engine=x"], "--engine cannot be given as a plain flag"),
+            (["drive", "--gin.STEPS"], "--gin.STEPS needs a name and a value"),
+            (["drive"], "drive needs --model_dir"),
+        ],
+    )
+    def test_mistakes_are_one_line_and_code_2(self, calls, capsys, arguments, message):
+        assert main(arguments) == 2
+        assert message in error_line(capsys)
+        assert calls == []
+
+
+class TestGin:
+    def test_files_bindings_and_plain_flags_win_in_this_order(self, calls, gin_file):
+        first = gin_file(STANDARD, "first.gin")
+        second = gin_file("STEPS = 4", "second.gin")
+        files = [f"--gin_file={first}", f"--gin_file={second}", "--gin.MODEL_DIR='m'"]
+        for extra, steps in ([], 4), (["--gin.STEPS=5"], 5), (["--gin.STEPS=5", "--steps=6"], 6):
+            arguments = [*files, *extra] if steps != 6 else [*files, "--steps=6"]
+            assert main(["drive", *arguments]) == 0
+            assert calls[-1]["steps"] == steps
+            assert (calls[-1]["model_dir"], calls[-1]["engine"].size) == ("m", 4)
+
+    def test_a_plain_flag_satisfies_a_required_macro(self, calls, gin_file):
+        assert main(["drive", f"--gin_file={gin_file(STANDARD)}", "--model_dir=m"]) == 0
+        assert calls[0]["model_dir"] == "m"
+
+    def test_gin_bindings_is_the_long_form(self, calls, gin_file):
+        files = [f"--gin_file={gin_file(STANDARD)}", "--gin_bindings=MODEL_DIR = 'm'"]
+        assert main(["drive", *files, "--gin_bindings", "Engine.fuel='coal'"]) == 0
+        assert calls[0]["engine"].fuel == "coal"
+
+    def test_search_paths_come_first(self, calls, gin_file, tmp_path):
+        gin_file(STANDARD + "STEPS = 9\n", "found.gin")
+        paths = f"--gin_search_paths=/nowhere,{tmp_path}"
+        assert main(["drive", paths, "--gin_file=found.gin", "--gin.MODEL_DIR='m'"]) == 0
+        assert calls[0]["steps"] == 9
+
+    def test_dry_run_builds_and_prints_but_does_not_call(self, calls, gin_file, capsys):
+        arguments = [
+            "drive",
+            f"--gin_file={gin_file(STANDARD)}",
+            "--gin.MODEL_DIR='m'",
+            "--dry_run",
+        ]
+        assert main(arguments) == 0
+        assert "drive.steps = %STEPS" in capsys.readouterr().out
+        assert main([*arguments, "--gin.Engine.size=-1"]) == 2
+        assert error_line(capsys) == "Engine: size is -1; it must not be negative"
+        assert calls == []
+
+    def test_runs_do_not_share_bindings(self, calls, gin_file):
+        assert main(["drive", f"--gin_file={gin_file(STANDARD)}", "--gin.MODEL_DIR='m'"]) == 0
+        assert main(["drive", "--model_dir=other"]) == 0
+        assert calls[1]["engine"] is None
+
+    @pytest.mark.parametrize(
+        ("body", "flags", "message"),
+        [
+            (STANDARD, [], "MODEL_DIR has no value; set --gin.MODEL_DIR=..."),
+            (STANDARD, ["--gin.STEP=5"], "nothing reads the macro STEP; did you mean STEPS?"),
+            (STANDARD, ["--gin.UNRELATED=5"], "--gin.UNRELATED has no effect"),
+            (STANDARD, ["--gin.Unused.size=5"], "this configuration does not use Unused"),
+            (STANDARD, ["--gin.drive.stepz=5"], "drive has no parameter stepz; did you mean steps?"),
+            (STANDARD, ["--gin.Engin.size=5"], "nothing is called Engin; did you mean Engine?"),
+            (STANDARD, ["--gin.MODEL_DIR=runs/x"], "quotes, which the shell must keep: --gin.MODEL_DIR=\"'runs/x'\""),
+            (STANDARD, ["--gin.STEPS=(3,"], "could not read the value of --gin.STEPS=(3,"),
+            (STANDARD, ["--gin.drive.engine=@Motor()"], "nothing is called Motor"),
+            (STANDARD, ["--gin_bindings=STEPS"], "not of the form NAME = VALUE"),
+            ("example_command.drive.rate = %RATE", [], "the macro RATE, which drive reads, is not set"),
+            ("example_command.drive.rats = 1", [], "drive.gin:3: example_command.drive has no parameter rats; did you mean rate?"),
+            ("example_command.dive.rate = 1", [], "drive.gin:3: example_command has no dive; did you mean drive?"),
+            ("sample.drive.rate = 1", [], "drive.gin:3: 'sample' was not provided by an import"),
+            ("import no_such_module", [], "drive.gin:3: No module named 'no_such_module'"),
+            ("STEPS = (1,\n\nRATE = 2", [], "drive.gin:"),
+            ("STEPS = three", [], "drive.gin:3:"),
+            ("include 'nowhere.gin'", [], "drive.gin:3: gin file nowhere.gin not found"),
+        ],
+    )  # fmt: skip
+    def test_mistakes_are_one_line_and_code_2(self, calls, gin_file, capsys, body, flags, message):
+        assert main(["drive", f"--gin_file={gin_file(body)}", *flags]) == 2
+        assert message in error_line(capsys)
+        assert calls == []
+
+    def test_a_missing_file_is_named_with_the_nearest_one(self, calls, capsys):
+        assert main(["drive", "--gin_file=models/t5_1_1_bas.gin"]) == 2
+        expected = "gin file models/t5_1_1_bas.gin not found; did you mean models/t5_1_1_base.gin?"
+        assert error_line(capsys) == expected
+
+
+class TestFailures:
+    def test_a_users_error_is_one_line(self, calls, capsys):
+        assert main(["drive", "--model_dir=x", "--fail=user"]) == 2
+        assert error_line(capsys) == "records.jsonl:3: feedback is NaN; remove the record"
+
+    def test_a_missing_input_file_is_one_line(self, calls, capsys):
+        assert main(["drive", "--model_dir=x", "--fail=file"]) == 2
+        assert error_line(capsys) == "no/such/file.jsonl: No such file or directory"
+
+    def test_an_interrupt_is_130(self, calls, capsys):
+        assert main(["drive", "--model_dir=x", "--fail=interrupt"]) == 130
+        assert error_line(capsys) == "interrupted"
+
+    def test_a_defect_keeps_its_traceback(self, calls):
+        with pytest.raises(ValueError, match="a defect of the program"):
+            main(["drive", "--model_dir=x", "--fail=defect"])
+
+    def test_verbose_shows_the_traceback(self, calls):
+        with pytest.raises(Exception, match=r"records.jsonl:3"):
+            main(["drive", "--model_dir=x", "--fail=user", "--verbose"])
+
+
+def test_the_module_form_of_t5x_gives_the_same_line_and_code():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxalign.train", "--gin_fiel=x"],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "jaxalign: unknown flag --gin_fiel; did you mean --gin_file?\n"
