@@ -222,6 +222,35 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(y, deterministic=deterministic)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
 
+    def step(
+        self,
+        x: Hidden,
+        cache: tuple[Array, Array],
+        slot: Array,
+        self_bias: Bias,
+        cross: tuple[Array, Array],
+        cross_bias: Bias,
+    ) -> tuple[Hidden, tuple[Array, Array]]:
+        """One target position of several sequences per row, without dropout.
+
+        Args:
+          x: states ``[rows, sequences, emb]``: a row's sequences stand side by side where `__call__` has positions.
+          cache: keys and values ``[groups, heads, slots, head_dim]`` of earlier positions; sequences of a group share slots.
+          slot: where this position's keys and values start.
+          self_bias: which slots each sequence of a group sees, and their position biases.
+          cross: keys and values of the encoded prompt, ``[rows, heads, source, head_dim]``.
+          cross_bias: masks the prompt's padding.
+        """
+        keys, values = cache
+        y = self.pre_self_attention_layer_norm(x).reshape(keys.shape[0], -1, x.shape[-1])
+        new_keys, new_values = self.self_attention.keys_and_values(y)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys, slot, axis=2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, new_values, slot, axis=2)
+        x = x + self.self_attention.attend(y, keys, values, self_bias).reshape(x.shape)
+        y = self.pre_cross_attention_layer_norm(x)
+        x = x + self.encoder_decoder_attention.attend(y, *cross, cross_bias)
+        return x + self.mlp(self.pre_mlp_layer_norm(x)), (keys, values)
+
 
 def apply_layers(
     layer: type[nn.Module],

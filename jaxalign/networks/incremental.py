@@ -1,0 +1,132 @@
+"""One target position at a time: what decoding keeps of a prompt and of earlier positions.
+
+A prompt is encoded once, and its keys and values are never repeated for the sequences decoded from it. Sequences of a row stand
+side by side, `[rows, sequences]`. Their self-attention caches are laid out in groups: sequences of one group share slots, and
+see those that `visible` shows them. Samples are groups of one; the beams of a row are one group, so that a beam that changes
+its ancestor changes which slots it sees, and the cache itself never moves.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.networks.layers import Attention, DecoderLayer, RMSNorm
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.positions import MASKED, RelativePositionBias, additive_bias
+from jaxalign.networks.scoring import FORBIDDEN
+from jaxalign.networks.shapes import Params, SourceTokens
+from jaxalign.networks.stacking import unstack_layers
+
+SequenceTokens = Int[Array, "rows sequences"]
+SequenceLogits = Float[Array, "rows sequences vocab"]
+Visible = Bool[Array, "_groups group_size slots"]
+KeysAndValues = tuple[Array, Array]
+
+
+class Prompt(NamedTuple):
+    """What does not change while decoding: parameters by layer, encoded prompts, biases."""
+
+    params: Params
+    layers: tuple[Params, ...]
+    cross: tuple[KeysAndValues, ...]
+    cross_bias: Array
+    position_bias: Array  # [1, heads, max_decode_len, max_decode_len]
+
+
+Cache = tuple[KeysAndValues, ...]  # of every layer, [groups, heads, slots, head_dim]
+
+
+def read_prompts(
+    policy: Policy, params: Params, encoder_input_tokens: SourceTokens, max_decode_len: int
+) -> Prompt:
+    """Encode prompts, one to a row, and prepare decoding of up to `max_decode_len` tokens."""
+    config = policy.config
+    dtype = config.activation_dtype
+    segments = (encoder_input_tokens > 0).astype(jnp.int32)
+    batch = {"encoder_input_tokens": encoder_input_tokens, "encoder_segment_ids": segments}
+    encoded = policy.encode(params, batch)
+    # Unrolled layers: the loop over positions stays free of slicing stacked parameters. Cast once, not at every position.
+    decoder = unstack_layers(params, axis=config.param_scan_axis)["decoder"]
+    layers = tuple(
+        jax.tree.map(lambda leaf: leaf.astype(dtype), decoder[f"layers_{index}"])
+        for index in range(config.num_decoder_layers)
+    )
+    cross = tuple(
+        Attention(config).apply(
+            {"params": layer["encoder_decoder_attention"]}, encoded, method="keys_and_values"
+        )
+        for layer in layers
+    )
+    position_bias = RelativePositionBias(config, bidirectional=False).apply(
+        {"params": decoder["relpos_bias"]}, max_decode_len, max_decode_len
+    )
+    cross_bias = additive_bias((segments > 0)[:, None, None, :], None, dtype)
+    return Prompt(params, layers, cross, cross_bias, position_bias)
+
+
+def empty_cache(policy: Policy, num_groups: int, num_slots: int) -> Cache:
+    """Zeros of `num_slots` per group: positions x sequences of a group."""
+    config = policy.config
+    shape = (num_groups, config.num_heads, num_slots, config.head_dim)
+    zeros = jnp.zeros(shape, config.activation_dtype)
+    return tuple((zeros, zeros) for _ in range(config.num_decoder_layers))
+
+
+def next_logits(
+    policy: Policy,
+    prompt: Prompt,
+    cache: Cache,
+    tokens: SequenceTokens,
+    position: Array,
+    visible: Visible | None = None,
+) -> tuple[SequenceLogits, Cache]:
+    """Float32 logits of the token after `tokens`, and the cache with their keys and values in it.
+
+    Args:
+      policy: the network.
+      prompt: from `read_prompts`.
+      cache: from `empty_cache` or the previous position; slot ``t * group_size + i`` is position t of a group's sequence i.
+      tokens: the tokens at `position`, 0 at position 0.
+      position: target position, from 0.
+      visible: the slots up to `position` that each sequence of a group sees; None: all.
+    """
+    config = policy.config
+    dtype = config.activation_dtype
+    num_groups, _, num_slots, _ = cache[0][0].shape
+    group_size = tokens.size // num_groups
+    # A padded query axis of the bias is broadcast over the sequences of a group.
+    bias = jax.lax.dynamic_slice_in_dim(prompt.position_bias, position, 1, axis=2)
+    bias = jnp.repeat(bias, group_size, axis=3, total_repeat_length=num_slots)
+    seen = (jnp.arange(num_slots) < (position + 1) * group_size)[None, None, None, :]
+    if visible is not None:
+        seen &= visible[:, None]
+    self_bias = jnp.where(seen, bias, jnp.asarray(MASKED, dtype))
+
+    embedding = prompt.params["token_embedder"]["embedding"]
+    x = jnp.take(embedding, tokens, axis=0, mode="clip").astype(dtype)
+    updated = []
+    for layer, layer_cache, cross in zip(prompt.layers, cache, prompt.cross, strict=True):
+        x, layer_cache = DecoderLayer(config).apply(
+            {"params": layer},
+            x,
+            layer_cache,
+            position * group_size,
+            self_bias,
+            cross,
+            prompt.cross_bias,
+            method="step",
+        )
+        updated.append(layer_cache)
+    x = RMSNorm(dtype).apply({"params": prompt.params["decoder"]["decoder_norm"]}, x)
+    kernel, scale = policy.projection(prompt.params)
+    logits = jnp.dot(x.astype(jnp.float32), kernel)
+    if scale != 1.0:
+        logits = logits * scale
+    if policy.value_token is not None:
+        is_value = jnp.arange(config.vocab_size) == policy.value_token
+        logits = jnp.where(is_value, FORBIDDEN, logits)
+    return logits, tuple(updated)
