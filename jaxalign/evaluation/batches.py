@@ -32,9 +32,18 @@ def bucket_length(longest: int, maximum: int) -> int:
         power *= 2
 
 
-def encode_text(vocabulary: Any, text: str, max_length: int) -> list[int]:
-    """Piece ids of a text, cut to leave room for the EOS that ends it."""
-    return [int(token) for token in vocabulary.encode(text)][: max_length - 1] + [EOS]
+def encode_text(
+    vocabulary: Any, text: str, max_length: int, *, long_prompts: str = "truncate"
+) -> list[int]:
+    """Piece ids of a text, cut to leave room for the EOS that ends it.
+
+    Args:
+      long_prompts: as for the cache, "truncate" keeps the beginning and "truncate_left" the end.
+    """
+    ids = [int(token) for token in vocabulary.encode(text)]
+    room = max_length - 1
+    kept = ids[max(len(ids) - room, 0) :] if long_prompts == "truncate_left" else ids[:room]
+    return [*kept, EOS]
 
 
 def decode_tokens(vocabulary: Any, tokens: Tokens) -> str:

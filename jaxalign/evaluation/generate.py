@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import UserError
+from jaxalign.evaluation import runs
 from jaxalign.evaluation.batches import decode_tokens, encode_text
 from jaxalign.evaluation.prompts import prompt_of, read_json_lines
 from jaxalign.evaluation.sampling import DecodingSettings, generate_batches
@@ -34,6 +35,7 @@ def generate(
     batch_size: int = 32,
     max_input_length: int = 0,
     max_target_length: int = 0,
+    long_prompts: str = "truncate",
     seed: int = 0,
     role: str = "policy",
     step: int | str | None = None,
@@ -52,6 +54,8 @@ def generate(
       num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
       batch_size: prompts decoded together. Samples depend on it, and on the seed.
       max_input_length, max_target_length: tokens, EOS included; 0 takes the run's own lengths.
+      long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" its
+        end; as the cache of the run was made.
       seed: batch b samples with fold_in(seed, b).
       role: which of the run's networks answers, such as `policy`.
       step: a step number, `best` or `latest`; by default the best where one was kept, else the latest.
@@ -65,15 +69,12 @@ def generate(
       UserError: a malformed input line (with file and line), or an output that was written from
         other prompts or with other settings.
     """
-    from jaxalign.training.checkpoints import load_policy
-
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}.")
     records, prompts = _read_input(input, prompt_field)
-    policy, params, info = load_policy(checkpoint, role=role, step=step)
-    lengths = info.get("feature_lengths", {})
+    run = runs.open_policy(checkpoint, role=role, step=step)
     settings = DecodingSettings(
-        max_target_length=max_target_length or _run_length(lengths, "targets", checkpoint),
+        max_target_length=run.length("targets", max_target_length),
         num_samples=num_samples,
         temperature=temperature,
         top_k=top_k,
@@ -81,24 +82,27 @@ def generate(
         num_beams=num_beams,
         alpha=alpha,
     )
-    max_input_length = max_input_length or _run_length(lengths, "inputs", checkpoint)
+    max_input_length = run.length("inputs", max_input_length)
     fingerprint = {
         "checkpoint": str(checkpoint),
         "role": role,
-        "step": info.get("step"),
+        "step": run.info.get("step"),
         "seed": seed,
         "batch_size": batch_size,
         "max_input_length": max_input_length,
+        "long_prompts": long_prompts,
         **vars(settings),
     }
     done = _resume(Path(output), fingerprint, prompts, overwrite)
-    vocabulary = info["vocabulary"]
-    encoded = [encode_text(vocabulary, prompt, max_input_length) for prompt in prompts]
+    encoded = [
+        encode_text(run.vocabulary, prompt, max_input_length, long_prompts=long_prompts)
+        for prompt in prompts
+    ]
     written = done
     with Path(output).open("ab") as file:
         for part, tokens, log_probs in generate_batches(
-            policy,
-            params,
+            run.network,
+            run.params,
             encoded,
             settings,
             batch_size=batch_size,
@@ -112,7 +116,7 @@ def generate(
                     **records[index],
                     "id": index,
                     "prompt": prompts[index],
-                    "responses": [decode_tokens(vocabulary, sample) for sample in tokens[row]],
+                    "responses": [decode_tokens(run.vocabulary, sample) for sample in tokens[row]],
                     "log_probs": [float(value) for value in log_probs[row]],
                 }
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -120,13 +124,6 @@ def generate(
             file.flush()
             os.fsync(file.fileno())
     return {"output": str(output), "prompts": written, "generated": written - done}
-
-
-def _run_length(lengths: dict[str, int], feature: str, checkpoint: str) -> int:
-    if not lengths.get(feature):
-        name = "max_input_length" if feature == "inputs" else "max_target_length"
-        raise UserError(f"{checkpoint}: records no length for '{feature}'; give {name}.")
-    return int(lengths[feature])
 
 
 def _read_input(path: str, prompt_field: str) -> tuple[list[dict[str, Any]], list[str]]:

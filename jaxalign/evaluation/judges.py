@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.errors import UserError
+from jaxalign.evaluation import runs
 from jaxalign.evaluation.batches import EOS, predict_values
 
 # Between prompt and response in the input of a reward model; plain words, because T5's vocabulary
@@ -181,11 +182,10 @@ def reward_model_judge(argument: str) -> Judge:
     """`reward_model:<run folder or checkpoint>`: a scalar network on prompt and response."""
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
-    from jaxalign.training.checkpoints import load_value
-
-    network, params, info = load_value(argument)
-    max_length = info.get("feature_lengths", {}).get("inputs") or 512
-    return RewardModelJudge(network, params, info["vocabulary"], max_input_length=int(max_length))
+    run = runs.open_value(argument)
+    return RewardModelJudge(
+        run.network, run.params, run.vocabulary, max_input_length=run.length("inputs")
+    )
 
 
 class RewardModelJudge:

@@ -76,11 +76,13 @@ class EvaluationSet:
       references: for each prompt, the logged responses without feedback (human references of a
         seq2seq file), possibly none.
       feedback: every logged response with its feedback.
+      long_prompts: which end of a prompt that is too long is cut, see `batches.encode_text`.
     """
 
     prompts: list[str] = dataclasses.field(default_factory=list)
     references: list[list[str]] = dataclasses.field(default_factory=list)
     feedback: list[FeedbackRecord] = dataclasses.field(default_factory=list)
+    long_prompts: str = "truncate"
 
     def __post_init__(self) -> None:
         self._index = {prompt: i for i, prompt in enumerate(self.prompts)}
@@ -102,10 +104,44 @@ class EvaluationSet:
             self.prompts[:count],
             self.references[:count],
             [record for record in self.feedback if record.prompt in kept],
+            self.long_prompts,
         )
 
 
-def read_evaluation_set(path: str | Path, *, prompt_field: str = "prompt") -> EvaluationSet:
+def read_evaluation_set(
+    path: str | Path, *, split: str = "validation", prompt_field: str = "prompt"
+) -> EvaluationSet:
+    """Reads a JSON Lines file, or a split of a cache folder."""
+    if Path(path).is_dir():
+        return read_cached_split(path, split)
+    return read_file(path, prompt_field=prompt_field)
+
+
+def read_cached_split(cache_dir: str | Path, split: str) -> EvaluationSet:
+    """Reads the texts of a split of a cache; responses without feedback are references.
+
+    Raises:
+      DataError: the folder is no cache, or has no such split.
+    """
+    from jaxalign.data.pipeline import CachedSplit
+
+    cached = CachedSplit.open(str(cache_dir), split)
+    result = EvaluationSet(long_prompts=cached.metadata["limits"]["long_prompts"])
+    for example in cached:
+        index = result.add_prompt(example.prompt)
+        if example.feedback is None:
+            result.references[index] += [
+                text for text in example.responses if text not in result.references[index]
+            ]
+        else:
+            result.feedback += [
+                FeedbackRecord(example.prompt, response, float(value))
+                for response, value in zip(example.responses, example.feedback, strict=True)
+            ]
+    return result
+
+
+def read_file(path: str | Path, *, prompt_field: str = "prompt") -> EvaluationSet:
     """Reads prompts with whatever else their lines hold.
 
     `response` is a reference where the line has no `feedback`, and a logged response where it has;

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-import types
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.evaluation import sampling
+from jaxalign.evaluation import runs, sampling
 
 
 class CharacterVocabulary:
@@ -85,24 +83,25 @@ def mean_token_value():
 def fake_runs(monkeypatch):
     """Any checkpoint path loads; its last character, a digit, is the policy's cost a token."""
 
-    def load_policy(path, role="policy", step=None):
+    def open_policy(path, role="policy", step=None):
         info = {
-            "vocabulary": CharacterVocabulary(),
+            "run": str(path),
+            "networks": {"policy": {}, "value": {}} if "dro" in str(path) else {"policy": {}},
             "feature_lengths": {"inputs": 32, "targets": 8},
             "step": step or 10,
-            "tau": 0.5,
+            "temperature": 0.5,
+            "reward": {"mean": 0.5, "std": 2.0},
         }
-        return LetterPolicy(), {"cost": float(str(path)[-1])}, info
+        cost = {"cost": float(str(path)[-1])}
+        return runs.Run(LetterPolicy(), cost, CharacterVocabulary(), info)
 
-    def load_value(path, step=None):
-        info = load_policy(path, step=step)[2]
-        return MeanTokenValue(), {"scale": 1.0}, info
+    def open_value(path, role="value", step=None):
+        run = open_policy(path, step=step)
+        return dataclasses.replace(run, network=MeanTokenValue(), params={"scale": 1.0})
 
-    module = types.ModuleType("jaxalign.training.checkpoints")
-    module.load_policy, module.load_value = load_policy, load_value
-    monkeypatch.setitem(sys.modules, "jaxalign.training.checkpoints", module)
+    monkeypatch.setattr(runs, "open_policy", open_policy)
+    monkeypatch.setattr(runs, "open_value", open_value)
     monkeypatch.setattr(sampling, "decoder", letter_decoder)
-    return module
 
 
 @pytest.fixture

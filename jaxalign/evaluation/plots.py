@@ -1,0 +1,186 @@
+"""Figures of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from jaxalign.evaluation.calibration import Calibration
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#444444")
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#666666",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+# Shown first in learning curves where a run recorded them.
+_PREFERRED = ("loss", "reward", "slot_error_rate", "log_ratio", "value", "residual", "accuracy")
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure on the Agg canvas, made without pyplot so that no window and no global state exist."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: str | Path) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return str(path)
+
+
+def plot_reward_against_kl(points: Sequence[Mapping[str, Any]], path: str | Path) -> str:
+    """One point a policy, with the reward's interval and the KL's standard error.
+
+    Args:
+      points: mappings with `name`, `kl`, `kl_error`, `reward`, `low`, `high`.
+      path: PNG to write.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(1, 1, 6.0, 4.2)
+        axis = axes[0, 0]
+        for i, point in enumerate(points):
+            colour = _COLOURS[i % len(_COLOURS)]
+            reward = point["reward"]
+            axis.errorbar(
+                point["kl"],
+                reward,
+                xerr=point["kl_error"],
+                yerr=[[reward - point["low"]], [point["high"] - reward]],
+                fmt="o",
+                markersize=7,
+                capsize=3,
+                color=colour,
+            )
+            axis.annotate(
+                point["name"],
+                (point["kl"], reward),
+                xytext=(8, 7),
+                textcoords="offset points",
+                color=colour,
+            )
+        axis.set_xlabel("KL from the reference policy (nats a response)")
+        axis.set_ylabel("mean reward")
+        axis.set_title("Reward against KL")
+        axis.margins(x=0.18, y=0.15)
+        return _save(figure, path)
+
+
+def plot_calibration(results: Mapping[str, Calibration], path: str | Path) -> str:
+    """Observed reward by bins of V, one panel a policy; the dashed line is V itself."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(1, len(results), 4.2, 4.0)
+        for i, (name, result) in enumerate(results.items()):
+            axis = axes[0, i]
+            values = np.array([b["mean_value"] for b in result.bins])
+            rewards = np.array([b["mean_reward"] for b in result.bins])
+            errors = np.array([b["standard_error"] for b in result.bins])
+            ends = np.array([values.min(), values.max()])
+            axis.plot(ends, ends, "--", color="#888888", linewidth=1.2, label="reward = V")
+            axis.errorbar(
+                values, rewards, yerr=errors, fmt="o-", capsize=3, color=_COLOURS[0], label="bins of V"
+            )
+            axis.set_xlabel("V(prompt)")
+            axis.set_title(f"{name}: r = {result.correlation:.2f}, slope = {result.slope:.2f}")
+            axis.legend(loc="upper left")
+        axes[0, 0].set_ylabel("mean observed reward ± standard error")
+        return _save(figure, path)
+
+
+def plot_learning_curves(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | Path,
+    *,
+    metrics: Sequence[str] | None = None,
+    max_panels: int = 6,
+) -> str | None:
+    """Metrics of runs against steps: thin lines in training, thick lines with dots on other splits.
+
+    Args:
+      curves: for every run the records of its metrics.jsonl ({"step", "split", name: value ...}).
+      path: PNG to write.
+      metrics: what to draw; otherwise the metrics that most runs measured, up to `max_panels`.
+
+    Returns:
+      The path, or None when there is nothing to draw.
+    """
+    names = list(metrics or _common_metrics(curves))[:max_panels]
+    if not names:
+        return None
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(rows, columns, 4.2, 3.2)
+        for axis, metric in zip(axes.flat, names, strict=False):
+            for i, records in enumerate(curves.values()):
+                for split in dict.fromkeys(str(record.get("split")) for record in records):
+                    line = _series(records, split, metric)
+                    style: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55}
+                    if split != "train":
+                        style = {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
+                    if len(line):
+                        axis.plot(line[:, 0], line[:, 1], color=_COLOURS[i % len(_COLOURS)], **style)
+            axis.set_title(metric)
+            axis.set_xlabel("step")
+        for axis in axes.flat[len(names) :]:
+            axis.set_visible(False)
+        figure.legend(
+            handles=_legend_handles(list(curves)),
+            loc="outside lower center",
+            ncols=min(len(curves) + 2, 5),
+        )
+        return _save(figure, path)
+
+
+def _legend_handles(names: Sequence[str]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=2.5, label=name)
+        for i, name in enumerate(names)
+    ]
+    train = Line2D([], [], color="#777777", linewidth=1.0, alpha=0.55, label="training")
+    held_out = Line2D([], [], color="#777777", marker="o", markersize=3.5, label="held out")
+    return [*handles, train, held_out]
+
+
+def _series(records: Sequence[Mapping[str, Any]], split: str, metric: str) -> np.ndarray:
+    points = [
+        (record["step"], record[metric])
+        for record in records
+        if str(record.get("split")) == split and isinstance(record.get(metric), (int, float))
+    ]
+    return np.array(points, np.float64).reshape(-1, 2)
+
+
+def _common_metrics(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Metric names, those measured by most runs and on most splits first."""
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for run, records in curves.items():
+        for record in records:
+            for name, value in record.items():
+                if name not in ("step", "split") and isinstance(value, (int, float)):
+                    seen.setdefault(name, set()).add((run, str(record.get("split"))))
+
+    def rank(name: str) -> tuple[int, int, str]:
+        place = _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)
+        return place, -len(seen[name]), name
+
+    return sorted(seen, key=rank)
