@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import UserError
+from jaxalign.evaluation.prompts import read_json_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,3 +76,17 @@ def _vocabulary(info: dict[str, Any]) -> Any:
         return vocabulary_from_dict(info["vocabulary"], info["run"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{info['run']}: its vocabulary cannot be read: {error}") from error
+
+
+def learning_curve(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl; empty where there is none.
+
+    Args:
+      path: a run folder or one of its checkpoints.
+    """
+    folder = Path(path)
+    for candidate in (folder, *folder.parents[:2]):
+        file = candidate / "metrics.jsonl"
+        if file.is_file():
+            return [record for _, record in read_json_lines(file)]
+    return []

@@ -1,0 +1,334 @@
+"""`jaxalign evaluate`: two or more policies on the same prompts, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation import judges as judging
+from jaxalign.evaluation import plots, ranking, runs
+from jaxalign.evaluation.calibration import Calibration
+from jaxalign.evaluation.measure import Answers, Evaluator, value_report
+from jaxalign.evaluation.prompts import EvaluationSet, read_evaluation_set
+from jaxalign.evaluation.statistics import bootstrap_mean, win_rate
+from jaxalign.evaluation.summary import summary_text
+from jaxalign.evaluation.tfidf import TfidfRidge
+
+
+def evaluate(
+    checkpoints: list[str],
+    prompts: str,
+    output_dir: str,
+    *,
+    split: str = "validation",
+    judges: list[str] | None = None,
+    reference: str = "",
+    num_prompts: int = 0,
+    temperature: float = 0.0,
+    kl_samples: int = 1,
+    ranking_only: bool = False,
+    ranking_train: str = "",
+    batch_size: int = 32,
+    max_input_length: int = 0,
+    max_target_length: int = 0,
+    bootstrap: int = 1000,
+    step: int | str | None = None,
+    prompt_field: str = "prompt",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compares policies; writes evaluation.json, responses and plots, prints a table.
+
+    Args:
+      checkpoints: `name=path` of run folders or checkpoints; the first is the one that the others
+        are compared with. A path alone is named by its folder.
+      prompts: a JSON Lines file or a cache folder. Distinct prompts are answered once each; logged
+        responses with feedback serve the ranking and the calibration of V.
+      output_dir: folder for evaluation.json, responses/<name>.jsonl and plots/*.png.
+      split: split of a cache folder.
+      judges: `name`, `name:argument` or `module:function`, see `jaxalign.evaluation.judges`; the
+        first one's score is the reward of the table. The default is slot_error.
+      reference: the policy that KL and log-ratios are taken against, by name among the checkpoints
+        or as a path; the first policy by default.
+      num_prompts: only the first so many prompts; 0 takes all.
+      temperature: of the judged responses; 0 is greedy.
+      kl_samples: responses a prompt, sampled at temperature 1, for the KL; 0 leaves it out.
+      ranking_only: generate nothing; only rank logged responses and check V.
+      ranking_train: JSON Lines file with feedback, on which the TF-IDF baseline is fitted; for a
+        cache folder its `train` split is taken. Without either that baseline is left out.
+      batch_size: prompts a batch.
+      max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
+      bootstrap: resamples for intervals (a fifth of them for rankings).
+      step: a checkpoint's step, `best` or `latest`; best where one was kept by default.
+      prompt_field: name of the prompt's field in a JSON Lines file.
+      seed: of sampling and of the bootstrap.
+
+    Returns:
+      The content of evaluation.json.
+
+    Raises:
+      UserError: names or paths that do not fit, malformed prompts, a judge that fails.
+    """
+    named = named_checkpoints(checkpoints)
+    data = read_evaluation_set(prompts, split=split, prompt_field=prompt_field).first(num_prompts)
+    if ranking_only and not data.feedback:
+        raise UserError(f"{prompts}: ranking_only needs logged responses with feedback.")
+    panel = [] if ranking_only else [judging.get_judge(spec) for spec in judges or ["slot_error"]]
+    evaluator = Evaluator(
+        data, max_input_length, max_target_length, batch_size, temperature, seed
+    )
+    reference_path = named.get(reference, reference) or next(iter(named.values()))
+    reference_run = runs.open_policy(reference_path, step=step)
+    session = _Session(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
+    session.linear = _linear_baseline(data, prompts, ranking_train, prompt_field)
+    for name, path in named.items():
+        # The reference's parameters are in memory already.
+        run = reference_run if path == reference_path else runs.open_policy(path, step=step)
+        session.measure(name, path, run, step, bootstrap=bootstrap, seed=seed)
+        _progress(f"measured {name} (step {run.info.get('step')})")
+    result = {
+        "settings": {
+            "prompts": str(prompts),
+            "split": split,
+            "num_prompts": len(data.prompts),
+            "num_feedback": len(data.feedback),
+            "judges": [judge.name for judge in panel],
+            "reference": reference_path,
+            "temperature": temperature,
+            "kl_samples": kl_samples,
+            "bootstrap": bootstrap,
+            "seed": seed,
+        },
+        "policies": session.reports,
+        "win_rates": win_rates(session.scores, bootstrap=bootstrap, seed=seed),
+    }
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_responses(folder, session, data)
+    result["plots"] = _draw(folder / "plots", named, session, panel)
+    result = finite_json(result)
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    print(summary_text(result))
+    return result
+
+
+def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
+    """Paths by name, in order, from `name=path` or bare paths.
+
+    Raises:
+      UserError: none given, or a name twice.
+    """
+    named: dict[str, str] = {}
+    for entry in checkpoints:
+        name, separator, path = entry.partition("=")
+        if not separator:
+            name, path = Path(entry).name, entry
+        if not name or not path:
+            raise UserError(f"checkpoint '{entry}': write name=path.")
+        if name in named:
+            raise UserError(f"checkpoint name '{name}' is given twice; write name=path with two names.")
+        named[name] = path
+    if not named:
+        raise UserError("checkpoints: give at least one name=path.")
+    return named
+
+
+@dataclasses.dataclass
+class _Session:
+    """Results gathered policy by policy, so that one policy at a time is in memory."""
+
+    evaluator: Evaluator
+    reference: runs.Run
+    panel: Sequence[judging.Judge]
+    kl_samples: int
+    reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    answers: dict[str, Answers] = dataclasses.field(default_factory=dict)
+    scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    calibrations: dict[str, Calibration] = dataclasses.field(default_factory=dict)
+    linear: np.ndarray | None = None
+    _reference_log_probs: np.ndarray | None = None
+
+    def measure(
+        self, name: str, path: str, run: runs.Run, step: int | str | None, **bootstrap: int
+    ) -> None:
+        """Adds everything about one policy."""
+        report: dict[str, Any] = {"checkpoint": path, "step": run.info.get("step")}
+        report["objective"] = run.info.get("objective")
+        self.reports[name] = report
+        if self.panel:
+            self._judge(name, run, report, bootstrap)
+        if self.kl_samples:
+            self._check_vocabulary(name, run)
+            report["kl"] = self.evaluator.kl(run, self.reference, self.kl_samples).to_dict()
+        if self.evaluator.data.feedback:
+            self._check_vocabulary(name, run)
+            self._use_feedback(name, path, run, step, report, bootstrap)
+
+    def _judge(
+        self, name: str, run: runs.Run, report: dict[str, Any], bootstrap: dict[str, int]
+    ) -> None:
+        data = self.evaluator.data
+        answers = self.answers[name] = self.evaluator.answer(run)
+        report.update(answers.describe())
+        report["rewards"] = {}
+        for judge in self.panel:
+            scores = judging.checked_scores(judge, data.prompts, answers.responses, data.references)
+            self.scores.setdefault(judge.name, {})[name] = scores
+            estimate = bootstrap_mean(
+                scores, samples=bootstrap["bootstrap"], seed=bootstrap["seed"]
+            )
+            report["rewards"][judge.name] = estimate.to_dict()
+        if "slot_error" in report["rewards"]:
+            report["slot_error_rate"] = -report["rewards"]["slot_error"]["mean"]
+
+    def _use_feedback(
+        self,
+        name: str,
+        path: str,
+        run: runs.Run,
+        step: int | str | None,
+        report: dict[str, Any],
+        bootstrap: dict[str, int],
+    ) -> None:
+        records = self.evaluator.data.feedback
+        feedback = np.array([record.feedback for record in records])
+        if self._reference_log_probs is None:
+            self._reference_log_probs = self.evaluator.feedback_log_probs(self.reference)
+        same = run is self.reference
+        own = self._reference_log_probs if same else self.evaluator.feedback_log_probs(run)
+        values = None
+        if runs.has_value_network(run):
+            values = self.evaluator.feedback_values(runs.open_value(path, step=step))
+            log_ratios = own - self._reference_log_probs
+            calibrated, report["value"] = value_report(run, values, log_ratios, feedback)
+            self.calibrations[name] = calibrated
+        methods = ranking.ranking_scores(
+            own,
+            self._reference_log_probs,
+            [record.response for record in records],
+            tau=run.temperature,
+            values=values,
+            linear=self.linear,
+        )
+        ranked = ranking.rank_methods(
+            methods,
+            feedback,
+            [record.prompt for record in records],
+            bootstrap=bootstrap["bootstrap"] // 5,
+            seed=bootstrap["seed"],
+        )
+        report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
+
+    def _check_vocabulary(self, name: str, run: runs.Run) -> None:
+        mine, theirs = run.info.get("vocabulary", {}), self.reference.info.get("vocabulary", {})
+        if {**mine, "path": ""} != {**theirs, "path": ""}:
+            raise UserError(
+                f"policy '{name}' and the reference have different vocabularies, so their "
+                "log-probabilities cannot be compared; give another reference."
+            )
+
+
+def win_rates(
+    scores: dict[str, dict[str, np.ndarray]], *, bootstrap: int, seed: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """judge -> first policy -> second policy -> win rate of the first over the second."""
+    return {
+        judge: {
+            first: {
+                second: win_rate(
+                    by_policy[first], by_policy[second], samples=bootstrap, seed=seed
+                ).to_dict()
+                for second in by_policy
+                if second != first
+            }
+            for first in by_policy
+        }
+        for judge, by_policy in scores.items()
+    }
+
+
+def finite_json(value: Any) -> Any:
+    """The same nested value with NaN and infinity as null, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _linear_baseline(
+    data: EvaluationSet, prompts: str, ranking_train: str, prompt_field: str
+) -> np.ndarray | None:
+    """Predictions of the TF-IDF model for the logged responses, if there is anything to fit it on."""
+    if not data.feedback:
+        return None
+    source = ranking_train or (prompts if Path(prompts).is_dir() else "")
+    if not source:
+        return None
+    fitted_on = read_evaluation_set(source, split="train", prompt_field=prompt_field).feedback
+    if not fitted_on:
+        raise UserError(f"{source}: holds no feedback to fit the TF-IDF baseline on.")
+    model = TfidfRidge().fit(
+        [record.prompt for record in fitted_on],
+        [record.response for record in fitted_on],
+        np.array([record.feedback for record in fitted_on]),
+    )
+    return model.predict(
+        [record.prompt for record in data.feedback], [record.response for record in data.feedback]
+    )
+
+
+def _write_responses(folder: Path, session: _Session, data: EvaluationSet) -> None:
+    for name, answers in session.answers.items():
+        path = folder / "responses" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            for i, prompt in enumerate(data.prompts):
+                line = {
+                    "id": i,
+                    "prompt": prompt,
+                    "responses": [answers.responses[i]],
+                    "length": int(answers.lengths[i]),
+                    "scores": {j: float(by[name][i]) for j, by in session.scores.items()},
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _draw(
+    folder: Path, named: dict[str, str], session: _Session, panel: Sequence[judging.Judge]
+) -> list[str]:
+    """Draws what there is to draw; returns the paths."""
+    paths: list[str | None] = []
+    if panel and session.kl_samples:
+        points = [
+            {
+                "name": name,
+                "kl": report["kl"]["mean"],
+                "kl_error": report["kl"]["standard_error"],
+                "reward": report["rewards"][panel[0].name]["mean"],
+                "low": report["rewards"][panel[0].name]["low"],
+                "high": report["rewards"][panel[0].name]["high"],
+            }
+            for name, report in session.reports.items()
+        ]
+        paths.append(plots.plot_reward_against_kl(points, folder / "reward_against_kl.png"))
+    curves = {name: runs.learning_curve(path) for name, path in named.items()}
+    curves = {name: records for name, records in curves.items() if records}
+    paths.append(plots.plot_learning_curves(curves, folder / "learning_curves.png"))
+    if session.calibrations:
+        paths.append(plots.plot_calibration(session.calibrations, folder / "calibration.png"))
+    return [path for path in paths if path]
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

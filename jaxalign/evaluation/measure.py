@@ -1,0 +1,146 @@
+"""What one policy does on an evaluation set: its responses, its KL, its scores of logged responses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxalign.evaluation import sampling
+from jaxalign.evaluation.batches import (
+    decode_tokens,
+    encode_text,
+    predict_values,
+    response_tokens,
+    score_responses,
+)
+from jaxalign.evaluation.calibration import Calibration, calibration, residual_statistics
+from jaxalign.evaluation.prompts import EvaluationSet
+from jaxalign.evaluation.runs import Run
+from jaxalign.evaluation.sampling import DecodingSettings
+from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """One response a prompt.
+
+    Attributes:
+      responses: [prompts] texts.
+      lengths: [prompts] tokens, EOS included.
+      finished: [prompts] whether the response ended in EOS before the length limit.
+    """
+
+    responses: list[str]
+    lengths: np.ndarray
+    finished: np.ndarray
+
+    def describe(self) -> dict[str, float]:
+        """Mean length, share of unfinished responses, and distinct-1 and -2."""
+        return {
+            "length": float(self.lengths.mean()),
+            "unfinished": float(1 - self.finished.mean()),
+            "distinct_1": distinct_n(self.responses, 1),
+            "distinct_2": distinct_n(self.responses, 2),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """The evaluation set with the settings that all policies share.
+
+    Attributes:
+      data: prompts, references, feedback.
+      max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
+      batch_size: prompts a batch.
+      temperature: of the judged responses; 0 is greedy.
+      seed: of sampling.
+    """
+
+    data: EvaluationSet
+    max_input_length: int = 0
+    max_target_length: int = 0
+    batch_size: int = 32
+    temperature: float = 0.0
+    seed: int = 0
+
+    def answer(self, run: Run) -> Answers:
+        """One response a prompt, at the evaluation's temperature."""
+        tokens = self._sample(run, self.temperature, 1, self.seed)[:, 0]
+        rows = [response_tokens(row) for row in tokens]
+        return Answers(
+            [decode_tokens(run.vocabulary, row) for row in rows],
+            np.array([len(row) for row in rows]),
+            np.array([bool(row) and row[-1] == 1 for row in rows]),
+        )
+
+    def kl(self, run: Run, reference: Run, samples: int) -> KLEstimate:
+        """KL(policy || reference), nats a response, from samples at temperature 1.
+
+        Both policies score the sampled token ids in the same way, so a policy's KL from itself is
+        exactly 0. A response cut at the length limit counts with the tokens it has.
+        """
+        tokens = self._sample(run, 1.0, samples, self.seed + 1)
+        responses = [[response_tokens(row) for row in group] for group in tokens]
+        prompts = self._prompts(run, self.data.prompts)
+        own, theirs = (
+            score_responses(r.network, r.params, prompts, responses, batch_size=self.batch_size)[0]
+            for r in (run, reference)
+        )
+        return kl_from_samples(own, theirs)
+
+    def feedback_log_probs(self, run: Run) -> Float[np.ndarray, " items"]:
+        """Log-probability of every logged response with feedback, in nats."""
+        records = self.data.feedback
+        limit = run.length("targets", self.max_target_length)
+        responses = [[encode_text(run.vocabulary, r.response, limit)] for r in records]
+        prompts = self._prompts(run, [record.prompt for record in records])
+        return score_responses(
+            run.network, run.params, prompts, responses, batch_size=self.batch_size
+        )[0][:, 0]
+
+    def feedback_values(self, value: Run) -> Float[np.ndarray, " items"]:
+        """V(x) for the prompt of every logged response with feedback."""
+        distinct = list(dict.fromkeys(record.prompt for record in self.data.feedback))
+        prompts = self._prompts(value, distinct)
+        values = predict_values(value.network, value.params, prompts, batch_size=self.batch_size)
+        known = dict(zip(distinct, values, strict=True))
+        return np.array([known[record.prompt] for record in self.data.feedback])
+
+    def _sample(self, run: Run, temperature: float, samples: int, seed: int) -> np.ndarray:
+        settings = DecodingSettings(
+            max_target_length=run.length("targets", self.max_target_length),
+            num_samples=samples,
+            temperature=temperature,
+        )
+        return sampling.generate_tokens(
+            run.network,
+            run.params,
+            self._prompts(run, self.data.prompts),
+            settings,
+            batch_size=self.batch_size,
+            seed=seed,
+        )[0]
+
+    def _prompts(self, run: Run, texts: Sequence[str]) -> list[list[int]]:
+        limit = run.length("inputs", self.max_input_length)
+        return [
+            encode_text(run.vocabulary, text, limit, long_prompts=self.data.long_prompts)
+            for text in texts
+        ]
+
+
+def value_report(
+    run: Run,
+    values: Float[np.ndarray, " items"],
+    log_ratios: Float[np.ndarray, " items"],
+    feedback: Float[np.ndarray, " items"],
+) -> tuple[Calibration, dict[str, Any]]:
+    """Calibration of V and the residual of DRO on logged responses, rewards standardised as in training."""
+    rewards = run.standardized(feedback)
+    result = calibration(values, rewards)
+    residual = residual_statistics(rewards, values, log_ratios, run.temperature)
+    return result, {**result.to_dict(), **residual, "tau": run.temperature}

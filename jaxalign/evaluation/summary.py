@@ -1,0 +1,127 @@
+"""The printed summary of an evaluation, readable in 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.evaluation.tables import format_cell, format_interval, format_spread, text_table
+
+_NAME_WIDTH = 16
+
+
+def summary_text(result: Mapping[str, Any]) -> str:
+    """Tables of evaluation.json: policies, head to head, V, ranking, and the plots' paths."""
+    settings, policies = result["settings"], result["policies"]
+    blocks = [f"{settings['num_prompts']} prompts of {settings['prompts']}"]
+    if settings["judges"]:
+        blocks.append(_policies(result))
+        if len(policies) > 2:
+            blocks += [_head_to_head(judge, rates) for judge, rates in result["win_rates"].items()]
+        if len(settings["judges"]) > 1:
+            blocks.append(_judges(result))
+    blocks += [block for block in (_values(policies), _ranking(policies)) if block]
+    if result.get("plots"):
+        blocks.append("plots:\n" + "\n".join(f"  {path}" for path in result["plots"]))
+    return "\n\n".join(blocks)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 3] + "..."
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    return format_interval(estimate["mean"], estimate["low"], estimate["high"])
+
+
+def _policies(result: Mapping[str, Any]) -> str:
+    policies, judge = result["policies"], result["settings"]["judges"][0]
+    first = next(iter(policies))
+    rows = []
+    for name, report in policies.items():
+        row: dict[str, Any] = {"policy": _short(name), "reward": report["rewards"][judge]["mean"]}
+        if "slot_error_rate" in report:
+            row["slot error"] = report["slot_error_rate"]
+        if len(policies) > 1:
+            rate = result["win_rates"][judge][name].get(first)
+            row[f"win rate vs {_short(first)}"] = _interval(rate) if rate else "-"
+        if "kl" in report:
+            row["KL"] = format_spread(report["kl"]["mean"], report["kl"]["standard_error"], 2)
+        row["tokens"] = format_cell(report["length"], 1)
+        row["dist-1"], row["dist-2"] = report["distinct_1"], report["distinct_2"]
+        rows.append(row)
+    notes = f"reward: judge {judge}; win rate: ties half, 95 % bootstrap interval over prompts"
+    if any("kl" in report for report in policies.values()):
+        notes += "\nKL: nats a response from the reference, ± standard error"
+    return f"{text_table(rows)}\n{notes}"
+
+
+def _head_to_head(judge: str, rates: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for first in rates:
+        row: dict[str, Any] = {f"row over column ({judge})": _short(first)}
+        for second in rates:
+            estimate = rates[first].get(second)
+            row[_short(second)] = estimate["mean"] if estimate else "-"
+        rows.append(row)
+    return text_table(rows)
+
+
+def _judges(result: Mapping[str, Any]) -> str:
+    return text_table(
+        [
+            {
+                "mean score": _short(name),
+                **{j: _interval(report["rewards"][j]) for j in result["settings"]["judges"]},
+            }
+            for name, report in result["policies"].items()
+        ]
+    )
+
+
+def _values(policies: Mapping[str, Any]) -> str:
+    rows = [
+        {
+            "value network": _short(name),
+            "correlation": report["value"]["correlation"],
+            "rank corr.": report["value"]["rank_correlation"],
+            "slope": report["value"]["slope"],
+            "R^2": report["value"]["r_squared"],
+            "mean residual": report["value"]["mean_residual"],
+            "rms residual": report["value"]["rms_residual"],
+        }
+        for name, report in policies.items()
+        if "value" in report
+    ]
+    return text_table(rows) if rows else ""
+
+
+def _ranking(policies: Mapping[str, Any]) -> str:
+    """Methods of every policy; those that no policy changes (the baselines) once."""
+    rows, shown = [], set()
+    for name, report in policies.items():
+        for method, result in report.get("ranking", {}).items():
+            own = method.startswith(("tau", "policy", "V "))
+            label = f"{_short(name)}: {method}" if own else method
+            if label in shown:
+                continue
+            shown.add(label)
+            spearman = [result["spearman"], result["spearman_low"], result["spearman_high"]]
+            auc = [result["auc"], result["auc_low"], result["auc_high"]]
+            rows.append(
+                {
+                    "ranking of logged responses": label,
+                    "Spearman": "-" if result["spearman"] is None else _bounds(spearman),
+                    "AUC": "-" if result["auc"] is None else _bounds(auc),
+                    "pairs": result["pairwise_accuracy"],
+                    "order": own,
+                }
+            )
+    # Baselines last.
+    rows.sort(key=lambda row: not row.pop("order"))
+    return text_table(rows) if rows else ""
+
+
+def _bounds(values: list[float | None]) -> str:
+    mean, low, high = values
+    return f"{format_cell(mean, 2)} [{format_cell(low, 2)}, {format_cell(high, 2)}]"

@@ -1,0 +1,135 @@
+"""`evaluate` end to end with stand-in policies whose scores are known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation.evaluate import evaluate, finite_json, named_checkpoints
+from jaxalign.evaluation.prompts import read_evaluation_set
+
+
+@pytest.fixture
+def feedback_file(write_lines):
+    records = [
+        {"prompt": f"say {'x' * i}", "response": "yes" * (1 + k), "feedback": float(k)}
+        for i in range(12)
+        for k in range(2)
+    ]
+    return write_lines("feedback.jsonl", records)
+
+
+def test_policies_are_compared_on_the_same_prompts(fake_runs, feedback_file, tmp_path, capsys):
+    output = tmp_path / "evaluation"
+    result = evaluate(
+        ["sft=run1", "dro=dro2"],
+        feedback_file,
+        str(output),
+        judges=["length"],
+        batch_size=5,
+        kl_samples=2,
+        bootstrap=50,
+        ranking_train=feedback_file,
+    )
+    assert result == json.loads((output / "evaluation.json").read_text())
+    sft, dro = result["policies"]["sft"], result["policies"]["dro"]
+    # The stand-ins answer alike, so every prompt is a tie.
+    assert result["win_rates"]["length"]["dro"]["sft"]["mean"] == 0.5
+    assert sft["kl"] == {"mean": 0.0, "standard_error": 0.0, "count": 12}
+    # A token costs the second policy one nat more.
+    assert dro["kl"]["mean"] < 0
+    assert sft["length"] == dro["length"] == pytest.approx(sft["rewards"]["length"]["mean"] + 1)
+    # The longer response has the higher feedback, and costs more nats.
+    assert dro["ranking"]["longer wins"]["pairwise_accuracy"] == 1
+    assert dro["ranking"]["tau * log-ratio"]["pairwise_accuracy"] == 0
+    assert dro["ranking"]["TF-IDF linear"]["pairwise_accuracy"] == 1
+    assert "value" in dro and "value" not in sft
+    assert (output / "plots" / "calibration.png").stat().st_size > 1000
+    assert (output / "plots" / "reward_against_kl.png").stat().st_size > 1000
+    lines = [json.loads(x) for x in (output / "responses" / "dro.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(12))
+    assert lines[3]["scores"]["length"] == len(lines[3]["responses"][0])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:20])) <= 110
+    assert "win rate vs sft" in printed
+
+
+def test_ranking_only_generates_nothing(fake_runs, feedback_file, tmp_path, monkeypatch):
+    from jaxalign.evaluation import sampling
+
+    monkeypatch.setattr(sampling, "decoder", lambda *_: pytest.fail("decoded"))
+    result = evaluate(
+        ["a=run1", "b=run2"], feedback_file, str(tmp_path / "e"), ranking_only=True, bootstrap=20
+    )
+    assert result["win_rates"] == {}
+    assert set(result["policies"]["b"]) == {"checkpoint", "step", "objective", "ranking"}
+
+
+def test_the_first_prompts_only_and_another_reference(fake_runs, feedback_file, tmp_path):
+    result = evaluate(
+        ["a=run1", "b=run2"],
+        feedback_file,
+        str(tmp_path / "e"),
+        judges=["length"],
+        reference="b",
+        num_prompts=4,
+        bootstrap=10,
+    )
+    assert result["settings"]["num_prompts"] == 4
+    assert result["settings"]["num_feedback"] == 8
+    assert result["policies"]["b"]["kl"]["mean"] == 0
+    assert result["policies"]["a"]["kl"]["mean"] > 0
+
+
+def test_checkpoints_are_named_by_the_user_or_by_their_folder():
+    assert named_checkpoints(["sft=/runs/a", "/runs/dro"]) == {"sft": "/runs/a", "dro": "/runs/dro"}
+    with pytest.raises(UserError, match="given twice"):
+        named_checkpoints(["/x/run", "/y/run"])
+    with pytest.raises(UserError, match="at least one"):
+        named_checkpoints([])
+
+
+def test_json_holds_null_where_a_statistic_is_undefined():
+    assert finite_json({"a": [float("nan"), np.float32(1.5)], "b": float("inf")}) == {
+        "a": [None, 1.5],
+        "b": None,
+    }
+
+
+def test_an_evaluation_set_gathers_references_and_feedback_by_prompt(write_lines):
+    path = write_lines(
+        "set.jsonl",
+        [
+            {"prompt": "a", "response": "one"},
+            {"prompt": "b", "references": ["x", "y"], "target": "z"},
+            {"prompt": "a", "response": "two"},
+            {"prompt": "a", "response": "two"},
+            {"prompt": "c", "response": "good", "feedback": "up"},
+            {"prompt": "c", "chosen": "better", "rejected": "worse"},
+        ],
+    )
+    data = read_evaluation_set(path)
+    assert data.prompts == ["a", "b", "c"]
+    assert data.references == [["one", "two"], ["x", "y", "z"], []]
+    assert [(r.response, r.feedback) for r in data.feedback] == [
+        ("good", 1.0),
+        ("better", 1.0),
+        ("worse", 0.0),
+    ]
+    assert data.first(2).prompts == ["a", "b"]
+    assert data.first(2).feedback == []
+    with pytest.raises(UserError, match=r"bad.jsonl:1: .*feedback"):
+        read_evaluation_set(
+            write_lines("bad.jsonl", ['{"prompt": "a", "response": "b", "feedback": NaN}'])
+        )
+
+
+def test_a_cache_is_read_with_its_texts(tmp_path):
+    from jaxalign.data.cache import cache
+
+    cache("synthetic_triplets", str(tmp_path / "cache"), vocabulary="bytes")
+    data = read_evaluation_set(tmp_path / "cache", split="validation")
+    assert len(data.prompts) == 300
+    assert {record.prompt for record in data.feedback} == set(data.prompts)
+    assert all(record.feedback <= 0 for record in data.feedback)
