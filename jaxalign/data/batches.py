@@ -17,7 +17,7 @@ Batch = dict[str, np.ndarray]
 
 
 def place_segments(
-    tokens: Int[np.ndarray, "tokens"],
+    tokens: Int[np.ndarray, tokens],
     lengths: Int[np.ndarray, "rows segments"],
     width: int,
 ) -> tuple[Int[np.ndarray, "rows width"], Int[np.ndarray, "rows width"]]:
@@ -96,7 +96,9 @@ def make_batch(
     counts = np.asarray([len(example.target_lengths) for example in examples], np.int64)
     if examples:
         if int(counts.max()) > K:
-            raise ValueError(f"An example has {int(counts.max())} responses, the batch room for {K}.")
+            raise ValueError(
+                f"An example has {int(counts.max())} responses, the batch room for {K}."
+            )
         input_lengths[slots] = [len(example.inputs) for example in examples]
     present = np.zeros((num_rows * P, K), bool)
     present[slots] = np.arange(K) < counts[:, None]

@@ -55,7 +55,9 @@ class Limits:
         if self.duplicates not in ("reject", "keep"):
             raise DataError(f"duplicates={self.duplicates!r}; known: 'reject', 'keep'.")
         if min(self.max_input_length, self.max_target_length) < 2:
-            raise DataError("max_input_length and max_target_length must be at least 2 (EOS counts).")
+            raise DataError(
+                "max_input_length and max_target_length must be at least 2 (EOS counts)."
+            )
 
 
 def cache(
@@ -110,12 +112,18 @@ def cache(
         )
     else:
         source = sources.resolve_source(task)
-    vocabulary_spec = vocabulary or getattr(source, "vocabulary", None) or "bytes"
+    own = getattr(source, "vocabulary", None)
+    chosen = vocabulary_from_spec(vocabulary or own or "bytes", extra_ids)
+    if own is not None and chosen != own:
+        raise DataError(
+            f"The task {task!r} is tokenised by seqio with its own vocabulary, which is not {vocabulary!r}; register it "
+            "with that vocabulary, or leave the option out."
+        )
     return cache_source(
         source,
         output_dir,
         name=task,
-        vocabulary=vocabulary_from_spec(vocabulary_spec, extra_ids),
+        vocabulary=chosen,
         splits=tuple(splits),
         limits=limits,
         max_rejected_fraction=max_rejected_fraction,
@@ -153,7 +161,9 @@ def cache_source(
     os.makedirs(parent, exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(output_dir)}.", dir=parent)
     try:
-        metadata = _write(source, partial, splits, vocabulary, limits, max_rejected_fraction, output_dir)
+        metadata = _write(
+            source, partial, splits, vocabulary, limits, max_rejected_fraction, output_dir
+        )
         metadata = {"name": name, **options, "request": request, **metadata}
         with open(os.path.join(partial, METADATA_FILE), "w", encoding="utf-8") as file:
             json.dump(metadata, file, indent=2, ensure_ascii=False)
@@ -176,8 +186,9 @@ def load_metadata(cache_dir: str) -> dict[str, Any]:
 
     Keys: name, kind, responses_per_example (K), fields (which of feedback, scores the batches have), score_names,
     num_examples (by split), num_prompts (by split), feedback {"mean", "std"} of the training split's responses or None,
-    vocabulary (see `load_vocabulary`), lengths (percentiles of prompt and response tokens by split), rejected (counts by
-    split and reason), truncated_prompts (by split), limits, fingerprint (of the content).
+    vocabulary (see `load_vocabulary`), lengths (percentiles of prompt and response tokens by split), num_read (records
+    read, good and bad, by split), rejected (counts by split and reason), notes (other counts by split, such as
+    truncated_prompts), limits, fingerprint (of the content).
     """
     path = os.path.join(cache_dir, METADATA_FILE)
     try:
@@ -206,48 +217,77 @@ def lengths_path(cache_dir: str, split: str) -> str:
     return os.path.join(cache_dir, f"{split}.lengths.npy")
 
 
-def tokenize(
-    records: Iterable[Record],
+Tokenized = tuple[Record, list[int], list[list[int]]]
+
+
+def tokenize(records: Iterable[Record], vocabulary: Vocabulary) -> Iterator[Tokenized]:
+    """(record, prompt tokens, response tokens) without EOS."""
+    for block in _blocks(records):
+        texts = [text for record in block for text in (record.prompt, *record.responses)]
+        tokens = iter(vocabulary.encode_batch(texts))
+        for record in block:
+            yield record, next(tokens), [next(tokens) for _ in record.responses]
+
+
+def make_examples(
+    tokenized: Iterable[Tokenized],
     vocabulary: Vocabulary,
     limits: Limits,
     log: RejectionLog,
     split: str = "",
 ) -> Iterator[CachedExample]:
-    """Examples of the records that pass the limits; the others go to the log."""
-    for block in _blocks(records):
-        texts = [text for record in block for text in (record.prompt, *record.responses)]
-        tokens = iter(vocabulary.encode_batch(texts))
-        for record in block:
-            inputs = next(tokens)
-            targets = [next(tokens) for _ in record.responses]
-            problem = _problem(inputs, targets, vocabulary, limits)
-            if problem is not None:
-                log.reject_record(record, *problem, split=split)
-                continue
-            room = limits.max_input_length - 1
-            if len(inputs) > room:
-                log.notes["truncated_prompts"] += 1
-                inputs = inputs[-room:] if limits.long_prompts == "truncate_left" else inputs[:room]
-            yield make_example(
-                [*inputs, vocabulary.eos_id],
-                [[*target, vocabulary.eos_id] for target in targets],
-                record.feedback,
-                record.scores,
-                prompt_id=prompt_id(record.prompt),
-                prompt=record.prompt,
-                responses=record.responses,
-                group=record.group,
-                source=record.source,
-                file=os.path.basename(record.file),
-                line=record.line,
-            )
+    """Examples of the records that pass the limits, EOS appended; the others go to the log."""
+    for record, inputs, targets in tokenized:
+        problem = _problem(inputs, targets, vocabulary, limits)
+        if problem is not None:
+            log.reject_record(record, *problem, split=split)
+            continue
+        room = limits.max_input_length - 1
+        if len(inputs) > room:
+            log.notes["truncated_prompts"] += 1
+            inputs = inputs[-room:] if limits.long_prompts == "truncate_left" else inputs[:room]
+        yield make_example(
+            [*inputs, vocabulary.eos_id],
+            [[*target, vocabulary.eos_id] for target in targets],
+            record.feedback,
+            record.scores,
+            prompt_id=prompt_id(record.prompt),
+            prompt=record.prompt,
+            responses=record.responses,
+            group=record.group,
+            source=record.source,
+            file=os.path.basename(record.file),
+            line=record.line,
+        )
+
+
+def _tokenized_split(
+    source: sources.RecordSource,
+    split: str,
+    vocabulary: Vocabulary,
+    duplicates: str,
+    log: RejectionLog,
+) -> Iterator[Tokenized]:
+    """The split through seqio's own pipeline where the task has one, else through ours (the ids are the same)."""
+    if hasattr(source, "tokenized"):
+        tokenized = source.tokenized(split, log)
+        if duplicates == "reject":
+            tokenized = validation.drop_duplicates(tokenized, log, split, record_of=lambda t: t[0])
+        return tokenized
+    records: Iterable[Record] = source.records(split, log)
+    if duplicates == "reject":
+        records = validation.drop_duplicates(records, log, split)
+    return tokenize(records, vocabulary)
 
 
 def _problem(
     inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary, limits: Limits
 ) -> tuple[str, str] | None:
     """(reason, message) if the tokens break a limit."""
-    named = [("the prompt", inputs), *((f"response {k}", target) for k, target in enumerate(targets))]
+    named = [
+        ("the prompt", inputs),
+        *((f"response {k}", target) for k, target in enumerate(targets)),
+    ]
     for name, tokens in named:
         unknown = sum(token == vocabulary.unk_id for token in tokens)
         if unknown > limits.max_unknown_fraction * len(tokens):
@@ -288,16 +328,15 @@ def _write(
     content = hashlib.sha256()
     summaries: dict[str, _SplitSummary] = {}
     rejected: dict[str, dict[str, int]] = {}
-    truncated: dict[str, int] = {}
+    read: dict[str, int] = {}
+    notes: dict[str, dict[str, int]] = {}
     for split in splits:
         log = RejectionLog()
-        records: Iterable[Record] = source.records(split, log)
-        if limits.duplicates == "reject":
-            records = validation.drop_duplicates(records, log, split)
+        tokenized = _tokenized_split(source, split, vocabulary, limits.duplicates, log)
         summary = _SplitSummary()
         content.update(f"{split}\n".encode())
         with _writer(split_path(folder, split)) as writer:
-            for example in tokenize(records, vocabulary, limits, log, split):
+            for example in make_examples(tokenized, vocabulary, limits, log, split):
                 data = encode_example(example)
                 content.update(hashlib.sha256(data).digest())
                 writer.write(data)
@@ -309,7 +348,8 @@ def _write(
             raise DataError(f"The split {split!r} has no usable records ({log.seen} read).")
         summaries[split] = summary
         rejected[split] = log.counts
-        truncated[split] = log.notes["truncated_prompts"]
+        notes[split] = dict(log.notes)
+        read[split] = log.seen
         all_rejected.entries.extend(log.entries)
     all_rejected.write(os.path.join(folder, REJECTED_FILE))
     _check_no_straddling(summaries)
@@ -326,7 +366,8 @@ def _write(
         "feedback": summaries["train"].feedback_statistics() if "train" in summaries else None,
         "lengths": {name: s.lengths() for name, s in summaries.items()},
         "rejected": rejected,
-        "truncated_prompts": truncated,
+        "notes": notes,
+        "num_read": read,
         "fingerprint": content.hexdigest(),
     }
 

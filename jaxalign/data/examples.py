@@ -91,7 +91,9 @@ def encode_example(example: CachedExample) -> bytes:
     return msgpack.packb(header, use_bin_type=True)
 
 
-def decode_example(data: bytes, *, with_text: bool = True, where: str = "the cache") -> CachedExample:
+def decode_example(
+    data: bytes, *, with_text: bool = True, where: str = "the cache"
+) -> CachedExample:
     """The example in the bytes. Raises ValueError naming `where` if they are not one."""
     try:
         header = msgpack.unpackb(data, raw=False)

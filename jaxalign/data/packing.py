@@ -6,6 +6,8 @@ batch are read together, and the state is the parent's state with a short list o
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,14 +49,14 @@ class PackIndices(grain.IterDataset):
           drop_remainder: leave out last batches that have an empty row.
         """
         super().__init__(parent)
-        self._options = dict(
-            example_lengths=example_lengths,
-            row_lengths=row_lengths,
-            rows=rows,
-            max_examples_per_row=max_examples_per_row,
-            lookahead=lookahead,
-            drop_remainder=drop_remainder,
-        )
+        self._options = {
+            "example_lengths": example_lengths,
+            "row_lengths": row_lengths,
+            "rows": rows,
+            "max_examples_per_row": max_examples_per_row,
+            "lookahead": lookahead,
+            "drop_remainder": drop_remainder,
+        }
 
     def __iter__(self) -> grain.DatasetIterator:
         return _PackIterator(self._parent.__iter__(), **self._options)
@@ -118,6 +120,27 @@ class _PackIterator(grain.DatasetIterator):
         self._aside = [int(index) for index in state["aside"]]
 
 
+_open_iterators: weakref.WeakSet[grain.DatasetIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_iterators() -> None:
+    """A prefetch thread that is reading when the interpreter goes away would abort the process."""
+    for iterator in list(_open_iterators):
+        iterator.close()
+        # Its destructor would close it again, when Grain's modules are already gone.
+        iterator.close = lambda: None  # type: ignore[method-assign]
+
+
+class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
+    """Grain's prefetch, whose iterators are closed before the interpreter ends."""
+
+    def __iter__(self) -> grain.DatasetIterator:
+        iterator = super().__iter__()
+        _open_iterators.add(iterator)
+        return iterator
+
+
 def pack_and_batch(
     indices: grain.MapDataset,
     *,
@@ -140,5 +163,5 @@ def pack_and_batch(
         drop_remainder=drop_remainder,
     ).map(read_and_collate)
     if prefetch:
-        packed = grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch)
+        packed = _Prefetch(packed, prefetch_buffer_size=prefetch)
     return packed

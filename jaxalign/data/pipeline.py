@@ -228,14 +228,18 @@ def _row_lengths(
 ) -> dict[str, int]:
     for name in ("inputs", "targets"):
         if name not in feature_lengths:
-            raise ValueError(f"feature_lengths needs 'inputs' and 'targets', got {dict(feature_lengths)}.")
+            raise ValueError(
+                f"feature_lengths needs 'inputs' and 'targets', got {dict(feature_lengths)}."
+            )
     lengths = {
         "inputs": feature_lengths["inputs"],
         "targets": responses * feature_lengths["targets"],
     }
     if row_lengths is not None:
         if not pack:
-            raise ValueError("row_lengths is for pack=True; unpacked rows are as long as feature_lengths.")
+            raise ValueError(
+                "row_lengths is for pack=True; unpacked rows are as long as feature_lengths."
+            )
         lengths.update(row_lengths)
     return lengths
 

@@ -81,11 +81,14 @@ class Record:
 
 def prompt_id(prompt: str) -> int:
     """A positive int32 hash of the prompt's text; equal text gives the equal id, on every machine."""
-    value = int.from_bytes(hashlib.blake2b(prompt.encode("utf-8"), digest_size=4).digest(), "little")
+    value = int.from_bytes(
+        hashlib.blake2b(prompt.encode("utf-8"), digest_size=4).digest(), "little"
+    )
     return (value & 0x7FFFFFFF) or 1
 
 
 def check_kind(kind: str) -> str:
+    """The kind itself; ValueError, listing the known ones, if there is no such kind."""
     if kind not in KINDS:
         raise ValueError(f"Unknown record kind {kind!r}; known: {', '.join(KINDS)}.")
     return kind
@@ -168,7 +171,9 @@ def _parse_multi(
     given = reader.required("scores")
     objects = given if several else [given]
     if not isinstance(objects, list) or len(objects) != len(responses):
-        raise RecordError("wrong_type", f"scores must hold {len(responses)} objects, one a response")
+        raise RecordError(
+            "wrong_type", f"scores must hold {len(responses)} objects, one a response"
+        )
     rows = []
     for scores in objects:
         if not isinstance(scores, Mapping) or not scores:
@@ -207,7 +212,9 @@ def number(value: Any, field: str) -> float:
 
 def _numbers(value: Any, field: str, length: int) -> tuple[float, ...]:
     if not isinstance(value, list) or len(value) != length:
-        raise RecordError("wrong_type", f"{field} must be a list of {length} numbers, one a response")
+        raise RecordError(
+            "wrong_type", f"{field} must be a list of {length} numbers, one a response"
+        )
     return tuple(number(item, field) for item in value)
 
 
@@ -238,7 +245,8 @@ class _Reader:
         value = self.required(field)
         if not isinstance(value, str):
             raise RecordError(
-                "wrong_type", f"{self._fields.get(field, field)!r} is a {_type(value)}, not a string"
+                "wrong_type",
+                f"{self._fields.get(field, field)!r} is a {_type(value)}, not a string",
             )
         return value
 

@@ -79,8 +79,7 @@ class JsonlSource:
       responses_per_example: above 1, records of one prompt are joined into examples with up to that many responses.
       split_fractions, split_seed: how one file is divided.
       duplicates: "reject" or "keep"; it matters here only before records are joined (the cache looks again).
-      parser: replaces `parse_record` for files of another layout: it takes the JSON object and keywords file and line,
-        and returns records (or raises RecordError).
+      parser: reads objects of another layout; see `validation.parse_objects_with`.
     """
 
     files: Mapping[str, str | Sequence[str]]
@@ -154,23 +153,40 @@ class JsonlSource:
                 yield record
         if log is not None and read_log is not None and split == next(iter(self.split_fractions)):
             log.entries.extend(read_log.entries)
+            log.notes.update(read_log.notes)
             log.seen += len(read_log.entries)
 
     def _read(self, path: str, log: RejectionLog | None, split: str) -> Iterator[Record]:
+        objects = self.objects(path, log, split)
+        file = self.describe(path)
         if self.parser is not None:
-            return validation.read_parsed(path, self.parser, log=log, split=split)
-        return validation.read_jsonl(
-            path,
+            return validation.parse_objects_with(
+                objects, self.parser, file=file, log=log, split=split
+            )
+        return validation.parse_objects(
+            objects,
             self.kind,
+            file=file,
             log=log,
             fields=self.fields,
             score_names=self.score_names or None,
+            source=os.path.basename(file),
             split=split,
         )
 
+    def objects(
+        self, path: str, log: RejectionLog | None, split: str
+    ) -> Iterator[tuple[int, Any, str]]:
+        """(line number, object, text) of a file."""
+        return validation.read_json_lines(path, log=log, split=split)
+
+    def describe(self, path: str) -> str:
+        """What reports call the file."""
+        return path
+
     def _first_score_names(self) -> tuple[str, ...]:
         for path in self.paths(self.splits[0]):
-            for _, obj, _ in validation.read_json_lines(path, log=RejectionLog()):
+            for _, obj, _ in self.objects(path, RejectionLog(), ""):
                 try:
                     names = validation.record_score_names(obj, self.fields)
                 except (KeyError, TypeError, IndexError, AttributeError):
@@ -216,7 +232,9 @@ class SyntheticSource:
 
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
         if split not in self.splits:
-            raise DataError(f"The bundled task has no split {split!r}; it has train and validation.")
+            raise DataError(
+                f"The bundled task has no split {split!r}; it has train and validation."
+            )
         prompts = synthetic.make_prompts(self.num_prompts + self.num_validation, self.seed)
         cut = self.num_prompts
         for record in synthetic.make_records(

@@ -6,12 +6,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from jaxalign.data.records import Record, RecordError, parse_record
 from jaxalign.errors import UserError
 
 _MAX_QUOTED = 2000
+Item = TypeVar("Item")
 
 
 class DataError(UserError):
@@ -48,9 +49,7 @@ class RejectionLog:
 
     def reject_record(self, record: Record, reason: str, message: str, split: str = "") -> None:
         text = json.dumps({"prompt": record.prompt, "responses": record.responses})
-        self.reject(
-            reason, message, file=record.file, line=record.line, record=text, split=split
-        )
+        self.reject(reason, message, file=record.file, line=record.line, record=text, split=split)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -101,25 +100,91 @@ def read_jsonl(
 
     For kind `multi` without `score_names`, the first good record's names (sorted) hold for the whole file.
     """
-    for line, obj, text in read_json_lines(path, log=log, split=split):
+    return parse_objects(
+        read_json_lines(path, log=log, split=split),
+        kind,
+        file=path,
+        log=log,
+        fields=fields,
+        score_names=score_names,
+        source=source or os.path.basename(path),
+        split=split,
+    )
+
+
+def parse_objects(
+    objects: Iterable[tuple[int, Any, str]],
+    kind: str,
+    *,
+    file: str,
+    log: RejectionLog | None = None,
+    fields: Mapping[str, str] | None = None,
+    score_names: Sequence[str] | None = None,
+    source: str = "",
+    split: str = "",
+) -> Iterator[Record]:
+    """Records of (line, object, text) triples; see `read_jsonl`."""
+    for line, obj, text in objects:
         try:
             record = parse_record(
                 obj,
                 kind,
                 fields=fields,
                 score_names=score_names,
-                source=source or os.path.basename(path),
-                file=path,
+                source=source,
+                file=file,
                 line=line,
             )
         except RecordError as error:
-            if log is None:
-                raise DataError(f"{path}:{line}: {error}.") from error
-            log.reject(error.reason, str(error), file=path, line=line, record=text, split=split)
+            _report(error, log, file, line, text, split)
             continue
         if kind == "multi" and score_names is None:
             score_names = record_score_names(obj, fields)
         yield record
+
+
+def parse_objects_with(
+    objects: Iterable[tuple[int, Any, str]],
+    parser: Callable[..., list[Record]],
+    *,
+    file: str,
+    log: RejectionLog | None = None,
+    split: str = "",
+) -> Iterator[Record]:
+    """Records that a parser finds in objects of another layout.
+
+    The parser takes (object, *, file, line, reject, note) and returns records. `reject(reason, message)` reports a part
+    of the object that cannot be used, a RecordError the whole of it, `note(name)` counts what was left out on purpose.
+    """
+    for line, obj, text in objects:
+        parts_rejected = 0
+
+        def reject(reason: str, message: str, line: int = line, text: str = text) -> None:
+            nonlocal parts_rejected
+            parts_rejected += 1
+            _report(RecordError(reason, message), log, file, line, text, split)
+
+        def note(name: str) -> None:
+            if log is not None:
+                log.notes[name] += 1
+
+        try:
+            records = parser(obj, file=file, line=line, reject=reject, note=note)
+        except RecordError as error:
+            _report(error, log, file, line, text, split)
+            continue
+        if log is not None:
+            # The line itself was counted once; count its parts instead.
+            log.seen += len(records) + parts_rejected - 1
+        yield from records
+
+
+def _report(
+    error: RecordError, log: RejectionLog | None, file: str, line: int, text: str, split: str
+) -> None:
+    if log is None:
+        raise DataError(f"{file}:{line}: {error}.") from error
+    log.reject(error.reason, str(error), file=file, line=line, record=text, split=split)
 
 
 def record_score_names(obj: Mapping[str, Any], fields: Mapping[str, str] | None) -> tuple[str, ...]:
@@ -133,7 +198,7 @@ def read_json_lines(
 ) -> Iterator[tuple[int, Any, str]]:
     """(line number, object, text) of every line that is not blank; invalid JSON or UTF-8 is rejected."""
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 (closed below; errors of later reads are not this one's)
     except OSError as error:
         raise DataError(f"Cannot read the data file {path}: {error.strerror}.") from error
     with file:
@@ -150,54 +215,27 @@ def read_json_lines(
                 if log is None:
                     raise DataError(f"{path}:{line}: {message}.") from error
                 shown = raw.decode("utf-8", errors="replace").strip()
-                log.reject(
-                    "invalid_json", message, file=path, line=line, record=shown, split=split
-                )
+                log.reject("invalid_json", message, file=path, line=line, record=shown, split=split)
                 continue
             yield line, obj, text.strip()
 
 
 def drop_duplicates(
-    records: Iterable[Record], log: RejectionLog, split: str = ""
-) -> Iterator[Record]:
-    """The first of every set of equal records; the others are rejected with the place of the first."""
-    first: dict[tuple[Any, ...], str] = {}
-    for record in records:
-        where = first.setdefault(record.key, record.where)
-        if where is not record.where and where != record.where:
-            log.reject_record(record, "duplicate", f"the same record as {where}", split)
-        else:
-            yield record
-
-
-def read_parsed(
-    path: str,
-    parser: Callable[..., list[Record]],
-    *,
-    log: RejectionLog | None = None,
+    items: Iterable[Item],
+    log: RejectionLog,
     split: str = "",
-) -> Iterator[Record]:
-    """Records that a parser finds in every line of a JSON Lines file of another layout.
+    record_of: Callable[[Item], Record] = lambda item: cast(Record, item),
+) -> Iterator[Item]:
+    """The first of every set of equal records; the others are rejected with the place of the first.
 
-    The parser takes (object, *, file, line, reject) and returns records; `reject(reason, message)` reports a part of the
-    line that cannot be used, a RecordError the whole line.
+    `record_of` finds the record in an item, where the items are not records themselves.
     """
-    for line, obj, text in read_json_lines(path, log=log, split=split):
-
-        def reject(reason: str, message: str, line: int = line, text: str = text) -> None:
-            if log is None:
-                raise DataError(f"{path}:{line}: {message}.")
-            log.seen += 1
-            log.reject(reason, message, file=path, line=line, record=text, split=split)
-
-        try:
-            records = parser(obj, file=path, line=line, reject=reject)
-        except RecordError as error:
-            if log is None:
-                raise DataError(f"{path}:{line}: {error}.") from error
-            log.reject(error.reason, str(error), file=path, line=line, record=text, split=split)
-            continue
-        if log is not None:
-            # The line itself was counted once; count its records instead.
-            log.seen += len(records) - 1
-        yield from records
+    first: dict[tuple[Any, ...], str] = {}
+    for item in items:
+        record = record_of(item)
+        if record.key in first:
+            message = f"the same record as {first[record.key]}"
+            log.reject_record(record, "duplicate", message, split)
+        else:
+            first[record.key] = record.where
+            yield item

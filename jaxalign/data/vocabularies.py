@@ -227,7 +227,9 @@ def vocabulary_from_spec(
         return vocabulary_from_dict(spec)
     if not isinstance(spec, str):
         return spec
-    return ByteVocabulary(extra_ids) if spec == "bytes" else SentencePieceVocabulary(spec, extra_ids)
+    return (
+        ByteVocabulary(extra_ids) if spec == "bytes" else SentencePieceVocabulary(spec, extra_ids)
+    )
 
 
 def train_sentencepiece(
@@ -256,7 +258,6 @@ def train_sentencepiece(
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise ValueError(f"No text to train the vocabulary {output} on.")
-
 
     def train(model_type: str) -> bytes:
         buffer = io.BytesIO()
