@@ -81,9 +81,7 @@ def evaluate(
     if ranking_only and not data.feedback:
         raise UserError(f"{prompts}: ranking_only needs logged responses with feedback.")
     panel = [] if ranking_only else [judging.get_judge(spec) for spec in judges or ["slot_error"]]
-    evaluator = Evaluator(
-        data, max_input_length, max_target_length, batch_size, temperature, seed
-    )
+    evaluator = Evaluator(data, max_input_length, max_target_length, batch_size, temperature, seed)
     reference_path = named.get(reference, reference) or next(iter(named.values()))
     reference_run = runs.open_policy(reference_path, step=step)
     session = _Session(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
@@ -134,7 +132,9 @@ def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
         if not name or not path:
             raise UserError(f"checkpoint '{entry}': write name=path.")
         if name in named:
-            raise UserError(f"checkpoint name '{name}' is given twice; write name=path with two names.")
+            raise UserError(
+                f"checkpoint name '{name}' is given twice; write name=path with two names."
+            )
         named[name] = path
     if not named:
         raise UserError("checkpoints: give at least one name=path.")
@@ -186,8 +186,11 @@ class _Session:
                 scores, samples=bootstrap["bootstrap"], seed=bootstrap["seed"]
             )
             report["rewards"][judge.name] = estimate.to_dict()
-        if "slot_error" in report["rewards"]:
-            report["slot_error_rate"] = -report["rewards"]["slot_error"]["mean"]
+            if isinstance(judge, judging.SlotErrorJudge):
+                counts = judge.count(data.prompts, answers.responses)
+                slots = sum(errors.total for errors in counts)
+                # Over all slots of the set, while the judge's score averages over prompts.
+                report["slot_error_rate"] = sum(errors.errors for errors in counts) / max(slots, 1)
 
     def _use_feedback(
         self,

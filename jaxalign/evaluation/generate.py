@@ -139,9 +139,7 @@ def _read_input(path: str, prompt_field: str) -> tuple[list[dict[str, Any]], lis
     return records, prompts
 
 
-def _resume(
-    output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool
-) -> int:
+def _resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
     """Prepares the output and returns the number of complete lines it already holds."""
     side_file = output.with_name(output.name + ".settings.json")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +157,9 @@ def _resume(
 def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) -> None:
     advice = "give another output, or overwrite=true."
     if not side_file.is_file():
-        raise UserError(f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}")
+        raise UserError(
+            f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}"
+        )
     try:
         before = json.loads(side_file.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
@@ -170,7 +170,9 @@ def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) 
         if before.get(key) != fingerprint.get(key)
     ]
     if changed:
-        raise UserError(f"{output} was written with other settings ({'; '.join(changed)}); {advice}")
+        raise UserError(
+            f"{output} was written with other settings ({'; '.join(changed)}); {advice}"
+        )
 
 
 def _drop_torn_line(output: Path) -> None:

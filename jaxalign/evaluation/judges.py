@@ -11,15 +11,18 @@ own: any importable function (prompts, responses, references) -> one number a re
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.data import slots, synthetic
+from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.evaluation import runs
 from jaxalign.evaluation.batches import EOS, predict_values
+from jaxalign.evaluation.prompts import prompt_of, read_json_lines
 
 # Between prompt and response in the input of a reward model; plain words, because T5's vocabulary
 # has no newline and no sentinel that every vocabulary shares.
@@ -140,13 +143,59 @@ def _no_argument(name: str, argument: str) -> None:
 
 @register_judge("slot_error")
 def slot_error_judge(argument: str) -> Judge:
-    """Minus the fraction of slots that a response leaves out or invents; an exact oracle."""
-    _no_argument("slot_error", argument)
+    """`slot_error` or `slot_error:<JSON Lines file with the training acts>`."""
+    if not argument:
+        return SlotErrorJudge()
+    return SlotErrorJudge(
+        prompt_of(record, "prompt", argument, number)
+        for number, record in read_json_lines(argument)
+    )
 
-    def score(prompts: Sequence[str], responses: Sequence[str], _: References | None) -> Any:
-        return [-slot_error_rate(p, r) for p, r in zip(prompts, responses, strict=True)]
 
-    return FunctionJudge("slot_error", score)
+class SlotErrorJudge:
+    """Minus the fraction of an act's slots that a response leaves out or invents; an exact oracle.
+
+    It reads the acts of the bundled task and those of `jaxalign.data.slots`. There, values that were
+    invented are recognised by the values of other acts: those given, or else all acts it is asked
+    to judge together.
+    """
+
+    name = "slot_error"
+
+    def __init__(self, known_acts: Iterable[str] | None = None) -> None:
+        self._known_acts = None if known_acts is None else list(known_acts)
+
+    def count(self, prompts: Sequence[str], responses: Sequence[str]) -> list[SlotErrors]:
+        """Missing and invented slots of every response, and the slots of its act.
+
+        Raises:
+          UserError: a prompt that is no dialogue act.
+        """
+        acts = prompts if self._known_acts is None else self._known_acts
+        try:
+            lexicon = slots.Lexicon(act for act in acts if not _is_bundled_act(act))
+            return [
+                synthetic.slot_errors(prompt, response)
+                if _is_bundled_act(prompt)
+                else slots.slot_errors(prompt, response, lexicon)
+                for prompt, response in zip(prompts, responses, strict=True)
+            ]
+        except ValueError as error:
+            raise UserError(f"judge 'slot_error' needs dialogue acts as prompts: {error}") from None
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        return np.array([-errors.rate for errors in self.count(prompts, responses)])
+
+
+def _is_bundled_act(prompt: str) -> bool:
+    """Whether a prompt reads `act domain ( slot = value ; ... )`, as the bundled task writes it."""
+    words = prompt.split(" ", 3)
+    return len(words) > 2 and words[1] in synthetic.DOMAINS and words[2] == "("
 
 
 @register_judge("exact_match")
@@ -219,15 +268,8 @@ class RewardModelJudge:
             [int(t) for t in self._vocabulary.encode(prompt + RESPONSE_SEPARATOR + response)]
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        kept = [row[-(self._max_length - 1) :] + [EOS] for row in rows]
+        kept = [[*row[-(self._max_length - 1) :], EOS] for row in rows]
         return predict_values(self._network, self._params, kept, batch_size=self._batch_size)
-
-
-def slot_error_rate(prompt: str, response: str) -> float:
-    """(missing + invented) / slots of the act, for every act language the data package knows."""
-    from jaxalign.data import slots
-
-    return float(slots.slot_errors(prompt, response).rate)
 
 
 def _squeezed(text: str) -> str:

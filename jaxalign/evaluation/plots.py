@@ -13,7 +13,7 @@ import numpy as np
 from jaxalign.evaluation.calibration import Calibration
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#444444")
-_STYLE = {
+_STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -95,7 +95,13 @@ def plot_calibration(results: Mapping[str, Calibration], path: str | Path) -> st
             ends = np.array([values.min(), values.max()])
             axis.plot(ends, ends, "--", color="#888888", linewidth=1.2, label="reward = V")
             axis.errorbar(
-                values, rewards, yerr=errors, fmt="o-", capsize=3, color=_COLOURS[0], label="bins of V"
+                values,
+                rewards,
+                yerr=errors,
+                fmt="o-",
+                capsize=3,
+                color=_COLOURS[0],
+                label="bins of V",
             )
             axis.set_xlabel("V(prompt)")
             axis.set_title(f"{name}: r = {result.correlation:.2f}, slope = {result.slope:.2f}")
@@ -136,7 +142,9 @@ def plot_learning_curves(
                     if split != "train":
                         style = {"linewidth": 1.8, "marker": "o", "markersize": 3.5}
                     if len(line):
-                        axis.plot(line[:, 0], line[:, 1], color=_COLOURS[i % len(_COLOURS)], **style)
+                        axis.plot(
+                            line[:, 0], line[:, 1], color=_COLOURS[i % len(_COLOURS)], **style
+                        )
             axis.set_title(metric)
             axis.set_xlabel("step")
         for axis in axes.flat[len(names) :]:

@@ -12,6 +12,7 @@ from jaxalign.data.records import RecordError
 from jaxalign.data.records import number as feedback_number
 from jaxalign.errors import UserError
 
+
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number from 1, object) of every line that is not blank.
 

@@ -85,9 +85,18 @@ def rank_responses(
 
     correlation = interval(lambda i: spearman(scores[i], feedback[i]))
     area = interval(lambda i: area_under_curve(scores[i], good[i]))
-    within = _within_prompts(scores, feedback, groups)
+    within, accuracy, num_prompts, num_pairs = _within_prompts(scores, feedback, groups)
     return Ranking(
-        spearman(scores, feedback), *correlation, area_under_curve(scores, good), *area, *within
+        spearman=spearman(scores, feedback),
+        spearman_low=correlation[0],
+        spearman_high=correlation[1],
+        auc=area_under_curve(scores, good),
+        auc_low=area[0],
+        auc_high=area[1],
+        within_prompt_spearman=within,
+        pairwise_accuracy=accuracy,
+        prompts=num_prompts,
+        pairs=num_pairs,
     )
 
 

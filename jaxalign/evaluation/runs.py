@@ -34,7 +34,9 @@ class Run:
         length = override or int(self.info.get("feature_lengths", {}).get(feature, 0))
         if length < 1:
             name = "max_input_length" if feature == "inputs" else "max_target_length"
-            raise UserError(f"{self.info.get('run')}: records no length for '{feature}'; give {name}.")
+            raise UserError(
+                f"{self.info.get('run')}: records no length for '{feature}'; give {name}."
+            )
         return length
 
     @property

@@ -114,7 +114,9 @@ def generate_batches(
     batch_size: int = 32,
     seed: int = 0,
     first_batch: int = 0,
-) -> Iterator[tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]]:
+) -> Iterator[
+    tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]
+]:
     """Decodes batch after batch, in order.
 
     Batch b is always the prompts [b * batch_size, (b + 1) * batch_size), padded to a length that

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -29,15 +30,17 @@ class Estimate:
         return dataclasses.asdict(self)
 
 
-def _finite(name: str, values: Shaped[np.ndarray, "..."]) -> np.ndarray:
+def _finite(name: str, values: Any) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if array.size and not np.all(np.isfinite(array)):
         bad = int(np.flatnonzero(~np.isfinite(array.ravel()))[0])
-        raise ValueError(f"{name} (shape {array.shape}) holds NaN or infinity, first at flat {bad}.")
+        raise ValueError(
+            f"{name} (shape {array.shape}) holds NaN or infinity, first at flat {bad}."
+        )
     return array
 
 
-def _per_prompt(name: str, values: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, " prompts"]:
+def _per_prompt(name: str, values: Any) -> Float[np.ndarray, " prompts"]:
     """Accepts [prompts] or [prompts, samples] and returns the mean of each prompt."""
     array = _finite(name, values)
     if array.ndim not in (1, 2) or array.shape[0] == 0:
@@ -103,7 +106,9 @@ def bootstrap_statistic(
     rng = np.random.default_rng(seed)
     draws = np.array(
         [
-            statistic(np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))]))
+            statistic(
+                np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+            )
             for _ in range(samples)
         ],
         np.float64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def text_features(prompt: str, response: str) -> list[str]:
     """Words and word pairs of the response, and words of the prompt, kept apart by a prefix."""
     words = _WORD.findall(response.lower())
-    pairs = [f"{a} {b}" for a, b in zip(words[:-1], words[1:], strict=True)]
+    pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
     return ["r:" + f for f in words + pairs] + ["p:" + w for w in _WORD.findall(prompt.lower())]
 
 

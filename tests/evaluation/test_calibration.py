@@ -1,5 +1,6 @@
 """Calibration of V and the residual of DRO."""
 
+import itertools
 import math
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_bins_hold_every_item_once_and_average_to_the_total():
     bins = calibration(values, rewards, num_bins=10).bins
     assert sum(b["count"] for b in bins) == 97
     assert sum(b["count"] * b["mean_reward"] for b in bins) / 97 == pytest.approx(rewards.mean())
-    assert all(a["high"] < b["low"] for a, b in zip(bins[:-1], bins[1:], strict=True))
+    assert all(a["high"] < b["low"] for a, b in itertools.pairwise(bins))
 
 
 def test_a_constant_value_has_one_bin_and_no_slope():

@@ -10,7 +10,7 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import sampling
 from jaxalign.evaluation.generate import generate
 
-OPTIONS = dict(num_samples=3, temperature=1.0, batch_size=4, seed=7)
+OPTIONS = {"num_samples": 3, "temperature": 1.0, "batch_size": 4, "seed": 7}
 
 
 @pytest.fixture
@@ -82,7 +82,10 @@ def test_a_foreign_output_is_not_touched(fake_runs, prompts, tmp_path):
     [
         ("{not json", r"prompts.jsonl:2: not JSON"),
         ("[1]", r"prompts.jsonl:2: expected an object, got list"),
-        ({"question": "?"}, r"prompts.jsonl:2: field 'prompt' is missing \(fields there: question\)"),
+        (
+            {"question": "?"},
+            r"prompts.jsonl:2: field 'prompt' is missing \(fields there: question\)",
+        ),
         ({"prompt": 3}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
         ({"prompt": "  "}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
     ],
@@ -112,11 +115,11 @@ def test_prompt_field_and_the_inputs_own_id(fake_runs, write_lines, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(num_samples=2), "would repeat the greedy response"),
-        (dict(num_beams=2, num_samples=3), "exceeds num_beams"),
-        (dict(num_beams=2, temperature=1.0), "exclude each other"),
-        (dict(top_p=0.0), "top_p"),
-        (dict(temperature=-1.0), "temperature"),
+        ({"num_samples": 2}, "would repeat the greedy response"),
+        ({"num_beams": 2, "num_samples": 3}, "exceeds num_beams"),
+        ({"num_beams": 2, "temperature": 1.0}, "exclude each other"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": -1.0}, "temperature"),
     ],
 )
 def test_contradictory_decoding_settings_are_refused(options, message):

@@ -1,5 +1,7 @@
 """Judges: the built-in ones, the registry, and judges of the user's own."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -9,20 +11,35 @@ from jaxalign.evaluation import judges
 
 
 def test_slot_error_is_zero_for_a_perfect_response_and_negative_for_a_careless_one():
-    prompt = synthetic.make_prompts(1, seed=0)[0]
-    import random
-
+    prompt, other = synthetic.make_prompts(2, seed=0)
     good = synthetic.make_response(prompt, random.Random(0))
-    scores = judges.get_judge("slot_error").score([prompt, prompt], [good, "nothing ."])
-    assert list(scores) == [0.0, -1.0]
+    # Of the other act's sentence, every slot is missing and every value invented.
+    wrong = synthetic.make_response(other, random.Random(0))
+    expected = synthetic.slot_errors(prompt, wrong)
+    scores = judges.get_judge("slot_error").score([prompt] * 3, [good, "nothing .", wrong])
+    assert list(scores) == [0.0, -1.0, -expected.rate]
+    assert expected.invented > 0
 
 
-def test_slot_error_reads_dialogue_acts_with_quoted_values():
+def test_slot_error_reads_dialogue_acts_and_knows_values_of_other_acts(write_lines):
     prompt = "inform(name='buena vista motor inn';area='fort mason')"
-    scores = judges.get_judge("slot_error").score(
-        [prompt, prompt], ["buena vista motor inn is in fort mason", "buena vista motor inn"]
-    )
-    assert list(scores) == [0.0, -0.5]
+    other = "inform(name='inn on castro')"
+    responses = [
+        "buena vista motor inn is in fort mason",
+        "buena vista motor inn",
+        "inn on castro is in fort mason",
+    ]
+    alone = judges.get_judge("slot_error").score([prompt] * 3, responses)
+    assert list(alone) == [0.0, -0.5, -0.5]
+    # The third names a hotel that nobody asked for, known from another act.
+    acts = write_lines("acts.jsonl", [{"prompt": other}])
+    informed = judges.get_judge(f"slot_error:{acts}").score([prompt] * 3, responses)
+    assert list(informed) == [0.0, -0.5, -1.0]
+
+
+def test_slot_error_refuses_prompts_that_are_no_acts():
+    with pytest.raises(UserError, match="needs dialogue acts"):
+        judges.get_judge("slot_error").score(["tell me a joke"], ["no"])
 
 
 def test_exact_match_takes_any_reference_and_ignores_white_space():

@@ -110,4 +110,6 @@ def test_tfidf_model_equals_dense_ridge_regression():
     x = model._matrix([text_features("", t) for t in texts]).toarray()
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1)
     weights = np.linalg.solve(x.T @ x + 2.0 * np.eye(x.shape[1]), x.T @ (target - target.mean()))
-    np.testing.assert_allclose(model.predict([""] * 4, texts), x @ weights + target.mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        model.predict([""] * 4, texts), x @ weights + target.mean(), rtol=1e-5
+    )

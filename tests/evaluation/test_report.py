@@ -1,0 +1,116 @@
+"""Markdown reports: aggregation over seeds and the tables they make."""
+
+import json
+
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation.report import aggregate, report, without_seed
+
+
+def evaluation(rewards):
+    def policy(value):
+        return {
+            "rewards": {"length": {"mean": value}},
+            "kl": {"mean": 2 * value},
+            "length": 9.5,
+            "ranking": {
+                "longer wins": {
+                    "spearman": 0.5,
+                    "within_prompt_spearman": None,
+                    "auc": 0.25,
+                    "pairwise_accuracy": 1.0,
+                    "pairs": 3,
+                }
+            },
+        }
+
+    return {
+        "settings": {"judges": ["length"]},
+        "policies": {name: policy(value) for name, value in rewards.items()},
+        "win_rates": {
+            "length": {
+                a: {b: {"mean": float(x > y)} for b, y in rewards.items() if b != a}
+                for a, x in rewards.items()
+            }
+        },
+    }
+
+
+def test_seeds_become_mean_and_deviation(tmp_path):
+    for seed, reward in enumerate([1.0, 3.0]):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        content = evaluation({"sft": 0.0, f"dro-seed{seed}": reward})
+        (folder / "evaluation.json").write_text(json.dumps(content))
+    text = report([str(tmp_path)], str(tmp_path / "out" / "table.md"), title="Results", digits=2)
+    assert (tmp_path / "out" / "table.md").read_text() == text
+    lines = text.splitlines()
+    assert "# Results" in lines
+    assert "| policy | seeds | reward | win rate vs sft | KL | tokens |" in lines
+    assert "| dro | 2 | 2.00 ± 1.41 | 1.00 ± 0.00 | 4.00 ± 2.83 | 9.50 ± 0.00 |" in lines
+    assert "| sft | 2 | 0.00 ± 0.00 | - | 0.00 ± 0.00 | 9.50 ± 0.00 |" in lines
+    assert "| sft: longer wins | 2 | 0.50 ± 0.00 | - | 0.25 ± 0.00 | 1.00 ± 0.00 | 3 |" in lines
+
+
+def test_three_policies_get_a_head_to_head_table(tmp_path, capsys):
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(evaluation({"a": 1.0, "b": 2.0, "c": 0.0})))
+    lines = report([str(path)], digits=1).splitlines()
+    assert "| row over column | a | b | c |" in lines
+    assert "| b | 1.0 | - | 1.0 |" in lines
+    assert "row over column" in capsys.readouterr().out
+
+
+def test_run_folders_are_reported_by_their_summary(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"dro_seed{seed}"
+        folder.mkdir()
+        summary = {
+            "objective": "dro_v",
+            "step": 100,
+            "train": {"loss": 1.0 + seed},
+            "evaluation": {"validation": {"loss": 2.0}},
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    lines = report([str(tmp_path)], columns=["step", "train/loss"], digits=1).splitlines()
+    assert "| run | step | train/loss |" in lines
+    assert "| dro | 100 | 1.5 ± 0.7 |" in lines
+    with pytest.raises(UserError, match="no column speed"):
+        report([str(tmp_path)], columns=["speed"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dro-seed0", "dro"),
+        ("dro_seed12", "dro"),
+        ("dro/seed2", "dro"),
+        ("dro-s3", "dro"),
+        ("dro", "dro"),
+        ("tau0.3", "tau0.3"),
+        ("seed1", "seed1"),
+    ],
+)
+def test_trailing_seeds_are_no_part_of_a_name(name, expected):
+    assert without_seed(name) == expected
+
+
+def test_text_that_differs_is_a_dash_and_a_single_seed_has_no_deviation():
+    rows = aggregate(
+        [{"k": "a", "x": 1.5, "t": "u"}, {"k": "b", "t": "u"}, {"k": "b", "t": "v"}], by="k"
+    )
+    assert rows == [
+        {"k": "a", "seeds": 1, "x": "1.500", "t": "u"},
+        {"k": "b", "seeds": 2, "t": None},
+    ]
+
+
+def test_what_is_no_result_is_told(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        report([str(tmp_path / "absent")])
+    with pytest.raises(UserError, match="holds neither"):
+        report([str(tmp_path)])
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(UserError, match="lacks settings"):
+        report([str(tmp_path)])
