@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Shapes and dtypes in the public signatures are checked at run time in the tests.
 jaxtyping.install_import_hook(
-    ["jaxalign.losses", "jaxalign.networks", "jaxalign.objectives"], "typeguard.typechecked"
+    ["jaxalign.losses", "jaxalign.networks", "jaxalign.objectives"], "beartype.beartype"
 )
 
 # The same examples on every machine: a failure in CI is a failure here.

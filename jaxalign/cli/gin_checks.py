@@ -18,6 +18,19 @@ _MACRO = "gin.macro"
 _CONSTANT = "gin.constant"
 _REQUIRED = "gin.REQUIRED"
 
+# Macros that come with a file of `gin_configs/`, and from which folder.
+_SET_BY = {
+    "MODEL": "models",
+    "POLICY": "models",
+    "OBJECTIVE": "objectives",
+    "OPTIMIZER": "optimizers",
+    "MIXTURE_OR_TASK_NAME": "tasks",
+    "TASK_FEATURE_LENGTHS": "tasks",
+    "CACHE_DIR": "tasks",
+    "VOCABULARY": "tasks",
+    "EXTRA_IDS": "tasks",
+}
+
 Key = tuple[str, str]  # (scope, selector); a macro is (its name, "gin.macro")
 
 
@@ -33,17 +46,7 @@ def check(selector: str, command_line_keys: Iterable[str]) -> None:
         reference, or a command-line binding that nothing reads.
     """
     config: Mapping[Key, Mapping[str, Any]] = gin.config._CONFIG
-    macros = sorted(scope for scope, name in config if name == _MACRO)
     reached = _reachable(config, selector)
-    undefined = {
-        (name, owner)
-        for owner in reached
-        for name in _macros_read(config.get(owner, {}))
-        if name not in macros
-    }
-    for name, owner in sorted(undefined):
-        hint = did_you_mean(name, macros)
-        raise UsageError(f"the macro {name}, which {_label(owner)} reads, is not set{hint}")
     read = {scope for scope, name in reached if name == _MACRO}
     used_selectors = {name for _, name in reached}
     for key in command_line_keys:
@@ -52,16 +55,34 @@ def check(selector: str, command_line_keys: Iterable[str]) -> None:
 
 
 def _check_required(config: Mapping[Key, Mapping[str, Any]], reached: set[Key]) -> None:
-    missing = sorted(
+    macros = {scope for scope, name in config if name == _MACRO}
+    unset = sorted(
+        {name for owner in reached for name in _macros_read(config.get(owner, {}))} - macros
+    )
+    required = sorted(
         scope if name == _MACRO else f"{_label((scope, name))}.{parameter}"
         for scope, name in reached
         for parameter, value in config.get((scope, name), {}).items()
         if _is_required(value)
     )
-    if missing:
-        settings = " ".join(f"--gin.{name}=..." for name in missing)
+    if unset or required:
+        missing = [*unset, *required]
         verb = "has" if len(missing) == 1 else "have"
-        raise UsageError(f"{', '.join(missing)} {verb} no value; set {settings}")
+        remedies = _remedies(unset, required)
+        hint = next(filter(None, (did_you_mean(name, sorted(macros)) for name in unset)), "")
+        raise UsageError(f"{', '.join(missing)} {verb} no value; {' and '.join(remedies)}{hint}")
+
+
+def _remedies(unset: list[str], required: list[str]) -> list[str]:
+    """What to do about missing values: files to add for what whole files set, flags for the others."""
+    folders = sorted({_SET_BY[name] for name in unset if name in _SET_BY})
+    flags = [
+        f"--gin.{name}=..."
+        for name in [*unset, *required]
+        if name in required or name not in _SET_BY
+    ]
+    remedies = [f"add a --gin_file of {folder}/" for folder in folders]
+    return [*remedies, f"set {' '.join(flags)}"] if flags else remedies
 
 
 def _check_effect(key: str, read: set[str], used_selectors: set[str]) -> None:

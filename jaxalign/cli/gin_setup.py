@@ -60,6 +60,7 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     """
     gin.clear_config()
     # gin can only add search paths; the user's have to come before ours, and none may remain from an earlier call.
+    _read_plain_files_only()
     gin.config._LOCATION_PREFIXES[:] = [*flags.gin_search_paths, *gin_config_paths()]
     function = getattr(importlib.import_module(command.module), command.function)
     _register(function, command.module)
@@ -79,6 +80,12 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
         )
     _set_data_folders(flags)
     return gin.get_configurable(function)
+
+
+def _read_plain_files_only() -> None:
+    """Takes away gin's second reader, for files inside Python packages, which logs an error for every folder
+    where a file is not."""
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 
 def describe(function: Callable[..., Any]) -> str:
