@@ -149,4 +149,6 @@ def make_batch(
 
 
 def _joined(arrays: Sequence[np.ndarray | None], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays).astype(dtype, copy=False) if arrays else np.zeros(0, dtype)
+    if not arrays:
+        return np.zeros(0, dtype)
+    return np.concatenate([a for a in arrays if a is not None]).astype(dtype, copy=False)

@@ -49,7 +49,7 @@ class PackIndices(grain.IterDataset):
           drop_remainder: leave out last batches that have an empty row.
         """
         super().__init__(parent)
-        self._options = {
+        self._options: dict[str, Any] = {
             "example_lengths": example_lengths,
             "row_lengths": row_lengths,
             "rows": rows,

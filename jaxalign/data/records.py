@@ -122,6 +122,7 @@ def parse_record(
     prompt = reader.text("prompt")
     if not prompt.strip():
         raise RecordError("empty_prompt", "the prompt is empty")
+    responses: tuple[str, ...] = ()
     feedback: tuple[float, ...] | None = None
     scores: tuple[tuple[float, ...], ...] | None = None
     if kind == "pair":

@@ -182,12 +182,14 @@ def _with_sentinels(model: bytes, extra_ids: int) -> bytes:
     """The model with T5's sentinel pieces after its own, the highest number first."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    # The module is generated, and a type checker cannot see its classes.
+    model_proto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+    proto = model_proto.FromString(model)
     for number in range(extra_ids - 1, -1, -1):
         piece = proto.pieces.add()
         piece.piece = f"\u2581<extra_id_{number}>"
         piece.score = 0.0
-        piece.type = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+        piece.type = model_proto.SentencePiece.USER_DEFINED
     return proto.SerializeToString()
 
 

@@ -1,0 +1,183 @@
+"""From records to tokenised examples, and the limits a tokenised record has to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from jaxalign.data.examples import CachedExample, make_example
+from jaxalign.data.records import Record, prompt_id
+from jaxalign.data.validation import DataError, RejectionLog
+from jaxalign.data.vocabularies import Vocabulary
+
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a tokenised record may look like.
+
+    Attributes:
+      max_input_length, max_target_length: tokens of a prompt and of each response, EOS included.
+      long_prompts: "truncate" keeps the beginning, "truncate_left" the end (the last turns of a dialogue), "reject" rejects.
+      max_unknown_fraction: largest share of unknown pieces in a prompt or response.
+      duplicates: "reject" or "keep".
+    """
+
+    max_input_length: int = 512
+    max_target_length: int = 512
+    long_prompts: str = "truncate"
+    max_unknown_fraction: float = 0.2
+    duplicates: str = "reject"
+
+    def __post_init__(self) -> None:
+        if self.long_prompts not in ("truncate", "truncate_left", "reject"):
+            raise DataError(
+                f"long_prompts={self.long_prompts!r}; known: 'truncate', 'truncate_left', 'reject'."
+            )
+        if self.duplicates not in ("reject", "keep"):
+            raise DataError(f"duplicates={self.duplicates!r}; known: 'reject', 'keep'.")
+        if min(self.max_input_length, self.max_target_length) < 2:
+            raise DataError(
+                "max_input_length and max_target_length must be at least 2 (EOS counts)."
+            )
+
+
+Tokenized = tuple[Record, list[int], list[list[int]]]
+
+
+def tokenize(records: Iterable[Record], vocabulary: Vocabulary) -> Iterator[Tokenized]:
+    """(record, prompt tokens, response tokens) without EOS."""
+    for block in _blocks(records):
+        texts = [text for record in block for text in (record.prompt, *record.responses)]
+        tokens = iter(vocabulary.encode_batch(texts))
+        for record in block:
+            yield record, next(tokens), [next(tokens) for _ in record.responses]
+
+
+def make_examples(
+    tokenized: Iterable[Tokenized],
+    vocabulary: Vocabulary,
+    limits: Limits,
+    log: RejectionLog,
+    split: str = "",
+) -> Iterator[CachedExample]:
+    """Examples of the records that pass the limits, EOS appended; the others go to the log."""
+    for record, inputs, targets in tokenized:
+        problem = _problem(inputs, targets, vocabulary, limits)
+        if problem is not None:
+            log.reject_record(record, *problem, split=split)
+            continue
+        room = limits.max_input_length - 1
+        if len(inputs) > room:
+            log.notes["truncated_prompts"] += 1
+            inputs = inputs[-room:] if limits.long_prompts == "truncate_left" else inputs[:room]
+        yield make_example(
+            [*inputs, vocabulary.eos_id],
+            [[*target, vocabulary.eos_id] for target in targets],
+            record.feedback,
+            record.scores,
+            prompt_id=prompt_id(record.prompt),
+            prompt=record.prompt,
+            responses=record.responses,
+            group=record.group,
+            source=record.source,
+            file=os.path.basename(record.file),
+            line=record.line,
+        )
+
+
+def _problem(
+    inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary, limits: Limits
+) -> tuple[str, str] | None:
+    """(reason, message) if the tokens break a limit."""
+    named = [
+        ("the prompt", inputs),
+        *((f"response {k}", target) for k, target in enumerate(targets)),
+    ]
+    for name, tokens in named:
+        unknown = sum(token == vocabulary.unk_id for token in tokens)
+        if unknown > limits.max_unknown_fraction * len(tokens):
+            return (
+                "unknown_pieces",
+                f"{unknown} of {len(tokens)} pieces of {name} are unknown to the vocabulary, more than "
+                f"max_unknown_fraction={limits.max_unknown_fraction:g}",
+            )
+    if limits.long_prompts == "reject" and len(inputs) + 1 > limits.max_input_length:
+        return (
+            "long_prompt",
+            f"the prompt has {len(inputs) + 1} tokens with EOS, more than "
+            f"max_input_length={limits.max_input_length}",
+        )
+    for response, target in enumerate(targets):
+        if not target:
+            return "empty_response", f"response {response} has no tokens"
+        if len(target) + 1 > limits.max_target_length:
+            return (
+                "long_response",
+                f"response {response} has {len(target) + 1} tokens with EOS, more than "
+                f"max_target_length={limits.max_target_length}",
+            )
+    return None
+
+
+class SplitSummary:
+    """Statistics of a split, gathered while it is written."""
+
+    def __init__(self) -> None:
+        self.prompts: set[str] = set()
+        self.prompt_lengths: list[int] = []
+        self.response_lengths: list[int] = []
+        self.decoder_lengths: list[int] = []
+        self.feedback: list[float] = []
+        self.fields: set[str] = {"feedback", "scores"}
+        self.responses = 0
+
+    def add(self, example: CachedExample) -> None:
+        self.prompts.add(example.prompt)
+        self.prompt_lengths.append(len(example.inputs))
+        self.response_lengths.extend(example.target_lengths.tolist())
+        self.decoder_lengths.append(len(example.targets))
+        self.responses = max(self.responses, len(example.target_lengths))
+        if example.feedback is None:
+            self.fields.discard("feedback")
+        else:
+            self.feedback.extend(example.feedback.tolist())
+        if example.scores is None:
+            self.fields.discard("scores")
+
+    def example_lengths(self) -> np.ndarray:
+        pairs = list(zip(self.prompt_lengths, self.decoder_lengths, strict=True))
+        return np.asarray(pairs, np.int32).reshape(-1, 2)
+
+    def feedback_statistics(self) -> dict[str, float] | None:
+        """Mean and (population) standard deviation over responses; the deviation is 1 if all feedback is equal."""
+        if "feedback" not in self.fields:
+            return None
+        values = np.asarray(self.feedback, np.float64)
+        std = float(values.std())
+        return {"mean": float(values.mean()), "std": std if std > 1e-12 else 1.0}
+
+    def lengths(self) -> dict[str, dict[str, float]]:
+        result = {}
+        for name, values in (("prompt", self.prompt_lengths), ("response", self.response_lengths)):
+            percentiles = np.percentile(values, (50, 90, 95, 99, 100))
+            keys = ("p50", "p90", "p95", "p99", "max")
+            result[name] = {"mean": float(np.mean(values))} | {
+                key: float(value) for key, value in zip(keys, percentiles, strict=True)
+            }
+        return result
+
+
+def _blocks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    block: list[Record] = []
+    for record in records:
+        block.append(record)
+        if len(block) == _BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
