@@ -1,0 +1,51 @@
+"""Small caches and vocabularies for the data tests."""
+
+import json
+
+import pytest
+
+from jaxalign.data import cache, sources, vocabularies
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary(tmp_path_factory):
+    """The path of a SentencePiece model of the bundled task."""
+    path = str(tmp_path_factory.mktemp("vocabulary") / "small.model")
+    vocabularies.train_vocabulary("synthetic_triplets", path, vocab_size=300)
+    return path
+
+
+@pytest.fixture
+def write_lines(tmp_path):
+    """Writes objects (or raw strings) as JSON Lines and returns the path."""
+
+    def write(objects, name="data.jsonl"):
+        path = tmp_path / name
+        lines = [obj if isinstance(obj, str) else json.dumps(obj) for obj in objects]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_cache(tmp_path_factory, small_vocabulary):
+    """Caches a small bundled task of a kind, once a session."""
+    made = {}
+
+    def make(kind="triplet", num_prompts=60):
+        if (kind, num_prompts) not in made:
+            folder = str(tmp_path_factory.mktemp("cache") / kind)
+            source = sources.SyntheticSource(
+                kind, num_prompts, 13, responses_per_prompt=1 if kind == "triplet" else 3, seed=1
+            )
+            cache.cache_source(
+                source,
+                folder,
+                name=kind,
+                vocabulary=vocabularies.SentencePieceVocabulary(small_vocabulary),
+            )
+            made[kind, num_prompts] = folder
+        return made[kind, num_prompts]
+
+    return make

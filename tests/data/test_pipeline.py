@@ -1,0 +1,300 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxalign.data import batches, cache, examples, pipeline, reference
+from jaxalign.data.pipeline import CachedSplit, make_dataset
+from jaxalign.data.validation import DataError
+
+LENGTHS = {"inputs": 32, "targets": 40}
+PACKED = dict(pack=True, max_examples_per_row=4, row_lengths={"inputs": 70, "targets": 90})
+
+
+def packed(kind):
+    targets = {"triplet": 90, "pair": 130, "ranked": 200}[kind]
+    return PACKED | {"row_lengths": {"inputs": 70, "targets": targets}}
+
+
+def dataset(folder, split="train", **options):
+    return make_dataset(
+        folder, split, **({"feature_lengths": LENGTHS, "batch_size": 8, "seed": 3} | options)
+    )
+
+
+def example_ids(batch_list):
+    ids = np.concatenate([batch["example_ids"].reshape(-1) for batch in batch_list])
+    return ids[ids >= 0].tolist()
+
+
+def responses_of(batch, num_responses):
+    """{example id: (prompt tokens, response tokens ...)} read back through the segment ids."""
+    found = {}
+    for row, ids in enumerate(batch["example_ids"]):
+        for p, example in enumerate(ids):
+            if example < 0:
+                continue
+            prompt = batch["encoder_input_tokens"][row][batch["encoder_segment_ids"][row] == p + 1]
+            answers = [
+                tuple(
+                    batch["decoder_target_tokens"][row][
+                        batch["decoder_segment_ids"][row] == p * num_responses + k + 1
+                    ]
+                )
+                for k in range(num_responses)
+            ]
+            found[int(example)] = (tuple(prompt), *answers)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["triplet", "pair", "ranked"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_batches_hold_exactly_the_tokens_of_the_cache(kind, pack, make_cache):
+    folder = make_cache(kind)
+    data = CachedSplit.open(folder, "train")
+    K = data.metadata["responses_per_example"]
+    found = {}
+    for batch in dataset(
+        folder, num_epochs=1, drop_remainder=False, **(packed(kind) if pack else {})
+    ):
+        found |= responses_of(batch, K)
+        targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+        assert (weights == (targets != 0)).all()
+        assert ((batch["decoder_segment_ids"] != 0) == (targets != 0)).all()
+        assert batch["response_mask"].shape == (8, 4 if pack else 1, K)
+        assert ((batch["prompt_ids"] > 0) == (batch["example_ids"] >= 0)).all()
+    assert sorted(found) == list(range(len(data)))
+    for index, tokens in found.items():
+        example = data[index]
+        assert tokens[0] == tuple(example.inputs)
+        for k in range(len(example.target_lengths)):
+            assert tokens[k + 1] == tuple(example.target(k))
+            assert tokens[k + 1][-1] == 1
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_per_response_arrays_belong_to_their_example(pack, make_cache):
+    folder = make_cache("ranked")
+    data = CachedSplit.open(folder, "train")
+    statistics = data.metadata["feedback"]
+    for batch in dataset(
+        folder, num_epochs=1, drop_remainder=False, **(packed("ranked") if pack else {})
+    ):
+        for row, p in np.argwhere(batch["example_ids"] >= 0):
+            example = data[batch["example_ids"][row, p]]
+            count = len(example.feedback)
+            np.testing.assert_array_equal(batch["feedback"][row, p, :count], example.feedback)
+            rewards = (example.feedback.astype(np.float64) - statistics["mean"]) / statistics["std"]
+            np.testing.assert_array_equal(
+                batch["rewards"][row, p, :count], rewards.astype(np.float32)
+            )
+            assert batch["response_mask"][row, p].sum() == count
+            assert batch["prompt_ids"][row, p] == example.prompt_id
+        empty = batch["response_mask"] == 0
+        assert (batch["rewards"][empty] == 0).all()
+
+
+def test_validation_rewards_use_training_statistics(make_cache):
+    folder = make_cache()
+    statistics = cache.load_metadata(folder)["feedback"]
+    for batch in dataset(folder, "validation", num_epochs=1, shuffle=False, drop_remainder=False):
+        real = batch["response_mask"] > 0
+        expected = (batch["feedback"] - statistics["mean"]) / statistics["std"]
+        np.testing.assert_allclose(batch["rewards"][real], expected[real], rtol=1e-6)
+    raw = next(iter(dataset(folder, standardize=False)))
+    np.testing.assert_array_equal(raw["rewards"], raw["feedback"])
+
+
+def test_decoder_inputs_start_every_response_anew(make_cache):
+    batch = next(iter(dataset(make_cache("pair"), **packed("pair"))))
+    targets, inputs = batch["decoder_target_tokens"], batch["decoder_input_tokens"]
+    segments = batch["decoder_segment_ids"]
+    for row in range(len(targets)):
+        for segment in range(1, segments[row].max() + 1):
+            here = segments[row] == segment
+            assert inputs[row][here].tolist() == [0, *targets[row][here][:-1]]
+        assert (inputs[row][segments[row] == 0] == 0).all()
+
+
+def test_the_shuffle_is_seeded_and_new_every_epoch(make_cache):
+    folder = make_cache()
+    number = cache.load_metadata(folder)["num_examples"]["train"]
+
+    def order(seed, epochs):
+        return example_ids(dataset(folder, batch_size=number, seed=seed, num_epochs=epochs))
+
+    two = order(3, 2)
+    assert sorted(two[:number]) == sorted(two[number:]) == list(range(number))
+    assert two[:number] != two[number:]
+    assert order(3, 1) == two[:number]
+    assert order(4, 1) != two[:number]
+    unshuffled = dataset(folder, batch_size=number, shuffle=False, num_epochs=1)
+    assert example_ids(unshuffled) == list(range(number))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_shares_of_the_processes_partition_every_epoch(pack, process_count, make_cache):
+    folder = make_cache()
+    number = cache.load_metadata(folder)["num_examples"]["train"]
+    shares, counts = [], []
+    for index in range(process_count):
+        share = list(
+            dataset(
+                folder,
+                num_epochs=1,
+                drop_remainder=False,
+                process_index=index,
+                process_count=process_count,
+                **(PACKED if pack else {}),
+            )
+        )
+        assert share[0]["encoder_input_tokens"].shape[0] == 8 // process_count
+        shares.append(example_ids(share))
+        counts.append(len(share))
+    assert sorted(sum(shares, [])) == list(range(number))
+    if not pack:
+        assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("options", [{}, PACKED, PACKED | {"read_threads": 0}])
+def test_resuming_continues_bit_for_bit(options, make_cache):
+    """Also past the end of an epoch, and from a state that has been through JSON."""
+    folder = make_cache()
+    iterator = iter(dataset(folder, **options))
+    for _ in range(5):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    wanted = [next(iterator) for _ in range(14)]
+    for _ in range(2):
+        resumed = iter(dataset(folder, **options))
+        resumed.set_state(state)
+        assert json.loads(json.dumps(resumed.get_state())) == state
+        for batch in wanted:
+            again = next(resumed)
+            assert again.keys() == batch.keys()
+            for name in batch:
+                np.testing.assert_array_equal(again[name], batch[name])
+                assert again[name].dtype == batch[name].dtype
+
+
+def test_a_used_iterator_can_be_set_back(make_cache):
+    iterator = iter(dataset(make_cache(), **PACKED))
+    start = iterator.get_state()
+    first = [next(iterator)["example_ids"] for _ in range(4)]
+    iterator.set_state(start)
+    np.testing.assert_array_equal(first, [next(iterator)["example_ids"] for _ in range(4)])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_the_last_batch_is_filled_with_empty_rows(pack, make_cache):
+    folder = make_cache()
+    options = dict(num_epochs=1, shuffle=False, **(PACKED if pack else {}))
+    whole = list(dataset(folder, "validation", drop_remainder=False, **options))
+    assert sorted(example_ids(whole)) == list(range(13))
+    assert {b["encoder_input_tokens"].shape for b in whole} == {(8, 70 if pack else 32)}
+    last = whole[-1]
+    empty = (last["example_ids"] < 0).all(axis=1)
+    assert empty.any()
+    for name in ("decoder_loss_weights", "response_mask", "encoder_segment_ids", "rewards"):
+        assert (last[name][empty] == 0).all()
+    if not pack:
+        assert example_ids(dataset(folder, "validation", drop_remainder=True, **options)) == list(
+            range(8)
+        )
+
+
+def test_packing_fills_rows(make_cache):
+    folder = make_cache("triplet", 400)
+    stream = iter(dataset(folder, **PACKED | {"max_examples_per_row": 8}))
+    filled = [(next(stream)["encoder_segment_ids"] > 0).mean() for _ in range(5)]
+    assert np.mean(filled) > 0.8
+
+
+def test_reference_scores_follow_their_example(make_cache, tmp_path):
+    folder = make_cache("pair")
+    data = CachedSplit.open(folder, "train")
+    scores = np.random.default_rng(0).normal(size=(len(data), 2)).astype(np.float32)
+    reference.write_reference_scores(folder, "train", "test", scores, {})
+    for options in ({}, packed("pair")):
+        batch = next(iter(dataset(folder, reference_scores="test", **options)))
+        for row, p in np.argwhere(batch["example_ids"] >= 0):
+            np.testing.assert_array_equal(
+                batch["reference_log_probs"][row, p], scores[batch["example_ids"][row, p]]
+            )
+
+
+def test_scores_of_several_objectives(write_lines, tmp_path):
+    path = write_lines(
+        [
+            {"prompt": f"p{i}", "response": "r", "scores": {"b": i, "a": -i}, "feedback": 2 * i}
+            for i in range(30)
+        ]
+    )
+    folder = str(tmp_path / "c")
+    metadata = cache.cache("m", folder, kind="multi", train_file=path)
+    assert metadata["score_names"] == ["a", "b"]
+    assert metadata["fields"] == ["feedback", "scores"]
+    batch = next(iter(dataset(folder, pack=True)))
+    real = batch["response_mask"] > 0
+    np.testing.assert_array_equal(batch["scores"][real][:, 1], batch["feedback"][real] / 2)
+    np.testing.assert_array_equal(batch["scores"][real][:, 0], -batch["feedback"][real] / 2)
+
+
+def test_seq2seq_batches_have_no_feedback(make_cache):
+    batch = next(iter(dataset(make_cache("seq2seq"))))
+    assert not {"feedback", "rewards"} & set(batch)
+    assert batch["decoder_target_tokens"].dtype == np.int32
+    assert batch["decoder_loss_weights"].dtype == np.float32
+
+
+def test_mistakes_are_told_in_one_sentence(make_cache):
+    folder = make_cache()
+    with pytest.raises(DataError, match=r"longest response of 'train' .* feature_lengths"):
+        dataset(folder, feature_lengths={"inputs": 32, "targets": 5})
+    with pytest.raises(ValueError, match="does not divide over 3 processes"):
+        dataset(folder, process_count=3)
+    with pytest.raises(DataError, match="too few for one batch"):
+        dataset(folder, "validation", batch_size=64, num_epochs=1)
+    with pytest.raises(ValueError, match="row_lengths is for pack=True"):
+        dataset(folder, row_lengths={"inputs": 64, "targets": 64})
+
+
+def test_absent_responses_leave_their_segment_id_out():
+    """K = 2, but the first example has one response: the next example's ids do not move."""
+    one = examples.make_example([7, 1], [[8, 1]], [1.0], None, prompt_id=1)
+    two = examples.make_example([9, 1], [[3, 1], [4, 1]], [2.0, 3.0], None, prompt_id=2)
+    batch = batches.make_batch(
+        [[(0, one), (1, two)]],
+        num_rows=1,
+        input_length=5,
+        target_length=7,
+        examples_per_row=2,
+        responses_per_example=2,
+    )
+    assert batch["decoder_segment_ids"].tolist() == [[1, 1, 3, 3, 4, 4, 0]]
+    assert batch["decoder_target_tokens"].tolist() == [[8, 1, 3, 1, 4, 1, 0]]
+    assert batch["decoder_input_tokens"].tolist() == [[0, 8, 0, 3, 0, 4, 0]]
+    assert batch["encoder_segment_ids"].tolist() == [[1, 1, 2, 2, 0]]
+    assert batch["response_mask"].tolist() == [[[1, 0], [1, 1]]]
+    assert batch["feedback"].tolist() == [[[1, 0], [2, 3]]]
+    with pytest.raises(ValueError, match="Row 0 has 6 tokens and room for 5"):
+        batches.place_segments(np.ones(6, np.int32), np.full((1, 3), 2), 5)
+
+
+def test_importing_the_pipeline_imports_no_tensorflow_and_leaves_quietly(make_cache):
+    code = (
+        "import sys\n"
+        "from jaxalign.data import pipeline, cache, synthetic, slots\n"
+        f"d = pipeline.make_dataset({make_cache()!r}, 'train', feature_lengths={LENGTHS!r}, "
+        "batch_size=8, pack=True, row_lengths={'inputs': 70, 'targets': 90})\n"
+        "it = iter(d); next(it)\n"
+        "bad = {'tensorflow', 'seqio', 'gin', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Exception" not in done.stderr
+    assert pipeline.__doc__
