@@ -18,6 +18,9 @@ _MACRO = "gin.macro"
 _CONSTANT = "gin.constant"
 _REQUIRED = "gin.REQUIRED"
 
+# A macro with a list of functions that register seqio tasks, called before any command: [@tasks.register_jsonl_task].
+REGISTER_TASKS = "REGISTER_TASKS"
+
 # Macros that come with a file of `gin_configs/`, and from which folder.
 _SET_BY = {
     "MODEL": "models",
@@ -52,6 +55,23 @@ def check(selector: str, command_line_keys: Iterable[str]) -> None:
     for key in command_line_keys:
         _check_effect(key, read, used_selectors)
     _check_required(config, reached)
+    registrations()
+
+
+def registrations() -> list[Any]:
+    """The functions that `REGISTER_TASKS` refers to.
+
+    Raises:
+      UsageError: if it is not a list of references without parentheses.
+    """
+    value = gin.config._CONFIG.get((REGISTER_TASKS, _MACRO), {}).get("value", [])
+    if not isinstance(value, list) or not all(
+        isinstance(item, gin.config.ConfigurableReference) and not item.evaluate for item in value
+    ):
+        raise UsageError(
+            f"{REGISTER_TASKS} is a list of functions, without parentheses: [@tasks.register_jsonl_task]"
+        )
+    return value
 
 
 def _check_required(config: Mapping[Key, Mapping[str, Any]], reached: set[Key]) -> None:
@@ -103,10 +123,10 @@ def _reachable(config: Mapping[Key, Mapping[str, Any]], selector: str) -> set[Ke
     for key in config:
         by_selector.setdefault(key[1], []).append(key)
     reached: set[Key] = set()
-    queue: list[Key] = [*by_selector.get(selector, []), ("", selector)]
+    queue: list[Key] = [*by_selector.get(selector, []), ("", selector), (REGISTER_TASKS, _MACRO)]
     while queue:
         key = queue.pop()
-        if key in reached:
+        if key in reached or (key[1] == _MACRO and key not in config):
             continue
         reached.add(key)
         for reference in gin.config.iterate_references(config.get(key, {})):

@@ -6,6 +6,7 @@ unique (`train.batch_size`, `DROV.temperature`), whether or not a file has menti
 """
 
 import contextlib
+import copy
 import importlib
 import os
 import re
@@ -100,12 +101,14 @@ def describe(function: Callable[..., Any]) -> str:
 
 
 def run(function: Callable[..., Any]) -> Any:
-    """Calls the command with what gin has bound, and returns its result.
+    """Registers the tasks that `REGISTER_TASKS` lists, calls the command with what gin has bound, and returns its result.
 
     Raises:
       UsageError: if a class or function that the configuration refers to refuses its values.
     """
     with _construction_explained():
+        for register in copy.deepcopy(gin_checks.registrations()):
+            register()
         return function()
 
 

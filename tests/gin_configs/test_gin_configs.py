@@ -1,5 +1,6 @@
 """Every gin file in `gin_configs/` parses, resolves every name, and builds what it configures."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def dry_run(files: list[str]) -> int:
     return main(["train", *(f"--gin_file={file}" for file in files), *bindings, "--dry_run"])
 
 
+@functools.cache
 def parameter_count(policy: Policy) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(policy.abstract_params()))
 
@@ -178,10 +180,24 @@ def test_a_wrong_size_is_refused_before_anything_compiles(capsys):
 
 
 def test_a_missing_family_is_named(capsys):
-    assert (
-        main(["train", "--gin_file=runs/train.gin", "--gin.MODEL_DIR='x'", "--gin.TRAIN_STEPS=1"])
-        == 2
-    )
+    arguments = ["train", "--gin_file=runs/train.gin", "--gin.MODEL_DIR='x'", "--gin.TRAIN_STEPS=1"]
+    assert main(arguments) == 2
     error = capsys.readouterr().err
-    for folder in ("models", "tasks", "objectives", "optimizers"):
+    for folder in ("tasks", "objectives", "optimizers"):
         assert f"add a --gin_file of {folder}/" in error
+    assert main([*arguments, "--gin_file=objectives/sft.gin"]) == 2
+    assert "add a --gin_file of models/" in capsys.readouterr().err
+
+
+def test_tasks_are_registered_before_the_command_runs(tmp_path, capsys):
+    files = [
+        f"--gin_file={file}" for file in (COMPLETE | {"tasks": "tasks/ultrafeedback.gin"}).values()
+    ]
+    settings = [
+        f"--gin.MODEL_DIR='{tmp_path}/run'", "--gin.TRAIN_STEPS=1", "--gin.VOCABULARY='bytes'",
+        "--gin.TRAIN_FILE='any.jsonl'", "--gin.REWARD_FIELD='beauty'",
+    ]  # fmt: skip
+    assert main(["train", *files, *settings]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("jaxalign: register_ultrafeedback_task: Unknown reward_field 'beauty'")
+    assert not list(tmp_path.iterdir())
