@@ -86,7 +86,9 @@ def make_bandit(seed: int = 0) -> Bandit:
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(PROMPTS, RESPONSES))
     behaviour = _softmax(generator.normal(size=(PROMPTS, RESPONSES)))
-    rewards = generator.normal(size=(PROMPTS, RESPONSES)) + 1.5 * generator.normal(size=(PROMPTS, 1))
+    rewards = generator.normal(size=(PROMPTS, RESPONSES)) + 1.5 * generator.normal(
+        size=(PROMPTS, 1)
+    )
     counts = np.stack([_largest_remainder(row, SAMPLES) for row in behaviour])
     return Bandit(np.log(_softmax(logits)), counts / SAMPLES, rewards)
 
@@ -151,13 +153,17 @@ class Outcome(NamedTuple):
 def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
     """Compares a policy with the closed-form optimum of ``J = E_pi[r] - tau KL(pi || pi_ref)``."""
     optimal, _ = optimal_policy_log_probs(
-        jnp.asarray(bandit.reference_log_probs), jnp.asarray(bandit.rewards), temperature=temperature
+        jnp.asarray(bandit.reference_log_probs),
+        jnp.asarray(bandit.rewards),
+        temperature=temperature,
     )
     optimal, log_policy = np.asarray(optimal, np.float64), np.asarray(log_policy, np.float64)
 
     def objective(log_probs: np.ndarray) -> float:
         ratio = log_probs - bandit.reference_log_probs
-        return float(np.mean(np.sum(np.exp(log_probs) * (bandit.rewards - temperature * ratio), axis=-1)))
+        return float(
+            np.mean(np.sum(np.exp(log_probs) * (bandit.rewards - temperature * ratio), axis=-1))
+        )
 
     divergence = float(np.mean(np.sum(np.exp(optimal) * (optimal - log_policy), axis=-1)))
     gain = objective(optimal) - objective(bandit.reference_log_probs)
@@ -167,7 +173,11 @@ def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
 def table(temperatures: tuple[float, ...], steps: int) -> str:
     """Trains every method at every temperature; returns a Markdown table."""
     bandit = make_bandit()
-    header = "| method | " + " | ".join(f"tau {tau:g}: KL(pi* \\|\\| pi) / gain lost" for tau in temperatures) + " |"
+    header = (
+        "| method | "
+        + " | ".join(f"tau {tau:g}: KL(pi* \\|\\| pi) / gain lost" for tau in temperatures)
+        + " |"
+    )
     lines = [header, "|---" * (len(temperatures) + 1) + "|"]
     names = methods(bandit, 1.0)
     for name in names:

@@ -1,0 +1,145 @@
+"""Resumable studies: each job writes one ``result.json``; several worker processes share the jobs of a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+_CLAIM = "claim"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One unit of work.
+
+    Attributes:
+      name: its folder within the study's.
+      run: from the job's folder to a JSON object.
+      needs: names of jobs that must have finished.
+    """
+
+    name: str
+    run: Callable[[Path], dict[str, Any]]
+    needs: tuple[str, ...] = ()
+
+
+def read_result(folder: Path, name: str) -> dict[str, Any] | None:
+    """The result of a finished job, or None."""
+    path = folder / name / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def work(folder: Path, jobs: Sequence[Job], *, poll_seconds: float = 2.0) -> None:
+    """Runs jobs that nobody else has claimed until all are finished or none can be.
+
+    Raises:
+      RuntimeError: if a job failed, after all jobs that do not depend on it.
+    """
+    failed: set[str] = set()
+    while True:
+        pending = [job for job in jobs if read_result(folder, job.name) is None and job.name not in failed]
+        pending = [job for job in pending if not failed & set(job.needs)]
+        if not pending:
+            break
+        ready = [job for job in pending if all(read_result(folder, need) is not None for need in job.needs)]
+        job = next((job for job in ready if _claim(folder / job.name)), None)
+        if job is None:
+            time.sleep(poll_seconds)
+            continue
+        started = time.time()
+        print(f"[{os.getpid()}] {job.name} ...", flush=True)
+        try:
+            result = job.run(folder / job.name)
+        except Exception:
+            traceback.print_exc()
+            failed.add(job.name)
+            continue
+        finally:
+            (folder / job.name / _CLAIM).unlink(missing_ok=True)
+        result["seconds"] = round(time.time() - started, 1)
+        partial = folder / job.name / f"{RESULT}.partial"
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder / job.name / RESULT)
+        print(f"[{os.getpid()}] {job.name}: {result['seconds']:.0f} s", flush=True)
+    if failed:
+        raise RuntimeError(f"jobs failed: {', '.join(sorted(failed))}")
+
+
+def run_workers(jobs: Sequence[Job], folder: Path, workers: int, *, only: str = "") -> None:
+    """Runs the jobs in this process and ``workers - 1`` forked ones, each on a core of its own.
+
+    One process a core beats one process with all cores: small models do not parallelise. Forking happens before JAX starts, and
+    compiled programs are kept in the folder for the other processes.
+
+    Args:
+      jobs: all jobs of the study.
+      folder: where results go.
+      workers: number of processes.
+      only: run only jobs whose name starts with this, and what they need.
+
+    Raises:
+      RuntimeError: if a job failed.
+    """
+    jobs = [job for job in jobs if job.name in _closure(jobs, only)]
+    cores = sorted(os.sched_getaffinity(0))
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("fork")
+    others = [
+        context.Process(target=_worker, args=(folder, jobs, cores[index % len(cores)]))
+        for index in range(1, workers)
+    ]
+    for process in others:
+        process.start()
+    _worker(folder, jobs, cores[0] if workers > 1 else None)
+    for process in others:
+        process.join()
+    missing = [job.name for job in jobs if read_result(folder, job.name) is None]
+    if missing:
+        raise RuntimeError(f"unfinished jobs: {', '.join(missing)}")
+
+
+def _worker(folder: Path, jobs: Sequence[Job], core: int | None) -> None:
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    work(folder, jobs)
+
+
+def _closure(jobs: Sequence[Job], prefix: str) -> set[str]:
+    by_name = {job.name: job for job in jobs}
+    wanted = [name for name in by_name if name.startswith(prefix)]
+    found: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            wanted.extend(by_name[name].needs)
+    return found
+
+
+def _claim(folder: Path) -> bool:
+    """Takes a job unless a living process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _CLAIM
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        owner = path.read_text(encoding="utf-8").strip()
+        if not owner or (owner.isdigit() and Path(f"/proc/{owner}").exists()):
+            return False
+        path.unlink(missing_ok=True)
+        return _claim(folder)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(str(os.getpid()))
+    return not (folder / RESULT).exists()

@@ -1,0 +1,303 @@
+"""Alignment of a small T5 on RNNLG dialogue acts with exact slot-error feedback: DRO against its rivals, three seeds.
+
+    python -m jaxalign.studies.rnnlg --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rnnlg --workers 2
+
+Every job leaves a ``result.json``; the command can be stopped and given again. ``--report`` writes the table only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.evaluation.batches import encode_text, response_tokens, score_responses
+from jaxalign.evaluation.runs import open_policy
+from jaxalign.evaluation.sampling import DecodingSettings, generate_tokens
+from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
+from jaxalign.objectives.base import Objective
+from jaxalign.objectives.dpo import DPO
+from jaxalign.objectives.dro import DROP, DROV
+from jaxalign.objectives.kto import KTO
+from jaxalign.objectives.sft import SFT
+from jaxalign.studies import rnnlg_data
+from jaxalign.studies.jobs import Job, read_result, run_workers
+from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import LoopConfig
+from jaxalign.training.optimizers import adamw
+from jaxalign.training.run import train
+
+SEEDS = (0, 1, 2)
+VOCAB_SIZE = 1000
+LENGTHS = {"inputs": 96, "targets": 64}
+SAMPLES_PER_ACT = 4
+SFT_STEPS, UPDATES, RESPONSES_PER_UPDATE = 2500, 400, 64
+LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+KTO_BETAS = (0.1, 1.0, 5.0)
+
+CONFIG = T5Config(
+    vocab_size=1024,
+    emb_dim=128,
+    num_heads=4,
+    head_dim=32,
+    mlp_dim=256,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    dropout_rate=0.0,
+    dtype="float32",
+)
+POLICY = Policy(CONFIG, logits_chunk_size=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An objective, the data it reads and its responses per example."""
+
+    objective: Callable[[], Objective]
+    data: str = "triplets"
+    kind: str = "triplet"
+    responses: int = 1
+
+
+def _dro(**options: Any) -> Callable[[], Objective]:
+    return lambda: DROV(policy=POLICY, **{"value": ValueNetwork(CONFIG), **options})
+
+
+def _kto(labels: str, beta: float) -> Callable[[], Objective]:
+    return lambda: KTO(policy=POLICY, labels=labels, beta=beta, desirable_threshold=-1e-6)
+
+
+METHODS: dict[str, Method] = {
+    "dro_v": Method(_dro()),
+    "dro_p": Method(lambda: DROP(policy=POLICY)),
+    "dpo": Method(lambda: DPO(policy=POLICY), "pairs", "pair", 2),
+    "filtered_sft": Method(lambda: SFT(policy=POLICY), "filtered", "seq2seq"),
+    "best_of_4_sft": Method(lambda: SFT(policy=POLICY), "best", "seq2seq"),
+    **{f"kto_paper_beta{beta:g}": Method(_kto("batch_mean", beta)) for beta in KTO_BETAS},
+    **{f"kto_reference_beta{beta:g}": Method(_kto("feedback", beta)) for beta in KTO_BETAS},
+}
+ABLATIONS: dict[str, Method] = {
+    "dro_v_tau0.1": Method(_dro(temperature=0.1)),
+    "dro_v_tau5": Method(_dro(temperature=5.0)),
+    "dro_v_double_single": Method(_dro(values_per_batch="single")),
+    "dro_v_single_multi": Method(_dro(value=SharedTrunkValue(POLICY))),
+    "dro_v_single_single": Method(_dro(value=SharedTrunkValue(POLICY), values_per_batch="single")),
+}
+FAMILIES = ("dro_v", "dro_p", "kto_paper", "kto_reference", "dpo", "filtered_sft", "best_of_4_sft")
+
+
+def jobs(source: Path, folder: Path) -> list[Job]:
+    """All jobs of the study, in an order that finishes the search first."""
+    made = [Job("data", functools.partial(_prepare, source))]
+    for seed in SEEDS:
+        made.append(Job(f"sft/seed{seed}", functools.partial(_sft, folder, seed), ("data",)))
+        made.append(Job(f"samples/seed{seed}", functools.partial(_sample, folder, seed), (f"sft/seed{seed}",)))
+    search = [
+        Job(
+            f"search/{name}/lr{rate:g}",
+            functools.partial(_align, folder, name, 0, rate, "validation"),
+            ("samples/seed0",),
+        )
+        for rate in LEARNING_RATES
+        for name in METHODS
+    ]
+    made += search
+    for seed in SEEDS:
+        needs = (f"samples/seed{seed}", *(job.name for job in search))
+        made += [
+            Job(f"final/{family}/seed{seed}", functools.partial(_final, folder, family, seed), needs)
+            for family in (*FAMILIES, *ABLATIONS)
+        ]
+    return made
+
+
+def _prepare(source: Path, job: Path) -> dict[str, Any]:
+    return {"acts": rnnlg_data.prepare(source, job, VOCAB_SIZE)}
+
+
+def _task(folder: Path, name: str, train_file: Path, validation_file: Path, cache: Path, **options: Any) -> TaskData:
+    return TaskData(
+        task=name,
+        cache_dir=str(cache),
+        feature_lengths=LENGTHS,
+        vocabulary=str(folder / "data" / "spm.model"),
+        train_file=str(train_file),
+        validation_file=str(validation_file),
+        duplicates="keep",
+        **options,
+    )
+
+
+def _loop(steps: int) -> LoopConfig:
+    return LoopConfig(
+        train_steps=steps,
+        log_period=50,
+        eval_period=0,
+        checkpoint=CheckpointPolicy(period=500, keep_latest=1),
+        progress=False,
+    )
+
+
+def _sft(folder: Path, seed: int, job: Path) -> dict[str, Any]:
+    data = _task(
+        folder,
+        "rnnlg",
+        folder / "data" / "train.jsonl",
+        folder / "data" / "validation.jsonl",
+        job / "cache",
+        kind="seq2seq",
+        pack=True,
+        max_examples_per_row=8,
+        row_lengths={"inputs": 160, "targets": 128},
+    )
+    summary = train(
+        model_dir=str(job / "run"),
+        objective=SFT(policy=POLICY),
+        data=data,
+        optimizer=adamw(2e-3, warmup_steps=200, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0),
+        loop=_loop(SFT_STEPS),
+        batch_size=16,
+        random_seed=seed,
+    )
+    return {"summary": summary, **_judge_policy(folder, job / "run", job / "run", "test")}
+
+
+def _sample(folder: Path, seed: int, job: Path) -> dict[str, Any]:
+    policy, params, vocabulary = _load(folder / f"sft/seed{seed}" / "run")
+    counts: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        prompts = rnnlg_data.acts(folder / "data", split)
+        tokens = _generate(policy, params, vocabulary, prompts, samples=SAMPLES_PER_ACT, seed=seed)
+        responses = [[vocabulary.decode(sample) for sample in samples] for samples in tokens]
+        counts[split] = rnnlg_data.write_feedback(job, split, prompts, responses)
+    return counts
+
+
+def _align(
+    folder: Path, name: str, seed: int, learning_rate: float, split: str, job: Path
+) -> dict[str, Any]:
+    method = {**METHODS, **ABLATIONS}[name]
+    samples, sft = folder / f"samples/seed{seed}", folder / f"sft/seed{seed}" / "run"
+    data = _task(
+        folder,
+        f"rnnlg_{method.data}",
+        samples / f"{method.data}.train.jsonl",
+        samples / f"{method.data}.validation.jsonl",
+        samples / f"cache_{method.data}",
+        kind=method.kind,
+        eval_split="",
+    )
+    summary = train(
+        model_dir=str(job / "run"),
+        objective=method.objective(),
+        data=data,
+        optimizer=adamw(learning_rate, warmup_steps=20, clip_norm=1.0),
+        loop=_loop(UPDATES),
+        batch_size=RESPONSES_PER_UPDATE // method.responses,
+        initial_checkpoint_path=str(sft),
+        random_seed=seed,
+    )
+    return {
+        "method": name,
+        "learning_rate": learning_rate,
+        "train": summary["train"],
+        **_judge_policy(folder, job / "run", sft, split),
+    }
+
+
+def selected(folder: Path, family: str) -> tuple[str, float]:
+    """The method and learning rate of a family with the best mean reward on the validation acts; ablations take DRO-V's rate."""
+    if family in ABLATIONS:
+        return family, selected(folder, "dro_v")[1]
+    candidates = [
+        (result["reward"], name, rate)
+        for name in METHODS
+        if name == family or name.startswith(f"{family}_beta")
+        for rate in LEARNING_RATES
+        if (result := read_result(folder, f"search/{name}/lr{rate:g}")) is not None
+    ]
+    _, name, rate = max(candidates)
+    return name, rate
+
+
+def _final(folder: Path, family: str, seed: int, job: Path) -> dict[str, Any]:
+    name, rate = selected(folder, family)
+    return _align(folder, name, seed, rate, "test", job)
+
+
+def _load(run: Path) -> tuple[Any, Any, Any]:
+    opened = open_policy(str(run))
+    return Policy(opened.network.config, logits_chunk_size=None), opened.params, opened.vocabulary
+
+
+def _generate(
+    policy: Any, params: Any, vocabulary: Any, prompts: list[str], *, samples: int = 0, seed: int = 0
+) -> list[list[list[int]]]:
+    """Token ids ``[prompts][samples]``: greedy responses, or samples at temperature 1."""
+    settings = DecodingSettings(
+        max_target_length=LENGTHS["targets"], num_samples=max(samples, 1), temperature=1.0 if samples else 0.0
+    )
+    encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
+    # Prompts of one length together waste no encoder or decoder steps.
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    tokens, _ = generate_tokens(
+        policy, params, [encoded[index] for index in order], settings, batch_size=128, seed=seed
+    )
+    found: list[list[list[int]]] = [[] for _ in prompts]
+    for row, index in enumerate(order):
+        found[index] = [response_tokens(sample) for sample in tokens[row]]
+    return found
+
+
+def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
+    """Greedy and sampled responses on a split's acts, their rewards, and KL from the SFT policy by sampling."""
+    prompts = rnnlg_data.acts(folder / "data", split)
+    policy, params, vocabulary = _load(run)
+    greedy = _generate(policy, params, vocabulary, prompts)
+    sampled = _generate(policy, params, vocabulary, prompts, samples=1, seed=1)
+    texts = [vocabulary.decode(each[0]) for each in greedy]
+    sampled_texts = [vocabulary.decode(each[0]) for each in sampled]
+    encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
+    log_probs = [
+        score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
+        for weights in (params, _load(reference)[1])
+    ]
+    rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
+    return {
+        "reward": float(np.mean(rewards)),
+        "slot_error_rate": rnnlg_data.slot_error_rate(prompts, texts),
+        "sampled_reward": float(
+            np.mean([rnnlg_data.feedback(act, text) for act, text in zip(prompts, sampled_texts, strict=True)])
+        ),
+        "kl": kl_from_samples(*log_probs).to_dict(),
+        "length": float(np.mean([len(each[0]) for each in greedy])),
+        "distinct_2": distinct_n(texts, 2),
+        "rewards": [round(reward, 4) for reward in rewards],
+        "responses": texts[:10],
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with rnnlg.seq2seq.{train,dev}.jsonl")
+    parser.add_argument("--output", type=Path, default=Path("runs/rnnlg"))
+    parser.add_argument("--workers", type=int, default=2, help="processes that share the jobs, one core each")
+    parser.add_argument("--only", default="", help="run only jobs whose name starts with this, and what they need")
+    arguments = parser.parse_args()
+    run_workers(
+        jobs(arguments.data, arguments.output), arguments.output, arguments.workers, only=arguments.only
+    )
+
+
+if __name__ == "__main__":
+    main()
