@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ from jaxalign.data import cache, examples, reference, sources
 from jaxalign.data.pipeline import CachedSplit
 from jaxalign.data.validation import DataError
 from jaxalign.data.vocabularies import ByteVocabulary
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def rows(number, **more):
@@ -75,7 +80,7 @@ def test_every_rejection_is_in_the_side_file_and_the_counts(write_lines, tmp_pat
     ]
     train = write_lines([*rows(50), *bad], "train.jsonl")
     folder = str(tmp_path / "cache")
-    options = dict(train_file=train, splits=["train"], max_target_length=16)
+    options = {"train_file": train, "splits": ["train"], "max_target_length": 16}
     metadata = cache.cache("m", folder, validation_file=train, max_rejected_fraction=0.1, **options)
     counts = metadata["rejected"]["train"]
     assert counts == {
@@ -87,7 +92,7 @@ def test_every_rejection_is_in_the_side_file_and_the_counts(write_lines, tmp_pat
     }
     assert metadata["num_examples"]["train"] == 50
     assert metadata["num_read"]["train"] == 55
-    entries = [json.loads(line) for line in open(os.path.join(folder, "rejected.jsonl"))]
+    entries = read_lines(os.path.join(folder, "rejected.jsonl"))
     assert {(e["line"], e["reason"]) for e in entries} == {
         (51, "long_response"),
         (52, "duplicate"),
@@ -106,7 +111,7 @@ def test_too_many_bad_records_stop_the_command_and_leave_no_cache(write_lines, t
     ):
         cache.cache("m", folder, train_file=train, validation_file=train, splits=["train"])
     assert not os.path.exists(folder)
-    assert len(open(f"{folder}.rejected.jsonl").readlines()) == 2
+    assert len(read_lines(f"{folder}.rejected.jsonl")) == 2
     assert (
         os.listdir(tmp_path) == sorted(["train.jsonl", "cache.rejected.jsonl"], key=str)
         or len(os.listdir(tmp_path)) == 2
@@ -143,14 +148,14 @@ def test_unknown_pieces_are_rejected(write_lines, small_vocabulary, tmp_path):
 )
 def test_long_prompts_are_truncated_or_rejected(option, tokens, write_lines, tmp_path):
     train = write_lines([{"prompt": "abcd", "response": "r"}, {"prompt": "a", "response": "r"}])
-    options = dict(
-        kind="seq2seq",
-        train_file=train,
-        validation_file=train,
-        splits=["train"],
-        max_input_length=3,
-        max_rejected_fraction=0.5,
-    )
+    options = {
+        "kind": "seq2seq",
+        "train_file": train,
+        "validation_file": train,
+        "splits": ["train"],
+        "max_input_length": 3,
+        "max_rejected_fraction": 0.5,
+    }
     metadata = cache.cache("m", str(tmp_path / "a"), long_prompts=option, **options)
     assert metadata["notes"]["train"] == {"truncated_prompts": 1}
     assert CachedSplit.open(str(tmp_path / "a"), "train")[0].inputs.tolist() == tokens
@@ -202,7 +207,7 @@ def test_responses_of_a_prompt_can_share_an_example(write_lines, tmp_path):
     assert sum(metadata["num_examples"].values()) == 30
     example = CachedSplit.open(folder, "train")[0]
     assert example.feedback.tolist() == [0, 1, 2]
-    assert example.target(1).tolist() == ByteVocabulary().encode("r1") + [1]
+    assert example.target(1).tolist() == [*ByteVocabulary().encode("r1"), 1]
 
 
 def test_damaged_records_are_named():
@@ -252,7 +257,7 @@ def test_reference_scores(write_lines, tmp_path):
     with pytest.raises(DataError, match=r"no reference scores 'other'.*it has: sft"):
         reference.read_reference_scores(folder, "train", "other")
     path = os.path.join(folder, "reference_scores", "train.sft.json")
-    description = json.load(open(path))
-    json.dump(description | {"fingerprint": "0"}, open(path, "w"))
+    (description,) = [json.loads(Path(path).read_text())]
+    Path(path).write_text(json.dumps(description | {"fingerprint": "0"}))
     with pytest.raises(DataError, match="computed on other data"):
         reference.read_reference_scores(folder, "train", "sft")

@@ -1,4 +1,6 @@
+import functools
 import json
+import operator
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ from jaxalign.data.pipeline import CachedSplit, make_dataset
 from jaxalign.data.validation import DataError
 
 LENGTHS = {"inputs": 32, "targets": 40}
-PACKED = dict(pack=True, max_examples_per_row=4, row_lengths={"inputs": 70, "targets": 90})
+PACKED = {"pack": True, "max_examples_per_row": 4, "row_lengths": {"inputs": 70, "targets": 90}}
 
 
 def packed(kind):
@@ -154,7 +156,7 @@ def test_shares_of_the_processes_partition_every_epoch(pack, process_count, make
         assert share[0]["encoder_input_tokens"].shape[0] == 8 // process_count
         shares.append(example_ids(share))
         counts.append(len(share))
-    assert sorted(sum(shares, [])) == list(range(number))
+    assert sorted(functools.reduce(operator.iadd, shares, [])) == list(range(number))
     if not pack:
         assert len(set(counts)) == 1
 

@@ -1,0 +1,234 @@
+"""seqio Tasks and Mixtures. One file, because importing seqio takes ten seconds."""
+
+import numpy as np
+import pytest
+
+from jaxalign.data import cache, sources, tasks, vocabularies
+from jaxalign.data.pipeline import CachedSplit
+from jaxalign.data.validation import DataError
+
+seqio = pytest.importorskip("seqio")
+
+TEXTS = ["the golden lion serves thai food .", "naïve café ☃", "inform hotel ( stars = two )", "a"]
+
+
+@pytest.fixture(autouse=True)
+def clean_registries():
+    yield
+    seqio.TaskRegistry.reset()
+    seqio.MixtureRegistry.reset()
+
+
+def triplet_file(write_lines, number=40, name="data.jsonl", prefix="p", bad=()):
+    rows = [
+        {"prompt": f"{prefix} {i}", "response": f"answer {i}", "feedback": i % 4}
+        for i in range(number)
+    ]
+    return write_lines([*rows, *bad], name)
+
+
+def test_seqio_gives_the_same_ids(small_vocabulary):
+    for ours in (
+        vocabularies.SentencePieceVocabulary(small_vocabulary),
+        vocabularies.SentencePieceVocabulary(small_vocabulary, extra_ids=5),
+        vocabularies.ByteVocabulary(),
+        vocabularies.ByteVocabulary(extra_ids=3),
+    ):
+        theirs = ours.to_seqio()
+        assert theirs.vocab_size == ours.size
+        assert (theirs.pad_id, theirs.eos_id) == (ours.pad_id, ours.eos_id)
+        for text in [*TEXTS, "see <extra_id_0> now"]:
+            ids = ours.encode(text)
+            assert list(theirs.encode(text)) == ids
+            assert theirs.encode_tf(text).numpy().tolist() == ids
+        assert ours.decode(ours.encode(TEXTS[0])) == theirs.decode(ours.encode(TEXTS[0]))
+
+
+def test_seqio_gives_the_same_ids_for_t5s_vocabulary(shared_dir):
+    path = str(shared_dir / "data/tokenizers/t5_cc_all_32000.model")
+    ours = vocabularies.SentencePieceVocabulary(path, extra_ids=100)
+    theirs = ours.to_seqio()
+    for text in [*TEXTS, "x <extra_id_0> y <extra_id_99>", "line\nbreak {code}"]:
+        assert theirs.encode_tf(text).numpy().tolist() == ours.encode(text)
+
+
+def test_a_task_yields_the_token_features(write_lines):
+    path = triplet_file(write_lines)
+    task = tasks.register_jsonl_task("mine", "triplet", {"train": path, "validation": path})
+    assert isinstance(task, seqio.Task)
+    assert seqio.get_mixture_or_task("mine") is task
+    dataset = task.get_dataset(None, "train", shuffle=False)
+    first = next(dataset.as_numpy_iterator())
+    byte = vocabularies.ByteVocabulary()
+    assert first["inputs"].tolist() == [*byte.encode("p 0"), 1]
+    assert first["targets"].tolist() == [*byte.encode("answer 0"), 1]
+    assert first["target_lengths"].tolist() == [9]
+    assert first["feedback"].tolist() == [0.0]
+
+
+def test_several_responses_are_flat_targets_with_their_lengths():
+    source = sources.SyntheticSource("ranked", 5, 2, responses_per_prompt=3)
+    task = tasks.register_source_task("ranked", source)
+    record = next(source.records("train"))
+    example = next(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+    ends = np.cumsum(example["target_lengths"])
+    parts = np.split(example["targets"], ends[:-1])
+    byte = vocabularies.ByteVocabulary()
+    assert [part.tolist() for part in parts] == [[*byte.encode(r), 1] for r in record.responses]
+    np.testing.assert_allclose(example["feedback"], record.feedback)
+
+
+@pytest.mark.parametrize("kind", ["triplet", "seq2seq", "pair"])
+def test_a_cache_made_through_seqio_equals_one_made_directly(kind, small_vocabulary, tmp_path):
+    source = sources.SyntheticSource(kind, 30, 5, responses_per_prompt=3)
+    vocabulary = vocabularies.SentencePieceVocabulary(small_vocabulary)
+    direct = cache.cache_source(source, str(tmp_path / "a"), name="a", vocabulary=vocabulary)
+    tasks.register_source_task("task", source, vocabulary=vocabulary)
+    through = cache.cache("task", str(tmp_path / "b"), max_input_length=512)
+    assert through["num_examples"] == direct["num_examples"]
+    assert through["feedback"] == pytest.approx(direct["feedback"])
+    for split in ("train", "validation"):
+        for a, b in zip(
+            CachedSplit.open(str(tmp_path / "a"), split),
+            CachedSplit.open(str(tmp_path / "b"), split),
+            strict=True,
+        ):
+            assert (a.prompt, a.responses, a.prompt_id) == (b.prompt, b.responses, b.prompt_id)
+            np.testing.assert_array_equal(a.inputs, b.inputs)
+            np.testing.assert_array_equal(a.targets, b.targets)
+            np.testing.assert_array_equal(a.target_lengths, b.target_lengths)
+            if kind != "seq2seq":
+                np.testing.assert_array_equal(a.feedback, b.feedback)
+
+
+def test_bad_records_are_counted_through_seqio_too(write_lines, tmp_path):
+    path = triplet_file(write_lines, bad=["oops", {"prompt": "p 3", "response": "x"}])
+    tasks.register_jsonl_task("mine", "triplet", {"train": path, "validation": path})
+    metadata = cache.cache("mine", str(tmp_path / "c"), splits=["train"])
+    assert metadata["rejected"]["train"] == {"invalid_json": 1, "missing_field": 1}
+    assert metadata["num_read"]["train"] == 42
+    with pytest.raises(DataError, match=r"2 of 42 records"):
+        cache.cache("mine", str(tmp_path / "d"), splits=["train"], max_rejected_fraction=0.01)
+
+
+def test_a_mixture_holds_every_example_of_its_tasks(write_lines, tmp_path):
+    first = triplet_file(write_lines, 40, "a.jsonl", "a")
+    second = triplet_file(write_lines, 20, "b.jsonl", "b")
+    tasks.register_jsonl_task("a", "triplet", {"train": first})
+    tasks.register_jsonl_task("b", "triplet", {"train": second})
+    mixture = tasks.register_mixture("both", ["a", ("b", 2.0)])
+    assert isinstance(mixture, seqio.Mixture)
+    metadata = cache.cache("both", str(tmp_path / "c"))
+    assert sum(metadata["num_examples"].values()) == 60
+    assert metadata["num_prompts"] == metadata["num_examples"]
+    again = cache.cache("both", str(tmp_path / "d"))
+    assert again["fingerprint"] == metadata["fingerprint"]
+
+
+def test_somebody_elses_seqio_task_can_be_cached(tmp_path):
+    import tensorflow as tf
+
+    def data(split, shuffle_files=False, seed=None):
+        texts = [f"{split} {i}" for i in range(10)]
+        return tf.data.Dataset.from_tensor_slices({"inputs": texts, "targets": texts})
+
+    vocabulary = seqio.ByteVocabulary()
+    seqio.TaskRegistry.add(
+        "foreign",
+        source=seqio.FunctionDataSource(data, splits=("train", "validation")),
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+        output_features={
+            name: seqio.Feature(vocabulary, add_eos=True) for name in ("inputs", "targets")
+        },
+    )
+    metadata = cache.cache("foreign", str(tmp_path / "c"))
+    assert (metadata["kind"], metadata["num_examples"]["train"]) == ("seq2seq", 10)
+    example = CachedSplit.open(str(tmp_path / "c"), "train")[0]
+    assert (example.prompt, example.responses) == ("train 0", ("train 0",))
+    assert example.inputs.tolist() == [*vocabulary.encode("train 0"), 1]
+
+
+def test_bundled_tasks_register_and_unknown_ones_are_named(tmp_path):
+    assert "synthetic_pairs" in tasks.register_bundled_tasks()
+    assert "synthetic_pairs" in seqio.TaskRegistry.names()
+    with pytest.raises(DataError, match=r"Unknown task 'synthetic'; known: synthetic_triplets"):
+        cache.cache("synthetic", str(tmp_path / "c"))
+
+
+def test_another_vocabulary_than_the_tasks_own_is_refused(write_lines, small_vocabulary, tmp_path):
+    path = triplet_file(write_lines)
+    tasks.register_jsonl_task("mine", "triplet", {"train": path}, vocabulary="bytes")
+    with pytest.raises(DataError, match="with its own vocabulary"):
+        cache.cache("mine", str(tmp_path / "c"), vocabulary=small_vocabulary)
+
+
+def test_a_tfds_data_set_is_a_task(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinyFeedback(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "question": tfds.features.Text(),
+                        "answer": tfds.features.Text(),
+                        "r": np.float32,
+                    }
+                )
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(40):
+                reward = float("nan") if i == 7 else i
+                yield i, {"question": f"q{i} é", "answer": f"a{i}", "r": reward}
+
+    folder = str(tmp_path / "tfds")
+    TinyFeedback(data_dir=folder).download_and_prepare()
+    task = tasks.register_tfds_task(
+        "tiny",
+        "tiny_feedback",
+        "triplet",
+        data_dir=folder,
+        fields={"prompt": "question", "response": "answer", "feedback": "r"},
+    )
+    assert set(task.splits) == {"train", "validation"}
+    metadata = cache.cache("tiny", str(tmp_path / "c"))
+    assert sum(metadata["num_examples"].values()) == 39
+    assert metadata["rejected"]["train"] == {"nonfinite_feedback": 1}
+    prompts = {e.prompt for e in CachedSplit.open(str(tmp_path / "c"), "train")}
+    assert prompts < {f"q{i} é" for i in range(40)}
+
+
+def test_ultrafeedback_as_a_task(write_lines, tmp_path):
+    aspects = tasks.ASPECTS
+    rows = [
+        {
+            "source": "truthful_qa" if i == 0 else "flan",
+            "instruction": f"question {i}",
+            "completions": [
+                {
+                    "response": f"answer {k}",
+                    "overall_score": k,
+                    "annotations": {a: {"Rating": str(k + 1)} for a in aspects},
+                }
+                for k in range(4)
+            ],
+        }
+        for i in range(60)
+    ]
+    path = write_lines(rows)
+    tasks.register_ultrafeedback_task("uf", path)
+    metadata = cache.cache("uf", str(tmp_path / "c"))
+    assert sum(metadata["num_examples"].values()) == 59 * 4
+    assert metadata["feedback"] == {"mean": 2.5, "std": pytest.approx(1.25**0.5)}
+    assert metadata["notes"]["train"] == {"dropped_truthful_qa": 1}
+    tasks.register_ultrafeedback_task("uf4", path, kind="multi", responses_per_example=4)
+    grouped = cache.cache("uf4", str(tmp_path / "d"))
+    assert grouped["responses_per_example"] == 4
+    assert grouped["score_names"] == list(aspects)
+    assert sum(grouped["num_examples"].values()) == 59
