@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -14,11 +13,11 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.evaluation import judges as judging
-from jaxalign.evaluation import plots, ranking, runs
-from jaxalign.evaluation.calibration import Calibration
-from jaxalign.evaluation.measure import Answers, Evaluator, value_report
+from jaxalign.evaluation import plots, runs
+from jaxalign.evaluation.comparison import Comparison
+from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.prompts import EvaluationSet, read_evaluation_set
-from jaxalign.evaluation.statistics import bootstrap_mean, win_rate
+from jaxalign.evaluation.statistics import win_rate
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
 
@@ -84,7 +83,7 @@ def evaluate(
     evaluator = Evaluator(data, max_input_length, max_target_length, batch_size, temperature, seed)
     reference_path = named.get(reference, reference) or next(iter(named.values()))
     reference_run = runs.open_policy(reference_path, step=step)
-    session = _Session(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
+    session = Comparison(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
     session.linear = _linear_baseline(data, prompts, ranking_train, prompt_field)
     for name, path in named.items():
         # The reference's parameters are in memory already.
@@ -141,104 +140,6 @@ def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
     return named
 
 
-@dataclasses.dataclass
-class _Session:
-    """Results gathered policy by policy, so that one policy at a time is in memory."""
-
-    evaluator: Evaluator
-    reference: runs.Run
-    panel: Sequence[judging.Judge]
-    kl_samples: int
-    reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    answers: dict[str, Answers] = dataclasses.field(default_factory=dict)
-    scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-    calibrations: dict[str, Calibration] = dataclasses.field(default_factory=dict)
-    linear: np.ndarray | None = None
-    _reference_log_probs: np.ndarray | None = None
-
-    def measure(
-        self, name: str, path: str, run: runs.Run, step: int | str | None, **bootstrap: int
-    ) -> None:
-        """Adds everything about one policy."""
-        report: dict[str, Any] = {"checkpoint": path, "step": run.info.get("step")}
-        report["objective"] = run.info.get("objective")
-        self.reports[name] = report
-        if self.panel:
-            self._judge(name, run, report, bootstrap)
-        if self.kl_samples:
-            self._check_vocabulary(name, run)
-            report["kl"] = self.evaluator.kl(run, self.reference, self.kl_samples).to_dict()
-        if self.evaluator.data.feedback:
-            self._check_vocabulary(name, run)
-            self._use_feedback(name, path, run, step, report, bootstrap)
-
-    def _judge(
-        self, name: str, run: runs.Run, report: dict[str, Any], bootstrap: dict[str, int]
-    ) -> None:
-        data = self.evaluator.data
-        answers = self.answers[name] = self.evaluator.answer(run)
-        report.update(answers.describe())
-        report["rewards"] = {}
-        for judge in self.panel:
-            scores = judging.checked_scores(judge, data.prompts, answers.responses, data.references)
-            self.scores.setdefault(judge.name, {})[name] = scores
-            estimate = bootstrap_mean(
-                scores, samples=bootstrap["bootstrap"], seed=bootstrap["seed"]
-            )
-            report["rewards"][judge.name] = estimate.to_dict()
-            if isinstance(judge, judging.SlotErrorJudge):
-                counts = judge.count(data.prompts, answers.responses)
-                slots = sum(errors.total for errors in counts)
-                # Over all slots of the set, while the judge's score averages over prompts.
-                report["slot_error_rate"] = sum(errors.errors for errors in counts) / max(slots, 1)
-
-    def _use_feedback(
-        self,
-        name: str,
-        path: str,
-        run: runs.Run,
-        step: int | str | None,
-        report: dict[str, Any],
-        bootstrap: dict[str, int],
-    ) -> None:
-        records = self.evaluator.data.feedback
-        feedback = np.array([record.feedback for record in records])
-        if self._reference_log_probs is None:
-            self._reference_log_probs = self.evaluator.feedback_log_probs(self.reference)
-        same = run is self.reference
-        own = self._reference_log_probs if same else self.evaluator.feedback_log_probs(run)
-        values = None
-        if runs.has_value_network(run):
-            values = self.evaluator.feedback_values(runs.open_value(path, step=step))
-            log_ratios = own - self._reference_log_probs
-            calibrated, report["value"] = value_report(run, values, log_ratios, feedback)
-            self.calibrations[name] = calibrated
-        methods = ranking.ranking_scores(
-            own,
-            self._reference_log_probs,
-            [record.response for record in records],
-            tau=run.temperature,
-            values=values,
-            linear=self.linear,
-        )
-        ranked = ranking.rank_methods(
-            methods,
-            feedback,
-            [record.prompt for record in records],
-            bootstrap=bootstrap["bootstrap"] // 5,
-            seed=bootstrap["seed"],
-        )
-        report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
-
-    def _check_vocabulary(self, name: str, run: runs.Run) -> None:
-        mine, theirs = run.info.get("vocabulary", {}), self.reference.info.get("vocabulary", {})
-        if {**mine, "path": ""} != {**theirs, "path": ""}:
-            raise UserError(
-                f"policy '{name}' and the reference have different vocabularies, so their "
-                "log-probabilities cannot be compared; give another reference."
-            )
-
-
 def win_rates(
     scores: dict[str, dict[str, np.ndarray]], *, bootstrap: int, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -291,7 +192,7 @@ def _linear_baseline(
     )
 
 
-def _write_responses(folder: Path, session: _Session, data: EvaluationSet) -> None:
+def _write_responses(folder: Path, session: Comparison, data: EvaluationSet) -> None:
     for name, answers in session.answers.items():
         path = folder / "responses" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +209,7 @@ def _write_responses(folder: Path, session: _Session, data: EvaluationSet) -> No
 
 
 def _draw(
-    folder: Path, named: dict[str, str], session: _Session, panel: Sequence[judging.Judge]
+    folder: Path, named: dict[str, str], session: Comparison, panel: Sequence[judging.Judge]
 ) -> list[str]:
     """Draws what there is to draw; returns the paths."""
     paths: list[str | None] = []

@@ -27,7 +27,16 @@ _STYLE: Any = {
     "figure.constrained_layout.use": True,
 }
 # Shown first in learning curves where a run recorded them.
-_PREFERRED = ("loss", "reward", "slot_error_rate", "log_ratio", "value", "residual", "accuracy")
+_PREFERRED = (
+    "loss",
+    "slot_error_rate",
+    "log_ratio",
+    "residual",
+    "value",
+    "accuracy",
+    "margin",
+    "negative_log_prob_per_token",
+)
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
@@ -187,8 +196,8 @@ def _common_metrics(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
                 if name not in ("step", "split") and isinstance(value, (int, float)):
                     seen.setdefault(name, set()).add((run, str(record.get("split"))))
 
-    def rank(name: str) -> tuple[int, int, str]:
+    def rank(name: str) -> tuple[int, int, int, str]:
         place = _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)
-        return place, -len(seen[name]), name
+        return int(place == len(_PREFERRED)), -len(seen[name]), place, name
 
     return sorted(seen, key=rank)

@@ -16,6 +16,9 @@ from jaxtyping import Bool, Float, Shaped
 
 from jaxalign.evaluation.statistics import area_under_curve, bootstrap_statistic, spearman
 
+# How the names of methods begin that belong to a policy; the others are baselines, equal for all.
+OWN_METHODS = ("tau", "policy", "V ")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
@@ -47,12 +50,14 @@ class Ranking:
 
 
 def good_responses(feedback: Shaped[np.ndarray, " items"]) -> Bool[np.ndarray, " items"]:
-    """Which responses count as good: the larger of two values, otherwise those above the median."""
+    """Which responses count as good: those above the median.
+
+    Where the median is the highest value, as with thumbs that are mostly up, those that reach it.
+    """
     feedback = np.asarray(feedback, np.float64)
-    distinct = np.unique(feedback)
-    if len(distinct) == 2:
-        return feedback == distinct[1]
-    return feedback > np.median(feedback)
+    median = np.median(feedback)
+    above = feedback > median
+    return above if above.any() else feedback >= median
 
 
 def rank_responses(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.tables import format_spread, markdown_table
 
 EVALUATION, SUMMARY = "evaluation.json", "summary.json"
@@ -39,7 +40,8 @@ def report(
         folders that hold any of these at any depth.
       output: Markdown file; empty prints the tables.
       title: heading of the page.
-      columns: metrics to show, by the names in the tables; all by default.
+      columns: metrics to show, by the names in the tables; by default all, but for runs those of
+        training (`train/...`).
       judge: whose scores are shown as reward and win rate; each evaluation's first by default.
       digits: decimals.
 
@@ -51,15 +53,16 @@ def report(
     """
     evaluations, summaries = find_results(runs)
     blocks = [f"# {title}"] if title else []
-    if evaluations:
-        records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]
-        rows = aggregate(records, by="policy", digits=digits)
-        blocks.append(markdown_table(rows, _chosen(rows, "policy", columns)))
+    records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]
+    policies = aggregate(records, by="policy", digits=digits)
+    trained = aggregate([summary_record(path) for path in summaries], by="run", digits=digits)
+    _check_columns(columns, [*policies, *trained])
+    if policies:
+        blocks.append(markdown_table(policies, _chosen(policies, "policy", columns)))
         blocks += _win_matrix(evaluations, judge, digits)
         blocks += _ranking_tables(evaluations, digits)
-    if summaries:
-        rows = aggregate([summary_record(path) for path in summaries], by="run", digits=digits)
-        blocks.append(markdown_table(rows, _chosen(rows, "run", columns)))
+    if trained:
+        blocks.append(markdown_table(trained, _chosen(trained, "run", columns)))
     text = "\n\n".join([_HEADER, *blocks]) + "\n"
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -163,17 +166,27 @@ def _spread(values: Sequence[Any], digits: int) -> Any:
     return format_spread(float(np.mean(values)), spread, digits)
 
 
+def _known(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns in which some row has a value."""
+    keys = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in keys if any(row.get(name) is not None for row in rows)]
+
+
+def _check_columns(columns: Sequence[str] | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    known = _known(rows)
+    missing = [name for name in columns or () if name not in known]
+    if missing:
+        raise UserError(f"no column {', '.join(missing)}; there are {', '.join(known)}.")
+
+
 def _chosen(
     rows: Sequence[Mapping[str, Any]], key: str, columns: Sequence[str] | None
 ) -> list[str]:
-    keys = dict.fromkeys(name for row in rows for name in row)
-    known = [name for name in keys if any(row.get(name) is not None for row in rows)]
-    if not columns:
-        return known
-    missing = [name for name in columns if name not in known]
-    if missing:
-        raise UserError(f"no column {', '.join(missing)}; there are {', '.join(known)}.")
-    return list(dict.fromkeys([key, *columns]))
+    """The columns of a table: those asked for, or all but the many training metrics."""
+    known = _known(rows)
+    if columns:
+        return [key, *(name for name in dict.fromkeys(columns) if name in known and name != key)]
+    return [name for name in known if not name.startswith("train/")]
 
 
 def _win_matrix(paths: Sequence[Path], judge: str, digits: int) -> list[str]:
@@ -199,13 +212,20 @@ def _win_matrix(paths: Sequence[Path], judge: str, digits: int) -> list[str]:
 
 
 def _ranking_tables(paths: Sequence[Path], digits: int) -> list[str]:
+    """Agreement with feedback; a baseline, which no policy changes, once an evaluation."""
     records = []
     for path in paths:
+        shown = set()
         for name, policy in _read(path)["policies"].items():
             for method, result in policy.get("ranking", {}).items():
+                own = method.startswith(OWN_METHODS)
+                label = f"{without_seed(name)}: {method}" if own else method
+                if (label if not own else name + method) in shown:
+                    continue
+                shown.add(label if not own else name + method)
                 records.append(
                     {
-                        "ranking": f"{without_seed(name)}: {method}",
+                        "ranking": label,
                         "Spearman": result["spearman"],
                         "within prompts": result["within_prompt_spearman"],
                         "AUC": result["auc"],

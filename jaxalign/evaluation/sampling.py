@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -70,9 +69,8 @@ class DecodingSettings:
             )
 
 
-@functools.lru_cache(maxsize=32)
 def decoder(policy: Any, settings: DecodingSettings) -> Callable[..., Any]:
-    """Compiled (params, encoder tokens [rows, S], key) -> generations, best response first."""
+    """(params, encoder tokens [rows, S], key) -> tokens and log-probabilities, best response first."""
     from jaxalign.networks import decoding
 
     def beam(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
@@ -102,7 +100,7 @@ def decoder(policy: Any, settings: DecodingSettings) -> Callable[..., Any]:
         )
         return found.tokens, found.log_probs
 
-    return jax.jit(beam if settings.num_beams else sample)
+    return beam if settings.num_beams else sample
 
 
 def generate_batches(

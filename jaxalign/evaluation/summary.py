@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.tables import format_cell, format_interval, format_spread, text_table
 
 _NAME_WIDTH = 16
@@ -101,19 +102,18 @@ def _ranking(policies: Mapping[str, Any]) -> str:
     rows, shown = [], set()
     for name, report in policies.items():
         for method, result in report.get("ranking", {}).items():
-            own = method.startswith(("tau", "policy", "V "))
+            own = method.startswith(OWN_METHODS)
             label = f"{_short(name)}: {method}" if own else method
-            if label in shown:
+            # The reference's own log-ratio is 0 throughout and ranks nothing.
+            if label in shown or (own and result["spearman"] is None):
                 continue
             shown.add(label)
-            spearman = [result["spearman"], result["spearman_low"], result["spearman_high"]]
-            auc = [result["auc"], result["auc_low"], result["auc_high"]]
             rows.append(
                 {
                     "ranking of logged responses": label,
-                    "Spearman": "-" if result["spearman"] is None else _bounds(spearman),
-                    "AUC": "-" if result["auc"] is None else _bounds(auc),
-                    "pairs": result["pairwise_accuracy"],
+                    "Spearman": _bounds(result, "spearman"),
+                    "AUC": _bounds(result, "auc"),
+                    "pairs in order": result["pairwise_accuracy"],
                     "order": own,
                 }
             )
@@ -122,6 +122,8 @@ def _ranking(policies: Mapping[str, Any]) -> str:
     return text_table(rows) if rows else ""
 
 
-def _bounds(values: list[float | None]) -> str:
-    mean, low, high = values
-    return f"{format_cell(mean, 2)} [{format_cell(low, 2)}, {format_cell(high, 2)}]"
+def _bounds(result: Mapping[str, Any], name: str) -> str:
+    mean, low, high = (result[name + end] for end in ("", "_low", "_high"))
+    if mean is None:
+        return "-"
+    return f"{mean:z.2f}" if low is None else format_interval(mean, low, high, 2)

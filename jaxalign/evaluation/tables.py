@@ -19,19 +19,19 @@ def format_cell(value: Any, digits: int = 3) -> str:
         return str(value)
     if value and abs(value) < 0.5 * 10**-digits:
         return f"{value:.1e}"
-    return f"{value:.{digits}f}"
+    return f"{value:z.{digits}f}"
 
 
 def format_interval(mean: float, low: float, high: float, digits: int = 3) -> str:
     """`0.789 [0.760, 0.815]`."""
-    return f"{format_cell(mean, digits)} [{format_cell(low, digits)}, {format_cell(high, digits)}]"
+    return f"{mean:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def format_spread(mean: float, spread: float | None, digits: int = 3) -> str:
     """`0.789 ± 0.012`, without the spread when it is undefined (a single seed)."""
     if spread is None or math.isnan(spread):
-        return format_cell(mean, digits)
-    return f"{format_cell(mean, digits)} ± {format_cell(spread, digits)}"
+        return f"{mean:z.{digits}f}"
+    return f"{mean:z.{digits}f} ± {spread:.{digits}f}"
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[str], digits: int) -> list[list[str]]:

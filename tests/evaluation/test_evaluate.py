@@ -133,3 +133,18 @@ def test_a_cache_is_read_with_its_texts(tmp_path):
     assert len(data.prompts) == 300
     assert {record.prompt for record in data.feedback} == set(data.prompts)
     assert all(record.feedback <= 0 for record in data.feedback)
+
+
+def test_learning_curves_are_drawn_from_the_run_folders(tmp_path):
+    from jaxalign.evaluation import plots, runs
+
+    run = tmp_path / "run"
+    (run / "checkpoints" / "20").mkdir(parents=True)
+    lines = [{"step": s, "split": "train", "loss": 1.0 / (1 + s), "note": "x"} for s in range(20)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert runs.learning_curve(run) == runs.learning_curve(run / "checkpoints" / "20") == lines
+    assert runs.learning_curve(tmp_path / "absent") == []
+    path = plots.plot_learning_curves({"run": lines}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert path == str(tmp_path / "curves.png")
+    assert plots.plot_learning_curves({}, tmp_path / "none.png") is None

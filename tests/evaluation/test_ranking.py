@@ -62,6 +62,11 @@ def test_good_means_thumbs_up_or_above_the_median():
     np.testing.assert_array_equal(
         ranking.good_responses(np.array([1.0, 2.0, 3.0])), [False, False, True]
     )
+    # Most responses have no error: those are the good ones.
+    np.testing.assert_array_equal(
+        ranking.good_responses(np.array([-0.5, 0.0, 0.0, -1.0, 0.0])),
+        [False, True, True, False, True],
+    )
 
 
 def test_methods_and_baselines_for_the_same_responses():

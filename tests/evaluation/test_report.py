@@ -50,7 +50,7 @@ def test_seeds_become_mean_and_deviation(tmp_path):
     assert "| policy | seeds | reward | win rate vs sft | KL | tokens |" in lines
     assert "| dro | 2 | 2.00 ± 1.41 | 1.00 ± 0.00 | 4.00 ± 2.83 | 9.50 ± 0.00 |" in lines
     assert "| sft | 2 | 0.00 ± 0.00 | - | 0.00 ± 0.00 | 9.50 ± 0.00 |" in lines
-    assert "| sft: longer wins | 2 | 0.50 ± 0.00 | - | 0.25 ± 0.00 | 1.00 ± 0.00 | 3 |" in lines
+    assert "| longer wins | 2 | 0.50 ± 0.00 | - | 0.25 ± 0.00 | 1.00 ± 0.00 | 3 |" in lines
 
 
 def test_three_policies_get_a_head_to_head_table(tmp_path, capsys):

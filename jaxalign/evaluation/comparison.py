@@ -1,0 +1,124 @@
+"""What an evaluation gathers, policy by policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation import judges as judging
+from jaxalign.evaluation import ranking, runs
+from jaxalign.evaluation.calibration import Calibration
+from jaxalign.evaluation.measure import Answers, Evaluator, value_report
+from jaxalign.evaluation.statistics import bootstrap_mean
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Results gathered policy by policy, so that one policy at a time is in memory.
+
+    Attributes:
+      evaluator: the evaluation set and its settings.
+      reference: the policy that KL and log-ratios are taken against.
+      panel: the judges; none to generate nothing.
+      kl_samples: responses a prompt for the KL; 0 leaves it out.
+      reports: what evaluation.json says of each policy.
+      answers, scores, calibrations: by policy; scores by judge first.
+      linear: predictions of the TF-IDF baseline for the logged responses, if there is one.
+    """
+
+    evaluator: Evaluator
+    reference: runs.Run
+    panel: Sequence[judging.Judge]
+    kl_samples: int
+    reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    answers: dict[str, Answers] = dataclasses.field(default_factory=dict)
+    scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    calibrations: dict[str, Calibration] = dataclasses.field(default_factory=dict)
+    linear: np.ndarray | None = None
+    _reference_log_probs: np.ndarray | None = None
+
+    def measure(
+        self, name: str, path: str, run: runs.Run, step: int | str | None, **bootstrap: int
+    ) -> None:
+        """Adds everything about one policy."""
+        report: dict[str, Any] = {"checkpoint": path, "step": run.info.get("step")}
+        report["objective"] = run.info.get("objective")
+        self.reports[name] = report
+        if self.panel:
+            self._judge(name, run, report, bootstrap)
+        if self.kl_samples:
+            self._check_vocabulary(name, run)
+            report["kl"] = self.evaluator.kl(run, self.reference, self.kl_samples).to_dict()
+        if self.evaluator.data.feedback:
+            self._check_vocabulary(name, run)
+            self._use_feedback(name, path, run, step, report, bootstrap)
+
+    def _judge(
+        self, name: str, run: runs.Run, report: dict[str, Any], bootstrap: dict[str, int]
+    ) -> None:
+        data = self.evaluator.data
+        answers = self.answers[name] = self.evaluator.answer(run)
+        report.update(answers.describe())
+        report["rewards"] = {}
+        for judge in self.panel:
+            scores = judging.checked_scores(judge, data.prompts, answers.responses, data.references)
+            self.scores.setdefault(judge.name, {})[name] = scores
+            estimate = bootstrap_mean(
+                scores, samples=bootstrap["bootstrap"], seed=bootstrap["seed"]
+            )
+            report["rewards"][judge.name] = estimate.to_dict()
+            if isinstance(judge, judging.SlotErrorJudge):
+                counts = judge.count(data.prompts, answers.responses)
+                slots = sum(errors.total for errors in counts)
+                # Over all slots of the set, while the judge's score averages over prompts.
+                report["slot_error_rate"] = sum(errors.errors for errors in counts) / max(slots, 1)
+
+    def _use_feedback(
+        self,
+        name: str,
+        path: str,
+        run: runs.Run,
+        step: int | str | None,
+        report: dict[str, Any],
+        bootstrap: dict[str, int],
+    ) -> None:
+        records = self.evaluator.data.feedback
+        feedback = np.array([record.feedback for record in records])
+        if self._reference_log_probs is None:
+            self._reference_log_probs = self.evaluator.feedback_log_probs(self.reference)
+        same = run is self.reference
+        own = self._reference_log_probs if same else self.evaluator.feedback_log_probs(run)
+        values = None
+        if runs.has_value_network(run):
+            values = self.evaluator.feedback_values(runs.open_value(path, step=step))
+            log_ratios = own - self._reference_log_probs
+            calibrated, report["value"] = value_report(run, values, log_ratios, feedback)
+            self.calibrations[name] = calibrated
+        methods = ranking.ranking_scores(
+            own,
+            self._reference_log_probs,
+            [record.response for record in records],
+            tau=run.temperature,
+            values=values,
+            linear=self.linear,
+        )
+        ranked = ranking.rank_methods(
+            methods,
+            feedback,
+            [record.prompt for record in records],
+            bootstrap=bootstrap["bootstrap"] // 5,
+            seed=bootstrap["seed"],
+        )
+        report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
+
+    def _check_vocabulary(self, name: str, run: runs.Run) -> None:
+        mine, theirs = run.info.get("vocabulary", {}), self.reference.info.get("vocabulary", {})
+        if {**mine, "path": ""} != {**theirs, "path": ""}:
+            raise UserError(
+                f"policy '{name}' and the reference have different vocabularies, so their "
+                "log-probabilities cannot be compared; give another reference."
+            )
