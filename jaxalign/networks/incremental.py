@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxalign.networks.layers import Attention, DecoderLayer, RMSNorm
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.positions import MASKED, RelativePositionBias, additive_bias
 from jaxalign.networks.scoring import FORBIDDEN
-from jaxalign.networks.shapes import Params, SourceTokens
+from jaxalign.networks.shapes import AnyArray, Params, SourceTokens
 from jaxalign.networks.stacking import unstack_layers
 
-SequenceTokens = Int[Array, "rows sequences"]
-SequenceLogits = Float[Array, "rows sequences vocab"]
-Visible = Bool[Array, "_groups group_size slots"]
-KeysAndValues = tuple[Array, Array]
+SequenceTokens = Int[AnyArray, "rows sequences"]
+SequenceLogits = Float[AnyArray, "rows sequences vocab"]
+Visible = Bool[AnyArray, "_groups group_size slots"]
+KeysAndValues = tuple[AnyArray, AnyArray]
 
 
 class Prompt(NamedTuple):
@@ -33,8 +33,8 @@ class Prompt(NamedTuple):
     params: Params
     layers: tuple[Params, ...]
     cross: tuple[KeysAndValues, ...]
-    cross_bias: Array
-    position_bias: Array  # [1, heads, max_decode_len, max_decode_len]
+    cross_bias: AnyArray
+    position_bias: AnyArray  # [1, heads, max_decode_len, max_decode_len]
 
 
 Cache = tuple[KeysAndValues, ...]  # of every layer, [groups, heads, slots, head_dim]
@@ -81,7 +81,7 @@ def next_logits(
     prompt: Prompt,
     cache: Cache,
     tokens: SequenceTokens,
-    position: Array,
+    position: AnyArray,
     visible: Visible | None = None,
 ) -> tuple[SequenceLogits, Cache]:
     """Float32 logits of the token after `tokens`, and the cache with their keys and values in it.

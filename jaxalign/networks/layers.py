@@ -10,10 +10,20 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.shapes import Bias, Heads, Hidden, Joined, Tokens, Vectors
+from jaxalign.networks.shapes import (
+    AnyArray,
+    Bias,
+    CrossBias,
+    Encoded,
+    Heads,
+    Hidden,
+    Joined,
+    SourceHeads,
+    Tokens,
+    Vectors,
+)
 
 _ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
@@ -34,7 +44,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: AnyArray) -> AnyArray:
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(self.kernel_init, self.axes),
@@ -110,21 +120,21 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(
-        self, queries: Hidden, sources: Hidden, bias: Bias, *, deterministic: bool = True
+        self, queries: Hidden, sources: Encoded, bias: Bias, *, deterministic: bool = True
     ) -> Hidden:
         """Attention of `queries` over `sources` (the same array for self-attention)."""
         keys, values = self.keys_and_values(sources)
         return self.attend(queries, keys, values, bias, deterministic=deterministic)
 
-    def keys_and_values(self, sources: Hidden) -> tuple[Heads, Heads]:
+    def keys_and_values(self, sources: Encoded) -> tuple[SourceHeads, SourceHeads]:
         """What `attend` reads, for callers that keep it."""
         return self._split(self.key(sources)), self._split(self.value(sources))
 
     def attend(
         self,
         queries: Hidden,
-        keys: Heads,
-        values: Heads,
+        keys: SourceHeads,
+        values: SourceHeads,
         bias: Bias,
         *,
         deterministic: bool = True,
@@ -209,7 +219,12 @@ class DecoderLayer(nn.Module):
         self.dropout = length_dropout(self.config)
 
     def __call__(
-        self, x: Hidden, encoded: Hidden, self_bias: Bias, cross_bias: Bias, deterministic: bool
+        self,
+        x: Hidden,
+        encoded: Encoded,
+        self_bias: Bias,
+        cross_bias: CrossBias,
+        deterministic: bool,
     ) -> tuple[Hidden, None]:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         y = self.pre_self_attention_layer_norm(x)
@@ -225,12 +240,12 @@ class DecoderLayer(nn.Module):
     def step(
         self,
         x: Hidden,
-        cache: tuple[Array, Array],
-        slot: Array,
+        cache: tuple[AnyArray, AnyArray],
+        slot: AnyArray,
         self_bias: Bias,
-        cross: tuple[Array, Array],
-        cross_bias: Bias,
-    ) -> tuple[Hidden, tuple[Array, Array]]:
+        cross: tuple[AnyArray, AnyArray],
+        cross_bias: CrossBias,
+    ) -> tuple[Hidden, tuple[AnyArray, AnyArray]]:
         """One target position of several sequences per row, without dropout.
 
         Args:
@@ -257,7 +272,7 @@ def apply_layers(
     config: T5Config,
     num_layers: int,
     x: Hidden,
-    *inputs: Array,
+    *inputs: AnyArray,
     deterministic: bool,
 ) -> Hidden:
     """Apply `num_layers` copies of `layer` inside a compact method: ``layers_0``, ... unrolled, or ``layers`` scanned.

@@ -9,33 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+AnyArray = Array | np.ndarray
 
 Params = Any  # a nested dict of float32 arrays
 Batch = Mapping[str, Any]  # of arrays; see the data pipeline for its keys
 
-Tokens = Int[Array, "rows length"]
-TokenValues = Float[Array, "rows length"]
-SourceTokens = Int[Array, "rows source"]
-TargetTokens = Int[Array, "rows target"]
-PerExample = Float[Array, " examples"]
-PerResponse = Float[Array, "examples responses"]
+Tokens = Int[AnyArray, "rows length"]
+TokenValues = Float[AnyArray, "rows length"]
+SourceTokens = Int[AnyArray, "rows source"]
+TargetTokens = Int[AnyArray, "rows target"]
+PerExample = Float[AnyArray, " examples"]
+PerResponse = Float[AnyArray, "examples responses"]
 
-Vectors = Float[Array, "*batch emb"]
-Scalars = Float[Array, "*batch"]
-Logits = Float[Array, "*batch vocab"]
-Hidden = Float[Array, "rows length emb"]
-Encoded = Float[Array, "rows source emb"]
-Decoded = Float[Array, "rows target emb"]
-Pooled = Float[Array, "rows row_examples emb"]
-RowValues = Float[Array, "rows row_examples"]
-Kernel = Float[Array, "emb vocab"]
+Vectors = Float[AnyArray, "*batch emb"]
+Scalars = Float[AnyArray, "*batch"]
+Logits = Float[AnyArray, "*batch vocab"]
+Hidden = Float[AnyArray, "rows length emb"]
+Encoded = Float[AnyArray, "rows source emb"]
+Decoded = Float[AnyArray, "rows target emb"]
+Pooled = Float[AnyArray, "rows row_examples emb"]
+RowValues = Float[AnyArray, "rows row_examples"]
+Kernel = Float[AnyArray, "emb vocab"]
 
-Heads = Float[Array, "rows heads length head_dim"]
-Joined = Float[Array, "rows length joined"]
-QuerySegments = Int[Array, "rows queries"]
-KeySegments = Int[Array, "rows keys"]
-Mask = Bool[Array, "_rows 1 queries keys"]
-PositionBias = Float[Array, "1 heads queries keys"]
+Heads = Float[AnyArray, "rows heads length head_dim"]
+SourceHeads = Float[AnyArray, "rows heads source head_dim"]
+Joined = Float[AnyArray, "rows length joined"]
+QuerySegments = Int[AnyArray, "rows queries"]
+KeySegments = Int[AnyArray, "rows keys"]
+Mask = Bool[AnyArray, "_rows 1 queries keys"]
+PositionBias = Float[AnyArray, "1 heads queries keys"]
 # Rows and heads of a bias may be 1, to be broadcast.
-Bias = Float[Array, "_rows _heads queries keys"]
+Bias = Float[AnyArray, "_rows _heads queries keys"]
+CrossBias = Float[AnyArray, "_rows _heads _queries source"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import (
@@ -27,6 +26,7 @@ from jaxalign.networks.positions import (
     segment_mask,
 )
 from jaxalign.networks.shapes import (
+    AnyArray,
     Decoded,
     Encoded,
     Hidden,
@@ -210,5 +210,5 @@ class EncoderDecoder(nn.Module):
         return self.logits(hidden)
 
 
-def _segments(segment_ids: Array | None, tokens: Array) -> Array:
+def _segments(segment_ids: AnyArray | None, tokens: AnyArray) -> AnyArray:
     return (tokens > 0).astype(jnp.int32) if segment_ids is None else segment_ids

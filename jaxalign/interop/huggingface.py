@@ -1,0 +1,197 @@
+"""T5 parameters between jaxalign's (T5X's) tree and the names and layouts of Hugging Face transformers.
+
+Pure renaming and transposing of arrays: reading and writing files is the caller's job. Both directions are strict: a parameter
+that is missing, left over or of the wrong shape is an error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.shapes import Params
+from jaxalign.networks.stacking import stack_layers, unstack_layers
+
+SHARED, HEAD = "shared.weight", "lm_head.weight"
+# The shared table again, under the names of the modules that use it.
+ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
+
+
+class _Pair(NamedTuple):
+    path: tuple[str, ...]
+    name: str
+    transposed: bool
+
+
+def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Config:
+    """The `T5Config` of a parsed ``config.json``.
+
+    Args:
+      fields: the parsed JSON object.
+      **changes: fields of `T5Config` that the file does not determine, like ``dtype`` and ``scan_layers``.
+
+    Raises:
+      ValueError: the file describes no T5, or one with features that jaxalign does not have.
+    """
+    if fields.get("model_type") not in ("t5", "mt5", "umt5"):
+        raise ValueError(f"model_type is {fields.get('model_type')!r}, not a T5's ('t5' or 'mt5').")
+    if fields["model_type"] == "umt5":
+        raise ValueError(
+            "umt5 has a relative-position table in every layer, which is not supported."
+        )
+    activations = {
+        "relu": ("relu",),
+        "gated-gelu": ("gelu", "linear"),
+        "gated-silu": ("silu", "linear"),
+    }
+    feed_forward = fields.get("feed_forward_proj", "relu")
+    if feed_forward not in activations:
+        raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(activations)}.")
+    tied = bool(fields.get("tie_word_embeddings", True))
+    # Newer versions of transformers separate tying from T5 1.0's scaling of the tied logits by 1/sqrt(emb). Tied logits without
+    # scaling are an untied head that starts as a copy of the table.
+    scaled = bool(fields.get("scale_decoder_outputs", tied))
+    layers = int(fields["num_layers"])
+    return T5Config(
+        vocab_size=int(fields["vocab_size"]),
+        emb_dim=int(fields["d_model"]),
+        num_heads=int(fields["num_heads"]),
+        head_dim=int(fields["d_kv"]),
+        mlp_dim=int(fields["d_ff"]),
+        num_encoder_layers=layers,
+        num_decoder_layers=int(fields.get("num_decoder_layers") or layers),
+        mlp_activations=activations[feed_forward],
+        logits_via_embedding=tied and scaled,
+        relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
+        relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
+    ).replace(**changes)
+
+
+def from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> Params:
+    """Parameters from a state dict of NumPy arrays, in the layout (scanned or not) that `config` asks for.
+
+    A head that is missing because it is tied to the table is copied from it when `config` has an untied one.
+
+    Raises:
+      ValueError: a parameter is missing, unknown, or has another shape than `config` says.
+    """
+    remaining = dict(state_dict)
+    for alias in ALIASES:
+        _drop_copy(remaining, alias)
+    if config.logits_via_embedding:
+        _drop_copy(remaining, HEAD)
+    elif HEAD not in remaining and SHARED in remaining:
+        remaining[HEAD] = remaining[SHARED]
+
+    expected = Policy(config.replace(scan_layers=False)).abstract_params()
+    params: Params = {}
+    for pair in _pairs(config):
+        if pair.name not in remaining:
+            raise ValueError(
+                f"The state dict has no {pair.name}, which {'.'.join(pair.path)} needs."
+            )
+        array = np.asarray(remaining.pop(pair.name)).astype(np.float32)
+        if pair.transposed:
+            array = array.T
+        shape = _get(expected, pair.path).shape
+        if array.shape != shape:
+            raise ValueError(
+                f"{pair.name} gives {'.'.join(pair.path)} the shape {array.shape}, but the configuration says {shape}."
+            )
+        branch = params
+        for key in pair.path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[pair.path[-1]] = np.ascontiguousarray(array)
+    if remaining:
+        raise ValueError(
+            f"The state dict has {len(remaining)} parameters that this configuration does not: {', '.join(sorted(remaining)[:5])}."
+        )
+    return stack_layers(params, axis=config.param_scan_axis) if config.scan_layers else params
+
+
+def to_huggingface(params: Params, config: T5Config) -> dict[str, np.ndarray]:
+    """A state dict of float32 NumPy arrays; inverse of `from_huggingface`.
+
+    Raises:
+      ValueError: a parameter is missing or unknown.
+    """
+    tree = unstack_layers(params, axis=config.param_scan_axis)
+    pairs = list(_pairs(config))
+    paths = {pair.path for pair in pairs}
+    unknown = sorted(".".join(path) for path in _paths(tree) if path not in paths)
+    if unknown:
+        raise ValueError(
+            f"Parameters without a place in a Hugging Face T5: {', '.join(unknown[:5])}."
+        )
+    state_dict = {}
+    for pair in pairs:
+        array = np.asarray(_get(tree, pair.path), np.float32)
+        state_dict[pair.name] = np.ascontiguousarray(array.T if pair.transposed else array)
+    return state_dict
+
+
+def _pairs(config: T5Config) -> Iterator[_Pair]:
+    """Every parameter's path here and name there."""
+    yield _Pair(("token_embedder", "embedding"), SHARED, False)
+    if not config.logits_via_embedding:
+        yield _Pair(("decoder", "logits_dense", "kernel"), HEAD, True)
+    encoder = (("attention", "SelfAttention", "pre_attention_layer_norm"),)
+    decoder = (
+        ("self_attention", "SelfAttention", "pre_self_attention_layer_norm"),
+        ("encoder_decoder_attention", "EncDecAttention", "pre_cross_attention_layer_norm"),
+    )
+    for stack, num_layers, attentions in (
+        ("encoder", config.num_encoder_layers, encoder),
+        ("decoder", config.num_decoder_layers, decoder),
+    ):
+        table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield _Pair((stack, "relpos_bias", "rel_embedding"), table, True)
+        yield _Pair((stack, f"{stack}_norm", "scale"), f"{stack}.final_layer_norm.weight", False)
+        for index in range(num_layers):
+            layer = f"layers_{index}"
+            for sublayer, (attention, theirs, norm) in enumerate(attentions):
+                block = f"{stack}.block.{index}.layer.{sublayer}"
+                yield _Pair((stack, layer, norm, "scale"), f"{block}.layer_norm.weight", False)
+                for ours, letter in _PROJECTIONS.items():
+                    path = (stack, layer, attention, ours, "kernel")
+                    yield _Pair(path, f"{block}.{theirs}.{letter}.weight", True)
+            block = f"{stack}.block.{index}.layer.{len(attentions)}"
+            path = (stack, layer, "pre_mlp_layer_norm", "scale")
+            yield _Pair(path, f"{block}.layer_norm.weight", False)
+            for name in _feed_forward_names(config):
+                path = (stack, layer, "mlp", name, "kernel")
+                yield _Pair(path, f"{block}.DenseReluDense.{name}.weight", True)
+
+
+def _feed_forward_names(config: T5Config) -> list[str]:
+    count = len(config.mlp_activations)
+    return (["wi"] if count == 1 else [f"wi_{index}" for index in range(count)]) + ["wo"]
+
+
+def _drop_copy(state_dict: dict[str, np.ndarray], name: str) -> None:
+    copy = state_dict.pop(name, None)
+    if copy is not None and not np.array_equal(copy, state_dict.get(SHARED)):
+        raise ValueError(
+            f"{name} differs from {SHARED}, but this configuration has one table for both."
+        )
+
+
+def _get(tree: Params, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if key not in tree:
+            raise ValueError(f"The parameters have no {'.'.join(path)}.")
+        tree = tree[key]
+    return tree
+
+
+def _paths(tree: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if not isinstance(tree, Mapping):
+        yield prefix
+        return
+    for key, branch in tree.items():
+        yield from _paths(branch, (*prefix, key))
