@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jaxalign: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         # gin's copies of an error keep its text but not its file name.
         named = re.search(r"\[Errno \d+\] (.+?): '(.+?)'", str(error))
