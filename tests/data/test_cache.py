@@ -24,9 +24,8 @@ def rows(number, **more):
 def test_exact_token_ids_of_a_known_example(write_lines, tmp_path):
     path = write_lines([{"prompt": "ab", "response": "c", "feedback": "up"}, *rows(20)])
     folder = str(tmp_path / "cache")
-    cache.cache("mine", folder, train_file=path, validation_file=None, splits=["train"])
+    cache.cache("mine", folder, train_file=path)
     found = {e.prompt: e for e in CachedSplit.open(folder, "train")}
-    found |= {e.prompt: e for e in CachedSplit.open(folder, "train")}
     source = sources.JsonlSource({"train": path}, "triplet")
     split = sources.split_of_prompt("ab", source.split_fractions)
     assert split == "train", "choose another known prompt"
@@ -112,10 +111,7 @@ def test_too_many_bad_records_stop_the_command_and_leave_no_cache(write_lines, t
         cache.cache("m", folder, train_file=train, validation_file=train, splits=["train"])
     assert not os.path.exists(folder)
     assert len(read_lines(f"{folder}.rejected.jsonl")) == 2
-    assert (
-        os.listdir(tmp_path) == sorted(["train.jsonl", "cache.rejected.jsonl"], key=str)
-        or len(os.listdir(tmp_path)) == 2
-    )
+    assert sorted(os.listdir(tmp_path)) == ["cache.rejected.jsonl", "train.jsonl"]
 
 
 def test_bad_lines_of_a_divided_file_are_counted_once(write_lines, tmp_path):

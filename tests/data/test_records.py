@@ -1,5 +1,3 @@
-import json
-
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -75,7 +73,7 @@ def test_every_bad_line_is_reported_with_file_and_line(kind, line, reason, write
     assert entry["reason"] in records.REASONS
     assert log.counts == {reason: 1}
     assert log.seen == 1
-    with pytest.raises(validation.DataError, match="data.jsonl:2: "):
+    with pytest.raises(validation.DataError, match=r"data\.jsonl:2: "):
         list(validation.read_jsonl(path, kind))
 
 
@@ -178,4 +176,3 @@ def test_written_records_read_back_equal(kind, tmp_path):
     (again,) = validation.read_jsonl(path, kind)
     assert again.key == record.key
     assert again.group == "g"
-    json.loads(open(path, encoding="utf-8").read())

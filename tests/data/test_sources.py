@@ -198,6 +198,16 @@ def test_human_references_have_few_slot_errors(shared_dir):
 # UltraFeedback.
 
 
+def as_columns(objects):
+    """A list of objects as an object of lists, all the way down, as TFDS gives sequences of dictionaries."""
+    return {
+        key: as_columns([o[key] for o in objects])
+        if isinstance(objects[0][key], dict)
+        else [o[key] for o in objects]
+        for key in objects[0]
+    }
+
+
 def ultrafeedback(rating="4", source="evol_instruct", number=0, columnar=False):
     def completion(k):
         return {
@@ -214,7 +224,7 @@ def ultrafeedback(rating="4", source="evol_instruct", number=0, columnar=False):
 
     completions = [completion(k) for k in range(2)]
     if columnar:
-        completions = {key: [c[key] for c in completions] for key in completions[0]}
+        completions = as_columns(completions)
     return {"instruction": f"question {number}", "source": source, "completions": completions}
 
 

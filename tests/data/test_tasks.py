@@ -163,6 +163,7 @@ def test_another_vocabulary_than_the_tasks_own_is_refused(write_lines, small_voc
 
 
 def test_a_tfds_data_set_is_a_task(tmp_path):
+    pytest.importorskip("importlib_resources", reason="tensorflow-datasets needs it undeclared")
     import tensorflow_datasets as tfds
 
     class TinyFeedback(tfds.core.GeneratorBasedBuilder):

@@ -77,5 +77,5 @@ def test_t5s_real_vocabulary(shared_dir):
 
 
 def test_missing_model_is_one_clear_sentence(tmp_path):
-    with pytest.raises(ValueError, match="Cannot read the SentencePiece model .*nothing.model"):
+    with pytest.raises(ValueError, match=r"Cannot read the SentencePiece model .*nothing.model"):
         SentencePieceVocabulary(tmp_path / "nothing.model")
