@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.scoring import per_response_sum, token_statistics
@@ -83,7 +83,7 @@ def test_bfloat16_states_have_a_float32_log_softmax(chunk_size):
 
 def test_rows_may_be_sharded():
     hidden, kernel, targets, cotangents = arrays(rows=8)
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     def run(hidden, targets):
