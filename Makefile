@@ -32,9 +32,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "jaxalign needs Python 3.11 or 3.12, and found $$('$(if $(PYTHON),$(PYTHON),python3)' --version 2>&1 || true)." >&2; \
 	  echo "Install one and say where it is: PYTHON=/path/to/python3.12 make $(or $(MAKECMDGOALS),test)" >&2; \
 	  exit 1; fi
-	@if [ ! -x "$(BIN)/python" ]; then \
+	@if ! "$(BIN)/python" -m pip --version >/dev/null 2>&1; then \
 	  echo "Creating $(VENV) with $$('$(PYTHON)' --version)"; \
-	  "$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+	  "$(PYTHON)" -m venv --clear "$(VENV)" || { rm -rf "$(VENV)"; \
 	    echo "python -m venv failed; on Debian or Ubuntu install the package python3-venv." >&2; exit 1; }; fi
 	@echo "Installing jaxalign and its dependencies into $(VENV) (a few minutes, once)"
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
