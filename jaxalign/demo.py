@@ -71,6 +71,7 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
                 f"--checkpoints=SFT={output_dir}/sft,DRO-V={output_dir}/dro_v",
                 f"--prompts={cache}",
                 f"--output_dir={output_dir}/evaluation",
+                "--temperature=1.0",
                 "--batch_size=64",
             ],
         ),

@@ -42,9 +42,9 @@ from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
 
 SEEDS = (0, 1, 2)
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (1e-4, 5e-4)
 STRENGTHS = {"dro_v": (0.3, 1.0, 3.0), "kto": (0.1, 1.0, 5.0)}
-SFT_STEPS, UPDATES, CHECK_PERIOD = 1000, 300, 50
+SFT_STEPS, UPDATES, CHECK_PERIOD = 800, 200, 40
 CONFIG = T5Config(
     vocab_size=1024,
     emb_dim=128,

@@ -40,8 +40,8 @@ SEEDS = (0, 1, 2)
 VOCAB_SIZE = 1000
 LENGTHS = {"inputs": 96, "targets": 64}
 SAMPLES_PER_ACT = 4
-SFT_STEPS, UPDATES, RESPONSES_PER_UPDATE = 2500, 400, 64
-LEARNING_RATES = (1e-4, 3e-4, 1e-3)
+SFT_STEPS, UPDATES = 1500, 400
+LEARNING_RATES = (3e-4, 1e-3)
 KTO_BETAS = (0.1, 1.0, 5.0)
 
 CONFIG = T5Config(
@@ -66,6 +66,15 @@ class Method:
     data: str = "triplets"
     kind: str = "triplet"
     responses: int = 1
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """Rows that hold about 32 responses together (32 is the DRO paper's batch), whether single or in pairs."""
+        if self.responses == 2:
+            lengths, rows = {"inputs": 128, "targets": 192}, 4
+        else:
+            lengths, rows = {"inputs": 160, "targets": 144}, 6
+        return {"batch_size": rows, "row_lengths": lengths}
 
 
 def _dro(**options: Any) -> Callable[[], Objective]:
@@ -195,6 +204,9 @@ def _align(
         samples / f"cache_{method.data}",
         kind=method.kind,
         eval_split="",
+        pack=True,
+        max_examples_per_row=8,
+        row_lengths=method.packing["row_lengths"],
     )
     summary = train(
         model_dir=str(job / "run"),
@@ -202,7 +214,7 @@ def _align(
         data=data,
         optimizer=adamw(learning_rate, warmup_steps=20, clip_norm=1.0),
         loop=_loop(UPDATES),
-        batch_size=RESPONSES_PER_UPDATE // method.responses,
+        batch_size=method.packing["batch_size"],
         initial_checkpoint_path=str(sft),
         random_seed=seed,
     )
@@ -210,6 +222,7 @@ def _align(
         "method": name,
         "learning_rate": learning_rate,
         "train": summary["train"],
+        "responses": summary["examples"],
         **_judge_policy(folder, job / "run", sft, split),
     }
 
