@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -151,9 +152,12 @@ class SharedTrunkValue:
 
     policy: Policy
 
+    # `values` reads the parameters of all roles, not of the role ``value`` alone.
+    reads_roles = True
+
     def init(self, rng: PRNGKeyArray) -> Params:
-        """Random parameters of the head, ``{'kernel', 'bias'}``."""
-        return _initialise_head(self.policy.config.emb_dim, rng)
+        """Random parameters of the head, ``{'head': {'kernel', 'bias'}}``."""
+        return {"head": _initialise_head(self.policy.config.emb_dim, rng)}
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the head's parameters."""
@@ -163,20 +167,21 @@ class SharedTrunkValue:
         """A PartitionSpec of logical axis names for the head's parameters."""
         emb_dim = self.policy.config.emb_dim
         boxed = jax.eval_shape(functools.partial(_boxed_head, emb_dim), jax.random.key(0))
-        return nn.get_partition_spec(boxed)
+        return {"head": nn.get_partition_spec(boxed)}
 
     def values(
         self,
-        params: Params,
-        policy_params: Params,
+        params: Mapping[str, Params],
         batch: Batch,
+        *,
         rng: PRNGKeyArray | None = None,
     ) -> PerExample:
-        """V of every example's prompt from the policy's encoder states."""
-        states = self.policy.encode(policy_params, batch, rng=rng)
+        """V of every example's prompt, from the encoder of role ``policy`` and the head of role ``value``."""
+        states = self.policy.encode(params["policy"], batch, rng=rng)
         num_examples = batch["response_mask"].shape[1]
         pooled = pool_segments(states, batch["encoder_segment_ids"], num_examples)
-        return ValueHead().apply({"params": params}, pooled).reshape(-1)
+        head = ValueHead()
+        return head.apply({"params": params["value"]["head"]}, pooled).reshape(-1)
 
 
 def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:

@@ -1,0 +1,93 @@
+"""V(x) is a function of the prompt's tokens and of nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
+
+PACKED = {
+    "rows": 2,
+    "num_examples": 2,
+    "num_responses": 2,
+    "source_length": 16,
+    "target_length": 24,
+}
+
+
+@pytest.fixture(scope="module", params=["separate", "shared"])
+def values(request, tiny_config, tiny_params):
+    """A compiled `values(batch)` of each kind of value network."""
+    rng = jax.random.key(3)
+    if request.param == "separate":
+        network = ValueNetwork(tiny_config)
+        params = network.from_policy(rng, tiny_params)
+        return jax.jit(lambda batch: network.values(params, batch))
+    network = SharedTrunkValue(Policy(tiny_config))
+    params = network.init(rng)
+    roles = {"policy": tiny_params, "value": params}
+    return jax.jit(lambda batch: network.values(roles, batch))
+
+
+def test_values_cannot_see_the_response(values, make_batch, random_examples):
+    examples = random_examples(0, 4, 2)
+    others = [
+        (prompt, responses)
+        for (prompt, _), (_, responses) in zip(examples, random_examples(9, 4, 2), strict=True)
+    ]
+    first = values(make_batch(examples, **PACKED))
+    assert first.shape == (4,) and first.dtype == jnp.float32
+    assert np.unique(first).size == 4
+    np.testing.assert_array_equal(first, values(make_batch(others, **PACKED)))
+
+
+def test_values_depend_on_neither_padding_nor_packing(values, make_batch, random_examples):
+    examples = random_examples(0, 4, 2)
+    packed = make_batch(examples, **PACKED)
+    alone = make_batch(
+        examples, rows=4, num_examples=1, num_responses=2, source_length=40, target_length=12
+    )
+    np.testing.assert_allclose(values(packed), values(alone), rtol=1e-4, atol=1e-7)
+    padding = packed["encoder_segment_ids"] == 0
+    tokens = np.where(padding, 5, packed["encoder_input_tokens"])
+    other = values(packed | {"encoder_input_tokens": tokens})
+    np.testing.assert_array_equal(values(packed), other)
+
+
+def test_values_start_small_but_not_at_zero(values, make_batch, random_examples):
+    found = np.abs(values(make_batch(random_examples(0, 4, 2), **PACKED)))
+    assert np.all(found > 0) and np.all(found < 0.1)
+
+
+def test_starting_from_a_policy_copies_its_encoder(tiny_config, tiny_params):
+    network = ValueNetwork(tiny_config)
+    params = network.from_policy(jax.random.key(0), tiny_params)
+    assert jax.tree.structure(params) == jax.tree.structure(network.abstract_params())
+    assert params.keys() == {"token_embedder", "encoder", "head"}
+    jax.tree.map(np.testing.assert_array_equal, params["encoder"], tiny_params["encoder"])
+    assert np.any(params["head"]["kernel"]) and not np.any(params["head"]["bias"])
+
+
+def test_a_policy_of_another_shape_is_refused(tiny_config, tiny_params):
+    network = ValueNetwork(tiny_config.replace(num_encoder_layers=3))
+    with pytest.raises(ValueError, match="layers_2"):
+        network.from_policy(jax.random.key(0), tiny_params)
+    with pytest.raises(ValueError, match="pooling is 'max'"):
+        ValueNetwork(tiny_config, pooling="max")
+
+
+@pytest.mark.parametrize("kind", [ValueNetwork, lambda config: SharedTrunkValue(Policy(config))])
+def test_every_parameter_has_logical_axes(tiny_config, kind):
+    network = kind(tiny_config)
+    axes = jax.tree.leaves(network.logical_axes(), is_leaf=lambda x: not isinstance(x, dict))
+    shapes = jax.tree.leaves(network.abstract_params())
+    assert [len(names) for names in axes] == [len(leaf.shape) for leaf in shapes]
+
+
+def test_random_parameters_differ_by_key(tiny_config):
+    network = ValueNetwork(tiny_config)
+    first, second = (network.init(jax.random.key(seed)) for seed in (0, 1))
+    assert not np.array_equal(first["head"]["kernel"], second["head"]["kernel"])
+    assert jax.tree.map(np.shape, first) == jax.tree.map(np.shape, network.abstract_params())
