@@ -86,9 +86,7 @@ def value_target(
     return rewards - temperature * log_ratios
 
 
-def variance_loss(
-    targets: PerResponse, mean_target: Float[Array, ""] | float
-) -> PerResponse:
+def variance_loss(targets: PerResponse, mean_target: Float[Array, ""] | float) -> PerResponse:
     """DRO-P: ``1/2 (z - sg(zbar))^2`` whose batch mean is ``1/2 Var(z)`` (arXiv 2405.19107, section 4.2).
 
     The gradient through ``zbar`` vanishes because deviations from a mean sum to zero, so ``zbar`` may come from a larger batch than
@@ -143,7 +141,10 @@ def batch_value_loss(
 
 
 def two_sample_loss(
-    log_ratios: Float[Array, "examples 2"], rewards: Float[Array, "examples 2"], *, temperature: float
+    log_ratios: Float[Array, "examples 2"],
+    rewards: Float[Array, "examples 2"],
+    *,
+    temperature: float,
 ) -> Float[Array, " examples"]:
     """``1/4 ((r1 - r2) - tau (l1 - l2))^2``: half the variance within a prompt, from two responses (arXiv 2405.19107, appendix).
 
@@ -156,7 +157,9 @@ def two_sample_loss(
     return 0.25 * jnp.square(targets[:, 0] - targets[:, 1])
 
 
-def batch_variance(targets: PerResponse, where: Bool[Array, "examples responses"]) -> Float[Array, ""]:
+def batch_variance(
+    targets: PerResponse, where: Bool[Array, "examples responses"]
+) -> Float[Array, ""]:
     """The biased (1/B) variance of z over the responses where the mask holds."""
     return masked_mean(jnp.square(targets - masked_mean(targets, where)), where)
 

@@ -44,7 +44,9 @@ def cross_entropy(
         (mean_log_probs,) = as_float32(mean_log_probs)
         confidence = 1.0 - label_smoothing
         low = label_smoothing / (vocab_size - 1)
-        entropy = -(confidence * jnp.log(confidence) + (vocab_size - 1) * low * jnp.log(low + 1e-20))
+        entropy = -(
+            confidence * jnp.log(confidence) + (vocab_size - 1) * low * jnp.log(low + 1e-20)
+        )
         smoothed = (confidence - low) * log_probs + low * vocab_size * mean_log_probs
         losses = -smoothed - entropy
     if z_loss:

@@ -62,7 +62,9 @@ class DROV(ReferenceObjective):
         super().__post_init__()
         _check_temperature("DROV", self.temperature)
         if self.rescale not in RESCALINGS:
-            raise UserError(f"DROV.rescale must be one of {', '.join(RESCALINGS)}, not {self.rescale!r}")
+            raise UserError(
+                f"DROV.rescale must be one of {', '.join(RESCALINGS)}, not {self.rescale!r}"
+            )
         if self.values_per_batch not in ("multiple", "single"):
             raise UserError(
                 f"DROV.values_per_batch must be 'multiple' or 'single', not {self.values_per_batch!r}"

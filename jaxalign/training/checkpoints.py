@@ -64,7 +64,9 @@ class _IteratorState:
 class Checkpointer:
     """Saves and restores the train state of one run under ``<model_dir>/checkpoints/<step>``."""
 
-    def __init__(self, model_dir: Path | str, policy: CheckpointPolicy = CheckpointPolicy()) -> None:
+    def __init__(
+        self, model_dir: Path | str, policy: CheckpointPolicy = CheckpointPolicy()
+    ) -> None:
         if policy.best_mode not in ("min", "max"):
             raise UserError(f"best_mode must be 'min' or 'max', not {policy.best_mode!r}")
         self.policy = policy
@@ -143,7 +145,9 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(target.params),
-                    optimizer=ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
+                    optimizer=ocp.args.StandardRestore(
+                        {"step": target.step, "opt_state": target.opt_state}
+                    ),
                     data=grain.checkpoint.CheckpointRestore(iterator),
                 ),
             )
@@ -194,7 +198,9 @@ def restore_params(
     with ocp.Checkpointer(handler) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
         if role not in stored:
-            raise UserError(f"checkpoint {folder} has no role {role!r}; it has {', '.join(sorted(stored))}")
+            raise UserError(
+                f"checkpoint {folder} has no role {role!r}; it has {', '.join(sorted(stored))}"
+            )
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), dict(stored[role])
@@ -221,9 +227,15 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
     if path.parent.name == CHECKPOINTS and path.name.isdigit():
         return path.parent.parent, int(path.name)
     folder = path / CHECKPOINTS
-    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.is_dir() else []
+    steps = (
+        sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+        if folder.is_dir()
+        else []
+    )
     if not steps:
-        raise UserError(f"no checkpoint under {folder}: is {path} the folder of a finished or running training run?")
+        raise UserError(
+            f"no checkpoint under {folder}: is {path} the folder of a finished or running training run?"
+        )
     if isinstance(step, int):
         if step not in steps:
             raise UserError(f"no checkpoint at step {step} under {folder}; there are {steps}")
@@ -260,8 +272,14 @@ def _best_step(run: Path, steps: list[int]) -> int | None:
 
 
 def _check_shapes(folder: Path, role: str, stored: Any, expected: Any) -> None:
-    shapes = {jax.tree_util.keystr(key): leaf.shape for key, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-    wanted = {jax.tree_util.keystr(key): leaf.shape for key, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    shapes = {
+        jax.tree_util.keystr(key): leaf.shape
+        for key, leaf in jax.tree_util.tree_leaves_with_path(stored)
+    }
+    wanted = {
+        jax.tree_util.keystr(key): leaf.shape
+        for key, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
     for name in sorted(shapes.keys() | wanted.keys()):
         if shapes.get(name) != wanted.get(name):
             raise UserError(
@@ -271,7 +289,9 @@ def _check_shapes(folder: Path, role: str, stored: Any, expected: Any) -> None:
 
 def _with_shardings(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
     )
 
 

@@ -101,9 +101,7 @@ class TaskData:
         """The vocabulary of the cache."""
         return cache_module.load_vocabulary(self.cache_dir)
 
-    def training_dataset(
-        self, batch_size: int, seed: int, reference_scores: str | None
-    ) -> Any:
+    def training_dataset(self, batch_size: int, seed: int, reference_scores: str | None) -> Any:
         """Shuffled, endless batches of this process's share."""
         return pipeline.make_dataset(
             self.cache_dir,
@@ -138,5 +136,8 @@ class TaskData:
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"standardize": self.standardize_rewards, "pack": self.pack}
         if self.pack:
-            options |= {"max_examples_per_row": self.max_examples_per_row, "row_lengths": self.row_lengths}
+            options |= {
+                "max_examples_per_row": self.max_examples_per_row,
+                "row_lengths": self.row_lengths,
+            }
         return options

@@ -47,7 +47,9 @@ def load_value(
     """Loads a separate value or reward network of a run. Arguments and errors as in `load_policy`."""
     info = load_info(path, step)
     if role not in info["networks"]:
-        raise UserError(f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}")
+        raise UserError(
+            f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}"
+        )
     value = ValueNetwork(_config(info, role))
     params = checkpoints.restore_params(
         path, role, step=info["step"], abstract=value.abstract_params(), shardings=shardings

@@ -45,7 +45,7 @@ class LoopConfig:
     train_steps: int
     log_period: int = 50
     eval_period: int = 1000
-    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    checkpoint: CheckpointPolicy = dataclasses.field(default_factory=CheckpointPolicy)
     progress: bool = True
 
 
@@ -124,7 +124,9 @@ class Loop:
         """Examples and tokens seen by this process in this launch."""
         return self._throughput
 
-    def run(self, state: TrainState, batches: Iterator[Batch], data_state: Callable[[], Any]) -> TrainState:
+    def run(
+        self, state: TrainState, batches: Iterator[Batch], data_state: Callable[[], Any]
+    ) -> TrainState:
         """Trains.
 
         Args:
@@ -142,7 +144,9 @@ class Loop:
         pending: tuple[int, Any] | None = None
         batch, after = self._next(batches, data_state, start)
         for number in range(start + 1, config.train_steps + 1):
-            state, metrics = self._step(state, self._frozen, partitioning.put_batch(self._mesh, batch))
+            state, metrics = self._step(
+                state, self._frozen, partitioning.put_batch(self._mesh, batch)
+            )
             self._throughput.add(batch)
             consumed = after
             if number < config.train_steps:
@@ -181,12 +185,21 @@ class Loop:
             bar.close()
             self._checkpointer.wait()
             last = self._checkpointer.latest_step()
-            kept = f"the last good checkpoint is step {last}" if last is not None else "no checkpoint was written yet"
-            raise NonFiniteError(f"loss or gradients became NaN or infinite at step {number}; {kept} in {self._model_dir}")
+            kept = (
+                f"the last good checkpoint is step {last}"
+                if last is not None
+                else "no checkpoint was written yet"
+            )
+            raise NonFiniteError(
+                f"loss or gradients became NaN or infinite at step {number}; {kept} in {self._model_dir}"
+            )
         self._accumulator.add({name: pair for name, pair in metrics.items() if name != "finite"})
         bar.update(1)
         if self._due(number, self._config.log_period):
-            values = {**self._objective.summarize(self._accumulator.means()), **self._throughput.report()}
+            values = {
+                **self._objective.summarize(self._accumulator.means()),
+                **self._throughput.report(),
+            }
             self.last_training_metrics = values
             self._writer.write(number, "train", values)
             self._accumulator.reset()

@@ -23,12 +23,16 @@ class MetricAccumulator:
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Adds one step's ``{name: (total, weight)}``, waiting for it if need be."""
         for name, (total, weight) in jax.device_get(dict(metrics)).items():
-            self._totals[name] = self._totals.get(name, np.zeros(2)) + np.array([total, weight], np.float64)
+            self._totals[name] = self._totals.get(name, np.zeros(2)) + np.array(
+                [total, weight], np.float64
+            )
         self.steps += 1
 
     def means(self) -> dict[str, float]:
         """The mean of every metric whose weight is not zero."""
-        return {name: float(pair[0] / pair[1]) for name, pair in self._totals.items() if pair[1] > 0}
+        return {
+            name: float(pair[0] / pair[1]) for name, pair in self._totals.items() if pair[1] > 0
+        }
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -55,7 +59,9 @@ class MetricWriter:
         """Writes one line ``{"step", "split", name: value}`` and the same scalars to TensorBoard."""
         if self._file is None:
             return
-        line = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        line = {
+            name: value if math.isfinite(value) else str(value) for name, value in values.items()
+        }
         self._file.write(json.dumps({"step": step, "split": split, **line}) + "\n")
         self._file.flush()
         writer = self._tensorboard.get(split)
@@ -78,7 +84,10 @@ class MetricWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 

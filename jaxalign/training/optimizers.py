@@ -58,7 +58,9 @@ def learning_rate_schedule(
             assert total_steps
             span = max(total_steps - warmup_steps, 1)
             progress = jnp.clip((count - 1.0 - warmup_steps) / span, 0.0, 1.0)
-            decay = 1.0 - progress if schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            decay = (
+                1.0 - progress if schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            )
         return learning_rate * warm * decay
 
     return rate
@@ -128,7 +130,8 @@ def adafactor(
         return _clipped(
             clip_norm,
             optax.partition(
-                {"plain": plain, "head": transformation(False), "stacked": _per_layer(plain)}, _labels
+                {"plain": plain, "head": transformation(False), "stacked": _per_layer(plain)},
+                _labels,
             ),
         )
 
@@ -168,7 +171,11 @@ def adamw(
         return _clipped(
             clip_norm,
             optax.adamw(
-                lambda step: rate(step) * update_scale, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay
+                lambda step: rate(step) * update_scale,
+                b1=b1,
+                b2=b2,
+                eps=eps,
+                weight_decay=weight_decay,
             ),
         )
 
@@ -186,7 +193,9 @@ def sgd(learning_rate: float = 1e-2, *, clip_norm: float | None = None) -> Optim
     def build(update_scale: float) -> optax.GradientTransformation:
         return _clipped(clip_norm, optax.sgd(learning_rate * update_scale))
 
-    return Optimizer(build, lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), learning_rate))
+    return Optimizer(
+        build, lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), learning_rate)
+    )
 
 
 def _clipped(
@@ -218,6 +227,8 @@ def _per_layer(transformation: optax.GradientTransformation) -> optax.GradientTr
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if not jax.tree.leaves(updates):
             return transformation.update(updates, state, params)
-        return jax.vmap(transformation.update, in_axes=(1, 0, 1), out_axes=(1, 0))(updates, state, params)
+        return jax.vmap(transformation.update, in_axes=(1, 0, 1), out_axes=(1, 0))(
+            updates, state, params
+        )
 
     return optax.GradientTransformation(init, update)

@@ -66,7 +66,9 @@ class MeshShape:
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)
             if num_devices % known:
-                raise UserError(f"{num_devices} devices cannot be split into {self}: {known} does not divide them")
+                raise UserError(
+                    f"{num_devices} devices cannot be split into {self}: {known} does not divide them"
+                )
             sizes[sizes.index(-1)] = num_devices // known
         if math.prod(sizes) != num_devices:
             raise UserError(f"{self} needs {math.prod(sizes)} devices, but there are {num_devices}")

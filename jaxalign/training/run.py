@@ -34,6 +34,8 @@ from jaxalign.training.state import (
 )
 from jaxalign.training.step import jit_eval_step, jit_train_step, make_eval_step, make_train_step
 
+# Every device holds a copy of the parameters and a slice of the batch.
+ALL_DEVICES = MeshShape()
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "jaxalign")
 
 
@@ -49,7 +51,7 @@ def train(
     initial_checkpoint_path: str | None = None,
     initial_checkpoint_step: int | str | None = None,
     microbatches: int = 1,
-    mesh: MeshShape = MeshShape(),
+    mesh: MeshShape = ALL_DEVICES,
     random_seed: int = 0,
     reference_scores: str | None = None,
     evaluators: Mapping[str, Evaluator] | None = None,
@@ -87,7 +89,12 @@ def train(
     _check_vocabulary(objective, data)
     run_id = _run_id(folder)
     params, frozen, reference = _initial_params(
-        objective, device_mesh, random_seed, initial_checkpoint_path, initial_checkpoint_step, run_id
+        objective,
+        device_mesh,
+        random_seed,
+        initial_checkpoint_path,
+        initial_checkpoint_step,
+        run_id,
     )
     if "reference_log_probs" in objective.required_fields():
         reference_scores = _ensure_reference_scores(
@@ -145,7 +152,9 @@ def train(
             checkpointer=checkpointer,
             metadata={"run_id": run_id, "objective": objective.name, **_versions()},
             evaluators={
-                **_objective_evaluator(objective, data, device_mesh, shardings, frozen, batch_size, reference_scores),
+                **_objective_evaluator(
+                    objective, data, device_mesh, shardings, frozen, batch_size, reference_scores
+                ),
                 **(evaluators or {}),
             },
             frozen=frozen,
@@ -179,7 +188,11 @@ def _initial_params(
     params: dict[str, Any] = {}
     if path is not None:
         info = loading.load_info(path, step)
-        reference = {"run_id": info.get("run_id", "unnamed"), "step": info["step"], "path": info["run"]}
+        reference = {
+            "run_id": info.get("run_id", "unnamed"),
+            "step": info["step"],
+            "path": info["run"],
+        }
         params["policy"] = checkpoints.restore_params(
             path, "policy", step=info["step"], abstract=shapes["policy"], shardings=places["policy"]
         )
@@ -195,7 +208,8 @@ def _initial_params(
                 params[role] = jax.jit(network.init, out_shardings=places[role])(keys[role])
     # The reference is a copy: the policy's own buffers are donated to the step.
     frozen = {
-        role: jax.tree.map(lambda leaf: leaf.copy(), params["policy"]) for role in objective.frozen_roles()
+        role: jax.tree.map(lambda leaf: leaf.copy(), params["policy"])
+        for role in objective.frozen_roles()
     }
     return params, frozen, reference
 
@@ -258,7 +272,10 @@ def _logical_axes(objective: Objective) -> dict[str, Any]:
 
 
 def _uses_dropout(objective: Objective) -> bool:
-    rates = (getattr(getattr(net, "config", None), "dropout_rate", 0.0) for net in objective.trained().values())
+    rates = (
+        getattr(getattr(net, "config", None), "dropout_rate", 0.0)
+        for net in objective.trained().values()
+    )
     return any(rate > 0 for rate in rates)
 
 
@@ -292,8 +309,12 @@ def _write_description(
         "reward": metadata.get("feedback") if data.standardize_rewards else None,
         "task": data.task,
     }
-    (folder / loading.NETWORKS_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    (folder / "versions.json").write_text(json.dumps(_versions(), indent=2) + "\n", encoding="utf-8")
+    (folder / loading.NETWORKS_FILE).write_text(
+        json.dumps(description, indent=2) + "\n", encoding="utf-8"
+    )
+    (folder / "versions.json").write_text(
+        json.dumps(_versions(), indent=2) + "\n", encoding="utf-8"
+    )
     _write_gin(folder)
 
 

@@ -42,7 +42,9 @@ def score(
       max_target_length: tokens of a response; the checkpoint's training length by default.
       step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
     """
-    policy, params, info = load_policy(checkpoint, step=int(step) if step.isdigit() else step or None)
+    policy, params, info = load_policy(
+        checkpoint, step=int(step) if step.isdigit() else step or None
+    )
     lengths = {
         "inputs": max_input_length or info["feature_lengths"]["inputs"],
         "targets": max_target_length or info["feature_lengths"]["targets"],
@@ -59,7 +61,9 @@ def score(
         mesh=partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
         info={"checkpoint": info["run"], "step": info["step"]},
     )
-    print(f"wrote reference scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
+    print(
+        f"wrote reference scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}"
+    )
 
 
 def reference_name(info: Mapping[str, Any]) -> str:
@@ -122,7 +126,7 @@ def score_splits(
             present = ids >= 0
             scores[ids[present]] = np.where(mask, values, 0)[present]
         if not np.all(np.isfinite(scores)):
-            raise UserError(f"the reference policy gives NaN or infinite log-probabilities on {cache_dir}, split {split}")
+            raise UserError(
+                f"the reference policy gives NaN or infinite log-probabilities on {cache_dir}, split {split}"
+            )
         reference.write_reference_scores(cache_dir, split, name, scores, dict(info))
-
-

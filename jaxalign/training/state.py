@@ -35,7 +35,8 @@ def build_transformations(
 ) -> dict[str, optax.GradientTransformation]:
     """One optax transformation per role, with the objective's factor on its learning rate."""
     return {
-        role: optimizer.build(update_scales.get(role, 1.0)) for role, optimizer in optimizers.items()
+        role: optimizer.build(update_scales.get(role, 1.0))
+        for role, optimizer in optimizers.items()
     }
 
 
@@ -50,7 +51,9 @@ def create_state(
     )
 
 
-def state_shardings(mesh: Mesh, abstract_state: TrainState, logical_axes: Mapping[str, Any]) -> TrainState:
+def state_shardings(
+    mesh: Mesh, abstract_state: TrainState, logical_axes: Mapping[str, Any]
+) -> TrainState:
     """The sharding of every leaf of a state.
 
     Args:

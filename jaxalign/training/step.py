@@ -151,7 +151,9 @@ def _accumulate(
         return jax.tree.map(jnp.add, carry, (output, gradients)), None
 
     first = jax.eval_shape(
-        lambda: gradient(params, {**{name: array[0] for name, array in split.items()}, **scalars}, key)
+        lambda: gradient(
+            params, {**{name: array[0] for name, array in split.items()}, **scalars}, key
+        )
     )
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (first[1], first[0]))
     (output, gradients), _ = jax.lax.scan(body, zeros, (jnp.arange(microbatches), split))
