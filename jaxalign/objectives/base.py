@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Metric]
 
 
+@runtime_checkable
 class Scores(Protocol):
     """Log-probabilities and token counts per response, both float32 ``[examples, responses]``."""
 
@@ -45,6 +46,7 @@ class Scores(Protocol):
     lengths: Array
 
 
+@runtime_checkable
 class PolicyNetwork(Protocol):
     """A conditional distribution over responses: a T5, or a table in a bandit."""
 
@@ -55,6 +57,7 @@ class PolicyNetwork(Protocol):
         """Returns the sequence log-probability of every response; dropout only with an rng."""
 
 
+@runtime_checkable
 class ValuePredictor(Protocol):
     """A scalar function of the prompt."""
 
