@@ -54,10 +54,9 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     num_samples: int = 1,
+    choose_pad: bool = False,
 ) -> Generations:
     """Greedy responses, or samples.
-
-    PAD is never chosen, so that scoring a response gives the returned log-probability again.
 
     Args:
       policy: the network.
@@ -69,6 +68,8 @@ def generate(
       top_k: sample among the k most probable tokens; 0 is all.
       top_p: sample among the fewest most probable tokens (of those that `top_k` leaves) whose probability reaches this.
       num_samples: responses per prompt.
+      choose_pad: let a response contain PAD, as T5X and transformers do. An untrained model may then answer with PAD only, and
+        scoring a response, which takes PAD for its end, need not give the returned log-probability again.
 
     Raises:
       ValueError: an argument is out of range, or sampling was asked for without `rng`.
@@ -101,6 +102,7 @@ def generate(
         top_k=top_k,
         nucleus=top_p < 1,
         num_samples=num_samples,
+        choose_pad=choose_pad,
     )
 
 
@@ -113,7 +115,7 @@ def beam_search(
     alpha: float = 0.6,
     max_decode_len: int,
 ) -> Generations:
-    """Beam search as T5X's: beams by increasing score, the best last.
+    """Beam search as T5X's: beams by increasing score, the best last. PAD is never chosen.
 
     A beam that has ended scores ``log_prob / ((5 + length) / 6) ** alpha`` (Wu et al. 2016, arXiv 1609.08144, equation 14). Where
     fewer than `num_beams` have ended, the first ones are empty, with a score and log-probability of `EMPTY`; where none has,
@@ -150,7 +152,15 @@ class _Samples(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("policy", "max_decode_len", "greedy", "top_k", "nucleus", "num_samples"),
+    static_argnames=(
+        "policy",
+        "max_decode_len",
+        "greedy",
+        "top_k",
+        "nucleus",
+        "num_samples",
+        "choose_pad",
+    ),
 )
 def _generate(
     policy,
@@ -165,6 +175,7 @@ def _generate(
     top_k,
     nucleus,
     num_samples,
+    choose_pad,
 ) -> Generations:
     rows = encoder_input_tokens.shape[0]
     prompt = read_prompts(policy, params, encoder_input_tokens, max_decode_len)
@@ -175,7 +186,7 @@ def _generate(
     def extend(state: _Samples) -> _Samples:
         logits, cache = next_logits(policy, prompt, state.cache, state.last, state.position)
         log_normalizers = jax.nn.logsumexp(logits, axis=-1)
-        allowed = _without_pad(logits)
+        allowed = logits if choose_pad else _without_pad(logits)
         if greedy:
             chosen = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
         else:

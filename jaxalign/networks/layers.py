@@ -51,7 +51,9 @@ class Dense(nn.Module):
             (x.shape[-1], self.features),
             jnp.float32,
         )
-        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        # As one flat matmul: for a batched one, XLA on CPU transposes the output's gradient to get the kernel's.
+        flat = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel.astype(self.dtype))
+        return flat.reshape(*x.shape[:-1], self.features)
 
 
 class RMSNorm(nn.Module):
