@@ -137,6 +137,7 @@ def to_huggingface(params: Params, config: T5Config) -> dict[str, np.ndarray]:
 
 def _pairs(config: T5Config) -> Iterator[_Pair]:
     """Every parameter's path here and name there."""
+    path: tuple[str, ...]
     yield _Pair(("token_embedder", "embedding"), SHARED, False)
     if not config.logits_via_embedding:
         yield _Pair(("decoder", "logits_dense", "kernel"), HEAD, True)
@@ -175,7 +176,7 @@ def _feed_forward_names(config: T5Config) -> list[str]:
 
 def _drop_copy(state_dict: dict[str, np.ndarray], name: str) -> None:
     copy = state_dict.pop(name, None)
-    if copy is not None and not np.array_equal(copy, state_dict.get(SHARED)):
+    if copy is not None and not np.array_equal(copy, state_dict.get(SHARED, np.empty(0))):
         raise ValueError(
             f"{name} differs from {SHARED}, but this configuration has one table for both."
         )

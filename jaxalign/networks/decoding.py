@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +188,7 @@ def _generate(
         log_normalizers = jax.nn.logsumexp(logits, axis=-1)
         allowed = logits if choose_pad else _without_pad(logits)
         if greedy:
-            chosen = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+            chosen: AnyArray = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
         else:
             key = jax.random.fold_in(rng, state.position)
             chosen = _sample(key, allowed / temperature, top_k, top_p if nucleus else None)
@@ -249,13 +249,19 @@ def nucleus_mask(probs: SequenceLogits, top_p: AnyArray) -> AnyArray:
     return bits >= threshold
 
 
+class _Ranked(NamedTuple):
+    tokens: AnyArray  # [rows, beams, length]
+    log_probs: AnyArray  # [rows, beams]
+    scores: AnyArray  # [rows, beams]
+
+
 class _Beams(NamedTuple):
     position: AnyArray
     last: AnyArray  # [rows, beams], of the live beams, best first
     log_probs: AnyArray  # [rows, beams]
     tokens: AnyArray  # [rows, beams, length]
     ancestors: AnyArray  # [rows, beams, length]: whose slot holds each position of a live beam
-    ended: Generations  # of beams that have ended, best first
+    ended: _Ranked  # beams that have ended, best first
     cache: Cache
 
 
@@ -295,7 +301,7 @@ def _beam_search(
 
         live, order = jax.lax.top_k(log_probs + jnp.where(has_ended, EMPTY, 0.0), num_beams)
         scores = log_probs / penalty(position + 1.0) + jnp.where(has_ended, 0.0, EMPTY)
-        ended = Generations(tokens, log_probs, scores)
+        ended = _Ranked(tokens, log_probs, scores)
         return _Beams(
             position + 1,
             _gather(chosen, order),
@@ -306,7 +312,7 @@ def _beam_search(
             cache,
         )
 
-    def _best(candidates: Generations) -> Generations:
+    def _best(candidates: _Ranked) -> _Ranked:
         _, order = jax.lax.top_k(candidates.scores, num_beams)
         return jax.tree.map(lambda values: _gather(values, order), candidates)
 
@@ -320,28 +326,28 @@ def _beam_search(
         jnp.where(beams == 0, 0.0, nothing),
         no_tokens,
         jnp.zeros((*shape, max_decode_len), jnp.int32),
-        Generations(no_tokens, nothing, nothing),
+        _Ranked(no_tokens, nothing, nothing),
         empty_cache(policy, rows, num_beams * max_decode_len),
     )
     state = jax.lax.while_loop(not_ended, extend, state)
 
     is_empty = state.ended.scores <= EMPTY / 2
-    ended = Generations(
+    ended = _Ranked(
         jnp.where(is_empty[..., None], PAD, state.ended.tokens),
         jnp.where(is_empty, EMPTY, state.ended.log_probs),
         jnp.where(is_empty, EMPTY, state.ended.scores),
     )
-    live = Generations(state.tokens, state.log_probs, state.log_probs)
+    live = _Ranked(state.tokens, state.log_probs, state.log_probs)
     none_ended = jnp.all(is_empty, axis=1)
 
-    def choose(unfinished: AnyArray, finished: AnyArray) -> AnyArray:
+    def choose(unfinished: Any, finished: Any) -> Any:
         condition = none_ended.reshape(-1, *[1] * (finished.ndim - 1))
         return jnp.flip(jnp.where(condition, unfinished, finished), axis=1)
 
-    return jax.tree.map(choose, live, ended)
+    return Generations(*jax.tree.map(choose, live, ended))
 
 
-def _gather(values: AnyArray, indices: AnyArray) -> AnyArray:
+def _gather(values: Any, indices: Any) -> Any:
     """``values[row, indices[row]]`` along axis 1."""
     return jnp.take_along_axis(
         values, indices.reshape(*indices.shape, *[1] * (values.ndim - 2)), axis=1

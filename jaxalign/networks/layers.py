@@ -145,9 +145,14 @@ class Attention(nn.Module):
         q = self._split(self.query(queries))
         score_dtype = jnp.float32 if self.config.float32_attention_logits else q.dtype
         scores = jnp.einsum("bhqd,bhkd->bhqk", q.astype(score_dtype), keys.astype(score_dtype))
-        weights = jax.nn.softmax(scores + bias.astype(score_dtype), axis=-1).astype(values.dtype)
-        weights = self.dropout(weights, deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bhkd->bqhd", weights, values)
+        scores = scores + bias.astype(score_dtype)
+        # Softmax, divided by its sum only after mixing: a pass over [queries, head_dim] instead of over [queries, keys].
+        maximum = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - maximum)
+        total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+        weights = self.dropout(weights.astype(values.dtype), deterministic=deterministic)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values) * (1.0 / total).astype(values.dtype)
+        mixed = mixed.swapaxes(1, 2)
         return self.out(mixed.reshape(*queries.shape[:-1], -1))
 
     def _split(self, x: Joined) -> Heads:
