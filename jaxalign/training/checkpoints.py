@@ -223,15 +223,12 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
     Raises:
       UserError: if there is none.
     """
-    path = Path(path).expanduser()
+    # Orbax finds no metadata under a relative path.
+    path = Path(path).expanduser().absolute()
     if path.parent.name == CHECKPOINTS and path.name.isdigit():
         return path.parent.parent, int(path.name)
     folder = path / CHECKPOINTS
-    steps = (
-        sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
-        if folder.is_dir()
-        else []
-    )
+    steps = _steps(folder)
     if not steps:
         raise UserError(
             f"no checkpoint under {folder}: is {path} the folder of a finished or running training run?"
@@ -244,6 +241,18 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
     if step == "best" and best is None:
         raise UserError(f"{path} kept no best checkpoint: set a best metric when training")
     return path, steps[-1] if best is None else best
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run folder holds a finished checkpoint."""
+    return bool(_steps(run / CHECKPOINTS))
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the finished checkpoints; Orbax renames a folder to its step when it is complete."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
 def read_json(path: Path) -> dict[str, Any]:
