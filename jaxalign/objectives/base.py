@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import UserError
+from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_sum
 
 Params = Mapping[str, Any]
@@ -42,8 +43,13 @@ class LossOutput(NamedTuple):
 class Scores(Protocol):
     """Log-probabilities and token counts per response, both float32 ``[examples, responses]``."""
 
-    log_probs: Array
-    lengths: Array
+    @property
+    def log_probs(self) -> Array:
+        """Summed over the response's tokens, in nats."""
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of the response."""
 
 
 @runtime_checkable
@@ -170,7 +176,8 @@ class ReferenceObjective(Objective):
     ) -> tuple[Scores, PerResponse]:
         """The policy's scores and the log-ratios; only the policy's half carries a gradient."""
         scores = self.policy.score(params["policy"], batch, rng=rng)
-        return scores, scores.log_probs - self.reference_log_probs(params, batch)
+        reference = self.reference_log_probs(params, batch)
+        return scores, log_ratio(scores.log_probs, reference, scores.lengths)
 
     def reference_log_probs(self, params: Params, batch: Batch) -> PerResponse:
         """log pi_ref(y|x) of every response, without gradient."""

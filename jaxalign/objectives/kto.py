@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign.errors import UserError
+from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_mean, masked_sum
 from jaxalign.losses.unpaired import kto_loss, kto_reference_point
 from jaxalign.objectives.base import (
@@ -18,7 +19,6 @@ from jaxalign.objectives.base import (
     LossOutput,
     Metric,
     Params,
-    PerResponse,
     ReferenceObjective,
     log_ratio_metrics,
     mask_of,
@@ -40,12 +40,16 @@ def mismatched_batch(batch: Batch) -> Batch:
 
     A response meets a prompt only if both slots hold an example and their prompts differ: equal prompts would bias the reference point.
     """
-    shifted_ids = jnp.roll(batch["prompt_ids"], 1, axis=0)
     ids = batch["prompt_ids"]
-    differs = (ids != shifted_ids) & (ids > 0) & (shifted_ids > 0)
+    differs = _differs(ids, jnp.roll(ids, 1, axis=0))
     mixed = {field: jnp.roll(batch[field], 1, axis=0) for field in _DECODER_FIELDS}
     mixed["response_mask"] = mixed["response_mask"] * differs[:, :, None]
     return {**batch, **mixed}
+
+
+def _differs(ids: Any, shifted_ids: Any) -> Any:
+    """Which slots hold a prompt, and get the responses of another one."""
+    return (ids != shifted_ids) & (ids > 0) & (shifted_ids > 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,10 +88,10 @@ class KTO(ReferenceObjective):
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)
         ids = np.asarray(batch["prompt_ids"])
-        if len(np.unique(ids[ids > 0])) < 2 or len(ids) < 2:
+        if not _differs(ids, np.roll(ids, 1, axis=0)).any():
             raise UserError(
-                "KTO estimates its reference point on responses under other prompts: it needs a batch of at least two rows with two "
-                "distinct prompts. Raise BATCH_SIZE."
+                f"KTO estimates its reference point on responses under other prompts, but in this batch of {len(ids)} row(s) no "
+                "response meets another prompt: it needs at least two rows with distinct prompts. Raise BATCH_SIZE."
             )
 
     def prepare(self, params: Params, batch: Batch) -> Batch:
@@ -136,7 +140,7 @@ class KTO(ReferenceObjective):
         mixed = mismatched_batch(batch)
         frozen = jax.lax.stop_gradient(params)
 
-        def log_probs(role: str) -> PerResponse:
-            return self.policy.score(frozen[role], mixed).log_probs
-
-        return kto_reference_point(log_probs("policy") - log_probs("reference"), mask_of(mixed))
+        scores = self.policy.score(frozen["policy"], mixed)
+        reference = self.policy.score(frozen["reference"], mixed)
+        log_ratios = log_ratio(scores.log_probs, reference.log_probs, scores.lengths)
+        return kto_reference_point(log_ratios, mask_of(mixed))

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,12 @@ from jaxalign.errors import UserError
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.training import partitioning
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
-from jaxalign.training.metrics import MetricAccumulator, MetricWriter
+from jaxalign.training.metrics import (
+    METRICS_FILE,
+    MetricAccumulator,
+    MetricWriter,
+    read_metrics,
+)
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
 
@@ -36,7 +41,8 @@ class LoopConfig:
 
     Attributes:
       train_steps: number of updates in total.
-      log_period: steps over which training metrics are averaged before they are written.
+      log_period: steps over which training metrics are averaged before they are written; a checkpoint writes them too, so that a
+        resumed run has the lines of an uninterrupted one.
       eval_period: steps between evaluations; 0 for none but at the end.
       checkpoint: when to save and what to keep.
       progress: show a progress bar on standard error.
@@ -49,30 +55,51 @@ class LoopConfig:
     progress: bool = True
 
 
+class Count(NamedTuple):
+    """What a batch holds; padding is what packing saves, so it is not counted."""
+
+    examples: int
+    tokens: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, np.ndarray]) -> Count:
+        """Counts the responses and non-padding tokens of a host batch."""
+        tokens = (batch["encoder_segment_ids"] > 0).sum() + (batch["decoder_segment_ids"] > 0).sum()
+        return cls(int((batch["response_mask"] > 0).sum()), int(tokens))
+
+
 class Throughput:
-    """Examples and non-padding tokens per second since the last report; padding is what packing saves, so it is not counted."""
+    """Responses and tokens, in total and per second of training; compilation, evaluation and saving are not training."""
 
     def __init__(self) -> None:
         self.examples = self.tokens = 0
-        self._start = time.perf_counter()
-        self._counts = (0, 0)
+        self._since: float | None = None
+        self._seconds = 0.0
+        self._counted = Count(0, 0)
 
-    def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts a host batch."""
-        self.examples += int((batch["response_mask"] > 0).sum())
-        self.tokens += int((batch["encoder_segment_ids"] > 0).sum())
-        self.tokens += int((batch["decoder_segment_ids"] > 0).sum())
+    def add(self, count: Count) -> None:
+        """Adds a finished step; the first one only starts the clock, for it includes compilation."""
+        self.examples, self.tokens = self.examples + count.examples, self.tokens + count.tokens
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            examples, tokens = self._counted
+            self._counted = Count(examples + count.examples, tokens + count.tokens)
+        self.restart()
+
+    def restart(self) -> None:
+        """Leaves out the time since the last `add`."""
+        self._since = time.perf_counter()
 
     def report(self) -> dict[str, float]:
-        """Rates since the last call."""
-        now = time.perf_counter()
-        elapsed = max(now - self._start, 1e-9)
-        rates = {
-            "examples_per_second": (self.examples - self._counts[0]) / elapsed,
-            "tokens_per_second": (self.tokens - self._counts[1]) / elapsed,
+        """Rates since the last call; none before the second step."""
+        seconds, counted = self._seconds, self._counted
+        self._seconds, self._counted = 0.0, Count(0, 0)
+        if not counted.examples or seconds <= 0:
+            return {}
+        return {
+            "examples_per_second": counted.examples / seconds,
+            "tokens_per_second": counted.tokens / seconds,
         }
-        self._start, self._counts = now, (self.examples, self.tokens)
-        return rates
 
 
 class Loop:
@@ -110,8 +137,14 @@ class Loop:
         self._metadata, self._evaluators, self._frozen = dict(metadata), evaluators, frozen
         self._accumulator = MetricAccumulator()
         self._throughput = Throughput()
-        self.evaluations: dict[str, float] = {}
-        self.last_training_metrics: dict[str, float] = {}
+        # A run that is resumed at its end reports what it measured before.
+        written = read_metrics(model_dir / METRICS_FILE)
+        self.last_training_metrics = _last(written, "train")
+        self.evaluations: dict[str, float] = {
+            f"{name}/{metric}": value
+            for name in evaluators
+            for metric, value in _last(written, name).items()
+        }
         self.best: dict[str, Any] = _read_best(model_dir)
 
     @property
@@ -140,28 +173,39 @@ class Loop:
         """
         config = self._config
         start = int(state.step)
-        bar = self._bar(start)
-        pending: tuple[int, Any] | None = None
+        if start >= config.train_steps:
+            return state
+        with self._bar(start) as bar:
+            state = self._run(start, state, batches, data_state, bar)
+        self._checkpointer.wait()
+        return state
+
+    def _run(
+        self,
+        start: int,
+        state: TrainState,
+        batches: Iterator[Batch],
+        data_state: Callable[[], Any],
+        bar: Any,
+    ) -> TrainState:
+        config = self._config
+        pending: tuple[int, Any, Count] | None = None
         batch, after = self._next(batches, data_state, start)
         for number in range(start + 1, config.train_steps + 1):
             state, metrics = self._step(
                 state, self._frozen, partitioning.put_batch(self._mesh, batch)
             )
-            self._throughput.add(batch)
-            consumed = after
+            count, consumed = Count.of(batch), after
             if number < config.train_steps:
                 batch, after = self._next(batches, data_state, number)
             if pending is not None:
                 self._receive(*pending, bar)
-            pending = (number, metrics)
+            pending = (number, metrics, count)
             if self._due(number, config.eval_period) or self._due(number, config.checkpoint.period):
                 self._receive(*pending, bar)
                 pending = None
                 self._evaluate_and_save(number, state, consumed)
-        if pending is not None:
-            self._receive(*pending, bar)
-        bar.close()
-        self._checkpointer.wait()
+                self._throughput.restart()
         return state
 
     def _next(
@@ -179,10 +223,9 @@ class Loop:
     def _due(self, number: int, period: int) -> bool:
         return number == self._config.train_steps or (period > 0 and number % period == 0)
 
-    def _receive(self, number: int, metrics: Any, bar: Any) -> None:
+    def _receive(self, number: int, metrics: Any, count: Count, bar: Any) -> None:
         metrics = jax.device_get(metrics)
         if metrics["finite"][0] < 1:
-            bar.close()
             self._checkpointer.wait()
             last = self._checkpointer.latest_step()
             kept = (
@@ -194,8 +237,10 @@ class Loop:
                 f"loss or gradients became NaN or infinite at step {number}; {kept} in {self._model_dir}"
             )
         self._accumulator.add({name: pair for name, pair in metrics.items() if name != "finite"})
+        self._throughput.add(count)
         bar.update(1)
-        if self._due(number, self._config.log_period):
+        periods = (self._config.log_period, self._config.checkpoint.period)
+        if any(self._due(number, period) for period in periods):
             values = {
                 **self._objective.summarize(self._accumulator.means()),
                 **self._throughput.report(),
@@ -204,8 +249,8 @@ class Loop:
             self._writer.write(number, "train", values)
             self._accumulator.reset()
             bar.set_postfix_str(
-                f"loss {values.get('loss', float('nan')):.4g}, {values['examples_per_second']:.0f} ex/s, "
-                f"{values['tokens_per_second']:.0f} tok/s"
+                f"loss {values.get('loss', float('nan')):.4g}, {values.get('examples_per_second', 0):.0f} ex/s, "
+                f"{values.get('tokens_per_second', 0):.0f} tok/s"
             )
 
     def _evaluate_and_save(self, number: int, state: TrainState, data_state: Any) -> None:
@@ -276,6 +321,13 @@ def combine(evaluators: Sequence[Evaluator]) -> Evaluator:
         return {name: value for each in evaluators for name, value in each(step, params).items()}
 
     return evaluate
+
+
+def _last(records: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
+    """The metrics of a split's last record."""
+    chosen = [record for record in records if record["split"] == split]
+    last = chosen[-1] if chosen else {}
+    return {name: value for name, value in last.items() if name not in ("step", "split")}
 
 
 def _read_best(model_dir: Path) -> dict[str, Any]:

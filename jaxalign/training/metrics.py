@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+METRICS_FILE = "metrics.jsonl"
+
 
 class MetricAccumulator:
     """Adds metrics of several steps on the host; their means weigh every response alike."""
@@ -50,8 +52,9 @@ class MetricWriter:
         self._file = None
         self._tensorboard: dict[str, Any] = {}
         self._model_dir = model_dir
+        self._resume_step = resume_step
         if enabled:
-            path = model_dir / "metrics.jsonl"
+            path = model_dir / METRICS_FILE
             keep_lines_up_to(path, resume_step)
             self._file = path.open("a", encoding="utf-8")
 
@@ -69,7 +72,8 @@ class MetricWriter:
             from tensorboardX import SummaryWriter
 
             folder = self._model_dir / "tensorboard" / split
-            writer = self._tensorboard[split] = SummaryWriter(str(folder))
+            purge = self._resume_step + 1 if self._resume_step else None
+            writer = self._tensorboard[split] = SummaryWriter(str(folder), purge_step=purge)
         for name, value in values.items():
             writer.add_scalar(name, value, step)
 
@@ -104,10 +108,15 @@ def keep_lines_up_to(path: Path, step: int) -> None:
             continue
         if record.get("step", 0) <= step:
             kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial.replace(path)
 
 
 def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``, of one split if it is named."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The records of a ``metrics.jsonl``, of one split if it is named; none if there is no file, nor for a torn last line."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return [record for record in records if split is None or record["split"] == split]

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import UserError
+from jaxalign.networks.stacking import STACKS
 
 Schedule = Callable[[Any], Any]
 
-# Layer-stacked parameters live under this key (`networks.stacking`); their second axis runs over the layers.
+# Layer-stacked parameters live under this key (`networks.stacking`).
 STACKED_KEY = "layers"
 NEW_HEAD_KEY = "head"
 
@@ -90,6 +91,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: float | None = 1.0,
     min_dim_size_to_factor: int = 128,
+    layer_axis: int = 1,
     clip_norm: float | None = None,
 ) -> Optimizer:
     """Adafactor with T5X's defaults (Shazeer and Stern 2018, arXiv 1804.04235).
@@ -107,6 +109,7 @@ def adafactor(
       multiply_by_parameter_scale: multiply updates by ``max(1e-3, rms(parameter))``.
       clipping_threshold: updates are clipped to this root mean square per parameter.
       min_dim_size_to_factor: parameters with two dimensions at least this long have factored second moments.
+      layer_axis: where layer-stacked parameters have their layers, the network's ``param_scan_axis``.
       clip_norm: clip the role's gradient to this global norm first.
     """
     rate = learning_rate_schedule(
@@ -130,7 +133,12 @@ def adafactor(
         return _clipped(
             clip_norm,
             optax.partition(
-                {"plain": plain, "head": transformation(False), "stacked": _per_layer(plain)},
+                {
+                    "plain": plain,
+                    "head": transformation(False),
+                    # Encoder and decoder may differ in depth.
+                    **{stack: _per_layer(plain, layer_axis) for stack in STACKS},
+                },
                 _labels,
             ),
         )
@@ -208,26 +216,36 @@ def _clipped(
 
 def _labels(params: Any) -> Any:
     def label(path: Any, _: Any) -> str:
-        keys = {str(getattr(entry, "key", entry)) for entry in path}
+        keys = [str(getattr(entry, "key", entry)) for entry in path]
         if NEW_HEAD_KEY in keys:
             return "head"
-        return "stacked" if STACKED_KEY in keys else "plain"
+        stacked = STACKED_KEY in keys and keys[0] in STACKS
+        return keys[0] if stacked else "plain"
 
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def _per_layer(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+def _per_layer(
+    transformation: optax.GradientTransformation, axis: int
+) -> optax.GradientTransformation:
     """Applies a transformation to each layer of layer-stacked parameters; its state gains a leading layer axis."""
 
     def init(params: Any) -> Any:
-        if not jax.tree.leaves(params):
+        leaves = jax.tree.leaves(params)
+        if not leaves:
             return transformation.init(params)
-        return jax.vmap(transformation.init, in_axes=1, out_axes=0)(params)
+        layers = {leaf.shape[axis] for leaf in leaves}
+        if len(layers) > 1:
+            raise UserError(
+                f"stacked layers have sizes {sorted(layers)} along axis {axis}, where they should all have the number of layers; "
+                "set adafactor.layer_axis to the network's param_scan_axis"
+            )
+        return jax.vmap(transformation.init, in_axes=axis, out_axes=0)(params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if not jax.tree.leaves(updates):
             return transformation.update(updates, state, params)
-        return jax.vmap(transformation.update, in_axes=(1, 0, 1), out_axes=(1, 0))(
+        return jax.vmap(transformation.update, in_axes=(axis, 0, axis), out_axes=(axis, 0))(
             updates, state, params
         )
 

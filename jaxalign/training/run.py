@@ -87,7 +87,12 @@ def train(
     partitioning.check_batch_size(device_mesh, batch_size, microbatches)
     metadata = data.prepare()
     _check_vocabulary(objective, data)
-    run_id = _run_id(folder)
+    earlier = _earlier_launch(folder)
+    run_id = earlier.get("run_id") or uuid.uuid4().hex[:12]
+    start = earlier.get("initial_checkpoint")
+    if start and initial_checkpoint_path and initial_checkpoint_step is None:
+        # That run may have gone on since; this one keeps its reference.
+        initial_checkpoint_step = start["step"]
     params, frozen, reference = _initial_params(
         objective,
         device_mesh,
@@ -111,7 +116,9 @@ def train(
     shardings = state_shardings(device_mesh, abstract, _logical_axes(objective))
     dataset = data.training_dataset(batch_size, random_seed, reference_scores)
     iterator = iter(dataset)
-    first = next(iter(data.training_dataset(batch_size, random_seed, reference_scores)))
+    beginning = iterator.get_state()
+    first = next(iterator)
+    iterator.set_state(beginning)
     objective.check_batch(first)
     step = jit_train_step(
         make_train_step(
@@ -138,9 +145,10 @@ def train(
         if data_state is not None:
             iterator.set_state(data_state)
     del params
+    start_info = {"initial_checkpoint": reference} if initial_checkpoint_path else {}
     primary = jax.process_index() == 0
     if primary:
-        _write_description(folder, objective, data, metadata, run_id)
+        _write_description(folder, objective, data, metadata, {"run_id": run_id, **start_info})
     with MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer:
         runner = Loop(
             step=step,
@@ -153,7 +161,14 @@ def train(
             metadata={"run_id": run_id, "objective": objective.name, **_versions()},
             evaluators={
                 **_objective_evaluator(
-                    objective, data, device_mesh, shardings, frozen, batch_size, reference_scores
+                    objective,
+                    data,
+                    device_mesh,
+                    shardings,
+                    frozen,
+                    batch_size,
+                    reference_scores,
+                    first,
                 ),
                 **(evaluators or {}),
             },
@@ -226,7 +241,7 @@ def _ensure_reference_scores(
     if name is not None:
         return name
     assert isinstance(objective.policy, Policy)
-    name = score.reference_name(reference)
+    name = score.reference_name(reference, objective.policy)
     splits = [split for split in (data.train_split, data.eval_split) if split]
     score.score_splits(
         objective.policy,
@@ -250,6 +265,7 @@ def _objective_evaluator(
     frozen: Mapping[str, Any],
     batch_size: int,
     reference_scores: str | None,
+    example_batch: Any,
 ) -> dict[str, Evaluator]:
     """The objective's own metrics on the evaluation split."""
     if not data.eval_split:
@@ -259,7 +275,7 @@ def _objective_evaluator(
     def batches() -> Any:
         return data.evaluation_batches(batch_size, reference_scores)
 
-    step = jit_eval_step(make_eval_step(objective), mesh, places, next(batches()))
+    step = jit_eval_step(make_eval_step(objective), mesh, places, example_batch)
     return {data.eval_split: make_evaluator(step, objective, mesh, batches)}
 
 
@@ -289,20 +305,25 @@ def _check_vocabulary(objective: Objective, data: TaskData) -> None:
         )
 
 
-def _run_id(folder: Path) -> str:
-    path = folder / loading.NETWORKS_FILE
-    return checkpoints.read_json(path)["run_id"] if path.exists() else uuid.uuid4().hex[:12]
+def _earlier_launch(folder: Path) -> dict[str, Any]:
+    """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
+    written = (folder / loading.NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
+    return checkpoints.read_json(folder / loading.NETWORKS_FILE) if written else {}
 
 
 def _write_description(
-    folder: Path, objective: Objective, data: TaskData, metadata: Mapping[str, Any], run_id: str
+    folder: Path,
+    objective: Objective,
+    data: TaskData,
+    metadata: Mapping[str, Any],
+    origin: Mapping[str, Any],
 ) -> None:
     vocabulary = dict(metadata["vocabulary"])
     if "path" in vocabulary:
         source = Path(data.cache_dir) / vocabulary["path"]
         (folder / source.name).write_bytes(source.read_bytes())
     description = {
-        "run_id": run_id,
+        **origin,
         **loading.describe_networks(objective),
         "vocabulary": vocabulary,
         "feature_lengths": dict(data.feature_lengths),

@@ -49,7 +49,7 @@ def score(
         "inputs": max_input_length or info["feature_lengths"]["inputs"],
         "targets": max_target_length or info["feature_lengths"]["targets"],
     }
-    name = name or reference_name(info)
+    name = name or reference_name(info, policy)
     score_splits(
         policy,
         params,
@@ -66,9 +66,10 @@ def score(
     )
 
 
-def reference_name(info: Mapping[str, Any]) -> str:
-    """The default name of a reference policy's scores."""
-    return f"{info.get('run_id', 'unnamed')}-{info['step']}"
+def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
+    """The default name of a reference policy's scores: its run and step, and what else of the policy changes log-probabilities."""
+    name = f"{info.get('run_id', 'unnamed')}-{info['step']}-{policy.config.dtype}"
+    return name if policy.value_token is None else f"{name}-without-{policy.value_token}"
 
 
 def score_splits(

@@ -39,8 +39,8 @@ def make_train_step(
       dropout: whether networks get a key at all.
 
     Returns:
-      A function of state, frozen parameters by role, and batch. Its metrics include ``finite`` (1 if loss and gradients are) and, per
-      role, the norms of gradient, update and parameters.
+      A function of state, frozen parameters by role, and batch. Its metrics include, per role, the norms of gradient, update and new
+      parameters, and ``finite``: 1 if loss and norms are.
     """
 
     def step(
@@ -51,17 +51,19 @@ def make_train_step(
         scale = 1.0 / jnp.maximum(output.weight, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
         params, opt_state, metrics = {}, {}, dict(output.metrics)
-        norms = []
+        measured = [output.loss_sum]
         for role, transformation in transformations.items():
             updates, opt_state[role] = transformation.update(
                 gradients[role], state.opt_state[role], state.params[role]
             )
             params[role] = optax.apply_updates(state.params[role], updates)
-            norms.append(optax.global_norm(gradients[role]))
-            metrics[f"{role}/gradient_norm"] = _scalar(norms[-1])
-            metrics[f"{role}/update_norm"] = _scalar(optax.global_norm(updates))
-            metrics[f"{role}/parameter_norm"] = _scalar(optax.global_norm(params[role]))
-        finite = jnp.isfinite(output.loss_sum) & jnp.all(jnp.isfinite(jnp.stack(norms)))
+            trees = {"gradient": gradients, "update": {role: updates}, "parameter": params}
+            for what, tree in trees.items():
+                norm = jnp.asarray(optax.tree.norm(tree[role]), jnp.float32)
+                metrics[f"{role}/{what}_norm"] = _scalar(norm)
+                measured.append(norm)
+        # The new parameters count too: a step whose update overflows must not reach a checkpoint.
+        finite = jnp.all(jnp.isfinite(jnp.stack(measured)))
         metrics["finite"] = _scalar(finite.astype(jnp.float32))
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
