@@ -44,11 +44,11 @@ class Scores(Protocol):
     """Log-probabilities and token counts per response, both float32 ``[examples, responses]``."""
 
     @property
-    def log_probs(self) -> Array:
+    def log_probs(self) -> Any:
         """Summed over the response's tokens, in nats."""
 
     @property
-    def lengths(self) -> Array:
+    def lengths(self) -> Any:
         """Tokens of the response."""
 
 
@@ -70,7 +70,7 @@ class ValuePredictor(Protocol):
     def init(self, rng: Array) -> Any:
         """Returns freshly initialised parameters."""
 
-    def values(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Array:
+    def values(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Any:
         """Returns ``[examples]`` values in units of reward; dropout only with an rng."""
 
 

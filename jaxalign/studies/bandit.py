@@ -157,7 +157,7 @@ def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
         jnp.asarray(bandit.rewards),
         temperature=temperature,
     )
-    optimal, log_policy = np.asarray(optimal, np.float64), np.asarray(log_policy, np.float64)
+    best, found = np.asarray(optimal, np.float64), np.asarray(log_policy, np.float64)
 
     def objective(log_probs: np.ndarray) -> float:
         ratio = log_probs - bandit.reference_log_probs
@@ -165,9 +165,9 @@ def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
             np.mean(np.sum(np.exp(log_probs) * (bandit.rewards - temperature * ratio), axis=-1))
         )
 
-    divergence = float(np.mean(np.sum(np.exp(optimal) * (optimal - log_policy), axis=-1)))
-    gain = objective(optimal) - objective(bandit.reference_log_probs)
-    return Outcome(divergence, (objective(optimal) - objective(log_policy)) / gain)
+    divergence = float(np.mean(np.sum(np.exp(best) * (best - found), axis=-1)))
+    gain = objective(best) - objective(bandit.reference_log_probs)
+    return Outcome(divergence, (objective(best) - objective(found)) / gain)
 
 
 def table(temperatures: tuple[float, ...], steps: int) -> str:
@@ -184,10 +184,17 @@ def table(temperatures: tuple[float, ...], steps: int) -> str:
         cells = []
         for tau in temperatures:
             outcome = judge(bandit, solve(bandit, methods(bandit, tau)[name], steps=steps), tau)
-            finite = np.isfinite(outcome.divergence)
-            cells.append(f"{outcome.divergence:.2g} / {outcome.lost:.1%}" if finite else "diverges")
+            cells.append(_cell(outcome))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(outcome: Outcome) -> str:
+    if not np.isfinite(outcome.divergence):
+        return "diverges"
+    # Below this float32 training cannot tell policies apart.
+    divergence = "< 1e-6" if abs(outcome.divergence) < 1e-6 else f"{outcome.divergence:.3f}"
+    return f"{divergence} / {max(outcome.lost, 0.0):.1%}"
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -91,7 +91,11 @@ def jobs(data: Path, folder: Path) -> list[Job]:
         name = source.name
         made.append(Job(f"{name}/data", functools.partial(_prepare, source, data), ()))
         made += [
-            Job(f"{name}/sft/seed{seed}", functools.partial(_sft, source, folder, seed), (f"{name}/data",))
+            Job(
+                f"{name}/sft/seed{seed}",
+                functools.partial(_sft, source, folder, seed),
+                (f"{name}/data",),
+            )
             for seed in SEEDS
         ]
         search = [
@@ -134,9 +138,13 @@ def _prepare(source: Source, data: Path, job: Path) -> dict[str, Any]:
             for row in map(json.loads, file):
                 held_out = prompt_fraction(row.get("group") or row["prompt"]) < 0.15
                 target = "test" if split == "dev" else "validation" if held_out else "train"
-                records[target].append(Record(row["prompt"], (row["response"],), (float(row["feedback"]),)))
+                records[target].append(
+                    Record(row["prompt"], (row["response"],), (float(row["feedback"]),))
+                )
     seen = {record.prompt for record in records["train"]}
-    records["validation"] = [record for record in records["validation"] if record.prompt not in seen]
+    records["validation"] = [
+        record for record in records["validation"] if record.prompt not in seen
+    ]
     for split, found in records.items():
         write_jsonl(found, str(job / f"{split}.jsonl"), "triplet")
     texts = dict.fromkeys(
@@ -167,7 +175,9 @@ def _sft(source: Source, folder: Path, seed: int, job: Path) -> dict[str, Any]:
         model_dir=str(job / "run"),
         objective=SFT(policy=POLICY),
         data=_task(source, folder, pack=True),
-        optimizer=adamw(2e-3, warmup_steps=100, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0),
+        optimizer=adamw(
+            2e-3, warmup_steps=100, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0
+        ),
         loop=_loop(SFT_STEPS, 100, "validation/loss"),
         batch_size=source.rows,
         random_seed=seed,
@@ -238,10 +248,14 @@ def _rank(
     train_rows = _rows(folder / source.name / "data" / "train.jsonl")
     opened = open_policy(str(run))
     prompts = [
-        encode_text(opened.vocabulary, row["prompt"], source.lengths["inputs"], long_prompts="truncate_left")
+        encode_text(
+            opened.vocabulary, row["prompt"], source.lengths["inputs"], long_prompts="truncate_left"
+        )
         for row in rows
     ]
-    responses = [[encode_text(opened.vocabulary, row["response"], source.lengths["targets"])] for row in rows]
+    responses = [
+        [encode_text(opened.vocabulary, row["response"], source.lengths["targets"])] for row in rows
+    ]
     log_probs = [
         score_responses(each.network, each.params, prompts, responses)[0][:, 0]
         for each in (opened, open_policy(str(reference)))
@@ -250,18 +264,22 @@ def _rank(
     if "value" in opened.info["networks"]:
         value = open_value(str(run))
         values = predict_values(value.network, value.params, prompts)
-    linear = TfidfRidge().fit(*(
-        [row[field] for row in train_rows] for field in ("prompt", "response", "feedback")
-    ))
+    texts = {field: [row[field] for row in rows] for field in ("prompt", "response")}
+    linear = TfidfRidge().fit(
+        [row["prompt"] for row in train_rows],
+        [row["response"] for row in train_rows],
+        np.array([row["feedback"] for row in train_rows]),
+    )
     methods = ranking_scores(
-        *log_probs,
-        [row["response"] for row in rows],
+        log_probs[0],
+        log_probs[1],
+        texts["response"],
         tau=tau,
         values=values,
-        linear=linear.predict([row["prompt"] for row in rows], [row["response"] for row in rows]),
+        linear=linear.predict(texts["prompt"], texts["response"]),
     )
     feedback = np.array([row["feedback"] for row in rows])
-    ranked = rank_methods(methods, feedback, [row["prompt"] for row in rows])
+    ranked = rank_methods(methods, feedback, texts["prompt"])
     return {name: ranking.to_dict() for name, ranking in ranked.items()}
 
 
@@ -272,14 +290,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with <source>.triplets.{train,dev}.jsonl")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with <source>.triplets.{train,dev}.jsonl"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/human_feedback"))
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the jobs, one core each")
-    parser.add_argument("--only", default="", help="run only jobs whose name starts with this, and what they need")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that share the jobs, one core each"
+    )
+    parser.add_argument(
+        "--only", default="", help="run only jobs whose name starts with this, and what they need"
+    )
     arguments = parser.parse_args()
     run_workers(
-        jobs(arguments.data, arguments.output), arguments.output, arguments.workers, only=arguments.only
+        jobs(arguments.data, arguments.output),
+        arguments.output,
+        arguments.workers,
+        only=arguments.only,
     )
 
 

@@ -1,6 +1,6 @@
 """The tables of the human-feedback study, from its run folder.
 
-    python -m jaxalign.studies.human_feedback_report --runs runs/human_feedback --output docs/results/human_feedback.md
+python -m jaxalign.studies.human_feedback_report --runs runs/human_feedback --output docs/results/human_feedback.md
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def source_table(folder: Path, source: Source) -> str:
         chosen = f"{'tau' if method == 'dro_v' else 'beta'} {strength:g}, lr {rate:g}"
         for score in results[0]["ranking"]:
             rankings = [result["ranking"][score] for result in results]
-            if score.startswith(("tau", "V ")):
-                rows.append(_row(f"{TITLES[method]}: {score}", rankings, chosen))
-            elif score == "policy log-prob":
+            if score.startswith(("tau", "V ")) or score == "policy log-prob":
                 rows.append(_row(f"{TITLES[method]}: {score}", rankings, chosen))
             elif score == "reference log-prob":
                 baselines[score] = rankings
@@ -89,7 +87,9 @@ def report(folder: Path) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/human_feedback"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/human_feedback.md"))
     arguments = parser.parse_args()

@@ -45,11 +45,17 @@ def work(folder: Path, jobs: Sequence[Job], *, poll_seconds: float = 2.0) -> Non
     """
     failed: set[str] = set()
     while True:
-        pending = [job for job in jobs if read_result(folder, job.name) is None and job.name not in failed]
+        pending = [
+            job for job in jobs if read_result(folder, job.name) is None and job.name not in failed
+        ]
         pending = [job for job in pending if not failed & set(job.needs)]
         if not pending:
             break
-        ready = [job for job in pending if all(read_result(folder, need) is not None for need in job.needs)]
+        ready = [
+            job
+            for job in pending
+            if all(read_result(folder, need) is not None for need in job.needs)
+        ]
         job = next((job for job in ready if _claim(folder / job.name)), None)
         if job is None:
             time.sleep(poll_seconds)

@@ -109,7 +109,13 @@ def jobs(source: Path, folder: Path) -> list[Job]:
     made = [Job("data", functools.partial(_prepare, source))]
     for seed in SEEDS:
         made.append(Job(f"sft/seed{seed}", functools.partial(_sft, folder, seed), ("data",)))
-        made.append(Job(f"samples/seed{seed}", functools.partial(_sample, folder, seed), (f"sft/seed{seed}",)))
+        made.append(
+            Job(
+                f"samples/seed{seed}",
+                functools.partial(_sample, folder, seed),
+                (f"sft/seed{seed}",),
+            )
+        )
     search = [
         Job(
             f"search/{name}/lr{rate:g}",
@@ -123,7 +129,9 @@ def jobs(source: Path, folder: Path) -> list[Job]:
     for seed in SEEDS:
         needs = (f"samples/seed{seed}", *(job.name for job in search))
         made += [
-            Job(f"final/{family}/seed{seed}", functools.partial(_final, folder, family, seed), needs)
+            Job(
+                f"final/{family}/seed{seed}", functools.partial(_final, folder, family, seed), needs
+            )
             for family in (*FAMILIES, *ABLATIONS)
         ]
     return made
@@ -133,7 +141,9 @@ def _prepare(source: Path, job: Path) -> dict[str, Any]:
     return {"acts": rnnlg_data.prepare(source, job, VOCAB_SIZE)}
 
 
-def _task(folder: Path, name: str, train_file: Path, validation_file: Path, cache: Path, **options: Any) -> TaskData:
+def _task(
+    folder: Path, name: str, train_file: Path, validation_file: Path, cache: Path, **options: Any
+) -> TaskData:
     return TaskData(
         task=name,
         cache_dir=str(cache),
@@ -172,7 +182,9 @@ def _sft(folder: Path, seed: int, job: Path) -> dict[str, Any]:
         model_dir=str(job / "run"),
         objective=SFT(policy=POLICY),
         data=data,
-        optimizer=adamw(2e-3, warmup_steps=200, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0),
+        optimizer=adamw(
+            2e-3, warmup_steps=200, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0
+        ),
         loop=_loop(SFT_STEPS),
         batch_size=16,
         random_seed=seed,
@@ -253,11 +265,19 @@ def _load(run: Path) -> tuple[Any, Any, Any]:
 
 
 def _generate(
-    policy: Any, params: Any, vocabulary: Any, prompts: list[str], *, samples: int = 0, seed: int = 0
+    policy: Any,
+    params: Any,
+    vocabulary: Any,
+    prompts: list[str],
+    *,
+    samples: int = 0,
+    seed: int = 0,
 ) -> list[list[list[int]]]:
     """Token ids ``[prompts][samples]``: greedy responses, or samples at temperature 1."""
     settings = DecodingSettings(
-        max_target_length=LENGTHS["targets"], num_samples=max(samples, 1), temperature=1.0 if samples else 0.0
+        max_target_length=LENGTHS["targets"],
+        num_samples=max(samples, 1),
+        temperature=1.0 if samples else 0.0,
     )
     encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
     # Prompts of one length together waste no encoder or decoder steps.
@@ -272,43 +292,59 @@ def _generate(
 
 
 def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
-    """Greedy and sampled responses on a split's acts, their rewards, and KL from the SFT policy by sampling."""
+    """Rewards of a split's acts, and KL from the SFT policy.
+
+    Judged are samples at temperature 1, one an act: that is the distribution which KL-regularised reward is about, and the greedy responses
+    of the SFT policy leave little to improve.
+    """
     prompts = rnnlg_data.acts(folder / "data", split)
     policy, params, vocabulary = _load(run)
     greedy = _generate(policy, params, vocabulary, prompts)
     sampled = _generate(policy, params, vocabulary, prompts, samples=1, seed=1)
-    texts = [vocabulary.decode(each[0]) for each in greedy]
-    sampled_texts = [vocabulary.decode(each[0]) for each in sampled]
     encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
     log_probs = [
         score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
         for weights in (params, _load(reference)[1])
     ]
+    texts = [vocabulary.decode(each[0]) for each in sampled]
     rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
+    likeliest = [vocabulary.decode(each[0]) for each in greedy]
+    best = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, likeliest, strict=True)]
     return {
         "reward": float(np.mean(rewards)),
         "slot_error_rate": rnnlg_data.slot_error_rate(prompts, texts),
-        "sampled_reward": float(
-            np.mean([rnnlg_data.feedback(act, text) for act, text in zip(prompts, sampled_texts, strict=True)])
-        ),
+        "greedy_reward": float(np.mean(best)),
+        "greedy_slot_error_rate": rnnlg_data.slot_error_rate(prompts, likeliest),
         "kl": kl_from_samples(*log_probs).to_dict(),
-        "length": float(np.mean([len(each[0]) for each in greedy])),
+        "length": float(np.mean([len(each[0]) for each in sampled])),
         "distinct_2": distinct_n(texts, 2),
         "rewards": [round(reward, 4) for reward in rewards],
         "responses": texts[:10],
+        "greedy_responses": likeliest[:10],
     }
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with rnnlg.seq2seq.{train,dev}.jsonl")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with rnnlg.seq2seq.{train,dev}.jsonl"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/rnnlg"))
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the jobs, one core each")
-    parser.add_argument("--only", default="", help="run only jobs whose name starts with this, and what they need")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that share the jobs, one core each"
+    )
+    parser.add_argument(
+        "--only", default="", help="run only jobs whose name starts with this, and what they need"
+    )
     arguments = parser.parse_args()
     run_workers(
-        jobs(arguments.data, arguments.output), arguments.output, arguments.workers, only=arguments.only
+        jobs(arguments.data, arguments.output),
+        arguments.output,
+        arguments.workers,
+        only=arguments.only,
     )
 
 

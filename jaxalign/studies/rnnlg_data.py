@@ -33,7 +33,9 @@ def prepare(source: Path, folder: Path, vocab_size: int) -> dict[str, int]:
         "train": [row for row in rows["train"] if row[0] not in validation],
         "validation": [row for row in rows["train"] if row[0] in validation],
         "test": [
-            row for row in rows["dev"] if row[0] not in known and slots.counted_slots(slots.parse_act(row[0]))
+            row
+            for row in rows["dev"]
+            if row[0] not in known and slots.counted_slots(slots.parse_act(row[0]))
         ],
     }
     for split, pairs in splits.items():

@@ -25,7 +25,7 @@ class TrainState:
       opt_state: role -> optax state.
     """
 
-    step: jax.Array
+    step: Any
     params: dict[str, Any]
     opt_state: dict[str, Any]
 
