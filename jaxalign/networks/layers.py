@@ -5,6 +5,7 @@ Parameters are float32 and carry T5X's names, shapes, initialisation and logical
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -146,12 +147,17 @@ class Attention(nn.Module):
         score_dtype = jnp.float32 if self.config.float32_attention_logits else q.dtype
         scores = jnp.einsum("bhqd,bhkd->bhqk", q.astype(score_dtype), keys.astype(score_dtype))
         scores = scores + bias.astype(score_dtype)
-        # Softmax, divided by its sum only after mixing: a pass over [queries, head_dim] instead of over [queries, keys].
-        maximum = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.exp(scores - maximum)
-        total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
-        weights = self.dropout(weights.astype(values.dtype), deterministic=deterministic)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values) * (1.0 / total).astype(values.dtype)
+        if values.dtype == jnp.float32:
+            # Divided by its sum only after mixing: a pass over [queries, head_dim] instead of over [queries, keys].
+            maximum = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+            weights = jnp.exp(scores - maximum)
+            scale = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+        else:  # in the order in which T5X rounds to bfloat16
+            weights, scale = jax.nn.softmax(scores, axis=-1).astype(values.dtype), None
+        weights = self.dropout(weights, deterministic=deterministic)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values)
+        if scale is not None:
+            mixed *= scale
         mixed = mixed.swapaxes(1, 2)
         return self.out(mixed.reshape(*queries.shape[:-1], -1))
 
@@ -171,12 +177,24 @@ class FeedForward(nn.Module):
         config = self.config
         dtype = config.activation_dtype
         gated = len(config.mlp_activations) > 1
-        hidden = None
-        for index, activation in enumerate(config.mlp_activations):
-            name = f"wi_{index}" if gated else "wi"
-            branch = Dense(config.mlp_dim, ("embed", "mlp"), _mlp_init, dtype, name=name)(x)
-            branch = _ACTIVATIONS[activation](branch)
-            hidden = branch if hidden is None else hidden * branch
+        branches = [
+            Dense(
+                config.mlp_dim,
+                ("embed", "mlp"),
+                _mlp_init,
+                dtype,
+                name=f"wi_{index}" if gated else "wi",
+            )(x)
+            for index in range(len(config.mlp_activations))
+        ]
+
+        def activate(branches: list[Array]) -> Array:
+            activations = (_ACTIVATIONS[name] for name in config.mlp_activations)
+            activated = [f(branch) for f, branch in zip(activations, branches, strict=True)]
+            return functools.reduce(jnp.multiply, activated)
+
+        # Recomputed by the backward pass: cheaper than writing and reading what the derivative of gelu needs.
+        hidden = jax.checkpoint(activate)(branches)
         hidden = length_dropout(config)(hidden, deterministic=deterministic)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         return Dense(config.emb_dim, ("mlp", "embed"), _mlp_init, dtype, name="wo")(hidden)

@@ -69,11 +69,12 @@ def report(folder: Path) -> str:
         "    python -m jaxalign.studies.human_feedback --data DATA --output runs/human_feedback --workers 2",
         "    python -m jaxalign.studies.human_feedback_report --runs runs/human_feedback --output docs/results/human_feedback.md",
         "",
-        "A T5 1.1 of one million parameters is fitted to all logged training responses (the reference); DRO-V and KTO (reference form) start",
-        f"from it, {UPDATES} updates at most, the checkpoint with the lowest loss on held-out groups kept. tau or beta out of",
-        f"{list(STRENGTHS['dro_v'])} or {list(STRENGTHS['kto'])} and the learning rate out of {list(LEARNING_RATES)} are chosen by Spearman",
-        "correlation on those held-out groups with seed 0; the tables show the dev files, mean ± sd over three seeds. AUC: good against bad",
-        "responses (thumbs; ratings above the median). Intervals resample prompts. TF-IDF is a ridge regression on words of prompt and response.",
+        "A T5 1.1 of one million parameters is fitted to all logged training responses (the reference). DRO-V and KTO",
+        f"(reference form) start from it, {UPDATES} updates at most, the checkpoint with the lowest loss on held-out groups",
+        f"kept. tau or beta out of {list(STRENGTHS['dro_v'])} or {list(STRENGTHS['kto'])} and the learning rate out of",
+        f"{list(LEARNING_RATES)} are chosen by Spearman correlation on those held-out groups with seed 0. The tables show",
+        "the dev files, mean ± sd over three seeds. AUC: good against bad responses (thumbs; ratings above the median).",
+        "Intervals resample prompts. TF-IDF is a ridge regression on words of prompt and response.",
         "",
     ]
     for source in SOURCES:
