@@ -1,0 +1,179 @@
+"""What the benchmarks share: measuring two workers in turn, and printing ratios.
+
+Each side of a comparison runs in a process of its own, so that thread pools and memory do not mix. The parent asks them in turn
+(A B A B ...) and reports the median and range of the ratios of neighbouring measurements; times of one side alone would say more
+about the machine's other work than about the program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# The T5 of all comparisons: 1.1 layout (gated gelu, untied), 6.8 million parameters.
+MODEL = {
+    "vocab_size": 1024,
+    "emb_dim": 256,
+    "num_heads": 4,
+    "head_dim": 64,
+    "mlp_dim": 512,
+    "num_encoder_layers": 4,
+    "num_decoder_layers": 4,
+}
+# What `make demo` trains, and so the highest step rate that data must keep up with.
+SMALLEST_MODEL = {
+    "vocab_size": 1024,
+    "emb_dim": 128,
+    "num_heads": 4,
+    "head_dim": 32,
+    "mlp_dim": 256,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+}
+
+
+class Worker:
+    """A child process that answers JSON requests, one line each, and otherwise sleeps."""
+
+    def __init__(self, script: str, arguments: Mapping[str, Any], threads: int):
+        environment = dict(os.environ, OMP_NUM_THREADS=str(threads), JAX_PLATFORMS="cpu")
+        self._process = subprocess.Popen(
+            [sys.executable, script, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        self.about = self._read()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """Let the process end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"A benchmark worker ended early: {self._process.args}")
+        return json.loads(line)
+
+
+def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[..., Any]]]) -> None:
+    """The worker's side: build from the arguments, answer requests until the parent closes the pipe.
+
+    Args:
+      start: from the arguments to what the parent should know at once, and a function that answers a request's keywords.
+    """
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print
+    about, answer = start(json.loads(sys.argv[1]))
+    answers.write(json.dumps(about) + "\n")
+    answers.flush()
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(**json.loads(line))) + "\n")
+        answers.flush()
+
+
+@dataclasses.dataclass
+class Clock:
+    """Wall and CPU seconds of a block, all threads of the process counted."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __enter__(self) -> Clock:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall = time.perf_counter() - self._wall
+        self.cpu = time.process_time() - self._cpu
+
+
+def run_for(seconds: float, step: Callable[[int], Any]) -> dict[str, float]:
+    """Call `step(0)`, `step(1)`, ... for at least `seconds`; returns calls, wall and CPU seconds."""
+    calls = 0
+    with Clock() as clock:
+        while calls == 0 or time.perf_counter() - clock._wall < seconds:
+            step(calls)
+            calls += 1
+    return {"calls": calls, "wall": clock.wall, "cpu": clock.cpu}
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Neighbouring measurements of two workers: rates of ours and theirs, in the same units."""
+
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Ours over theirs, pair by pair."""
+        return np.asarray(self.ours) / np.asarray(self.theirs)
+
+    def cells(self) -> list[str]:
+        """Median rates, median ratio, range of the ratio."""
+        ratios = self.ratios
+        return [
+            f"{np.median(self.ours):.1f}",
+            f"{np.median(self.theirs):.1f}",
+            f"{np.median(ratios):.2f}",
+            f"{ratios.min():.2f}-{ratios.max():.2f}",
+        ]
+
+
+def alternate(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> list[tuple[Any, Any]]:
+    """Measure both in turn, each pair in the other order than the one before."""
+    results = []
+    for index in range(pairs):
+        if index % 2:
+            second, first = theirs(), ours()
+            results.append((first, second))
+        else:
+            first = ours()
+            results.append((first, theirs()))
+    return results
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """An aligned table that is also Markdown; numbers to the right."""
+    rows = [list(map(str, row)) for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    print(f"\n{title}\n")
+    print(line(header))
+    print(line(["-" * width for width in widths]))
+    for row in rows:
+        print(line(row))
+    sys.stdout.flush()

@@ -1,0 +1,167 @@
+"""The data of the benchmarks: dense rows, and examples with the lengths of real tasks, the same for both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """A length mix.
+
+    Attributes:
+      name: of the data.
+      kind: record kind of its file.
+      file: in the data folder.
+      max_lengths: tokens of a prompt and of a response, at most; longer prompts keep their end.
+      examples: in a step of the padded side.
+      rows: of a packed batch, chosen so that it holds about as many examples.
+      row_lengths: encoder and decoder tokens of a packed row.
+      examples_per_row: at most, in a packed row.
+    """
+
+    name: str
+    kind: str
+    file: str
+    max_lengths: tuple[int, int]
+    examples: int
+    rows: int
+    row_lengths: tuple[int, int]
+    examples_per_row: int = 8
+
+
+MIXES = {
+    mix.name: mix
+    for mix in (
+        Mix("rnnlg", "seq2seq", "rnnlg.seq2seq.train.jsonl", (128, 128), 32, 7, (128, 128)),
+        Mix(
+            "taskmaster3",
+            "triplet",
+            "taskmaster3.triplets.train.jsonl",
+            (1024, 256),
+            16,
+            8,
+            (1024, 256),
+        ),
+        # Log-normal lengths like rnnlg's, for a machine without the data.
+        Mix("synthetic", "", "", (128, 128), 32, 7, (128, 128)),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Token ids of prompts and responses, each ending in EOS, with a reward and a reference log-probability."""
+
+    inputs: list[np.ndarray]
+    targets: list[np.ndarray]
+    rewards: np.ndarray
+    reference_log_probs: np.ndarray
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Encoder plus decoder tokens of every example."""
+        return np.asarray([len(x) + len(y) for x, y in zip(self.inputs, self.targets, strict=True)])
+
+    def take(self, indices: Any) -> Examples:
+        """Some of the examples."""
+        return Examples(
+            [self.inputs[i] for i in indices],
+            [self.targets[i] for i in indices],
+            self.rewards[indices],
+            self.reference_log_probs[indices],
+        )
+
+
+def dense(rows: int, length: int, vocab_size: int, seed: int = 0) -> Examples:
+    """Examples that fill their rows: prompts and responses of `length` tokens."""
+    return _random([length] * rows, [length] * rows, vocab_size, np.random.default_rng(seed))
+
+
+def mixed(
+    mix: Mix, data_dir: Path | None, work_dir: Path, vocab_size: int, limit: int = 2048
+) -> Examples | None:
+    """The first `limit` examples, shuffled, of a length mix; None if its file is absent.
+
+    Real tasks are tokenised with a SentencePiece model of 1,000 pieces, trained on the file.
+    """
+    rng = np.random.default_rng(0)
+    if not mix.file:
+        prompts = np.clip(np.exp(rng.normal(3.2, 0.45, limit)), 3, 128).astype(int)
+        responses = np.clip(np.exp(rng.normal(3.1, 0.5, limit)), 2, 128).astype(int)
+        return _random(prompts.tolist(), responses.tolist(), vocab_size, rng)
+    if data_dir is None or not (data_dir / mix.file).exists():
+        return None
+    from jaxalign.data import cache, sources, vocabularies
+    from jaxalign.data.pipeline import CachedSplit
+
+    file = str(data_dir / mix.file)
+    model = work_dir / f"{mix.name}.model"
+    if not model.exists():
+        vocabularies.train_vocabulary(file, str(model), vocab_size=1000, kind=mix.kind)
+    folder = str(work_dir / f"{mix.name}-{'-'.join(map(str, mix.max_lengths))}")
+    cache.cache_source(
+        sources.JsonlSource({"train": file}, mix.kind, duplicates="keep"),
+        folder,
+        name=mix.name,
+        vocabulary=vocabularies.vocabulary_from_spec(str(model)),
+        splits=("train",),
+        limits=cache.Limits(*mix.max_lengths, long_prompts="truncate_left", duplicates="keep"),
+    )
+    split = CachedSplit.open(folder, "train")
+    chosen = rng.permutation(len(split))[:limit]
+    examples = split.read(chosen.tolist())
+    responses = [example.target(0) for example in examples]
+    return Examples(
+        [example.inputs for example in examples],
+        responses,
+        rng.normal(size=len(chosen)).astype(np.float32),
+        np.asarray([-3.0 * len(response) for response in responses], np.float32),
+    )
+
+
+def _random(
+    prompts: list[int], responses: list[int], vocab_size: int, rng: np.random.Generator
+) -> Examples:
+    def tokens(length: int) -> np.ndarray:
+        return np.append(rng.integers(3, vocab_size, length - 1), 1).astype(np.int32)
+
+    return Examples(
+        [tokens(length) for length in prompts],
+        [tokens(length) for length in responses],
+        rng.normal(size=len(prompts)).astype(np.float32),
+        np.asarray([-3.0 * length for length in responses], np.float32),
+    )
+
+
+def save(examples: Examples, path: Path) -> None:
+    """Write examples for the workers; plain arrays, nothing pickled."""
+    np.savez(
+        path,
+        inputs=np.concatenate(examples.inputs),
+        targets=np.concatenate(examples.targets),
+        lengths=np.asarray(
+            [
+                [len(x) for x in examples.inputs],
+                [len(y) for y in examples.targets],
+            ]
+        ),
+        rewards=examples.rewards,
+        reference_log_probs=examples.reference_log_probs,
+    )
+
+
+def load(path: str) -> Examples:
+    """Inverse of `save`."""
+    with np.load(path, allow_pickle=False) as arrays:
+        prompts, responses = np.cumsum(arrays["lengths"], axis=1)
+        return Examples(
+            np.split(arrays["inputs"], prompts[:-1]),
+            np.split(arrays["targets"], responses[:-1]),
+            arrays["rewards"],
+            arrays["reference_log_probs"],
+        )
