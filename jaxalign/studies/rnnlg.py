@@ -34,7 +34,9 @@ from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
+from jaxalign.training.partitioning import make_mesh
 from jaxalign.training.run import train
+from jaxalign.training.score import score_splits
 
 SEEDS = (0, 1, 2)
 VOCAB_SIZE = 1000
@@ -116,18 +118,26 @@ def jobs(source: Path, folder: Path) -> list[Job]:
                 (f"sft/seed{seed}",),
             )
         )
+        made += [
+            Job(
+                f"scores/{data}/seed{seed}",
+                functools.partial(_score, folder, data, seed),
+                (f"samples/seed{seed}",),
+            )
+            for data in ("triplets", "pairs")
+        ]
     search = [
         Job(
             f"search/{name}/lr{rate:g}",
             functools.partial(_align, folder, name, 0, rate, "validation"),
-            ("samples/seed0",),
+            _scores(0),
         )
         for rate in LEARNING_RATES
         for name in METHODS
     ]
     made += search
     for seed in SEEDS:
-        needs = (f"samples/seed{seed}", *(job.name for job in search))
+        needs = (*_scores(seed), *(job.name for job in search))
         made += [
             Job(
                 f"final/{family}/seed{seed}", functools.partial(_final, folder, family, seed), needs
@@ -135,6 +145,10 @@ def jobs(source: Path, folder: Path) -> list[Job]:
             for family in (*FAMILIES, *ABLATIONS)
         ]
     return made
+
+
+def _scores(seed: int) -> tuple[str, ...]:
+    return f"scores/triplets/seed{seed}", f"scores/pairs/seed{seed}"
 
 
 def _prepare(source: Path, job: Path) -> dict[str, Any]:
@@ -203,21 +217,46 @@ def _sample(folder: Path, seed: int, job: Path) -> dict[str, Any]:
     return counts
 
 
+def _feedback_task(folder: Path, seed: int, data: str, kind: str) -> TaskData:
+    """The annotated samples of a seed, in one of their forms."""
+    samples = folder / f"samples/seed{seed}"
+    return _task(
+        folder,
+        f"rnnlg_{data}",
+        samples / f"{data}.train.jsonl",
+        samples / f"{data}.validation.jsonl",
+        samples / f"cache_{data}",
+        kind=kind,
+        eval_split="",
+    )
+
+
+def _score(folder: Path, data: str, seed: int, job: Path) -> dict[str, Any]:
+    task = _feedback_task(folder, seed, data, "pair" if data == "pairs" else "triplet")
+    metadata = task.prepare()
+    sft = open_policy(str(folder / f"sft/seed{seed}" / "run"))
+    score_splits(
+        sft.network,
+        sft.params,
+        task.cache_dir,
+        "sft",
+        splits=("train",),
+        feature_lengths=LENGTHS,
+        batch_size=32,
+        mesh=make_mesh(),
+        info={"run": str(sft.info["run_id"]), "step": sft.info["step"]},
+    )
+    return {"examples": metadata["num_examples"]}
+
+
 def _align(
     folder: Path, name: str, seed: int, learning_rate: float, split: str, job: Path
 ) -> dict[str, Any]:
     method = {**METHODS, **ABLATIONS}[name]
-    samples, sft = folder / f"samples/seed{seed}", folder / f"sft/seed{seed}" / "run"
-    data = _task(
-        folder,
-        f"rnnlg_{method.data}",
-        samples / f"{method.data}.train.jsonl",
-        samples / f"{method.data}.validation.jsonl",
-        samples / f"cache_{method.data}",
-        kind=method.kind,
-        eval_split="",
+    sft = folder / f"sft/seed{seed}" / "run"
+    data = dataclasses.replace(
+        _feedback_task(folder, seed, method.data, method.kind),
         pack=True,
-        max_examples_per_row=8,
         row_lengths=method.packing["row_lengths"],
     )
     summary = train(
@@ -228,6 +267,7 @@ def _align(
         loop=_loop(UPDATES),
         batch_size=method.packing["batch_size"],
         initial_checkpoint_path=str(sft),
+        reference_scores="sft",
         random_seed=seed,
     )
     return {

@@ -194,6 +194,7 @@ def restore_params(
     """
     run, found = find_checkpoint(path, step)
     folder = run / CHECKPOINTS / str(found) / "params"
+    _quieten()
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
@@ -304,8 +305,13 @@ def _with_shardings(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+def _quieten() -> None:
+    """Orbax warns of files that a checkpoint item, as opposed to a whole checkpoint, never has."""
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    _quieten()
     return ocp.CheckpointManager(folder.absolute(), options=options, item_names=_ITEMS)
 
 

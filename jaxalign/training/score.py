@@ -94,7 +94,7 @@ def score_splits(
       name: name of the set of scores.
       splits: names; all by default.
       feature_lengths: ``inputs`` and ``targets`` in tokens.
-      batch_size: global rows per forward pass.
+      batch_size: global rows per forward pass; short examples share rows.
       mesh: where to compute.
       info: JSON kept beside the scores.
       overwrite: score again what is there.
@@ -114,6 +114,7 @@ def score_splits(
             split,
             feature_lengths=feature_lengths,
             batch_size=batch_size,
+            pack=True,
             shuffle=False,
             num_epochs=1,
             drop_remainder=False,
