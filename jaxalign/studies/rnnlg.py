@@ -42,8 +42,8 @@ SEEDS = (0, 1, 2)
 VOCAB_SIZE = 1000
 LENGTHS = {"inputs": 96, "targets": 64}
 SAMPLES_PER_ACT = 4
-SFT_STEPS, UPDATES = 1500, 200
-LEARNING_RATES = (3e-4, 1e-3)
+SFT_STEPS, UPDATES = 1500, 300
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 KTO_BETAS = (0.1, 1.0, 5.0)
 
 CONFIG = T5Config(
@@ -263,7 +263,9 @@ def _align(
         model_dir=str(job / "run"),
         objective=method.objective(),
         data=data,
-        optimizer=adamw(learning_rate, warmup_steps=20, clip_norm=1.0),
+        optimizer=adamw(
+            learning_rate, warmup_steps=20, schedule="cosine", total_steps=UPDATES, clip_norm=1.0
+        ),
         loop=_loop(UPDATES),
         batch_size=method.packing["batch_size"],
         initial_checkpoint_path=str(sft),

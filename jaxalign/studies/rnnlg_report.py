@@ -182,7 +182,7 @@ def report(folder: Path) -> str:
             f"sentences ({SFT_STEPS:,} packed steps), then gives {SAMPLES_PER_ACT} samples per training act at temperature 1.",
             "Feedback is minus the fraction of slots that are wrong (missing or invented), counted exactly. Seed 0 has",
             f"{counts}; every method gets {UPDATES} updates of about",
-            "32 of these responses (packed rows), AdamW, from the SFT policy. Learning rate (and beta for KTO) are chosen",
+            "32 of these responses (packed rows), AdamW with cosine decay, from the SFT policy. Learning rate (and beta for KTO) are chosen",
             "on the validation acts with seed 0. The tables report samples at temperature 1 on the test acts, one an act,",
             "mean ± sd over seeds (each seed has its own SFT policy and its own feedback); a tie counts half; KL is from the",
             "SFT policy, by sampling. Ablations use DRO-V's learning rate.",
