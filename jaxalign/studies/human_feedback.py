@@ -9,7 +9,6 @@ from the training file by group; the dev file is only reported. Can be stopped a
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
@@ -27,14 +26,14 @@ from jaxalign.evaluation.batches import encode_text, predict_values, score_respo
 from jaxalign.evaluation.ranking import rank_methods, ranking_scores
 from jaxalign.evaluation.runs import open_policy, open_value
 from jaxalign.evaluation.tfidf import TfidfRidge
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.base import Objective
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
-from jaxalign.studies.jobs import Job, read_result, run_workers
+from jaxalign.studies.command_line import MINI_T5, run_study
+from jaxalign.studies.jobs import Job, read_result
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
@@ -45,17 +44,8 @@ SEEDS = (0, 1, 2)
 LEARNING_RATES = (1e-4, 3e-4)
 STRENGTHS = {"dro_v": (0.3, 1.0, 3.0), "kto": (0.1, 1.0, 5.0)}
 SFT_STEPS, UPDATES, CHECK_PERIOD = 800, 200, 40
-CONFIG = T5Config(
-    vocab_size=1024,
-    emb_dim=128,
-    num_heads=4,
-    head_dim=32,
-    mlp_dim=256,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    dropout_rate=0.1,
-    dtype="float32",
-)
+# SFT on a few thousand responses over-fits without dropout.
+CONFIG = dataclasses.replace(MINI_T5, dropout_rate=0.1)
 POLICY = Policy(CONFIG, logits_chunk_size=None)
 
 
@@ -290,26 +280,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with <source>.triplets.{train,dev}.jsonl"
-    )
-    parser.add_argument("--output", type=Path, default=Path("runs/human_feedback"))
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes that share the jobs, one core each"
-    )
-    parser.add_argument(
-        "--only", default="", help="run only jobs whose name starts with this, and what they need"
-    )
-    arguments = parser.parse_args()
-    run_workers(
-        jobs(arguments.data, arguments.output),
-        arguments.output,
-        arguments.workers,
-        only=arguments.only,
-    )
+    run_study(__doc__ or "", "human_feedback", jobs)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ python -m jaxalign.studies.human_feedback_report --runs runs/human_feedback --ou
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from jaxalign.evaluation.tables import markdown_table
+from jaxalign.studies.command_line import write_report
 from jaxalign.studies.human_feedback import (
     LEARNING_RATES,
     SEEDS,
@@ -88,16 +88,7 @@ def report(folder: Path) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/human_feedback"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/human_feedback.md"))
-    arguments = parser.parse_args()
-    text = report(arguments.runs)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text, encoding="utf-8")
-    print(text)
+    write_report(__doc__ or "", "human_feedback", report)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Every job leaves a ``result.json``; the command can be stopped and given again. 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from jaxalign.evaluation.batches import encode_text, response_tokens, score_resp
 from jaxalign.evaluation.runs import open_policy
 from jaxalign.evaluation.sampling import DecodingSettings, generate_tokens
 from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
 from jaxalign.objectives.base import Objective
@@ -29,7 +27,8 @@ from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
 from jaxalign.studies import rnnlg_data
-from jaxalign.studies.jobs import Job, read_result, run_workers
+from jaxalign.studies.command_line import MINI_T5, run_study
+from jaxalign.studies.jobs import Job, read_result
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
@@ -46,17 +45,7 @@ SFT_STEPS, UPDATES = 1500, 300
 LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 KTO_BETAS = (0.1, 1.0, 5.0)
 
-CONFIG = T5Config(
-    vocab_size=1024,
-    emb_dim=128,
-    num_heads=4,
-    head_dim=32,
-    mlp_dim=256,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    dropout_rate=0.0,
-    dtype="float32",
-)
+CONFIG = MINI_T5
 POLICY = Policy(CONFIG, logits_chunk_size=None)
 
 
@@ -368,26 +357,7 @@ def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="folder with rnnlg.seq2seq.{train,dev}.jsonl"
-    )
-    parser.add_argument("--output", type=Path, default=Path("runs/rnnlg"))
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes that share the jobs, one core each"
-    )
-    parser.add_argument(
-        "--only", default="", help="run only jobs whose name starts with this, and what they need"
-    )
-    arguments = parser.parse_args()
-    run_workers(
-        jobs(arguments.data, arguments.output),
-        arguments.output,
-        arguments.workers,
-        only=arguments.only,
-    )
+    run_study(__doc__ or "", "rnnlg", jobs)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m jaxalign.studies.rnnlg_report --runs runs/rnnlg --output docs/results/
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxalign.evaluation.statistics import win_points
 from jaxalign.evaluation.tables import markdown_table
+from jaxalign.studies.command_line import write_report
 from jaxalign.studies.jobs import read_result
 from jaxalign.studies.rnnlg import (
     ABLATIONS,
@@ -182,7 +182,8 @@ def report(folder: Path) -> str:
             f"sentences ({SFT_STEPS:,} packed steps), then gives {SAMPLES_PER_ACT} samples per training act at temperature 1.",
             "Feedback is minus the fraction of slots that are wrong (missing or invented), counted exactly. Seed 0 has",
             f"{counts}; every method gets {UPDATES} updates of about",
-            "32 of these responses (packed rows), AdamW with cosine decay, from the SFT policy. Learning rate (and beta for KTO) are chosen",
+            "32 of these responses (packed rows), AdamW with cosine decay, from the SFT policy.",
+            "Learning rate (and beta for KTO) are chosen",
             "on the validation acts with seed 0. The tables report samples at temperature 1 on the test acts, one an act,",
             "mean ± sd over seeds (each seed has its own SFT policy and its own feedback); a tie counts half; KL is from the",
             "SFT policy, by sampling. Ablations use DRO-V's learning rate.",
@@ -226,16 +227,7 @@ def _hours(folder: Path) -> float:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/rnnlg"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/rnnlg.md"))
-    arguments = parser.parse_args()
-    text = report(arguments.runs)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(text, encoding="utf-8")
-    print(text)
+    write_report(__doc__ or "", "rnnlg", report)
 
 
 if __name__ == "__main__":
