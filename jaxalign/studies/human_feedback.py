@@ -41,7 +41,7 @@ from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
 
 SEEDS = (0, 1, 2)
-LEARNING_RATES = (1e-4, 3e-4)
+LEARNING_RATES = (1e-4,)
 STRENGTHS = {"dro_v": (0.3, 1.0, 3.0), "kto": (0.1, 1.0, 5.0)}
 SFT_STEPS, UPDATES, CHECK_PERIOD = 800, 200, 40
 # SFT on a few thousand responses over-fits without dropout.
