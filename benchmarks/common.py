@@ -42,16 +42,21 @@ SMALLEST_MODEL = {
 
 
 class Worker:
-    """A child process that answers JSON requests, one line each, and otherwise sleeps."""
+    """A child process that answers JSON requests, one line each, and otherwise sleeps.
+
+    It is held on as many cores as it may have threads, which is also how XLA counts them.
+    """
 
     def __init__(self, script: str, arguments: Mapping[str, Any], threads: int):
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), JAX_PLATFORMS="cpu")
+        cores = sorted(os.sched_getaffinity(0))[-threads:]
         self._process = subprocess.Popen(
             [sys.executable, script, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
             text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         self.about = self._read()
 
@@ -146,7 +151,9 @@ class Comparison:
         ]
 
 
-def alternate(pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]) -> list[tuple[Any, Any]]:
+def alternate(
+    pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]
+) -> list[tuple[Any, Any]]:
     """Measure both in turn, each pair in the other order than the one before."""
     results = []
     for index in range(pairs):
@@ -171,7 +178,8 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         ]
         return "| " + " | ".join(padded) + " |"
 
-    print(f"\n{title}\n")
+    load = os.getloadavg()[1]
+    print(f"\n{title} (load average {load:.1f} on {os.cpu_count()} cores)\n")
     print(line(header))
     print(line(["-" * width for width in widths]))
     for row in rows:

@@ -132,7 +132,10 @@ def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]
         result = run_for(seconds, one)
         return {**result, "examples": seen[0], "tokens": seen[1], "memory": peak_memory()}
 
-    filled = [tokens / (b["encoder_input_tokens"].size + b["decoder_input_tokens"].size) for b, _, tokens in batches]
+    filled = [
+        tokens / (b["encoder_input_tokens"].size + b["decoder_input_tokens"].size)
+        for b, _, tokens in batches
+    ]
     sizes = sum(leaf.size for leaf in jax.tree.leaves(state.params["policy"]))
     return {
         "batches": len(batches),

@@ -80,7 +80,10 @@ def log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def dro_v_loss(
-    policy: torch.nn.Module, value: torch.nn.Module, batch: dict[str, torch.Tensor], tau: float = 1.0
+    policy: torch.nn.Module,
+    value: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    tau: float = 1.0,
 ) -> torch.Tensor:
     """Equations 7 and 8 of arXiv 2405.19107 as one loss, with cached reference log-probabilities."""
     logits = policy(

@@ -43,7 +43,9 @@ def main() -> None:
                 rows.append(measure(name, {**arguments, "objective": objective}, options))
     header = ("workload", "examples/s", "PyTorch", "ratio", "range", "tokens/s", "PyTorch")
     header += ("CPU-time ratio", "filled", "PyTorch", "peak MiB", "PyTorch")
-    print_table(f"Training steps, T5 with {MODEL}, AdamW, float32, {options.threads} threads", header, rows)
+    print_table(
+        f"Training steps, T5 with {MODEL}, AdamW, float32, {options.threads} threads", header, rows
+    )
 
 
 def prepare(name: str, data_dir: Path, folder: Path) -> dict[str, Any] | None:
@@ -58,7 +60,11 @@ def prepare(name: str, data_dir: Path, folder: Path) -> dict[str, Any] | None:
     if examples is None:
         return None
     save(examples, path)
-    packing = {"rows": mix.rows, "row_lengths": mix.row_lengths, "examples_per_row": mix.examples_per_row}
+    packing = {
+        "rows": mix.rows,
+        "row_lengths": mix.row_lengths,
+        "examples_per_row": mix.examples_per_row,
+    }
     return {**arguments, "examples": mix.examples, **packing}
 
 

@@ -31,7 +31,7 @@ class Mix:
     examples: int
     rows: int
     row_lengths: tuple[int, int]
-    examples_per_row: int = 8
+    examples_per_row: int = 16
 
 
 MIXES = {
@@ -42,10 +42,10 @@ MIXES = {
             "taskmaster3",
             "triplet",
             "taskmaster3.triplets.train.jsonl",
-            (1024, 256),
+            (1024, 128),
             16,
             8,
-            (1024, 256),
+            (1024, 128),
         ),
         # Log-normal lengths like rnnlg's, for a machine without the data.
         Mix("synthetic", "", "", (128, 128), 32, 7, (128, 128)),
