@@ -188,7 +188,7 @@ class FeedForward(nn.Module):
             for index in range(len(config.mlp_activations))
         ]
 
-        def activate(branches: list[Array]) -> Array:
+        def activate(branches: list[AnyArray]) -> AnyArray:
             activations = (_ACTIVATIONS[name] for name in config.mlp_activations)
             activated = [f(branch) for f, branch in zip(activations, branches, strict=True)]
             return functools.reduce(jnp.multiply, activated)

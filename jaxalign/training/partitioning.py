@@ -89,7 +89,8 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: list[Any] | None = None) 
 @contextlib.contextmanager
 def activate(mesh: Mesh) -> Iterator[None]:
     """Makes logical sharding constraints inside networks refer to a mesh while a function is traced."""
-    with mesh, nn.logical_axis_rules(LOGICAL_AXIS_RULES):
+    # `with mesh` alone would leave Flax's constraints without effect.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
         yield
 
 

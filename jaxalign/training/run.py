@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,7 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.base import Objective
-from jaxalign.training import checkpoints, loading, partitioning, score
+from jaxalign.training import checkpoints, loading, partitioning, run_folder, score
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
@@ -36,7 +33,6 @@ from jaxalign.training.step import jit_eval_step, jit_train_step, make_eval_step
 
 # Every device holds a copy of the parameters and a slice of the batch.
 ALL_DEVICES = MeshShape()
-_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "jaxalign")
 
 
 def train(
@@ -87,7 +83,7 @@ def train(
     partitioning.check_batch_size(device_mesh, batch_size, microbatches)
     metadata = data.prepare()
     _check_vocabulary(objective, data)
-    earlier = _earlier_launch(folder)
+    earlier = run_folder.earlier_launch(folder)
     run_id = earlier.get("run_id") or uuid.uuid4().hex[:12]
     start = earlier.get("initial_checkpoint")
     if start and initial_checkpoint_path and initial_checkpoint_step is None:
@@ -148,7 +144,9 @@ def train(
     start_info = {"initial_checkpoint": reference} if initial_checkpoint_path else {}
     primary = jax.process_index() == 0
     if primary:
-        _write_description(folder, objective, data, metadata, {"run_id": run_id, **start_info})
+        run_folder.write_description(
+            folder, objective, data, metadata, {"run_id": run_id, **start_info}
+        )
     with MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer:
         runner = Loop(
             step=step,
@@ -158,7 +156,12 @@ def train(
             model_dir=folder,
             writer=writer,
             checkpointer=checkpointer,
-            metadata={"run_id": run_id, "objective": objective.name, **_versions()},
+            metadata={
+                "run_id": run_id,
+                "objective": objective.name,
+                "gin": run_folder.gin_text(),
+                **run_folder.versions(),
+            },
             evaluators={
                 **_objective_evaluator(
                     objective,
@@ -178,9 +181,9 @@ def train(
             state = runner.run(state, iterator, iterator.get_state)
         finally:
             checkpointer.close()
-    summary = _summary(runner, state, metadata, started, loop)
+    summary = run_folder.summarize(runner, state, metadata, started, loop)
     if primary:
-        _write_gin(folder)
+        run_folder.write_gin(folder)
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
@@ -303,79 +306,3 @@ def _check_vocabulary(objective: Objective, data: TaskData) -> None:
             f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
             f"set VOCAB_SIZE to at least {size}"
         )
-
-
-def _earlier_launch(folder: Path) -> dict[str, Any]:
-    """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
-    written = (folder / loading.NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
-    return checkpoints.read_json(folder / loading.NETWORKS_FILE) if written else {}
-
-
-def _write_description(
-    folder: Path,
-    objective: Objective,
-    data: TaskData,
-    metadata: Mapping[str, Any],
-    origin: Mapping[str, Any],
-) -> None:
-    vocabulary = dict(metadata["vocabulary"])
-    if "path" in vocabulary:
-        source = Path(data.cache_dir) / vocabulary["path"]
-        (folder / source.name).write_bytes(source.read_bytes())
-    description = {
-        **origin,
-        **loading.describe_networks(objective),
-        "vocabulary": vocabulary,
-        "feature_lengths": dict(data.feature_lengths),
-        "reward": metadata.get("feedback") if data.standardize_rewards else None,
-        "task": data.task,
-    }
-    (folder / loading.NETWORKS_FILE).write_text(
-        json.dumps(description, indent=2) + "\n", encoding="utf-8"
-    )
-    (folder / "versions.json").write_text(
-        json.dumps(_versions(), indent=2) + "\n", encoding="utf-8"
-    )
-    _write_gin(folder)
-
-
-def _write_gin(folder: Path) -> None:
-    """The operative configuration, if gin drives this run; gin is never imported for it."""
-    gin = sys.modules.get("gin")
-    if gin is not None:
-        (folder / "config.gin").write_text(gin.operative_config_str(), encoding="utf-8")
-
-
-def _versions() -> dict[str, Any]:
-    packages = {}
-    for name in _VERSIONED:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            packages[name] = "not installed"
-    return {
-        "packages": packages,
-        "python": platform.python_version(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
-
-
-def _summary(
-    runner: Loop, state: TrainState, metadata: Mapping[str, Any], started: float, loop: LoopConfig
-) -> dict[str, Any]:
-    return {
-        "step": int(state.step),
-        "train_steps": loop.train_steps,
-        "objective": runner.objective_name,
-        "examples": runner.throughput.examples,
-        "tokens": runner.throughput.tokens,
-        "seconds": round(time.time() - started, 1),
-        "train": runner.last_training_metrics,
-        "evaluation": runner.evaluations,
-        "best": runner.best,
-        "data": {
-            "num_examples": metadata["num_examples"],
-            "rejected": metadata.get("rejected", {}),
-            "feedback": metadata.get("feedback"),
-        },
-    }

@@ -1,0 +1,126 @@
+"""What a run leaves in its folder besides metrics and checkpoints: who it is, what it ran with, how it ended."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign import __version__
+from jaxalign.objectives.base import Objective
+from jaxalign.training import checkpoints, loading
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import Loop, LoopConfig
+from jaxalign.training.state import TrainState
+
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def earlier_launch(folder: Path) -> dict[str, Any]:
+    """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
+    written = (folder / loading.NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
+    return checkpoints.read_json(folder / loading.NETWORKS_FILE) if written else {}
+
+
+def write_description(
+    folder: Path,
+    objective: Objective,
+    data: TaskData,
+    metadata: Mapping[str, Any],
+    origin: Mapping[str, Any],
+) -> None:
+    """Writes ``networks.json``, ``versions.json`` and ``config.gin``, and copies the vocabulary.
+
+    Args:
+      folder: the run folder.
+      objective: the method, with its networks.
+      data: the task.
+      metadata: of the task's cache.
+      origin: the run's id and where it started from.
+    """
+    vocabulary = dict(metadata["vocabulary"])
+    if "path" in vocabulary:
+        source = Path(data.cache_dir) / vocabulary["path"]
+        (folder / source.name).write_bytes(source.read_bytes())
+    description = {
+        **origin,
+        **loading.describe_networks(objective),
+        "vocabulary": vocabulary,
+        "feature_lengths": dict(data.feature_lengths),
+        "reward": metadata.get("feedback") if data.standardize_rewards else None,
+        "task": data.task,
+    }
+    (folder / loading.NETWORKS_FILE).write_text(
+        json.dumps(description, indent=2) + "\n", encoding="utf-8"
+    )
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    write_gin(folder)
+
+
+def gin_text() -> str:
+    """The operative configuration, if gin drives this run; gin is never imported for it."""
+    gin = sys.modules.get("gin")
+    return "" if gin is None else gin.operative_config_str()
+
+
+def write_gin(folder: Path) -> None:
+    """Writes the operative configuration to ``config.gin``."""
+    text = gin_text()
+    if text:
+        (folder / "config.gin").write_text(text, encoding="utf-8")
+
+
+def versions() -> dict[str, Any]:
+    """Packages, Python, devices and, in a checkout, the commit."""
+    packages = {"jaxalign": __version__}
+    for name in _VERSIONED:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "packages": packages,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package is run from; None if it is installed otherwise."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+def summarize(
+    runner: Loop, state: TrainState, metadata: Mapping[str, Any], started: float, loop: LoopConfig
+) -> dict[str, Any]:
+    """The content of ``summary.json``; ``started`` is the time the launch began."""
+    return {
+        "step": int(state.step),
+        "train_steps": loop.train_steps,
+        "objective": runner.objective_name,
+        "examples": runner.throughput.examples,
+        "tokens": runner.throughput.tokens,
+        "seconds": round(time.time() - started, 1),
+        "train": runner.last_training_metrics,
+        "evaluation": runner.evaluations,
+        "best": runner.best,
+        "data": {
+            "num_examples": metadata["num_examples"],
+            "rejected": metadata.get("rejected", {}),
+            "feedback": metadata.get("feedback"),
+        },
+    }
