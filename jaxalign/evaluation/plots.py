@@ -114,7 +114,7 @@ def plot_calibration(results: Mapping[str, Calibration], path: str | Path) -> st
             )
             axis.set_xlabel("V(prompt)")
             axis.set_title(f"{name}: r = {result.correlation:.2f}, slope = {result.slope:.2f}")
-            axis.legend(loc="upper left")
+            axis.legend(loc="best")
         axes[0, 0].set_ylabel("mean observed reward ± standard error")
         return _save(figure, path)
 
