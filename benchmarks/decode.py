@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from common import MODEL, Comparison, Worker, alternate, peak_memory, print_table, run_for, serve
 from workloads import dense, load, save
 
@@ -127,10 +126,9 @@ def start_torch(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
     import os
 
     import torch
+    from torch_steps import hf_config
     from transformers import T5ForConditionalGeneration
     from transformers.utils import logging
-
-    from torch_steps import hf_config
 
     logging.set_verbosity_error()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

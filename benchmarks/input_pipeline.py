@@ -110,9 +110,9 @@ def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]
         return about, lambda seconds: run_for(seconds, lambda _: next(batches))
 
     import jax
+    from jaxalign_steps import make_step
 
     from jaxalign.networks.config import T5Config
-    from jaxalign_steps import make_step
 
     batch = next(batches)
     step, state = make_step(T5Config(**SMALLEST_MODEL), "sft", batch)

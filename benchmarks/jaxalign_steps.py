@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-
 from common import peak_memory, run_for, serve
+from workloads import Examples, load
+
 from jaxalign.data.batches import make_batch
 from jaxalign.data.examples import make_example
 from jaxalign.data.packing import PackIndices
@@ -20,7 +21,6 @@ from jaxalign.objectives.sft import SFT
 from jaxalign.training import optimizers, partitioning
 from jaxalign.training import state as states
 from jaxalign.training import step as steps
-from workloads import Examples, load
 
 
 def batches_of(examples: Examples, arguments: dict[str, Any]) -> list[tuple[dict, int, int]]:

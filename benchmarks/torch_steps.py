@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import peak_memory, run_for, serve
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.utils import logging
-
-from common import peak_memory, run_for, serve
 from workloads import Examples, load
 
 

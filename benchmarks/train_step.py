@@ -9,7 +9,6 @@ mixes are packed here and padded to the longest of each batch there, as usual.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -86,7 +85,7 @@ def measure(name: str, arguments: dict[str, Any], options: argparse.Namespace) -
     memory = [f"{pairs[-1][side]['memory']:.0f}" for side in (0, 1)]
     for worker in (ours, theirs):
         worker.close()
-    return [
+    cells = [
         f"{name} {arguments['objective']}",
         *rates.cells(),
         *tokens.cells()[:2],
@@ -94,6 +93,8 @@ def measure(name: str, arguments: dict[str, Any], options: argparse.Namespace) -
         *(f"{worker.about['filled']:.0%}" for worker in (ours, theirs)),
         *memory,
     ]
+    print(" ".join(cells), file=sys.stderr, flush=True)
+    return cells
 
 
 def _rates(pairs: list[Any], amount: str, seconds: str) -> tuple[list[float], list[float]]:
