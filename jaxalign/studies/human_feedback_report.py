@@ -82,7 +82,7 @@ def report(folder: Path) -> str:
         if data is None:
             continue
         counts = ", ".join(f"{count:,} {split}" for split, count in data["responses"].items())
-        lines += [f"## {source.name}: {counts} responses", "", source_table(folder, source)]
+        lines += [f"## {source.name}: {counts} responses", "", source_table(folder, source), ""]
     return "\n".join(lines)
 
 

@@ -277,7 +277,8 @@ class Loop:
             return
         value = self.evaluations[metric]
         sign = 1 if self._config.checkpoint.best_mode == "max" else -1
-        if not self.best or sign * value > sign * self.best["value"]:
+        # Of equals the later one, for that is the one that Orbax keeps.
+        if not self.best or sign * value >= sign * self.best["value"]:
             self.best = {"step": step, "metric": metric, "value": value}
             if jax.process_index() == 0:
                 (self._model_dir / "best.json").write_text(json.dumps(self.best), encoding="utf-8")
