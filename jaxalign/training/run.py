@@ -98,6 +98,9 @@ def train(
         run_id,
     )
     if "reference_log_probs" in objective.required_fields():
+        # Before hours of scoring: does the task have the other fields?
+        probe = next(iter(data.training_dataset(batch_size, random_seed, None)))
+        objective.check_batch({**probe, "reference_log_probs": probe["response_mask"]})
         reference_scores = _ensure_reference_scores(
             objective, data, params, reference_scores, reference, device_mesh, batch_size
         )

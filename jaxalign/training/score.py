@@ -13,7 +13,6 @@ from jaxalign.data import pipeline, reference
 from jaxalign.data.cache import load_metadata
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
-from jaxalign.objectives.base import responses_of
 from jaxalign.training import partitioning
 from jaxalign.training.loading import load_policy
 from jaxalign.training.partitioning import MeshShape
@@ -124,7 +123,7 @@ def score_splits(
             with partitioning.activate(mesh):
                 values = np.asarray(compiled(params, partitioning.put_batch(mesh, batch)))
             ids = batch["example_ids"].reshape(-1)
-            mask = np.asarray(responses_of(batch, "response_mask")) > 0
+            mask = batch["response_mask"].reshape(-1, shape[1]) > 0
             present = ids >= 0
             scores[ids[present]] = np.where(mask, values, 0)[present]
         if not np.all(np.isfinite(scores)):
