@@ -70,7 +70,7 @@ class Source:
 
 SOURCES = (
     Source("nlg_ratings", {"inputs": 64, "targets": 64}, {"inputs": 128, "targets": 128}, 8, 4.75),
-    Source("taskmaster4", {"inputs": 256, "targets": 64}, {"inputs": 512, "targets": 128}, 8, 0.5),
+    Source("taskmaster4", {"inputs": 256, "targets": 128}, {"inputs": 512, "targets": 192}, 8, 0.5),
 )
 
 
