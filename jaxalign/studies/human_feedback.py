@@ -43,7 +43,6 @@ from jaxalign.training.run import train
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (1e-4,)
 STRENGTHS = {"dro_v": (0.3, 1.0, 3.0), "kto": (0.1, 1.0, 5.0)}
-SFT_STEPS, UPDATES, CHECK_PERIOD = 800, 200, 40
 # SFT on a few thousand responses over-fits without dropout.
 CONFIG = dataclasses.replace(MINI_T5, dropout_rate=0.1)
 POLICY = Policy(CONFIG, logits_chunk_size=None)
@@ -59,6 +58,8 @@ class Source:
       row_lengths: of packed rows.
       rows: rows of a batch; about 32 to 40 responses.
       desirable_threshold: feedback above it is desirable.
+      sft_steps: of the reference policy.
+      updates: of DRO-V and KTO; five checkpoints among them.
     """
 
     name: str
@@ -66,11 +67,29 @@ class Source:
     row_lengths: dict[str, int]
     rows: int
     desirable_threshold: float
+    sft_steps: int
+    updates: int
 
 
 SOURCES = (
-    Source("nlg_ratings", {"inputs": 64, "targets": 64}, {"inputs": 128, "targets": 128}, 8, 4.75),
-    Source("taskmaster4", {"inputs": 256, "targets": 128}, {"inputs": 512, "targets": 192}, 8, 0.5),
+    Source(
+        "nlg_ratings",
+        {"inputs": 64, "targets": 64},
+        {"inputs": 128, "targets": 128},
+        8,
+        4.75,
+        800,
+        200,
+    ),
+    Source(
+        "taskmaster4",
+        {"inputs": 256, "targets": 128},
+        {"inputs": 512, "targets": 192},
+        8,
+        0.5,
+        350,
+        100,
+    ),
 )
 
 
@@ -166,9 +185,9 @@ def _sft(source: Source, folder: Path, seed: int, job: Path) -> dict[str, Any]:
         objective=SFT(policy=POLICY),
         data=_task(source, folder, pack=True),
         optimizer=adamw(
-            2e-3, warmup_steps=100, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0
+            2e-3, warmup_steps=100, schedule="cosine", total_steps=source.sft_steps, clip_norm=1.0
         ),
-        loop=_loop(SFT_STEPS, 100, "validation/loss"),
+        loop=_loop(source.sft_steps, source.sft_steps // 5, "validation/loss"),
         batch_size=source.rows,
         random_seed=seed,
     )
@@ -210,7 +229,7 @@ def _align(
         objective=_objective(source, method, strength),
         data=_task(source, folder, pack=True),
         optimizer=adamw(learning_rate, warmup_steps=20, clip_norm=1.0),
-        loop=_loop(UPDATES, CHECK_PERIOD, "validation/loss"),
+        loop=_loop(source.updates, source.updates // 5, "validation/loss"),
         batch_size=source.rows,
         initial_checkpoint_path=str(reference),
         random_seed=seed,

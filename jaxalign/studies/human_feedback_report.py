@@ -15,7 +15,6 @@ from jaxalign.studies.human_feedback import (
     SEEDS,
     SOURCES,
     STRENGTHS,
-    UPDATES,
     Source,
     selected,
 )
@@ -70,8 +69,8 @@ def report(folder: Path) -> str:
         "    python -m jaxalign.studies.human_feedback_report --runs runs/human_feedback --output docs/results/human_feedback.md",
         "",
         "A T5 1.1 of one million parameters is fitted to all logged training responses (the reference). DRO-V and KTO",
-        f"(reference form) start from it, {UPDATES} updates at most, the checkpoint with the lowest loss on held-out groups",
-        f"kept. tau or beta out of {list(STRENGTHS['dro_v'])} or {list(STRENGTHS['kto'])} and the learning rate out of",
+        "(reference form) start from it; the checkpoint with the lowest loss on held-out groups is kept,",
+        f"one of five. tau or beta out of {list(STRENGTHS['dro_v'])} or {list(STRENGTHS['kto'])} and the learning rate out of",
         f"{list(LEARNING_RATES)} are chosen by Spearman correlation on those held-out groups with seed 0. The tables show",
         "the dev files, mean ± sd over three seeds. AUC: good against bad responses (thumbs; ratings above the median).",
         "Intervals resample prompts. TF-IDF is a ridge regression on words of prompt and response.",
@@ -82,7 +81,14 @@ def report(folder: Path) -> str:
         if data is None:
             continue
         counts = ", ".join(f"{count:,} {split}" for split, count in data["responses"].items())
-        lines += [f"## {source.name}: {counts} responses", "", source_table(folder, source), ""]
+        lines += [
+            f"## {source.name}: {counts} responses",
+            "",
+            f"{source.sft_steps} steps of SFT, {source.updates} updates of about 35 responses.",
+            "",
+            source_table(folder, source),
+            "",
+        ]
     return "\n".join(lines)
 
 
