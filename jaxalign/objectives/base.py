@@ -76,7 +76,7 @@ class ValuePredictor(Protocol):
 
 def responses_of(batch: Batch, field: str) -> PerResponse:
     """A per-response field ``[rows, examples per row, responses]`` as ``[examples, responses]``."""
-    array = batch[field]
+    array = jnp.asarray(batch[field])
     return array.reshape(-1, array.shape[-1])
 
 

@@ -1,6 +1,7 @@
 """Jobs run once, in the order of their needs, and go on after an interruption."""
 
-import os
+import subprocess
+import sys
 
 import pytest
 
@@ -40,12 +41,10 @@ def test_a_failure_stops_only_what_needs_it(tmp_path):
 
 
 def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
-    child = os.fork()
-    if child == 0:
-        os._exit(0)
-    os.waitpid(child, 0)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "claim").write_text(str(child))
+    (tmp_path / "a" / "claim").write_text(str(child.pid))
     calls = []
     work(tmp_path, [_job("a", calls)])
     assert calls == ["a"]
