@@ -1,0 +1,77 @@
+"""Runs that cannot work stop with a sentence before anything is computed; a run that dies starts afresh."""
+
+import json
+
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.objectives.dpo import DPO
+from jaxalign.objectives.sft import SFT
+from jaxalign.training import run as training
+from jaxalign.training import run_folder
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import LoopConfig
+from jaxalign.training.optimizers import sgd
+from jaxalign.training.partitioning import MeshShape
+
+
+@pytest.fixture(scope="module")
+def launch(feedback, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("refusals") / "cache"
+
+    def start(folder, objective=SFT, vocab_size=272, **options):
+        sizes = dict.fromkeys(("emb_dim", "num_heads", "head_dim", "mlp_dim"), 8)
+        layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+        policy = Policy(T5Config(vocab_size=vocab_size, **sizes, **layers))
+        return training.train(
+            model_dir=str(folder),
+            objective=objective(policy=policy),
+            data=TaskData(
+                task="tiny",
+                cache_dir=str(cache),
+                feature_lengths={"inputs": 16, "targets": 16},
+                train_file=str(feedback),
+            ),
+            optimizer=sgd(1e-2),
+            loop=LoopConfig(train_steps=1, progress=False),
+            **({"batch_size": 8} | options),
+        )
+
+    return start
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(launch, tmp_path):
+    with pytest.raises(
+        UserError, match=r"has \d+ tokens, but the model's vocab_size is 64; set VOCAB_SIZE"
+    ):
+        launch(tmp_path, vocab_size=64)
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused(launch, tmp_path):
+    with pytest.raises(UserError, match=r"mesh axis tensor of size 8 does not divide .*270"):
+        launch(tmp_path, vocab_size=270, mesh=MeshShape(tensor=8))
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(launch, tmp_path):
+    with pytest.raises(UserError, match="batch size 6 is not a multiple"):
+        launch(tmp_path, batch_size=6)
+
+
+def test_a_checkpoint_that_is_not_there_is_reported(launch, tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint under .*nowhere"):
+        launch(tmp_path / "run", initial_checkpoint_path=str(tmp_path / "nowhere"))
+
+
+def test_an_objective_that_the_task_cannot_feed_is_refused(launch, tmp_path):
+    with pytest.raises(UserError, match=r"objective dpo needs 2 response\(s\) per prompt"):
+        launch(tmp_path, objective=DPO, reference_scores=None)
+
+
+def test_a_folder_without_checkpoint_gets_a_new_run_id(tmp_path):
+    """Or scores of the parameters of a run that died would be taken for those of another."""
+    (tmp_path / "networks.json").write_text(json.dumps({"run_id": "old"}))
+    assert run_folder.earlier_launch(tmp_path) == {}
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    assert run_folder.earlier_launch(tmp_path)["run_id"] == "old"

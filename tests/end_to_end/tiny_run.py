@@ -1,0 +1,71 @@
+"""Trains a tiny DRO-V run from feedback in a JSON Lines file; a test kills it half-way.
+
+python tiny_run.py FEEDBACK CACHE_DIR MODEL_DIR TRAIN_STEPS [KILL_AT]
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import ValueNetwork
+from jaxalign.objectives.dro import DROV
+from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import LoopConfig
+from jaxalign.training.optimizers import adafactor
+from jaxalign.training.run import train
+
+CONFIG = T5Config(
+    vocab_size=272,
+    emb_dim=8,
+    num_heads=1,
+    head_dim=8,
+    mlp_dim=8,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    dropout_rate=0.1,
+    mlp_activations=("relu",),
+)
+
+
+def main(feedback: str, cache_dir: str, model_dir: str, steps: int, kill_at: int = 0) -> None:
+    def probe(step: int, params: object) -> dict[str, float]:
+        if step == kill_at:
+            assert (Path(model_dir) / "checkpoints" / "4").exists()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"probed": 1.0}
+
+    train(
+        model_dir=model_dir,
+        objective=DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG)),
+        data=TaskData(
+            task="tiny",
+            cache_dir=cache_dir,
+            feature_lengths={"inputs": 16, "targets": 16},
+            train_file=feedback,
+            pack=True,
+            max_examples_per_row=2,
+            row_lengths={"inputs": 24, "targets": 24},
+        ),
+        optimizer=adafactor(1e-3, warmup_steps=3),
+        loop=LoopConfig(
+            train_steps=steps,
+            log_period=3,
+            eval_period=6,
+            checkpoint=CheckpointPolicy(period=4),
+            progress=False,
+        ),
+        batch_size=4,
+        microbatches=2,
+        evaluators={"probe": probe},
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
