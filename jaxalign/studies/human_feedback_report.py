@@ -56,6 +56,7 @@ def _row(name: str, rankings: list[dict[str, Any]], chosen: str) -> dict[str, An
         "AUC": spread([ranking["auc"] for ranking in rankings]),
         "within-prompt pairs right": spread([ranking["pairwise_accuracy"] for ranking in rankings]),
         "pairs": first["pairs"],
+        "seeds": len(rankings),
         "chosen": chosen,
     }
 
