@@ -135,6 +135,15 @@ class Objective:
                 f"but the task has {responses}"
             )
 
+    def initial_statistics(self) -> dict[str, Any]:
+        """Numbers that the method carries from step to step (a running mean), in the role ``statistics``; none by default."""
+        return {}
+
+    def observe(self, params: Params, batch: Batch) -> dict[str, Any]:
+        """The role ``statistics`` after seeing the whole step's batch; called before its loss, in training only."""
+        del batch
+        return dict(params["statistics"])
+
     def prepare(self, params: Params, batch: Batch) -> Batch:
         """Adds statistics of the whole step's batch, without gradient. Called only if the batch is split into microbatches."""
         del params

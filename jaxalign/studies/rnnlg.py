@@ -19,12 +19,13 @@ from jaxalign.evaluation.batches import encode_text, response_tokens, score_resp
 from jaxalign.evaluation.runs import open_policy
 from jaxalign.evaluation.sampling import DecodingSettings, generate_tokens
 from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
+from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
 from jaxalign.objectives.base import Objective
-from jaxalign.objectives.dpo import DPO
 from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.kto import KTO
+from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.studies import rnnlg_data
 from jaxalign.studies.command_line import MINI_T5, run_study
@@ -79,7 +80,12 @@ def _kto(labels: str, beta: float) -> Callable[[], Objective]:
 METHODS: dict[str, Method] = {
     "dro_v": Method(_dro()),
     "dro_p": Method(lambda: DROP(policy=POLICY)),
-    "dpo": Method(lambda: DPO(policy=POLICY), "pairs", "pair", 2),
+    "dpo": Method(
+        lambda: Pairwise(policy=POLICY, loss_function=functools.partial(dpo_loss, beta=0.1)),
+        "pairs",
+        "pair",
+        2,
+    ),
     "filtered_sft": Method(lambda: SFT(policy=POLICY), "filtered", "seq2seq"),
     "best_of_4_sft": Method(lambda: SFT(policy=POLICY), "best", "seq2seq"),
     **{f"kto_paper_beta{beta:g}": Method(_kto("batch_mean", beta)) for beta in KTO_BETAS},

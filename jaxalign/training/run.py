@@ -227,6 +227,9 @@ def _initial_params(
         else:
             with partitioning.activate(mesh):
                 params[role] = jax.jit(network.init, out_shardings=places[role])(keys[role])
+    statistics = objective.initial_statistics()
+    if statistics:
+        params["statistics"] = jax.device_put(statistics, partitioning.replicated(mesh))
     # The reference is a copy: the policy's own buffers are donated to the step.
     frozen = {
         role: jax.tree.map(lambda leaf: leaf.copy(), params["policy"])

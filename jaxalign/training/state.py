@@ -21,8 +21,8 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, the number of finished updates.
-      params: role -> parameters, float32.
-      opt_state: role -> optax state.
+      params: role -> parameters, float32; the role ``statistics`` holds what an objective carries from step to step.
+      opt_state: trained role -> optax state.
     """
 
     step: Any
@@ -47,7 +47,7 @@ def create_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=dict(params),
-        opt_state={role: transformations[role].init(params[role]) for role in params},
+        opt_state={role: rule.init(params[role]) for role, rule in transformations.items()},
     )
 
 
@@ -68,6 +68,8 @@ def state_shardings(
     opt_state: dict[str, Any] = {}
     for role, shapes in abstract_state.params.items():
         params[role] = role_shardings(mesh, shapes, logical_axes.get(role))
+        if role not in abstract_state.opt_state:
+            continue
         opt_state[role] = partitioning.optimizer_state_shardings(
             mesh, abstract_state.opt_state[role], shapes, params[role]
         )

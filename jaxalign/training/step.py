@@ -47,10 +47,15 @@ def make_train_step(
         state: TrainState, frozen: Mapping[str, Any], batch: Batch
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if dropout else None
-        output, gradients = _accumulate(objective, state.params, frozen, batch, key, microbatches)
+        trained = {role: state.params[role] for role in transformations}
+        params = dict(state.params)
+        if "statistics" in params:
+            params["statistics"] = objective.observe({**frozen, **params}, batch)
+            frozen = {**frozen, "statistics": params["statistics"]}
+        output, gradients = _accumulate(objective, trained, frozen, batch, key, microbatches)
         scale = 1.0 / jnp.maximum(output.weight, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient * scale, gradients)
-        params, opt_state, metrics = {}, {}, dict(output.metrics)
+        opt_state, metrics = {}, dict(output.metrics)
         measured = [output.loss_sum]
         for role, transformation in transformations.items():
             updates, opt_state[role] = transformation.update(

@@ -1,13 +1,15 @@
 """Runs that cannot work stop with a sentence before anything is computed; a run that dies starts afresh."""
 
+import functools
 import json
 
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
-from jaxalign.objectives.dpo import DPO
+from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.training import run as training
 from jaxalign.training import run_folder
@@ -15,6 +17,8 @@ from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import sgd
 from jaxalign.training.partitioning import MeshShape
+
+DPO = functools.partial(dpo_loss, beta=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +70,11 @@ def test_a_checkpoint_that_is_not_there_is_reported(launch, tmp_path):
 
 def test_an_objective_that_the_task_cannot_feed_is_refused(launch, tmp_path):
     with pytest.raises(UserError, match=r"objective dpo needs 2 response\(s\) per prompt"):
-        launch(tmp_path, objective=DPO, reference_scores=None)
+        launch(
+            tmp_path,
+            objective=functools.partial(Pairwise, loss_function=DPO),
+            reference_scores=None,
+        )
 
 
 def test_a_folder_without_checkpoint_gets_a_new_run_id(tmp_path):

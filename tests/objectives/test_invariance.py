@@ -1,17 +1,19 @@
 """Laws that hold for every objective: microbatches, packing, padding and holes do not change the step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
 from jaxalign.networks.value_variants import ScalarValue, SentinelValue, ZeroValue
-from jaxalign.objectives.dpo import DPO
 from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.kto import KTO
+from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 
 UNUSED_TOKEN = 47
@@ -56,7 +58,12 @@ CASES = {
     "kto_batch_mean": Case(
         lambda policy, _: KTO(policy=policy, beta=2.0, labels="batch_mean"), responses=2
     ),
-    "dpo": Case(lambda policy, _: DPO(policy=policy, beta=0.5), responses=2),
+    "dpo": Case(
+        lambda policy, _: Pairwise(
+            policy=policy, loss_function=functools.partial(dpo_loss, beta=0.5)
+        ),
+        responses=2,
+    ),
 }
 
 

@@ -1,18 +1,23 @@
 """Options of the objectives: what they refuse, and what DRO's rescaling does under an optimizer that normalises gradients."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.value import ValueNetwork
-from jaxalign.objectives.dpo import DPO
 from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.kto import KTO
+from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step
+
+DPO = functools.partial(dpo_loss, beta=0.1)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +38,10 @@ from jaxalign.training.step import make_train_step
         ),
         (lambda p, v: DROP(policy=p, rescale="literal"), "DROP.rescale.*'literal'"),
         (lambda p, v: KTO(policy=p, labels="stars"), "KTO.labels.*'stars'"),
-        (lambda p, v: DPO(policy=p, reference="old"), "'cached' or 'live', not 'old'"),
+        (
+            lambda p, v: Pairwise(loss_function=DPO, policy=p, reference="old"),
+            "'cached' or 'live', not 'old'",
+        ),
     ],
 )
 def test_an_unknown_option_is_refused(toy, make, message):
@@ -45,12 +53,15 @@ def test_the_number_of_responses_is_checked(toy):
     with pytest.raises(
         UserError, match=r"objective dpo needs 2 response\(s\) per prompt, but the task has 1"
     ):
-        DPO(policy=toy.policy).check_batch(toy.batch(1))
+        Pairwise(loss_function=DPO, policy=toy.policy).check_batch(toy.batch(1))
     SFT(policy=toy.policy).check_batch(toy.batch(3))
 
 
 def test_live_scoring_needs_no_scores_and_a_frozen_reference(toy):
-    live, cached = (DPO(policy=toy.policy, reference=where) for where in ("live", "cached"))
+    live, cached = (
+        Pairwise(loss_function=DPO, policy=toy.policy, reference=where)
+        for where in ("live", "cached")
+    )
     assert live.frozen_roles() == ("reference",) and cached.frozen_roles() == ()
     batch = toy.batch(2)
     del batch["reference_log_probs"]
@@ -60,7 +71,7 @@ def test_live_scoring_needs_no_scores_and_a_frozen_reference(toy):
 def test_live_and_cached_reference_agree(toy, run_step):
     batch = toy.batch(2)
     live, cached = (
-        run_step(DPO(policy=toy.policy, reference=where), toy.params, batch)
+        run_step(Pairwise(loss_function=DPO, policy=toy.policy, reference=where), toy.params, batch)
         for where in ("live", "cached")
     )
     np.testing.assert_allclose(live.means["loss"], cached.means["loss"], rtol=1e-5)

@@ -1,15 +1,19 @@
 """Step 0, policy equal to reference: log-ratios are exactly 0 and every loss has the value the papers give."""
 
+import functools
 import math
 
 import jax
 import numpy as np
 import pytest
 
+from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.value_variants import SentinelValue
-from jaxalign.objectives.dpo import DPO
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
+from jaxalign.objectives.responses import Pairwise
+
+DPO = functools.partial(dpo_loss, beta=0.1)
 
 
 @pytest.fixture(scope="module", params=["cached", "live"])
@@ -33,7 +37,12 @@ def cached_elsewhere(toy, responses, per_row):
 
 def test_dpo_starts_at_ln_2(toy, start, run_step, reference):
     batch = cached_elsewhere(toy, 2, per_row=2)
-    step = run_step(DPO(policy=toy.policy, reference=reference), start, batch, microbatches=2)
+    step = run_step(
+        Pairwise(loss_function=DPO, policy=toy.policy, reference=reference),
+        start,
+        batch,
+        microbatches=2,
+    )
     assert step.means["log_ratio_squared"] == 0
     assert step.means["margin"] == 0
     assert step.means["loss"] == np.float32(math.log(2))
@@ -60,5 +69,7 @@ def test_dro_starts_with_the_reward_as_its_target(make_toy, run_step):
 
 def test_the_gradient_at_the_start_is_not_zero(toy, start, run_step):
     """What is rounded off is the log-ratio's value, not its gradient."""
-    step = run_step(DPO(policy=toy.policy), start, toy.batch(2, moved=False))
+    step = run_step(
+        Pairwise(loss_function=DPO, policy=toy.policy), start, toy.batch(2, moved=False)
+    )
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(step.gradients)) > 1e-3

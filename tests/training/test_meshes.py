@@ -1,5 +1,7 @@
 """Every arrangement of devices trains the same."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,14 +10,17 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxalign.errors import UserError
-from jaxalign.objectives.dpo import DPO
+from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
+from jaxalign.objectives.responses import Pairwise
 from jaxalign.training import partitioning
 from jaxalign.training.optimizers import adafactor, adamw
 from jaxalign.training.partitioning import MeshShape, check_batch_size, make_mesh
 from jaxalign.training.state import build_transformations, create_state, state_shardings
 from jaxalign.training.step import jit_train_step, make_train_step
+
+DPO = functools.partial(dpo_loss, beta=0.1)
 
 MESHES = {
     "data2": (MeshShape(data=2), 2),
@@ -71,7 +76,7 @@ def test_kto_reference_point_is_that_of_the_global_batch(world):
 
 def test_log_ratios_are_zero_at_the_start_on_a_sharded_mesh(world):
     """The reference shares the policy's parameters; the mesh splits every reduction."""
-    objective = DPO(policy=world.policy, reference="live")
+    objective = Pairwise(loss_function=DPO, policy=world.policy, reference="live")
 
     class Twins(type(world)):
         def params(self):

@@ -1,0 +1,70 @@
+"""What a loss function needs of a batch beyond the arrays its parameters name, declared beside the function."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_ATTRIBUTE = "batch_requirements"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """Checked on the host before anything compiles.
+
+    Attributes:
+      min_responses: responses per prompt.
+      distinct_prompts: the batch must hold at least two prompts.
+      probabilities: fields of the first response, or of all, that must lie in [0, 1]; by the names of parameters.
+      nonnegative: fields that must not be negative; by the names of parameters.
+    """
+
+    min_responses: int = 1
+    distinct_prompts: bool = False
+    probabilities: tuple[str, ...] = ()
+    nonnegative: tuple[str, ...] = ()
+
+
+def requires(**requirements: Any) -> Callable[[Function], Function]:
+    """Decorator that declares the `Requirements` of a loss function."""
+
+    def declare(function: Function) -> Function:
+        setattr(function, _ATTRIBUTE, Requirements(**requirements))
+        return function
+
+    return declare
+
+
+def requirements_of(function: Callable[..., Any]) -> Requirements:
+    """The declared requirements, also through `functools.partial`; none by default."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(inspect.unwrap(function), _ATTRIBUTE, Requirements())
+
+
+def quantities_of(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the arrays a loss function reads: its positional parameters, the required ones and those with a default.
+
+    Keyword-only parameters are hyperparameters and not listed.
+    """
+    bound: set[str] = set()
+    while isinstance(function, functools.partial):
+        bound |= set(function.keywords)
+        function = function.func
+    required, optional = [], []
+    for name, parameter in inspect.signature(function).parameters.items():
+        positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if positional and name not in bound:
+            (required if parameter.default is parameter.empty else optional).append(name)
+    return tuple(required), tuple(optional)
+
+
+def method_name(function: Callable[..., Any]) -> str:
+    """``ipo`` for ``ipo_loss``; for error messages and metrics."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(function.__name__).removesuffix("_loss")
