@@ -119,7 +119,7 @@ class ValueNetwork:
             "encoder": jax.tree.map(jnp.copy, policy_params["encoder"]),
             "head": _initialise_head(self.config.emb_dim, rng),
         }
-        _require_same_shapes(params, self.abstract_params())
+        require_same_shapes(params, self.abstract_params())
         return params
 
     def abstract_params(self) -> Params:
@@ -206,7 +206,8 @@ def _initialise_head(emb_dim: int, rng: PRNGKeyArray) -> Params:
     return nn.meta.unbox(_boxed_head(emb_dim, rng))
 
 
-def _require_same_shapes(params: Any, expected: Any) -> None:
+def require_same_shapes(params: Any, expected: Any) -> None:
+    """Raises ValueError, naming the first parameter whose name or shape differs."""
     found = {
         jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)
     }
@@ -216,6 +217,6 @@ def _require_same_shapes(params: Any, expected: Any) -> None:
     for path in sorted(found.keys() | wanted.keys()):
         if found.get(path) != wanted.get(path):
             raise ValueError(
-                f"The value network cannot start from this policy: parameter {path} has shape {found.get(path)}, "
+                f"A network cannot start from this policy: parameter {path} has shape {found.get(path)}, "
                 f"expected {wanted.get(path)}. Sizes and scan_layers of both must agree."
             )

@@ -1,0 +1,113 @@
+"""A reward from a few interpretable scores of a response, given by experts or by another model, instead of from its text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxalign.networks.shapes import Batch, Params, PerResponse
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+FORMS = ("clean", "released")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureReward:
+    """phi(scores): a linear map or a small MLP, float32 (arXiv 2402.15473, where phi reads seven scores of a summary).
+
+    Attributes:
+      num_features: scores of a response.
+      hidden: widths of hidden layers; without any, phi is linear, starts at 0 and has no bias.
+      activation: 'tanh', 'relu' or 'sigmoid', after hidden layers.
+      scale: scores are divided by it; 5 for ratings up to 5.
+      form: 'clean' applies the activation after every hidden layer; 'released', as the public code does, after the first hidden layer
+        and after the output, which for relu stops learning where phi < 0.
+    """
+
+    num_features: int
+    hidden: tuple[int, ...] = ()
+    activation: str = "tanh"
+    scale: float = 1.0
+    form: str = "clean"
+
+    kind: ClassVar[str] = "features"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.num_features < 1 or any(width < 1 for width in self.hidden):
+            raise ValueError(
+                f"FeatureReward needs positive sizes, not num_features={self.num_features} and hidden={self.hidden}."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"FeatureReward.activation is {self.activation!r}; it must be one of {', '.join(ACTIVATIONS)}."
+            )
+        if self.form not in FORMS:
+            raise ValueError(f"FeatureReward.form is {self.form!r}; it must be one of {FORMS}.")
+        if not self.scale > 0:
+            raise ValueError(f"FeatureReward.scale is {self.scale}; it must be positive.")
+
+    def init(self, rng: PRNGKeyArray) -> Params:
+        """``{'head': {'layer_0': {'kernel', 'bias'}, ...}}``; under ``head`` so that no optimizer scales updates by its size."""
+        if not self.hidden and self.form == "clean":
+            return {"head": {"layer_0": {"kernel": jnp.zeros((self.num_features, 1), jnp.float32)}}}
+        sizes = (self.num_features, *self.hidden, 1)
+        keys = jax.random.split(rng, len(sizes) - 1)
+        glorot = jax.nn.initializers.glorot_normal()
+        return {
+            "head": {
+                f"layer_{index}": {
+                    "kernel": glorot(key, sizes[index : index + 2], jnp.float32),
+                    "bias": jnp.zeros(sizes[index + 1], jnp.float32),
+                }
+                for index, key in enumerate(keys)
+            }
+        }
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, without making them."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def logical_axes(self) -> Params:
+        """Everything is replicated."""
+        return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), self.abstract_params())
+
+    def description(self) -> dict[str, Any]:
+        """JSON from which `jaxalign.training.loading` builds the network again."""
+        return {"kind": self.kind, **dataclasses.asdict(self), "hidden": list(self.hidden)}
+
+    def rewards(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> PerResponse:
+        """phi of the batch field ``scores`` of all responses; there is no dropout."""
+        del rng
+        scores = jnp.asarray(batch["scores"])
+        return self.phi(params, scores.reshape(-1, *scores.shape[2:]))
+
+    def phi(
+        self, params: Params, scores: Float[Array, "*batch features"]
+    ) -> Float[Array, "*batch"]:
+        """The reward of each vector of scores."""
+        layers = params["head"]
+        activate = ACTIVATIONS[self.activation]
+        x = scores / self.scale
+        for index in range(len(layers)):
+            layer = layers[f"layer_{index}"]
+            # A sum instead of a matmul: full float32 on every backend, and the layers are tiny.
+            x = jnp.sum(x[..., :, None] * layer["kernel"], axis=-2) + layer.get("bias", 0.0)
+            hidden = index < len(layers) - 1
+            first_or_last = index == 0 or not hidden
+            if first_or_last if self.form == "released" else hidden:
+                x = activate(x)
+        return x[..., 0]
+
+    def penalty(self, params: Params) -> Float[Array, ""]:
+        """The sum of the squared weights, biases left out."""
+        return jnp.sum(
+            jnp.stack([jnp.sum(jnp.square(layer["kernel"])) for layer in params["head"].values()])
+        )

@@ -1,0 +1,244 @@
+"""Reward networks: a scalar for every response to a prompt, from a T5's encoder over both texts or from its decoder's states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.shapes import AnyArray, Batch, Decoded, Params, PerResponse, Tokens
+from jaxalign.networks.value import PromptValue, ValueNetwork, require_same_shapes
+
+Spans = Int[Array, "rows segments"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardNetwork:
+    """r(x, y) from a T5 encoder that reads prompt and response as one text: masked mean of its states, float32 linear head.
+
+    The parameters are those of a `ValueNetwork`; only what the encoder reads differs. Each response gets a row of its own, with its
+    prompt's tokens, then its own, both with their EOS; so neither packing nor the other responses change its reward.
+
+    Attributes:
+      config: the network; only its encoder half is used.
+      max_length: tokens of prompt and response together that the encoder reads; where they are more, the prompt's beginning is left
+        out. None reads everything, in rows as long as an encoder and a decoder row of the batch together; for several responses per
+        prompt most of that is padding, and the sum of the task's feature lengths is enough.
+    """
+
+    config: T5Config
+    max_length: int | None = None
+
+    kind: ClassVar[str] = "encoder"
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(
+                f"RewardNetwork.max_length is {self.max_length}; it must be at least 1, or None."
+            )
+
+    def init(self, rng: PRNGKeyArray) -> Params:
+        """Random parameters ``{'token_embedder', 'encoder', 'head'}``."""
+        return self._twin.init(rng)
+
+    def from_policy(self, rng: PRNGKeyArray, policy_params: Params) -> Params:
+        """Embedding and encoder copied from a policy, and a new random head; ValueError if sizes differ."""
+        return self._twin.from_policy(rng, policy_params)
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, without making them."""
+        return self._twin.abstract_params()
+
+    def logical_axes(self) -> Params:
+        """A PartitionSpec of logical axis names for every parameter."""
+        return self._twin.logical_axes()
+
+    def description(self) -> dict[str, Any]:
+        """JSON from which `jaxalign.training.loading` builds the network again."""
+        return {"kind": self.kind, "config": self.config.to_dict(), "max_length": self.max_length}
+
+    def rewards(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> PerResponse:
+        """Rewards of all responses; `rng` switches dropout on. Absent responses get the head's bias."""
+        tokens, segment_ids = joined_rows(batch, self.max_length)
+        rewards = PromptValue(self.config).apply(
+            {"params": params},
+            tokens,
+            segment_ids,
+            1,
+            deterministic=rng is None,
+            rngs=None if rng is None else {"dropout": rng},
+        )
+        return rewards.reshape(-1, batch["response_mask"].shape[2])
+
+    @property
+    def _twin(self) -> ValueNetwork:
+        return ValueNetwork(self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderRewardNetwork:
+    """r(x, y) from the decoder's state at the response's last token, by a float32 linear head without bias.
+
+    That state has read the prompt and all of the response but its EOS. The states of earlier positions are representations of prefixes,
+    which `jaxalign.losses.goal_conditioning` trains.
+
+    Attributes:
+      config: the network; all of it but the vocabulary projection is used.
+    """
+
+    config: T5Config
+
+    kind: ClassVar[str] = "decoder"
+
+    def init(self, rng: PRNGKeyArray) -> Params:
+        """Random parameters ``{'token_embedder', 'encoder', 'decoder', 'head'}``."""
+        trunk_rng, head_rng = jax.random.split(rng)
+        return self._with_head(self._trunk.init(trunk_rng), head_rng)
+
+    def from_policy(self, rng: PRNGKeyArray, policy_params: Params) -> Params:
+        """A policy's parameters without its vocabulary projection, and a new random head; ValueError if sizes differ."""
+        params = self._with_head(jax.tree.map(jnp.copy, policy_params), rng)
+        require_same_shapes(params, self.abstract_params())
+        return params
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, without making them."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def logical_axes(self) -> Params:
+        """A PartitionSpec of logical axis names for every parameter."""
+        head = {"kernel": PartitionSpec("embed", None)}
+        return {**_without_projection(self._trunk.logical_axes()), "head": head}
+
+    def description(self) -> dict[str, Any]:
+        """JSON from which `jaxalign.training.loading` builds the network again."""
+        return {"kind": self.kind, "config": self.config.to_dict()}
+
+    def states(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Decoded:
+        """The decoder's states, one a target position; `rng` switches dropout on."""
+        return self._trunk.decode(params, batch, rng=rng)
+
+    def head(self, params: Params, states: Float[AnyArray, "*batch emb"]) -> Array:
+        """The reward read at any state, in float32."""
+        # A sum instead of a matmul: full float32 on every backend.
+        return jnp.sum(states.astype(jnp.float32) * params["head"]["kernel"][:, 0], axis=-1)
+
+    def rewards(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> PerResponse:
+        """Rewards of all responses; `rng` switches dropout on. 0 for absent responses."""
+        return self.rewards_of(params, self.states(params, batch, rng=rng), batch)
+
+    def rewards_of(self, params: Params, states: Decoded, batch: Batch) -> PerResponse:
+        """`rewards`, from states that are there already."""
+        _, lengths = response_spans(batch)
+        rewards = self.head(params, last_states(states, batch))
+        return jnp.where(lengths > 0, rewards, 0.0)
+
+    def prefix_states(
+        self, params: Params, batch: Batch
+    ) -> tuple[
+        Float[Array, "examples responses target emb"], Bool[Array, "examples responses target"]
+    ]:
+        """The states of every response side by side, from its first position on, and where there are any."""
+        starts, lengths = response_spans(batch)
+        states = self.states(params, batch)
+        positions = jnp.broadcast_to(jnp.arange(states.shape[1]), (*starts.shape, states.shape[1]))
+        gathered = states_at(states, batch, positions)
+        return gathered, positions < lengths[..., None]
+
+    @property
+    def _trunk(self) -> Policy:
+        return Policy(self.config)
+
+    def _with_head(self, policy_params: Params, rng: PRNGKeyArray) -> Params:
+        emb_dim = self.config.emb_dim
+        # The scale of the public code (arXiv 2407.13887).
+        kernel = jax.random.normal(rng, (emb_dim, 1), jnp.float32) / (emb_dim + 1)
+        return {**_without_projection(policy_params), "head": {"kernel": kernel}}
+
+
+def segment_spans(segment_ids: Tokens, num_segments: int) -> tuple[Spans, Spans]:
+    """Where segments 1..num_segments start in their row, and how many tokens they have; segments are contiguous."""
+    member = segment_ids[:, :, None] == jnp.arange(1, num_segments + 1)
+    return jnp.argmax(member, axis=1), jnp.sum(member, axis=1)
+
+
+def response_spans(
+    batch: Batch,
+) -> tuple[Int[Array, "examples responses"], Int[Array, "examples responses"]]:
+    """Where every response starts in its decoder row, and how many tokens it has; 0 and 0 if there is none."""
+    _, num_examples, num_responses = batch["response_mask"].shape
+    starts, lengths = segment_spans(batch["decoder_segment_ids"], num_examples * num_responses)
+    return starts.reshape(-1, num_responses), lengths.reshape(-1, num_responses)
+
+
+def joined_rows(batch: Batch, max_length: int | None = None) -> tuple[Tokens, Tokens]:
+    """One row for every response a batch has room for: its prompt's tokens and then its own, contiguous from position 0.
+
+    Args:
+      batch: as the data pipeline makes it.
+      max_length: tokens of a row; by default an encoder row and a decoder row together, which holds everything. Of what is longer,
+        the beginning is left out.
+
+    Returns:
+      Tokens and segment ids (1, and 0 on padding), ``[rows * examples per row * responses, length]``.
+    """
+    rows, num_examples, num_responses = batch["response_mask"].shape
+    prompts, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+    per_response = [
+        jnp.repeat(array, num_responses, axis=1)
+        for array in segment_spans(batch["encoder_segment_ids"], num_examples)
+    ]
+    response_starts, response_lengths = segment_spans(
+        batch["decoder_segment_ids"], num_examples * num_responses
+    )
+    prompt_starts, prompt_lengths = per_response
+    prompt_lengths = jnp.where(response_lengths > 0, prompt_lengths, 0)
+    totals = prompt_lengths + response_lengths
+    length = prompts.shape[1] + targets.shape[1]
+    length = length if max_length is None else min(length, max_length)
+    # Position of each place of the new row in the joined text.
+    places = jnp.arange(length) + jnp.maximum(totals - length, 0)[:, :, None]
+    from_prompt = _take(prompts, prompt_starts[:, :, None] + places)
+    from_response = _take(targets, (response_starts - prompt_lengths)[:, :, None] + places)
+    exists = places < totals[:, :, None]
+    tokens = jnp.where(places < prompt_lengths[:, :, None], from_prompt, from_response)
+    shape = (rows * num_examples * num_responses, length)
+    return jnp.where(exists, tokens, 0).reshape(shape), exists.astype(jnp.int32).reshape(shape)
+
+
+def states_at(
+    states: Decoded, batch: Batch, positions: Int[Array, "examples responses samples"]
+) -> Float[Array, "examples responses samples emb"]:
+    """The states at positions counted from the start of each response."""
+    starts, _ = response_spans(batch)
+    indices = (starts[:, :, None] + positions).reshape(states.shape[0], -1)
+    return _take(states, indices).reshape(*positions.shape, states.shape[-1])
+
+
+def last_states(states: Decoded, batch: Batch) -> Float[Array, "examples responses emb"]:
+    """The state at every response's last token."""
+    _, lengths = response_spans(batch)
+    return states_at(states, batch, jnp.maximum(lengths - 1, 0)[:, :, None])[:, :, 0]
+
+
+def _take(rows: Array, indices: Array) -> Array:
+    """Row by row, the entries at ``indices``, which may point outside where the result is not used."""
+    return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(rows, indices)
+
+
+def _without_projection(policy_params: Params) -> Params:
+    decoder = policy_params["decoder"]
+    return {
+        **policy_params,
+        "decoder": {name: leaf for name, leaf in decoder.items() if name != "logits_dense"},
+    }
