@@ -63,7 +63,7 @@ def sample_source_and_goal(
 
 def cosine(
     first: Float[Array, "*#batch emb"], second: Float[Array, "*#batch emb"]
-) -> Float[Array, "..."]:
+) -> Float[Array, ...]:
     """``a.b / (|a| |b|)`` over the last axis, in float32; 0 for a zero vector. The other axes broadcast.
 
     Vectors are scaled by their largest entry first, so no norm overflows and no constant is needed in the denominator.
@@ -205,4 +205,3 @@ def _agreements(positive: CosineTable, negative: CosineTable) -> tuple[PerPair, 
         jnp.mean(jax.nn.sigmoid(positive), axis=(1, 2)),
         jnp.mean(jax.nn.sigmoid(-negative), axis=(1, 2)),
     )
-

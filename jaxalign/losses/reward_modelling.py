@@ -23,7 +23,7 @@ def bradley_terry_loss(
     """The negative log-likelihood of a preference: ``-log sigmoid(r_w - r_l - margin)``.
 
     Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, equation 1; with a margin Touvron et al. 2023, arXiv 2307.09288,
-    equation 2. ``log 2`` where the rewards are equal and the margin 0; its minimum over r is at ``sigmoid(r_w - r_l - margin) = P(w beats l)``.
+    equation 2. ``log 2`` at equal rewards without a margin; the best rewards have ``sigmoid(r_w - r_l - margin) = P(w beats l)``.
 
     Args:
       chosen_rewards: ``r_w``, rewards of the preferred responses, in nats (log-odds of winning).

@@ -152,7 +152,7 @@ class DecoderRewardNetwork:
         starts, lengths = response_spans(batch)
         states = self.states(params, batch)
         positions = jnp.broadcast_to(jnp.arange(states.shape[1]), (*starts.shape, states.shape[1]))
-        gathered = states_at(states, batch, positions)
+        gathered = states_at(states, starts, positions)
         return gathered, positions < lengths[..., None]
 
     @property
@@ -217,18 +217,19 @@ def joined_rows(batch: Batch, max_length: int | None = None) -> tuple[Tokens, To
 
 
 def states_at(
-    states: Decoded, batch: Batch, positions: Int[Array, "examples responses samples"]
-) -> Float[Array, "examples responses samples emb"]:
-    """The states at positions counted from the start of each response."""
-    starts, _ = response_spans(batch)
+    states: Decoded,
+    starts: Int[Array, "examples segments"],
+    positions: Int[Array, "examples segments samples"],
+) -> Float[Array, "examples segments samples emb"]:
+    """The states at positions counted from where segments (some of the responses) start in their rows."""
     indices = (starts[:, :, None] + positions).reshape(states.shape[0], -1)
     return _take(states, indices).reshape(*positions.shape, states.shape[-1])
 
 
 def last_states(states: Decoded, batch: Batch) -> Float[Array, "examples responses emb"]:
     """The state at every response's last token."""
-    _, lengths = response_spans(batch)
-    return states_at(states, batch, jnp.maximum(lengths - 1, 0)[:, :, None])[:, :, 0]
+    starts, lengths = response_spans(batch)
+    return states_at(states, starts, jnp.maximum(lengths - 1, 0)[:, :, None])[:, :, 0]
 
 
 def _take(rows: Array, indices: Array) -> Array:

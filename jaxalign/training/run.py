@@ -13,7 +13,6 @@ import jax
 
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.base import Objective
 from jaxalign.training import checkpoints, loading, partitioning, run_folder, score
 from jaxalign.training.checkpoints import Checkpointer
@@ -62,7 +61,8 @@ def train(
       loop: steps and periods.
       batch_size: rows of the global batch.
       value_optimizer: of the value network.
-      initial_checkpoint_path: run folder whose policy is the start and the reference; a random initialisation by default.
+      initial_checkpoint_path: run folder whose policy is the start (also of value and reward networks) and the reference; a random
+        initialisation by default.
       initial_checkpoint_step: which checkpoint of it: a number, 'best' or 'latest'; best if kept, else latest, by default.
       microbatches: parts of the batch whose gradients are accumulated; changes memory, not results.
       mesh: how devices are arranged.
@@ -207,6 +207,7 @@ def _initial_params(
     places = {role: role_shardings(mesh, shapes[role], axes.get(role)) for role in networks}
     reference = {"run_id": f"{run_id}-init", "step": seed}
     params: dict[str, Any] = {}
+    policy = None
     if path is not None:
         info = loading.load_info(path, step)
         reference = {
@@ -214,28 +215,42 @@ def _initial_params(
             "step": info["step"],
             "path": info["run"],
         }
-        params["policy"] = checkpoints.restore_params(
-            path, "policy", step=info["step"], abstract=shapes["policy"], shardings=places["policy"]
-        )
+        policy = _restored_policy(objective, mesh, path, info["step"])
+        if "policy" in networks:
+            params["policy"] = policy
     for role, network in networks.items():
         if role in params:
             continue
-        if isinstance(network, ValueNetwork) and path is not None:
+        if hasattr(network, "from_policy") and path is not None:
             from_policy = jax.jit(network.from_policy, out_shardings=places[role])
             with partitioning.activate(mesh):
-                params[role] = from_policy(keys[role], params["policy"])
+                params[role] = from_policy(keys[role], policy)
         else:
             with partitioning.activate(mesh):
                 params[role] = jax.jit(network.init, out_shardings=places[role])(keys[role])
     statistics = objective.initial_statistics()
     if statistics:
         params["statistics"] = jax.device_put(statistics, partitioning.replicated(mesh))
+    policy = params.get("policy", policy)
+    if policy is None and objective.frozen_roles():
+        raise UserError(
+            f"objective {objective.name} reads a policy that it does not train: set INITIAL_CHECKPOINT_PATH"
+        )
     # The reference is a copy: the policy's own buffers are donated to the step.
     frozen = {
-        role: jax.tree.map(lambda leaf: leaf.copy(), params["policy"])
-        for role in objective.frozen_roles()
+        role: jax.tree.map(lambda leaf: leaf.copy(), policy) for role in objective.frozen_roles()
     }
     return params, frozen, reference
+
+
+def _restored_policy(objective: Objective, mesh: Any, path: str, step: int) -> Any:
+    """An initial checkpoint's policy, which is trained, or which other networks start from."""
+    policy: Any = objective.policy
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
+    return checkpoints.restore_params(
+        path, "policy", step=step, abstract=shapes, shardings=role_shardings(mesh, shapes, axes)
+    )
 
 
 def _ensure_reference_scores(
@@ -306,9 +321,10 @@ def _uses_dropout(objective: Objective) -> bool:
 
 def _check_vocabulary(objective: Objective, data: TaskData) -> None:
     size = data.load_vocabulary().size
-    limit = objective.policy.config.vocab_size  # type: ignore[attr-defined]
-    if size > limit:
-        raise UserError(
-            f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
-            f"set VOCAB_SIZE to at least {size}"
-        )
+    for network in objective.trained().values():
+        limit = getattr(getattr(network, "config", None), "vocab_size", size)
+        if size > limit:
+            raise UserError(
+                f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
+                f"set VOCAB_SIZE to at least {size}"
+            )
