@@ -6,7 +6,7 @@ after another; response k of example p is decoder segment p * K + k + 1 and read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,7 +67,9 @@ def make_batch(
     reward_std: float = 1.0,
     with_feedback: bool = True,
     num_scores: int = 0,
+    reference_samples: int = 0,
     reference_log_probs: Float[np.ndarray, "examples responses"] | None = None,
+    stored: Mapping[str, Float[np.ndarray, "examples responses"]] | None = None,
 ) -> Batch:
     """A batch in the package's layout.
 
@@ -79,12 +81,15 @@ def make_batch(
       reward_mean, reward_std: of the training split; rewards = (feedback - mean) / std.
       with_feedback: whether the batch has `feedback` and `rewards`.
       num_scores: scores a response has; 0 leaves `scores` out.
+      reference_samples: numbers in an example's `reference_feedback`; 0 leaves `reference_rewards` out.
       reference_log_probs: of the whole split, looked up by example index.
+      stored: more such arrays by batch field.
 
     Returns:
       encoder_input_tokens, encoder_segment_ids [rows, S]; decoder_input_tokens, decoder_target_tokens,
-      decoder_segment_ids, decoder_loss_weights [rows, T]; response_mask, feedback, rewards, reference_log_probs
-      [rows, P, K]; scores [rows, P, K, scores]; prompt_ids, example_ids [rows, P].
+      decoder_segment_ids, decoder_loss_weights [rows, T]; response_mask, feedback, rewards, reference_log_probs and the
+      stored fields [rows, P, K]; scores [rows, P, K, scores]; reference_rewards [rows, P, samples], the standardised
+      feedback of samples of the reference policy; prompt_ids, example_ids [rows, P].
     """
     P, K = examples_per_row, responses_per_example
     slots = [row * P + p for row, examples in enumerate(rows) for p in range(len(examples))]
@@ -141,10 +146,21 @@ def make_batch(
         if examples:
             scores[present] = np.concatenate([example.scores for example in examples])
         batch["scores"] = scores.reshape(num_rows, P, K, num_scores)
+    if reference_samples:
+        samples = np.zeros((num_rows * P, reference_samples), np.float64)
+        if examples:
+            found = np.stack([example.reference_feedback for example in examples])
+            samples[slots] = (found.astype(np.float64) - reward_mean) / reward_std
+        batch["reference_rewards"] = samples.astype(np.float32).reshape(
+            num_rows, P, reference_samples
+        )
+    looked_up = dict(stored or {})
     if reference_log_probs is not None:
-        reference = np.zeros((num_rows * P, K), np.float32)
-        reference[slots] = reference_log_probs[indices]
-        batch["reference_log_probs"] = np.where(present, reference, 0).reshape(num_rows, P, K)
+        looked_up["reference_log_probs"] = reference_log_probs
+    for field, array in looked_up.items():
+        values = np.zeros((num_rows * P, K), np.float32)
+        values[slots] = array[indices]
+        batch[field] = np.where(present, values, 0).reshape(num_rows, P, K)
     return batch
 
 

@@ -154,7 +154,8 @@ def cache_source(
 def load_metadata(cache_dir: str) -> dict[str, Any]:
     """The cache's metadata.
 
-    Keys: name, kind, responses_per_example (K), fields (which of feedback, scores the batches have), score_names,
+    Keys: name, kind, responses_per_example (K), fields (which of feedback, scores, reference_feedback the batches have),
+    reference_samples (numbers in reference_feedback; caches of before it lack the key), score_names,
     num_examples (by split), num_prompts (by split), feedback {"mean", "std"} of the training split's responses or None,
     vocabulary (see `load_vocabulary`), lengths (percentiles of prompt and response tokens by split), num_read (records
     read, good and bad, by split), rejected (counts by split and reason), notes (other counts by split, such as
@@ -221,10 +222,12 @@ def _write(
     summaries: dict[str, SplitSummary] = {}
     rejected: dict[str, dict[str, int]] = {}
     read: dict[str, int] = {}
+    reference_samples = validation.ReferenceSamples()
     notes: dict[str, dict[str, int]] = {}
     for split in splits:
         log = RejectionLog()
         tokenized = _tokenized_split(source, split, vocabulary, limits.duplicates, log)
+        tokenized = reference_samples.same(tokenized, log, split, record_of=lambda item: item[0])
         summary = SplitSummary()
         content.update(f"{split}\n".encode())
         with _writer(split_path(folder, split)) as writer:
@@ -252,6 +255,7 @@ def _write(
     return {
         "responses_per_example": max(s.responses for s in everything),
         "fields": sorted(set.intersection(*(s.fields for s in everything))),
+        "reference_samples": max(s.reference_samples for s in everything),
         "score_names": list(source.score_names),
         "num_examples": {name: len(s.prompt_lengths) for name, s in summaries.items()},
         "num_prompts": {name: len(s.prompts) for name, s in summaries.items()},

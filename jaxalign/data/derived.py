@@ -34,7 +34,7 @@ def pairs_from_groups(records: Iterable[Record], *, mode: str = "best_worst") ->
         pair whose feedback differs, better first.
 
     Returns:
-      `pair` records with feedback (difference, 0). Ties give no pair.
+      `pair` records with feedback (difference, 0), and so without `reference_feedback`, which is not a difference. Ties give no pair.
     """
     if mode not in ("best_worst", "all"):
         raise ValueError(f"Unknown pair mode {mode!r}; known: 'best_worst', 'all'.")
@@ -92,13 +92,18 @@ def best_of_n(records: Iterable[Record]) -> list[Record]:
 
 
 def _seq2seq(record: Record, response: str) -> Record:
-    return dataclasses.replace(record, responses=(response,), feedback=None, scores=None)
+    return dataclasses.replace(
+        record, responses=(response,), feedback=None, scores=None, reference_feedback=None
+    )
 
 
 def group_by_prompt(records: Iterable[Record], max_responses: int) -> list[Record]:
     """Records with the same prompt joined into records of up to `max_responses` responses, in order of first sight.
 
     A joined record keeps the place of its first part. Feedback and scores must be present for all or for none.
+
+    Raises:
+      ValueError: records of a prompt have different `reference_feedback`.
     """
     open_groups: dict[str, list[Record]] = {}
     for record in records:
@@ -129,6 +134,11 @@ def _join(parts: Sequence[Record]) -> Record:
             return None
         return tuple(itertools.chain.from_iterable(values))
 
+    for part in parts[1:]:
+        if part.reference_feedback != parts[0].reference_feedback:
+            raise ValueError(
+                f"{part.where}: reference_feedback differs from that of the same prompt at {parts[0].where}."
+            )
     return dataclasses.replace(
         parts[0],
         responses=concatenate([part.responses for part in parts]),
@@ -155,6 +165,8 @@ def record_to_json(record: Record, kind: str, score_names: Sequence[str] = ()) -
             obj["feedback"] = feedback[0]
         if kind == "multi" and record.scores is not None:
             obj["scores"] = dict(zip(score_names, record.scores[0], strict=True))
+    if kind != "seq2seq" and record.reference_feedback is not None:
+        obj["reference_feedback"] = list(record.reference_feedback)
     if record.group is not None:
         obj["group"] = record.group
     return obj

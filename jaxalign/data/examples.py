@@ -24,6 +24,7 @@ class CachedExample:
       target_lengths: int32 [responses].
       feedback: float32 [responses] as given (not standardised), or None.
       scores: float32 [responses, scores], or None.
+      reference_feedback: float32 [samples] as given, of samples of the reference policy, or None.
       prompt_id: positive hash of the prompt's text.
       prompt, responses, group, source, file, line: the record the tokens came from.
     """
@@ -40,6 +41,7 @@ class CachedExample:
     source: str = ""
     file: str = ""
     line: int = 0
+    reference_feedback: np.ndarray | None = None
 
     def target(self, response: int) -> np.ndarray:
         """Tokens of one response, with EOS."""
@@ -52,6 +54,7 @@ def make_example(
     targets: Sequence[Sequence[int]],
     feedback: Sequence[float] | None,
     scores: Sequence[Sequence[float]] | None,
+    reference_feedback: Sequence[float] | None = None,
     **fields: Any,
 ) -> CachedExample:
     """An example from token lists, one list a response."""
@@ -61,6 +64,9 @@ def make_example(
         target_lengths=np.asarray([len(target) for target in targets], np.int32),
         feedback=None if feedback is None else np.asarray(feedback, np.float32),
         scores=None if scores is None else np.asarray(scores, np.float32),
+        reference_feedback=(
+            None if reference_feedback is None else np.asarray(reference_feedback, np.float32)
+        ),
         **fields,
     )
 
@@ -78,6 +84,9 @@ def encode_example(example: CachedExample) -> bytes:
         header["f"] = example.feedback.astype(_FLOAT).tobytes()
     if example.scores is not None:
         header["s"] = example.scores.astype(_FLOAT).tobytes()
+    # Left out where there is none, so that a cache without it has the bytes it always had.
+    if example.reference_feedback is not None:
+        header["r"] = example.reference_feedback.astype(_FLOAT).tobytes()
     text = (
         example.prompt,
         list(example.responses),
@@ -121,6 +130,7 @@ def decode_example(
             target_lengths=lengths,
             feedback=feedback,
             scores=scores,
+            reference_feedback=np.frombuffer(header["r"], _FLOAT) if "r" in header else None,
             prompt_id=header["p"],
             **text,
         )

@@ -10,18 +10,20 @@ import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
-from jaxalign.data import packing
+from jaxalign.data import packing, reference
 from jaxalign.data.batches import Batch, make_batch
 from jaxalign.data.cache import lengths_path, load_metadata, split_path
 from jaxalign.data.examples import CachedExample, decode_example
-from jaxalign.data.reference import read_reference_scores
 from jaxalign.data.validation import DataError
+
+if TYPE_CHECKING:
+    from jaxalign.data.sampling import Sampling
 
 
 class CachedSplit:
@@ -96,6 +98,8 @@ def make_dataset(
     process_count: int = 1,
     standardize: bool = True,
     reference_scores: str | None = None,
+    stored: Mapping[str, str] | None = None,
+    sampling: Sampling | None = None,
     drop_remainder: bool = True,
     read_threads: int = 2,
 ) -> grain.IterDataset:
@@ -114,6 +118,9 @@ def make_dataset(
       process_index, process_count: which share of the examples this process reads; all shares together are the data set.
       standardize: rewards = (feedback - mean) / std of the training split; otherwise rewards = feedback.
       reference_scores: name of stored reference log-probabilities to add.
+      stored: {batch field: name of a stored array} to add, for fields of `reference.STORED_FIELDS`.
+      sampling: which examples are drawn how often (`sampling.open_sampling`); None for all alike. An epoch has as many draws as
+        examples are kept, and the processes share the draws.
       drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows. All processes give
         the same number of batches, except when packing a finite number of epochs.
       read_threads: threads that read and decode; 0 does everything in the caller's thread.
@@ -148,11 +155,15 @@ def make_dataset(
         reward_std=statistics["std"] if statistics else 1.0,
         with_feedback="feedback" in metadata["fields"],
         num_scores=len(metadata["score_names"]) if "scores" in metadata["fields"] else 0,
+        reference_samples=(
+            metadata["reference_samples"] if "reference_feedback" in metadata["fields"] else 0
+        ),
         reference_log_probs=(
-            read_reference_scores(cache_dir, split, reference_scores)[0]
+            reference.read_reference_scores(cache_dir, split, reference_scores)[0]
             if reference_scores
             else None
         ),
+        stored=reference.read_stored_fields(cache_dir, split, stored or {}),
     )
 
     def read_and_collate(index_rows: Sequence[Sequence[int]]) -> Batch:
@@ -160,13 +171,17 @@ def make_dataset(
         return collate([[(index, next(examples)) for index in row] for row in index_rows])
 
     # Grain moves indices only; a batch's examples are read together at its end.
-    indices = grain.MapDataset.range(len(data))
+    if sampling is None:
+        indices = grain.MapDataset.range(len(data))
+    else:
+        indices = sampling.indices(seed)
+    number = len(indices)
     if shuffle:
         indices = indices.shuffle(seed=seed)
     if process_count > 1:
         indices = indices[process_index::process_count]
-    if len(data) < process_count:
-        raise DataError(f"{len(data)} examples cannot be shared by {process_count} processes.")
+    if number < process_count:
+        raise DataError(f"{number} examples cannot be shared by {process_count} processes.")
     if pack:
         return packing.pack_and_batch(
             indices.repeat(num_epochs),
@@ -183,11 +198,11 @@ def make_dataset(
     )
     if num_epochs is not None:
         batches = _FixedLength(
-            batches, _num_batches(len(data), num_epochs, rows, process_count, drop_remainder)
+            batches, _num_batches(number, num_epochs, rows, process_count, drop_remainder)
         )
         if len(batches) == 0:
             raise DataError(
-                f"The split {split!r} of {cache_dir} has {len(data)} examples, too few for one batch of "
+                f"The split {split!r} of {cache_dir} has {number} examples, too few for one batch of "
                 f"{batch_size} rows; use a smaller batch, or drop_remainder=False."
             )
     return batches.map(read_and_collate).to_iter_dataset(

@@ -8,6 +8,9 @@
 | seq2seq | prompt, response                              | 1         | none                                          |
 | multi   | prompt, response, scores (named numbers)      | 1         | `feedback` if present, else the scores' mean  |
 
+Kinds with feedback may also have `reference_feedback`: a list with the feedback of responses that the reference policy gave
+to the prompt, in the unit of `feedback`, equally many in every record of a task.
+
 `multi` also takes `responses` with a list of score objects. Field names can be changed by a mapping from the
 names above to those of the file. Every failure is a `RecordError` with one of the reasons of `REASONS`.
 """
@@ -31,6 +34,7 @@ FIELDS = (
     "margin",
     "scores",
     "group",
+    "reference_feedback",
 )
 REASONS = (
     "invalid_json",
@@ -44,6 +48,7 @@ REASONS = (
     "duplicate",
     "unknown_pieces",
     "missing_rating",
+    "reference_mismatch",
 )
 _THUMBS = {"up": 1.0, "down": 0.0}
 
@@ -58,7 +63,11 @@ class RecordError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One prompt with its responses; `feedback` has one number a response, `scores` one tuple a response."""
+    """One prompt with its responses.
+
+    `feedback` has one number a response, `scores` one tuple a response, `reference_feedback` one number a sample of the
+    reference policy.
+    """
 
     prompt: str
     responses: tuple[str, ...]
@@ -68,11 +77,12 @@ class Record:
     source: str = ""
     file: str = ""
     line: int = 0
+    reference_feedback: tuple[float, ...] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What makes two records duplicates: everything but where they came from."""
-        return self.prompt, self.responses, self.feedback, self.scores
+        return self.prompt, self.responses, self.feedback, self.scores, self.reference_feedback
 
     @property
     def where(self) -> str:
@@ -161,7 +171,20 @@ def parse_record(
         source=source,
         file=file,
         line=line,
+        reference_feedback=None if kind == "seq2seq" else _reference_feedback(reader),
     )
+
+
+def _reference_feedback(reader: _Reader) -> tuple[float, ...] | None:
+    given = reader.optional("reference_feedback")
+    if given is None:
+        return None
+    if not isinstance(given, list) or not given:
+        raise RecordError(
+            "wrong_type",
+            "reference_feedback must be a list of at least one number, the feedback of samples of the reference policy",
+        )
+    return tuple(number(item, "reference_feedback") for item in given)
 
 
 def _parse_multi(

@@ -1,4 +1,8 @@
-"""Reference log-probabilities beside a cache: one float32 array a split and name, computed once by `jaxalign score`."""
+"""Per-response numbers beside a cache: one float32 array a split and name, computed once and added to batches by name.
+
+Reference log-probabilities (`jaxalign score`) are the usual ones; advantages (`jaxalign advantages`), margins from other models and
+density ratios are stored in the same way and share the names.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,156 @@ from jaxtyping import Float
 from jaxalign.data.cache import load_metadata
 from jaxalign.data.validation import DataError
 
+# Batch fields that stored arrays may fill, besides `reference_log_probs`.
+STORED_FIELDS = ("advantages", "margin_log_probs", "margin_rewards", "density_ratios")
+
 _FOLDER = "reference_scores"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_REFERENCE = ("reference scores", "Compute them with `jaxalign score`.")
+_ANY = (
+    "stored array",
+    "Give the name of another, or make it (advantages: `jaxalign advantages`; log-probabilities: `jaxalign score`).",
+)
+
+
+def check_stored_fields(stored: Mapping[str, str]) -> None:
+    """DataError if a key of {batch field: name of a stored array} is not one of `STORED_FIELDS`."""
+    unknown = [field for field in stored if field not in STORED_FIELDS]
+    if unknown:
+        raise DataError(
+            f"Stored arrays cannot fill the batch field {unknown[0]!r}; known: {', '.join(STORED_FIELDS)}."
+        )
+
+
+def write_stored(
+    cache_dir: str,
+    split: str,
+    name: str,
+    values: Float[np.ndarray, "examples responses"],
+    info: Mapping[str, Any],
+) -> str:
+    """Stores one number a response and returns the file's path; an array of that name is replaced.
+
+    Args:
+      values: float32, row i for example i of the split; any finite number where a response is absent.
+      info: JSON-able facts: what the numbers are, in which unit, from which model.
+
+    Raises:
+      DataError: wrong shape, NaN or infinity.
+    """
+    return _write(cache_dir, split, name, values, info, "The array")
+
+
+def read_stored(
+    cache_dir: str, split: str, name: str
+) -> tuple[Float[np.ndarray, "examples responses"], dict[str, Any]]:
+    """A stored array (float32) and its info.
+
+    Raises:
+      DataError: no such array (the message lists the names there are), or it belongs to another version of the cache.
+    """
+    return _read(cache_dir, split, name, *_ANY)
+
+
+def read_stored_fields(
+    cache_dir: str, split: str, stored: Mapping[str, str]
+) -> dict[str, Float[np.ndarray, "examples responses"]]:
+    """The arrays of {batch field: name of a stored array}, by batch field; errors as `check_stored_fields` and `read_stored`."""
+    check_stored_fields(stored)
+    return {field: read_stored(cache_dir, split, name)[0] for field, name in stored.items()}
+
+
+def write_reference_scores(
+    cache_dir: str,
+    split: str,
+    name: str,
+    log_probs: Float[np.ndarray, "examples responses"],
+    info: Mapping[str, Any],
+) -> str:
+    """Stores log pi_ref(response | prompt), in nats summed over tokens with EOS, and returns the file's path.
+
+    Args:
+      log_probs: float32, row i for example i of the split; any finite number where a response is absent.
+      info: JSON-able facts about the policy that made them (its path, step, dtype ...), kept beside the array.
+
+    Raises:
+      DataError: wrong shape, NaN or infinity.
+    """
+    return _write(cache_dir, split, name, log_probs, info, "The reference score array")
+
+
+def read_reference_scores(
+    cache_dir: str, split: str, name: str
+) -> tuple[Float[np.ndarray, "examples responses"], dict[str, Any]]:
+    """The stored log-probabilities (float32) and their info; errors as `read_stored`."""
+    return _read(cache_dir, split, name, *_REFERENCE)
+
+
+def reference_score_names(cache_dir: str, split: str) -> list[str]:
+    """Names of the stored arrays of a split."""
+    folder = os.path.join(cache_dir, _FOLDER)
+    if not os.path.isdir(folder):
+        return []
+    prefix, suffix = f"{split}.", ".npy"
+    return sorted(
+        entry[len(prefix) : -len(suffix)]
+        for entry in os.listdir(folder)
+        if entry.startswith(prefix) and entry.endswith(suffix)
+    )
+
+
+def _write(
+    cache_dir: str,
+    split: str,
+    name: str,
+    values: np.ndarray,
+    info: Mapping[str, Any],
+    what: str,
+) -> str:
+    metadata = load_metadata(cache_dir)
+    array = np.asarray(values)
+    _check(array, metadata, cache_dir, split, f"{what} {name!r}")
+    array_path, info_path = _paths(cache_dir, split, name)
+    os.makedirs(os.path.dirname(array_path), exist_ok=True)
+    partial = f"{array_path}.partial"
+    with open(partial, "wb") as file:
+        np.save(file, array.astype(np.float32), allow_pickle=False)
+    # The description goes last and the array is replaced at once: a reader never pairs new with old for long, and the
+    # fingerprint is of the data, not of the numbers.
+    os.replace(partial, array_path)
+    partial = f"{info_path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump({"fingerprint": metadata["fingerprint"], "info": dict(info)}, file, indent=2)
+        file.write("\n")
+    os.replace(partial, info_path)
+    return array_path
+
+
+def _read(
+    cache_dir: str, split: str, name: str, what: str, advice: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    metadata = load_metadata(cache_dir)
+    array_path, info_path = _paths(cache_dir, split, name)
+    if not (os.path.exists(array_path) and os.path.exists(info_path)):
+        names = ", ".join(reference_score_names(cache_dir, split)) or "none"
+        raise DataError(
+            f"{cache_dir} has no {what} {name!r} for the split {split!r} (it has: {names}). {advice}"
+        )
+    with open(info_path, encoding="utf-8") as file:
+        description = json.load(file)
+    if description["fingerprint"] != metadata["fingerprint"]:
+        raise DataError(
+            f"{array_path} was computed on other data than {cache_dir} holds now; make it again."
+        )
+    array = np.load(array_path, allow_pickle=False)
+    _check(array, metadata, cache_dir, split, array_path)
+    return array.astype(np.float32, copy=False), description["info"]
 
 
 def _paths(cache_dir: str, split: str, name: str) -> tuple[str, str]:
     if not _NAME.fullmatch(name):
         raise DataError(
-            f"The reference score name {name!r} must consist of letters, digits, '_', '-' and '.'."
+            f"The name {name!r} of a stored array must consist of letters, digits, '_', '-' and '.'."
         )
     stem = os.path.join(cache_dir, _FOLDER, f"{split}.{name}")
     return f"{stem}.npy", f"{stem}.json"
@@ -43,79 +189,3 @@ def _check(
         raise DataError(
             f"{what} has {int(bad.sum())} values that are NaN or infinite, first for example {row}."
         )
-
-
-def write_reference_scores(
-    cache_dir: str,
-    split: str,
-    name: str,
-    log_probs: Float[np.ndarray, "examples responses"],
-    info: Mapping[str, Any],
-) -> str:
-    """Stores log pi_ref(response | prompt), in nats summed over tokens with EOS, and returns the file's path.
-
-    Args:
-      log_probs: float32, row i for example i of the split; any finite number where a response is absent.
-      info: JSON-able facts about the policy that made them (its path, step, dtype ...), kept beside the array.
-
-    Raises:
-      DataError: wrong shape, NaN or infinity.
-    """
-    metadata = load_metadata(cache_dir)
-    array = np.asarray(log_probs)
-    _check(array, metadata, cache_dir, split, f"The reference score array {name!r}")
-    array_path, info_path = _paths(cache_dir, split, name)
-    os.makedirs(os.path.dirname(array_path), exist_ok=True)
-    partial = f"{array_path}.partial"
-    with open(partial, "wb") as file:
-        np.save(file, array.astype(np.float32), allow_pickle=False)
-    # The description goes last and the array is replaced at once: a reader never pairs new with old for long, and the
-    # fingerprint is of the data, not of the scores.
-    os.replace(partial, array_path)
-    partial = f"{info_path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump({"fingerprint": metadata["fingerprint"], "info": dict(info)}, file, indent=2)
-        file.write("\n")
-    os.replace(partial, info_path)
-    return array_path
-
-
-def read_reference_scores(
-    cache_dir: str, split: str, name: str
-) -> tuple[Float[np.ndarray, "examples responses"], dict[str, Any]]:
-    """The stored array (float32) and its info.
-
-    Raises:
-      DataError: no such scores (the message lists the names there are), or they belong to another version of the cache.
-    """
-    metadata = load_metadata(cache_dir)
-    array_path, info_path = _paths(cache_dir, split, name)
-    if not (os.path.exists(array_path) and os.path.exists(info_path)):
-        names = ", ".join(reference_score_names(cache_dir, split)) or "none"
-        raise DataError(
-            f"{cache_dir} has no reference scores {name!r} for the split {split!r} (it has: {names}). "
-            "Compute them with `jaxalign score`."
-        )
-    with open(info_path, encoding="utf-8") as file:
-        description = json.load(file)
-    if description["fingerprint"] != metadata["fingerprint"]:
-        raise DataError(
-            f"The reference scores {array_path} were computed on other data than {cache_dir} holds now; "
-            "run `jaxalign score` again."
-        )
-    array = np.load(array_path, allow_pickle=False)
-    _check(array, metadata, cache_dir, split, array_path)
-    return array.astype(np.float32, copy=False), description["info"]
-
-
-def reference_score_names(cache_dir: str, split: str) -> list[str]:
-    """Names of the stored reference scores of a split."""
-    folder = os.path.join(cache_dir, _FOLDER)
-    if not os.path.isdir(folder):
-        return []
-    prefix, suffix = f"{split}.", ".npy"
-    return sorted(
-        entry[len(prefix) : -len(suffix)]
-        for entry in os.listdir(folder)
-        if entry.startswith(prefix) and entry.endswith(suffix)
-    )

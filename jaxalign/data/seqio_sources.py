@@ -16,6 +16,8 @@ from jaxalign.data.validation import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
 
 _TEXT_FEATURES = ("prompt", "responses", "group", "source", "file", "line")
+# Untokenised features that a mixture would drop otherwise.
+_KEPT_FEATURES = (*_TEXT_FEATURES, "reference_feedback")
 
 
 class TfdsSource(sources.JsonlSource):
@@ -62,7 +64,11 @@ class TfdsSource(sources.JsonlSource):
 
 
 def as_seqio_source(source: sources.RecordSource) -> Any:
-    """A seqio DataSource that yields a record source's records; its `log` attribute collects the bad ones."""
+    """A seqio DataSource that yields a record source's records.
+
+    Its `log` attribute collects the bad ones. With a log, data that cannot be read end the split and are kept in `failure`,
+    because an error that passes through tf.data comes out as a page of its own.
+    """
     import seqio
     import tensorflow as tf
 
@@ -76,6 +82,7 @@ def as_seqio_source(source: sources.RecordSource) -> Any:
     }
     if source.kind != "seq2seq":
         signature["feedback"] = tf.TensorSpec([None], tf.float32)
+        signature["reference_feedback"] = tf.TensorSpec([None], tf.float32)
     if source.kind == "multi":
         signature["scores"] = tf.TensorSpec([None, len(source.score_names)], tf.float32)
 
@@ -85,11 +92,19 @@ def as_seqio_source(source: sources.RecordSource) -> Any:
         def __init__(self) -> None:
             self.record_source = source
             self.log: RejectionLog | None = None
+            self.failure: DataError | None = None
             super().__init__(dataset_fn=self._dataset, splits=source.splits)
 
         def _dataset(self, split: str, shuffle_files: bool = False, seed: int | None = None) -> Any:
             def elements() -> Iterator[dict[str, Any]]:
-                log = RejectionLog() if self.log is None else self.log
+                try:
+                    yield from read(RejectionLog() if self.log is None else self.log)
+                except DataError as error:
+                    if self.log is None:
+                        raise
+                    self.failure = error
+
+            def read(log: RejectionLog) -> Iterator[dict[str, Any]]:
                 for record in source.records(split, log):
                     element: dict[str, Any] = {
                         "prompt": record.prompt,
@@ -101,6 +116,7 @@ def as_seqio_source(source: sources.RecordSource) -> Any:
                     }
                     if "feedback" in signature:
                         element["feedback"] = record.feedback
+                        element["reference_feedback"] = record.reference_feedback or ()
                     if "scores" in signature:
                         element["scores"] = record.scores
                     yield element
@@ -135,9 +151,24 @@ class SeqioSource:
         if all(split not in task.splits for task in tasks):
             raise DataError(f"{self.provider.name!r} has no split {split!r}; it has {self.splits}.")
         ours = [task.source for task in tasks if hasattr(task.source, "record_source")]
-        options: dict[str, Any] = {"passthrough_features": _TEXT_FEATURES} if is_mixture else {}
+        options: dict[str, Any] = {"passthrough_features": _KEPT_FEATURES} if is_mixture else {}
         for data_source in ours:
-            data_source.log = log
+            data_source.log, data_source.failure = log, None
+        try:
+            yield from self._read(split, log, options, foreign=len(ours) < len(tasks))
+            for data_source in ours:
+                if data_source.failure is not None:
+                    raise data_source.failure
+        finally:
+            for data_source in ours:
+                data_source.log = data_source.failure = None
+
+    def _read(
+        self, split: str, log: RejectionLog, options: Mapping[str, Any], *, foreign: bool
+    ) -> Iterator[tuple[Record, list[int], list[list[int]]]]:
+        """What seqio's dataset holds; what TensorFlow cannot read becomes a DataError."""
+        import tensorflow as tf
+
         try:
             dataset = self.provider.get_dataset(
                 sequence_length=None,
@@ -148,14 +179,16 @@ class SeqioSource:
                 **options,
             )
             for row, example in enumerate(dataset.as_numpy_iterator(), start=1):
-                if len(ours) < len(tasks):
+                if foreign:
                     log.seen += 1
                 item = self._item(_plain(example), row, log, split)
                 if item is not None:
                     yield item
-        finally:
-            for data_source in ours:
-                data_source.log = None
+        except (tf.errors.OpError, OSError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise DataError(
+                f"The split {split!r} of {self.provider.name!r} cannot be read: {reason}"
+            ) from error
 
     def _item(
         self, example: Mapping[str, Any], row: int, log: RejectionLog, split: str
@@ -172,6 +205,7 @@ class SeqioSource:
         texts = example.get("responses") or [self.vocabulary.decode(target) for target in targets]
         feedback = example.get("feedback")
         scores = example.get("scores")
+        reference_feedback = example.get("reference_feedback")
         record = Record(
             prompt=example.get("prompt") or self.vocabulary.decode(inputs),
             responses=tuple(texts),
@@ -181,6 +215,7 @@ class SeqioSource:
             source=example.get("source") or self.provider.name,
             file=example.get("file") or self.provider.name,
             line=example.get("line") or row,
+            reference_feedback=tuple(reference_feedback) if reference_feedback else None,
         )
         problem = _problem(record)
         if problem is not None:
@@ -205,7 +240,11 @@ def _problem(record: Record) -> tuple[str, str] | None:
     for k, response in enumerate(record.responses):
         if not response.strip():
             return "empty_response", f"response {k} is empty"
-    numbers = [*(record.feedback or ()), *(x for row in record.scores or () for x in row)]
+    numbers = [
+        *(record.feedback or ()),
+        *(record.reference_feedback or ()),
+        *(x for row in record.scores or () for x in row),
+    ]
     if not all(map(math.isfinite, numbers)):
         return "nonfinite_feedback", "feedback or a score is NaN or infinite"
     if record.feedback is not None and len(record.feedback) != len(record.responses):

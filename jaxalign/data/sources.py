@@ -136,6 +136,7 @@ class JsonlSource:
         if self.responses_per_example > 1:
             if log is not None and self.duplicates == "reject":
                 records = validation.drop_duplicates(records, log, split)
+            records = validation.same_reference_feedback(records, log, split)
             return iter(derived.group_by_prompt(records, self.responses_per_example))
         return iter(records)
 

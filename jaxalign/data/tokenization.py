@@ -80,6 +80,7 @@ def make_examples(
             [[*target, vocabulary.eos_id] for target in targets],
             record.feedback,
             record.scores,
+            record.reference_feedback,
             prompt_id=prompt_id(record.prompt),
             prompt=record.prompt,
             responses=record.responses,
@@ -133,8 +134,9 @@ class SplitSummary:
         self.response_lengths: list[int] = []
         self.decoder_lengths: list[int] = []
         self.feedback: list[float] = []
-        self.fields: set[str] = {"feedback", "scores"}
+        self.fields: set[str] = {"feedback", "scores", "reference_feedback"}
         self.responses = 0
+        self.reference_samples = 0
 
     def add(self, example: CachedExample) -> None:
         self.prompts.add(example.prompt)
@@ -148,6 +150,10 @@ class SplitSummary:
             self.feedback.extend(example.feedback.tolist())
         if example.scores is None:
             self.fields.discard("scores")
+        if example.reference_feedback is None:
+            self.fields.discard("reference_feedback")
+        else:
+            self.reference_samples = len(example.reference_feedback)
 
     def example_lengths(self) -> np.ndarray:
         pairs = list(zip(self.prompt_lengths, self.decoder_lengths, strict=True))

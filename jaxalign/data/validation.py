@@ -239,3 +239,58 @@ def drop_duplicates(
         else:
             first[record.key] = record.where
             yield item
+
+
+class ReferenceSamples:
+    """Refuses records whose number of `reference_feedback` values is not that of the task's first record.
+
+    Batches have one array for all examples, so the number must be the same in every split.
+    """
+
+    def __init__(self) -> None:
+        self._first: Record | None = None
+
+    def same(
+        self,
+        items: Iterable[Item],
+        log: RejectionLog,
+        split: str = "",
+        record_of: Callable[[Item], Record] = lambda item: cast(Record, item),
+    ) -> Iterator[Item]:
+        """The items with as many values as the first one ever seen; the others are rejected."""
+        for item in items:
+            record = record_of(item)
+            if self._first is None:
+                self._first = record
+            wanted, found = _sample_count(self._first), _sample_count(record)
+            if found == wanted:
+                yield item
+                continue
+            message = (
+                f"reference_feedback holds {found} numbers, and {wanted} in the first record ({self._first.where}); "
+                "every record of a task needs equally many"
+            )
+            log.reject_record(record, "reference_mismatch", message, split)
+
+
+def _sample_count(record: Record) -> int:
+    return 0 if record.reference_feedback is None else len(record.reference_feedback)
+
+
+def same_reference_feedback(
+    records: Iterable[Record], log: RejectionLog | None, split: str = ""
+) -> Iterator[Record]:
+    """Records whose `reference_feedback` is that of the first record of their prompt; the others cannot be joined with it.
+
+    They are rejected; without a log the first one raises DataError.
+    """
+    first: dict[str, Record] = {}
+    for record in records:
+        origin = first.setdefault(record.prompt, record)
+        if record.reference_feedback == origin.reference_feedback:
+            yield record
+            continue
+        message = f"reference_feedback differs from that of the same prompt at {origin.where}, and records of a prompt are joined"
+        if log is None:
+            raise DataError(f"{record.where}: {message}.")
+        log.reject_record(record, "reference_mismatch", message, split)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import jax
 
 from jaxalign.data import cache as cache_module
-from jaxalign.data import pipeline
-from jaxalign.data.vocabularies import Vocabulary
+from jaxalign.data import pipeline, reference, sampling, sources
+from jaxalign.data.sampling import Sampling
+from jaxalign.data.validation import DataError
+from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
 from jaxalign.errors import UserError
 
 
@@ -38,6 +42,9 @@ class TaskData:
       standardize_rewards: by the training split's stored mean and deviation.
       train_split: the split to train on.
       eval_split: the split for evaluation during training; '' for none.
+      stored: {batch field: name of a stored array}, for fields of `data.reference.STORED_FIELDS`.
+      sampling: which training examples are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.sampling.open_sampling`).
+      sampling_field: the stored field that 'positive' and 'priority' draw by.
     """
 
     task: str
@@ -58,6 +65,9 @@ class TaskData:
     standardize_rewards: bool = True
     train_split: str = "train"
     eval_split: str = "validation"
+    stored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sampling: str = "uniform"
+    sampling_field: str = "advantages"
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
@@ -65,16 +75,71 @@ class TaskData:
                 raise UserError(
                     f"TASK_FEATURE_LENGTHS needs 'inputs' and 'targets', got {dict(self.feature_lengths)}"
                 )
+        reference.check_stored_fields(self.stored)
+        sampling.check_mode(self.sampling)
 
     def prepare(self) -> dict[str, Any]:
-        """Makes the cache unless it is there, and returns its metadata."""
+        """Makes the cache unless it is there, checks that it has what is stored for this run, and returns its metadata.
+
+        Where examples are sampled, the metadata say under ``sampling`` how many are kept.
+
+        Raises:
+          UserError: the cache there is another one, or lacks a stored array that training or evaluation needs.
+        """
         if (Path(self.cache_dir) / cache_module.METADATA_FILE).exists() and not self.train_file:
             metadata = cache_module.load_metadata(self.cache_dir)
-            if metadata["name"] != self.task:
-                raise UserError(
-                    f"{self.cache_dir} caches task {metadata['name']!r}, not {self.task!r}; choose another cache_dir"
-                )
-            return metadata
+            self._check_same_cache(metadata)
+        else:
+            metadata = self._make_cache()
+        self._check_stored()
+        sampled = self._sampling()
+        return metadata if sampled is None else {**metadata, "sampling": sampled.describe()}
+
+    def _check_same_cache(self, metadata: Mapping[str, Any]) -> None:
+        """Refuses a cache that would hold other examples if this run had made it. Its records are not read again."""
+        if metadata["name"] != self.task:
+            raise UserError(
+                f"{self.cache_dir} caches task {metadata['name']!r}, not {self.task!r}; choose another cache_dir"
+            )
+        differences = [*_cut_differently(metadata, self)]
+        wanted = self._wanted_vocabulary()
+        found = self.load_vocabulary()
+        if wanted is not None and wanted != found:
+            differences.insert(0, f"vocabulary {_describe(found)} instead of {_describe(wanted)}")
+        if differences:
+            raise UserError(
+                f"{self.cache_dir} was made with other options than this run has: {'; '.join(differences)}. Choose another "
+                "cache_dir, delete that one to have it made anew, or give the options that it was made with."
+            )
+
+    def _wanted_vocabulary(self) -> Vocabulary | None:
+        """The vocabulary this run would make a cache with; None if that cannot be told here."""
+        if self.vocabulary is None and self.task not in sources.BUNDLED:
+            # A task's own. Where seqio was not imported, nothing has registered the task.
+            if "seqio" not in sys.modules:
+                return None
+            with contextlib.suppress(DataError):
+                return getattr(sources.resolve_source(self.task), "vocabulary", None)
+            return None
+        name = self.vocabulary or "bytes"
+        if name != "bytes" and not Path(name).exists():
+            # The cache was moved here with its own copy.
+            return None
+        return vocabulary_from_spec(name, self.extra_ids)
+
+    def _check_stored(self) -> None:
+        reference.read_stored_fields(self.cache_dir, self.train_split, self.stored)
+        if not self.eval_split:
+            return
+        try:
+            reference.read_stored_fields(self.cache_dir, self.eval_split, self.stored)
+        except DataError as error:
+            # Said now, for the first evaluation may be an hour away.
+            raise UserError(
+                f"{error} Evaluation needs it too; eval_split = '' trains without."
+            ) from error
+
+    def _make_cache(self) -> dict[str, Any]:
         if jax.process_index() == 0:
             cache_module.cache(
                 self.task,
@@ -112,6 +177,8 @@ class TaskData:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             reference_scores=reference_scores,
+            stored=self.stored,
+            sampling=self._sampling(),
             **self._options(),
         )
 
@@ -130,7 +197,17 @@ class TaskData:
                 process_count=jax.process_count(),
                 standardize=self.standardize_rewards,
                 reference_scores=reference_scores,
+                stored=self.stored,
             )
+        )
+
+    def _sampling(self) -> Sampling | None:
+        return sampling.open_sampling(
+            self.cache_dir,
+            self.train_split,
+            self.sampling,
+            stored=self.stored,
+            field=self.sampling_field,
         )
 
     def _options(self) -> dict[str, Any]:
@@ -141,3 +218,31 @@ class TaskData:
                 "row_lengths": self.row_lengths,
             }
         return options
+
+
+def _cut_differently(metadata: Mapping[str, Any], data: TaskData) -> Iterator[str]:
+    """Options of a cache that left other tokens or records in it than this run's would have."""
+    limits = metadata["limits"]
+
+    def count(kind: str, reason: str) -> int:
+        return sum(by_reason.get(reason, 0) for by_reason in metadata.get(kind, {}).values())
+
+    prompts = count("notes", "truncated_prompts") + count("rejected", "long_prompt")
+    responses = count("rejected", "long_response")
+    for feature, key, cut in (
+        ("inputs", "max_input_length", prompts),
+        ("targets", "max_target_length", responses),
+    ):
+        if cut and limits[key] < data.feature_lengths[feature]:
+            yield f"{key} {limits[key]}, which cut or rejected {cut} records, instead of {data.feature_lengths[feature]}"
+    if prompts and limits["long_prompts"] != data.long_prompts:
+        yield f"long_prompts {limits['long_prompts']!r} instead of {data.long_prompts!r}"
+    repeated = count("rejected", "duplicate")
+    if repeated and data.duplicates == "keep":
+        yield f"duplicates 'reject', which dropped {repeated} records, instead of 'keep'"
+
+
+def _describe(vocabulary: Vocabulary) -> str:
+    spec = vocabulary.to_dict()
+    name = f"sentencepiece {spec['sha256'][:12]}" if "sha256" in spec else spec["kind"]
+    return f"{name} with {spec.get('extra_ids', 0)} extra ids"
