@@ -1,0 +1,130 @@
+"""JPO: comparisons between responses to different prompts (Bansal et al. 2024, arXiv 2404.00530, first called DOVE).
+
+The loss is DPO on the log-ratio of prompt and response together. A T5 gives no probability to a prompt, so by default its part is left
+out. With one prompt on both sides it cancels, and JPO is DPO; between prompts the difference of their log-normalisers is ignored.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.errors import UserError
+from jaxalign.losses.hyperparameters import require_nonnegative, require_one_of, require_positive
+from jaxalign.losses.masking import as_float32
+from jaxalign.losses.pairwise import difference, per_token
+from jaxalign.losses.requirements import requires
+
+PerPair = Float[Array, " pairs"]
+PerExample = Float[Array, " examples"]
+PerResponse = Float[Array, "examples responses"]
+
+
+def jpo_loss(
+    chosen_log_ratios: PerPair,
+    rejected_log_ratios: PerPair,
+    chosen_prompt_log_ratios: PerPair | None = None,
+    rejected_prompt_log_ratios: PerPair | None = None,
+    chosen_prompt_lengths: PerPair | None = None,
+    rejected_prompt_lengths: PerPair | None = None,
+    *,
+    beta: float,
+    joint: str = "cond",
+    kappa: float = 1.0,
+) -> PerPair:
+    """``-log sigmoid(beta (D_w - D_l))``, where the two responses may answer different prompts (arXiv 2404.00530).
+
+    Args:
+      chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the response that won, given its prompt; sums over tokens, in nats.
+      rejected_log_ratios: of the response that lost, given its own prompt.
+      chosen_prompt_log_ratios: of the winner's prompt; for 'full' and 'norm'.
+      rejected_prompt_log_ratios: of the loser's prompt.
+      chosen_prompt_lengths: tokens of the winner's prompt; for 'norm'.
+      rejected_prompt_lengths: tokens of the loser's prompt.
+      beta: inverse temperature, per nat.
+      joint: 'cond' (``D = l_response``), 'full' (``D = l_prompt + l_response``, the paper's form for decoder-only models) or 'norm'
+        (``D = kappa l_prompt / |prompt| + l_response``). A T5 can score prompts with its decoder under a fixed source text if it was
+        fine-tuned to.
+      kappa: weight of the prompt's mean log-ratio in 'norm', in tokens.
+
+    Raises:
+      UserError: if ``joint`` is unknown or lacks arrays, or beta or kappa is not positive.
+    """
+    require_positive("jpo", beta=beta)
+    require_one_of("jpo", "joint", joint, ("cond", "full", "norm"))
+    margins = difference(chosen_log_ratios, rejected_log_ratios)
+    if joint == "cond":
+        return jax.nn.softplus(-beta * margins)
+    if chosen_prompt_log_ratios is None or rejected_prompt_log_ratios is None:
+        raise UserError(f"jpo with joint={joint!r} needs the log-ratios of both prompts")
+    chosen, rejected = chosen_prompt_log_ratios, rejected_prompt_log_ratios
+    if joint == "norm":
+        require_positive("jpo", kappa=kappa)
+        if chosen_prompt_lengths is None or rejected_prompt_lengths is None:
+            raise UserError("jpo with joint='norm' needs the lengths of both prompts")
+        chosen = kappa * per_token(chosen, chosen_prompt_lengths)
+        rejected = kappa * per_token(rejected, rejected_prompt_lengths)
+    return jax.nn.softplus(-beta * (margins + difference(chosen, rejected)))
+
+
+@requires(distinct_prompts=True)
+def in_batch_jpo_loss(
+    log_ratios: PerResponse,
+    feedback: PerResponse,
+    prompt_ids: Int[Array, " examples"],
+    mask: Bool[Array, "examples responses"],
+    *,
+    beta: float,
+    joint_weight: float = 1.0,
+) -> tuple[PerExample, PerExample]:
+    """JPO on pairs found in the batch: within every prompt, and between neighbouring examples of different prompts.
+
+    Higher feedback wins, ties are dropped. Between neighbours response k meets response k, so feedback has to be on one scale across
+    prompts. Holes are skipped: a neighbour is the next example that exists. Where an example has one response only, neighbours with
+    the same prompt make the pairs within a prompt.
+
+    Args:
+      log_ratios: log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats.
+      feedback: what is compared, in any unit.
+      prompt_ids: equal for examples of one prompt.
+      mask: which responses exist.
+      beta: inverse temperature, per nat.
+      joint_weight: of a pair across prompts, where one within a prompt counts 1; 0 is DPO on the pairs within prompts.
+
+    Returns:
+      Sums of the losses of each example's pairs, and sums of their weights.
+    """
+    require_positive("in_batch_jpo", beta=beta)
+    require_nonnegative("in_batch_jpo", joint_weight=joint_weight)
+    log_ratios, feedback = as_float32(log_ratios, feedback)
+    log_ratios = jnp.where(mask, log_ratios, 0)
+
+    def compare(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, Array]:
+        (ratio, score, exists), (other_ratio, other_score, other_exists) = first, second
+        sign = jnp.where(exists & other_exists, jnp.sign(score - other_score), 0)
+        losses = jax.nn.softplus(-beta * sign * (ratio - other_ratio))
+        return jnp.where(sign != 0, losses, 0), jnp.abs(sign)
+
+    arrays = (log_ratios, feedback, mask)
+    columns = tuple(array[:, :, None] for array in arrays)
+    rows = tuple(array[:, None, :] for array in arrays)
+    responses = log_ratios.shape[1]
+    upper = jnp.triu(jnp.ones((responses, responses), bool), 1)
+    within, within_weights = (
+        jnp.sum(jnp.where(upper, values, 0), axis=(1, 2)) for values in compare(columns, rows)
+    )
+
+    # Existing examples first, in their order, so that the next one is the next index.
+    order = jnp.argsort(~mask.any(axis=1), stable=True)
+    sorted_arrays = tuple(array[order] for array in arrays)
+    ids = prompt_ids[order]
+    heads = tuple(array[:-1] for array in sorted_arrays)
+    tails = tuple(array[1:] for array in sorted_arrays)
+    same_prompt_weight = 1.0 if responses == 1 else 0.0
+    weights = jnp.where(ids[:-1] != ids[1:], joint_weight, same_prompt_weight)
+    across, across_weights = (
+        jnp.pad(weights * jnp.sum(values, axis=1), (0, 1))[jnp.argsort(order)]
+        for values in compare(heads, tails)
+    )
+    return within + across, within_weights + across_weights

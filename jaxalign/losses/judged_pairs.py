@@ -1,0 +1,90 @@
+"""Pairs with soft labels from a pairwise judge, in the manner of OSP (arXiv 2405.14103; a reconstruction, its details are ours)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.losses.hyperparameters import require_nonnegative
+from jaxalign.losses.masking import as_float32
+
+_CLIP = 1e-4
+
+
+class RankedPairs(NamedTuple):
+    """All pairs of a prompt's responses, the one that ranks higher first; all ``[prompts, pairs]`` with N (N - 1) / 2 pairs.
+
+    Attributes:
+      first: index of the response that ranks higher.
+      second: index of the other.
+      probabilities: P(first preferred to second); below 1/2 where the judge is intransitive.
+      weights: 0 for pairs that do not exist or lie in the band around 1/2, else 1.
+    """
+
+    first: Int[Array, "prompts pairs"]
+    second: Int[Array, "prompts pairs"]
+    probabilities: Float[Array, "prompts pairs"]
+    weights: Float[Array, "prompts pairs"]
+
+
+def debias(
+    first_order: Float[Array, "*pairs"], second_order: Float[Array, "*pairs"]
+) -> Float[Array, "*pairs"]:
+    """``P(a > b) = (s(a, b) + 1 - s(b, a)) / 2``: what a judge with a taste for one position says when asked in both orders.
+
+    Args:
+      first_order: ``s(a, b)``, the judge's probability for a, shown first.
+      second_order: ``s(b, a)``, its probability for b when b is shown first.
+    """
+    first_order, second_order = as_float32(first_order, second_order)
+    return 0.5 * (first_order + 1 - second_order)
+
+
+def preferences_over_baseline(
+    probabilities: Float[Array, "prompts responses"],
+) -> Float[Array, "prompts responses responses"]:
+    """``P_ij = sigmoid(logit p_i - logit p_j)`` from comparisons with one baseline, ``p_i = P(i preferred to it)``.
+
+    Exact if preferences are Bradley-Terry, whatever the baseline; 2 N judge calls for N responses in place of N (N - 1).
+    """
+    (probabilities,) = as_float32(probabilities)
+    clipped = jnp.clip(probabilities, _CLIP, 1 - _CLIP)
+    logits = jnp.log(clipped) - jnp.log1p(-clipped)
+    return jax.nn.sigmoid(logits[:, :, None] - logits[:, None, :])
+
+
+def ranked_pairs(
+    preferences: Float[Array, "prompts responses responses"],
+    mask: Bool[Array, "prompts responses"],
+    *,
+    band: float = 0.0,
+) -> RankedPairs:
+    """Sorts the responses of a prompt by their mean probability of winning, and pairs each with all that rank lower.
+
+    Args:
+      preferences: ``P_ij``, the probability that i is preferred to j; the diagonal is not read.
+      mask: which responses exist.
+      band: pairs with ``|P_ij - 1/2| < band`` get weight 0.
+    """
+    require_nonnegative("ranked_pairs", band=band)
+    (preferences,) = as_float32(preferences)
+    count = preferences.shape[1]
+    others = mask[:, None, :] & mask[:, :, None] & ~jnp.eye(count, dtype=bool)
+    wins = jnp.sum(jnp.where(others, preferences, 0), axis=2)
+    means = wins / jnp.maximum(jnp.sum(others, axis=2), 1)
+    order = jnp.argsort(jnp.where(mask, -means, jnp.inf), axis=1, stable=True)
+    higher, lower = np.triu_indices(count, 1)
+    first, second = order[:, higher], order[:, lower]
+    prompts = jnp.arange(preferences.shape[0])[:, None]
+    probabilities = preferences[prompts, first, second]
+    kept = others[prompts, first, second] & (jnp.abs(probabilities - 0.5) >= band)
+    return RankedPairs(
+        first,
+        second,
+        jnp.where(kept, probabilities, 0.5),
+        kept.astype(probabilities.dtype),
+    )

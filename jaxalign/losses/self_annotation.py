@@ -1,0 +1,208 @@
+"""SPA: preference pairs that a policy labels itself, and labels that look wrong (Kim et al. 2024, arXiv 2406.04412).
+
+Only `extrapolated_log_probs` needs logits over the vocabulary, of the policy and of the reference policy at the same positions;
+everything else works on log-probabilities of responses. `objectives.spa` runs it over chunks of positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.losses.hyperparameters import (
+    require_nonnegative,
+    require_one_of,
+    require_positive,
+    require_probability,
+)
+from jaxalign.losses.masking import as_float32
+from jaxalign.losses.pairwise import difference, soft_logistic
+
+PerPair = Float[Array, " pairs"]
+Samples = Float[Array, "prompts samples"]
+
+
+class SelfLabels(NamedTuple):
+    """Labels of sampled responses, all ``[prompts]``.
+
+    Attributes:
+      chosen: index of the preferred sample.
+      rejected: index of the other one; equal to ``chosen`` where a prompt has fewer than two samples, or only equal ones.
+      margins: implicit-reward difference in nats (divided by beta), at least 0.
+      probabilities: that the chosen one is preferred.
+    """
+
+    chosen: Int[Array, " prompts"]
+    rejected: Int[Array, " prompts"]
+    margins: Float[Array, " prompts"]
+    probabilities: Float[Array, " prompts"]
+
+
+def self_labels(
+    log_probs: Samples,
+    initial_log_probs: Samples,
+    mask: Bool[Array, "prompts samples"],
+    *,
+    beta: float,
+) -> SelfLabels:
+    """Labels samples by the implicit reward of the policy that drew them: highest against lowest (arXiv 2406.04412, equations 7-8).
+
+    The reward is measured against the *initial* policy in every round. Measured against the previous round's policy, labels lose their
+    information and the rounds collapse.
+
+    Args:
+      log_probs: log pi(y|x) under the policy of the previous round, summed over tokens, in nats.
+      initial_log_probs: under the fine-tuned model that all rounds started from.
+      mask: which samples exist and are distinct.
+      beta: inverse temperature, per nat; it does not change the labels.
+    """
+    require_positive("self_labels", beta=beta)
+    log_probs, initial_log_probs = as_float32(log_probs, initial_log_probs)
+    rewards = log_probs - initial_log_probs
+    chosen = jnp.argmax(jnp.where(mask, rewards, -jnp.inf), axis=1)
+    rejected = jnp.argmin(jnp.where(mask, rewards, jnp.inf), axis=1)
+    rows = jnp.arange(rewards.shape[0])
+    margins = jnp.where(mask.any(axis=1), rewards[rows, chosen] - rewards[rows, rejected], 0)
+    return SelfLabels(chosen, rejected, margins, jax.nn.sigmoid(beta * margins))
+
+
+def spa_loss(
+    chosen_log_ratios: PerPair,
+    rejected_log_ratios: PerPair,
+    suspects: Bool[Array, " pairs"],
+    *,
+    beta: float,
+    alpha: float,
+) -> PerPair:
+    """SPA's refined loss: DPO whose label is smoothed by ``alpha`` for suspects only (arXiv 2406.04412, equations 9-11).
+
+    ``-(1 - alpha z) log sigmoid(beta h) - alpha z log sigmoid(-beta h)`` with z = 1 for suspects; labels are never swapped.
+
+    Args:
+      chosen_log_ratios: ``l_w``, log pi - log pi_ref of the preferred responses, summed over tokens, in nats.
+      rejected_log_ratios: ``l_l`` of the others; ``h = l_w - l_l``.
+      suspects: ``z``, the pairs whose label looks wrong.
+      beta: inverse temperature, per nat.
+      alpha: how far a suspect's label is smoothed, in [0, 1]; a suspect's best margin is ``beta h = logit(1 - alpha)``.
+    """
+    require_positive("spa", beta=beta)
+    require_probability("spa", alpha=alpha)
+    margins = beta * difference(chosen_log_ratios, rejected_log_ratios)
+    return soft_logistic(margins, jnp.where(suspects, alpha, 0.0).astype(margins.dtype))
+
+
+def extrapolated_token_log_probs(
+    policy_logits: Float[Array, "*tokens vocab"],
+    reference_logits: Float[Array, "*tokens vocab"],
+    targets: Int[Array, "*tokens"],
+    *,
+    strength: float,
+) -> Float[Array, "*tokens"]:
+    """Log-probabilities of the targets under logits ``(1 + lambda) f - lambda f_ref``, without gradient (arXiv 2406.04412, equation 12).
+
+    They imitate a policy trained with a weaker pull to the reference, beta / (1 + lambda).
+
+    Args:
+      policy_logits: ``f``.
+      reference_logits: ``f_ref`` at the same positions.
+      targets: token ids.
+      strength: ``lambda >= 0``; 0 gives the policy's own log-probabilities.
+    """
+    require_nonnegative("spa", strength=strength)
+    policy_logits, reference_logits = as_float32(policy_logits, reference_logits)
+    logits = jax.lax.stop_gradient(policy_logits + strength * (policy_logits - reference_logits))
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def extrapolated_log_probs(
+    policy_logits: Float[Array, "rows length vocab"],
+    reference_logits: Float[Array, "rows length vocab"],
+    targets: Int[Array, "rows length"],
+    mask: Bool[Array, "rows length"],
+    *,
+    strength: float,
+) -> Float[Array, " rows"]:
+    """`extrapolated_token_log_probs` summed over the tokens where the mask holds."""
+    log_probs = extrapolated_token_log_probs(
+        policy_logits, reference_logits, targets, strength=strength
+    )
+    return jnp.sum(jnp.where(mask, log_probs, 0), axis=-1)
+
+
+def find_suspects(
+    chosen_extrapolated_log_ratios: PerPair,
+    rejected_extrapolated_log_ratios: PerPair,
+    threshold: Float[Array, ""] | float,
+    *,
+    beta: float,
+) -> Bool[Array, " pairs"]:
+    """De-coupled noise detection: ``beta h_g <= threshold``, with h_g the margin under extrapolated logits (equation 12).
+
+    Args:
+      chosen_extrapolated_log_ratios: extrapolated log-probability minus the reference's, of the preferred responses.
+      rejected_extrapolated_log_ratios: of the others.
+      threshold: from `RunningQuantile.value`.
+      beta: inverse temperature, per nat.
+    """
+    margins = beta * difference(chosen_extrapolated_log_ratios, rejected_extrapolated_log_ratios)
+    return margins <= threshold
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunningQuantile:
+    """A low quantile of the last ``window`` values, as a state of float32 arrays.
+
+    Rule, as in SPA's public code: sort the full window and average the values at the zero-based ranks ``int(window * fraction)`` and
+    the next. Unlike there, values enter one by one, not as means of a microbatch (whose tenth percentile would flag far more than a
+    tenth of the pairs), and the state is that of the whole batch on all devices.
+
+    Attributes:
+      window: number of values remembered.
+      fraction: the quantile, in [0, 1).
+      until_full: 'none' for a threshold of -inf before the window is full, so that nothing is below it; 'zero' as in the public code.
+    """
+
+    window: int = 50
+    fraction: float = 0.1
+    until_full: str = "none"
+
+    def __post_init__(self) -> None:
+        require_positive("RunningQuantile", window=self.window)
+        require_probability("RunningQuantile", fraction=self.fraction)
+        require_one_of("RunningQuantile", "until_full", self.until_full, ("none", "zero"))
+
+    def initial(self) -> dict[str, Array]:
+        """An empty window: ``recent`` ``[window]``, the oldest first and empty places before it, and ``filled``, how many are not empty."""
+        return {
+            "recent": jnp.zeros((self.window,), jnp.float32),
+            "filled": jnp.zeros((), jnp.float32),
+        }
+
+    def add(
+        self,
+        state: Mapping[str, Array],
+        values: Float[Array, " values"],
+        where: Bool[Array, " values"],
+    ) -> dict[str, Array]:
+        """The state after the values for which ``where`` holds, the last of them being the newest."""
+        places = jnp.arange(self.window)
+        known = jnp.concatenate([places >= self.window - state["filled"], where])
+        joined = jnp.concatenate([state["recent"], values.astype(jnp.float32)])
+        # Stable: what is known moves to the end in its order.
+        recent = joined[jnp.argsort(known, stable=True)][-self.window :]
+        filled = jnp.minimum(jnp.sum(known), self.window).astype(jnp.float32)
+        return {"recent": jnp.where(places >= self.window - filled, recent, 0), "filled": filled}
+
+    def value(self, state: Mapping[str, Array]) -> Float[Array, ""]:
+        """The quantile, or what ``until_full`` says."""
+        ranks = jnp.sort(state["recent"])
+        rank = min(int(self.window * self.fraction), self.window - 1)
+        quantile = 0.5 * (ranks[rank] + ranks[min(rank + 1, self.window - 1)])
+        empty = 0.0 if self.until_full == "zero" else -jnp.inf
+        return jnp.where(state["filled"] >= self.window, quantile, empty)

@@ -1,0 +1,172 @@
+"""SPA: DPO on pairs that a policy labelled itself, with softer labels for those that look wrong (arXiv 2406.04412)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign.errors import UserError
+from jaxalign.losses.hyperparameters import (
+    require_nonnegative,
+    require_positive,
+    require_probability,
+)
+from jaxalign.losses.masking import masked_sum
+from jaxalign.losses.self_annotation import (
+    RunningQuantile,
+    extrapolated_token_log_probs,
+    find_suspects,
+    spa_loss,
+)
+from jaxalign.networks.policy import response_scores
+from jaxalign.networks.scoring import FORBIDDEN, TokenStatistics
+from jaxalign.objectives.base import (
+    Batch,
+    LossOutput,
+    Metric,
+    Params,
+    PerResponse,
+    ReferenceObjective,
+    log_ratio_metrics,
+    mask_of,
+    mean_metric,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SPA(ReferenceObjective):
+    """SPA's round loss with de-coupled noise detection (Kim et al. 2024, arXiv 2406.04412, equations 9-12).
+
+    Suspects are pairs whose margin under extrapolated logits is among the lowest of the recent ones. The extrapolation needs logits of
+    policy and reference over the whole vocabulary, so the role ``reference`` (the policy of the previous round) is always in memory;
+    they exist for one chunk of positions at a time, and without gradient.
+
+    Attributes:
+      beta: inverse temperature, per nat.
+      alpha: how far a suspect's label is smoothed, in [0, 1]; 0 is DPO.
+      strength: lambda of the extrapolation, at least 0; 0 detects noise with the policy's own margins.
+      window: number of recent margins that the threshold is a quantile of.
+      fraction: that quantile.
+      until_full: 'none': no suspects until the window is full; 'zero': negative margins are suspects until then, as in the public code.
+      warmup_steps: steps before the first suspect; the public code uses a fifth of all.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.1
+    strength: float = 0.5
+    window: int = 50
+    fraction: float = 0.1
+    until_full: str = "none"
+    warmup_steps: int = 0
+
+    name: ClassVar[str] = "spa"
+    responses_per_prompt: ClassVar[int | None] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("SPA", beta=self.beta)
+        require_probability("SPA", alpha=self.alpha)
+        require_nonnegative("SPA", strength=self.strength, warmup_steps=self.warmup_steps)
+        if self.quantile.window < 2:
+            raise UserError(f"SPA.window must be at least 2, not {self.window}")
+
+    @property
+    def quantile(self) -> RunningQuantile:
+        """The rule of the threshold."""
+        return RunningQuantile(
+            window=self.window, fraction=self.fraction, until_full=self.until_full
+        )
+
+    def frozen_roles(self) -> tuple[str, ...]:
+        return ("reference",)
+
+    def initial_statistics(self) -> dict[str, Any]:
+        return {**self.quantile.initial(), "steps": jnp.zeros((), jnp.float32)}
+
+    def observe(self, params: Params, batch: Batch) -> dict[str, Any]:
+        statistics = params["statistics"]
+        extrapolated = self.extrapolated_log_ratios(params, batch)
+        margins = self.beta * (extrapolated[:, 0] - extrapolated[:, 1])
+        mask = mask_of(batch)
+        return {
+            **self.quantile.add(statistics, margins, mask[:, 0] & mask[:, 1]),
+            "steps": statistics["steps"] + 1,
+        }
+
+    def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
+        scores, log_ratios = self.log_ratios(params, batch, rng)
+        chosen, rejected = log_ratios[:, 0], log_ratios[:, 1]
+        extrapolated = self.extrapolated_log_ratios(params, batch)
+        statistics = params["statistics"]
+        threshold = jnp.where(
+            statistics["steps"] > self.warmup_steps, self.quantile.value(statistics), -jnp.inf
+        )
+        suspects = find_suspects(extrapolated[:, 0], extrapolated[:, 1], threshold, beta=self.beta)
+        losses = spa_loss(chosen, rejected, suspects, beta=self.beta, alpha=self.alpha)
+        mask = mask_of(batch)
+        pairs = mask[:, 0] & mask[:, 1]
+        margins = self.beta * (chosen - rejected)
+        extrapolated_margins = self.beta * (extrapolated[:, 0] - extrapolated[:, 1])
+        known = jnp.isfinite(threshold)
+        return LossOutput(
+            masked_sum(losses, pairs),
+            jnp.sum(pairs).astype(jnp.float32),
+            {
+                "loss": mean_metric(losses, pairs),
+                "margin": mean_metric(margins, pairs),
+                "accuracy": mean_metric((margins > 0).astype(jnp.float32), pairs),
+                "extrapolated_margin": mean_metric(extrapolated_margins, pairs),
+                "suspects": mean_metric(suspects.astype(jnp.float32), pairs),
+                "suspect_threshold": Metric(
+                    jnp.where(known, threshold, 0.0), known.astype(jnp.float32)
+                ),
+                **log_ratio_metrics(scores, log_ratios, mask),
+            },
+        )
+
+    def extrapolated_log_ratios(self, params: Params, batch: Batch) -> PerResponse:
+        """Log-probability under extrapolated logits minus the reference's, of every response; without gradient or dropout."""
+        frozen = jax.lax.stop_gradient({role: params[role] for role in ("policy", "reference")})
+        policy: Any = self.policy
+        hidden = [policy.decode(frozen[role], batch) for role in ("policy", "reference")]
+        kernels = [policy.projection(frozen[role]) for role in ("policy", "reference")]
+        targets = batch["decoder_target_tokens"]
+        rows, length = targets.shape
+        size = policy.logits_chunk_size
+        width = length if size is None else min(length, max(1, size // max(rows, 1)))
+
+        def logits(states: Array, projection: tuple[Array, float]) -> Array:
+            kernel, scale = projection
+            found = jnp.dot(states.astype(jnp.float32), kernel.astype(jnp.float32)) * scale
+            if policy.value_token is not None:
+                found = jnp.where(
+                    jnp.arange(kernel.shape[1]) == policy.value_token, FORBIDDEN, found
+                )
+            return found
+
+        def chunk(part: tuple[Array, Array, Array]) -> Float[Array, "rows width"]:
+            of_policy, of_reference = map(logits, part[:2], kernels)
+            extrapolated = extrapolated_token_log_probs(
+                of_policy, of_reference, part[2], strength=self.strength
+            )
+            own = extrapolated_token_log_probs(of_reference, of_reference, part[2], strength=0.0)
+            return extrapolated - own
+
+        chunks = jax.lax.map(chunk, tuple(_split(array, width) for array in (*hidden, targets)))
+        tokens = jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :length]
+        statistics = TokenStatistics(tokens, jnp.zeros_like(tokens), None)
+        return response_scores(statistics, batch).log_probs
+
+
+def _split(array: Array, width: int) -> Array:
+    """``[rows, length, ...]`` as ``[chunks, rows, width, ...]``, padded at the end."""
+    rows, length = array.shape[:2]
+    count = math.ceil(length / width)
+    padding = [(0, 0), (0, count * width - length)] + [(0, 0)] * (array.ndim - 2)
+    padded = jnp.pad(jnp.asarray(array), padding)
+    return jnp.moveaxis(padded.reshape(rows, count, width, *array.shape[2:]), 1, 0)
