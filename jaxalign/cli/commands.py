@@ -21,12 +21,16 @@ class UsageError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command: the function that does it and a line for the list of commands."""
+    """One command: the function that does it, a line for the list of commands, and what it says when it is done.
+
+    ``done`` is a format string over the function's ``result``; empty for functions that print for themselves.
+    """
 
     name: str
     module: str
     function: str
     summary: str
+    done: str = ""
 
     @property
     def source(self) -> Path:
@@ -48,18 +52,21 @@ COMMANDS = {
             "jaxalign.training.run",
             "train",
             "train the networks of an objective on a task",
+            "finished at step {result[step]}; metrics, checkpoints and summary.json are in the run folder",
         ),
         Command(
             "cache",
             "jaxalign.data.cache",
             "cache",
             "validate and tokenise a task once, for training",
+            "examples: {result[num_examples]}; rejected: {result[rejected]}",
         ),
         Command(
             "vocabulary",
             "jaxalign.data.vocabularies",
             "train_vocabulary",
             "train a small SentencePiece model on a task",
+            "trained {result.size} pieces",
         ),
         Command(
             "score",
@@ -72,6 +79,7 @@ COMMANDS = {
             "jaxalign.evaluation.generate",
             "generate",
             "write a policy's responses to prompts as JSON Lines",
+            "{result[output]} holds {result[prompts]} prompts with responses, {result[generated]} of them new",
         ),
         Command(
             "evaluate",

@@ -83,7 +83,9 @@ def _run(arguments: list[str]) -> int:
     if flags.dry_run:
         print(gin_setup.describe(function))
         return 0
-    gin_setup.run(function)
+    result = gin_setup.run(function)
+    if command.done:
+        print(command.done.format(result=result))
     return 0
 
 

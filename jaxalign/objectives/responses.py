@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ _PREFIXES = ("chosen_", "rejected_", "third_")
 Quantities = dict[str, Any]
 
 
+@runtime_checkable
 class Statistics(Protocol):
     """Numbers that a method carries from step to step, for example a running mean."""
 
