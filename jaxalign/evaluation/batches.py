@@ -121,7 +121,7 @@ def jitted(network: Any, method: str) -> Callable[..., Any]:
     return jax.jit(getattr(network, method))
 
 
-def _by_batch(
+def by_batch(
     prompts: Sequence[Tokens],
     responses: Sequence[Sequence[Tokens]],
     batch_size: int,
@@ -166,11 +166,33 @@ def score_responses(
     """
     shape = (len(prompts), len(responses[0]) if responses else 0)
     log_probs, lengths = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
-    for index, batch in _by_batch(prompts, responses, batch_size):
+    for index, batch in by_batch(prompts, responses, batch_size):
         scores = jitted(policy, "score")(params, batch)
         log_probs[index] = np.asarray(scores.log_probs)[: len(index)]
         lengths[index] = np.asarray(scores.lengths)[: len(index)]
     return log_probs, lengths
+
+
+def predict_rewards(
+    network: Any,
+    params: Any,
+    prompts: Sequence[Tokens],
+    responses: Sequence[Tokens],
+    *,
+    batch_size: int = 32,
+) -> Float[np.ndarray, " prompts"]:
+    """Rewards of responses, one a prompt.
+
+    Args:
+      network: any network with `rewards(params, batch) -> [examples, responses]`.
+      prompts, responses: token ids, EOS included.
+    """
+    rewards = np.zeros(len(prompts), np.float64)
+    groups = [[response] for response in responses]
+    for index, batch in by_batch(prompts, groups, batch_size):
+        found = jitted(network, "rewards")(params, batch)
+        rewards[index] = np.asarray(found)[: len(index), 0]
+    return rewards
 
 
 def predict_values(
@@ -180,6 +202,6 @@ def predict_values(
     values = np.zeros(len(prompts), np.float64)
     # A value network sees the prompt only; an empty response keeps the batch layout complete.
     responses = [[[EOS]] for _ in prompts]
-    for index, batch in _by_batch(prompts, responses, batch_size):
+    for index, batch in by_batch(prompts, responses, batch_size):
         values[index] = np.asarray(jitted(value, "values")(params, batch))[: len(index)]
     return values

@@ -21,12 +21,8 @@ from jaxalign.data import slots, synthetic
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.evaluation import runs
-from jaxalign.evaluation.batches import EOS, predict_values
+from jaxalign.evaluation.batches import EOS, encode_text, predict_rewards
 from jaxalign.evaluation.prompts import prompt_of, read_json_lines
-
-# Between prompt and response in the input of a reward model; plain words, because T5's vocabulary
-# has no newline and no sentinel that every vocabulary shares.
-RESPONSE_SEPARATOR = " response: "
 
 References = Sequence[Sequence[str]]
 JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
@@ -228,20 +224,24 @@ def length_judge(argument: str) -> Judge:
 
 @register_judge("reward_model")
 def reward_model_judge(argument: str) -> Judge:
-    """`reward_model:<run folder or checkpoint>`: a scalar network on prompt and response."""
+    """`reward_model:<run folder or checkpoint>`: a run that trained a network in the role `reward`."""
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
-    run = runs.open_value(argument)
+    run = runs.open_reward(argument)
+    if getattr(run.network, "kind", None) == "features":
+        raise UserError(
+            f"judge 'reward_model': the reward of {argument} reads scores of a response, not its text."
+        )
     return RewardModelJudge(
         run.network, run.params, run.vocabulary, max_input_length=run.length("inputs")
     )
 
 
 class RewardModelJudge:
-    """A value network that reads `prompt + RESPONSE_SEPARATOR + response` and returns a reward.
+    """A reward network on the tokens of prompt and response, laid out as in training.
 
-    The text is the encoder's only input. Where it is longer than `max_input_length`, tokens are cut
-    from the *beginning*, so that the response is always read.
+    A prompt of more than `max_input_length` tokens loses its end, as in a cache by default; the
+    response is always read whole.
     """
 
     def __init__(
@@ -264,12 +264,14 @@ class RewardModelJudge:
         responses: Sequence[str],
         references: References | None = None,
     ) -> Float[np.ndarray, " items"]:
-        rows = [
-            [int(t) for t in self._vocabulary.encode(prompt + RESPONSE_SEPARATOR + response)]
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        kept = [[*row[-(self._max_length - 1) :], EOS] for row in rows]
-        return predict_values(self._network, self._params, kept, batch_size=self._batch_size)
+        vocabulary = self._vocabulary
+        return predict_rewards(
+            self._network,
+            self._params,
+            [encode_text(vocabulary, prompt, self._max_length) for prompt in prompts],
+            [[*map(int, vocabulary.encode(response)), EOS] for response in responses],
+            batch_size=self._batch_size,
+        )
 
 
 def _squeezed(text: str) -> str:

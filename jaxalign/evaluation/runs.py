@@ -12,10 +12,10 @@ from jaxalign.evaluation.prompts import read_json_lines
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A policy or a value network read from a run folder.
+    """A policy, value or reward network read from a run folder.
 
     Attributes:
-      network, params: a Policy or ValueNetwork and its parameters.
+      network, params: the network and its parameters.
       vocabulary: encode(text) -> ids and decode(ids) -> text.
       info: what the run recorded of itself; `step` is the checkpoint read.
     """
@@ -59,10 +59,18 @@ def open_policy(path: str, *, role: str = "policy", step: int | str | None = Non
 
 
 def open_value(path: str, *, role: str = "value", step: int | str | None = None) -> Run:
-    """Opens a separate value or reward network; UserError if the run has none."""
+    """Opens a separate value network; UserError if the run has none."""
     from jaxalign.training.loading import load_value
 
     network, params, info = load_value(path, step, role=role)
+    return Run(network, params, _vocabulary(info), info)
+
+
+def open_reward(path: str, *, role: str = "reward", step: int | str | None = None) -> Run:
+    """Opens a reward network; UserError if the run has none."""
+    from jaxalign.training.loading import load_reward
+
+    network, params, info = load_reward(path, step, role=role)
     return Run(network, params, _vocabulary(info), info)
 
 

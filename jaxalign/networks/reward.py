@@ -232,7 +232,7 @@ def last_states(states: Decoded, batch: Batch) -> Float[Array, "examples respons
     return states_at(states, starts, jnp.maximum(lengths - 1, 0)[:, :, None])[:, :, 0]
 
 
-def _take(rows: Array, indices: Array) -> Array:
+def _take(rows: AnyArray, indices: Array) -> Array:
     """Row by row, the entries at ``indices``, which may point outside where the result is not used."""
     return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(rows, indices)
 

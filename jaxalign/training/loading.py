@@ -7,11 +7,16 @@ from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
+from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.training import checkpoints
 
 NETWORKS_FILE = "networks.json"
+_REWARD_NETWORKS = {
+    network.kind: network for network in (RewardNetwork, DecoderRewardNetwork, FeatureReward)
+}
 
 
 def load_policy(
@@ -44,7 +49,7 @@ def load_policy(
 def load_value(
     path: Path | str, step: int | str | None = None, *, role: str = "value", shardings: Any = None
 ) -> tuple[ValueNetwork, Any, dict[str, Any]]:
-    """Loads a separate value or reward network of a run. Arguments and errors as in `load_policy`."""
+    """Loads a separate value network of a run. Arguments and errors as in `load_policy`."""
     info = load_info(path, step)
     if role not in info["networks"]:
         raise UserError(
@@ -55,6 +60,22 @@ def load_value(
         path, role, step=info["step"], abstract=value.abstract_params(), shardings=shardings
     )
     return value, params, info
+
+
+def load_reward(
+    path: Path | str, step: int | str | None = None, *, role: str = "reward", shardings: Any = None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Loads a reward network, of whichever kind the run trained. Arguments and errors as in `load_policy`."""
+    info = load_info(path, step)
+    if role not in info["networks"]:
+        raise UserError(
+            f"run {info['run']} has no {role} network; its roles: {', '.join(info['networks'])}"
+        )
+    network = _reward_network(info, role)
+    params = checkpoints.restore_params(
+        path, role, step=info["step"], abstract=network.abstract_params(), shardings=shardings
+    )
+    return network, params, info
 
 
 def load_info(path: Path | str, step: int | str | None = None) -> dict[str, Any]:
@@ -68,11 +89,12 @@ def load_info(path: Path | str, step: int | str | None = None) -> dict[str, Any]
 
 def describe_networks(objective: Any) -> dict[str, Any]:
     """JSON for ``networks.json``: the configuration of every role that has one of its own."""
-    networks = {
-        role: network.config.to_dict()
-        for role, network in objective.trained().items()
-        if isinstance(getattr(network, "config", None), T5Config)
-    }
+    networks = {}
+    for role, network in objective.trained().items():
+        if hasattr(network, "description"):
+            networks[role] = network.description()
+        elif isinstance(getattr(network, "config", None), T5Config):
+            networks[role] = network.config.to_dict()
     description: dict[str, Any] = {"networks": networks, "objective": objective.name}
     if getattr(objective.policy, "value_token", None) is not None:
         description["value_token"] = objective.policy.value_token
@@ -87,5 +109,20 @@ def _config(info: dict[str, Any], role: str) -> T5Config:
         raise UserError(f"run {info['run']} has no network {role!r} in {NETWORKS_FILE}")
     try:
         return T5Config.from_dict(info["networks"][role])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{info['run']}/{NETWORKS_FILE}, network {role}: {error}") from error
+
+
+def _reward_network(info: dict[str, Any], role: str) -> Any:
+    description = dict(info["networks"][role])
+    kind = description.pop("kind", None)
+    if kind not in _REWARD_NETWORKS:
+        raise UserError(
+            f"run {info['run']}: {role} is no reward network (its kind is {kind!r}; known: {', '.join(_REWARD_NETWORKS)})"
+        )
+    try:
+        if "config" in description:
+            description["config"] = T5Config.from_dict(description["config"])
+        return _REWARD_NETWORKS[kind](**description)
     except (TypeError, ValueError) as error:
         raise UserError(f"{info['run']}/{NETWORKS_FILE}, network {role}: {error}") from error

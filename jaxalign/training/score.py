@@ -1,4 +1,4 @@
-"""Reference log-probabilities: computed once, stored beside the cached examples."""
+"""Reference log-probabilities and rewards: computed once, stored beside the cached examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxalign.data.cache import load_metadata
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.training import partitioning
-from jaxalign.training.loading import load_policy
+from jaxalign.training.loading import load_policy, load_reward
 from jaxalign.training.partitioning import MeshShape
 
 
@@ -28,29 +28,36 @@ def score(
     max_input_length: int = 0,
     max_target_length: int = 0,
     step: str = "",
+    role: str = "policy",
 ) -> None:
-    """Adds a reference policy's log-probabilities to a cached task, once.
+    """Adds a policy's log-probabilities, or a reward model's rewards, to a cached task, once.
 
     Args:
-      checkpoint: run folder of the reference policy.
+      checkpoint: run folder of the reference policy or of the reward model.
       cache_dir: the cached task.
-      name: name of the set of scores; by default ``<run id>-<step>`` of the checkpoint, which training finds by itself.
+      name: name of the set of scores; by default made of the checkpoint's run id and step, which training finds by itself for a
+        reference policy; a set of rewards is given to a run as ``TaskData.stored = {'margin_rewards': NAME}``.
       splits: splits to score; all that the cache has by default.
       batch_size: rows per forward pass.
       max_input_length: tokens of a prompt; the checkpoint's training length by default.
       max_target_length: tokens of a response; the checkpoint's training length by default.
       step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
+      role: 'policy' for log-probabilities, 'reward' for rewards.
     """
-    policy, params, info = load_policy(
-        checkpoint, step=int(step) if step.isdigit() else step or None
-    )
+    wanted = int(step) if step.isdigit() else step or None
+    network: Any
+    if role == "policy":
+        network, params, info = load_policy(checkpoint, step=wanted)
+        name = name or reference_name(info, network)
+    else:
+        network, params, info = load_reward(checkpoint, step=wanted, role=role)
+        name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
     lengths = {
         "inputs": max_input_length or info["feature_lengths"]["inputs"],
         "targets": max_target_length or info["feature_lengths"]["targets"],
     }
-    name = name or reference_name(info, policy)
     score_splits(
-        policy,
+        network,
         params,
         cache_dir,
         name,
@@ -58,11 +65,9 @@ def score(
         feature_lengths=lengths,
         batch_size=batch_size,
         mesh=partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
-        info={"checkpoint": info["run"], "step": info["step"]},
+        info={"role": role, "checkpoint": info["run"], "step": info["step"]},
     )
-    print(
-        f"wrote reference scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}"
-    )
+    print(f"wrote {role} scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
 
 
 def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
@@ -72,7 +77,7 @@ def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
 
 
 def score_splits(
-    policy: Policy,
+    network: Any,
     params: Any,
     cache_dir: str,
     name: str,
@@ -84,10 +89,10 @@ def score_splits(
     info: Mapping[str, Any],
     overwrite: bool = False,
 ) -> None:
-    """Scores every response of a cache with a policy; splits that have these scores already are left alone.
+    """Scores every response of a cache with a network; splits that have these scores already are left alone.
 
     Args:
-      policy: the reference policy.
+      network: a policy, for log-probabilities, or a network with ``rewards(params, batch)``.
       params: its parameters.
       cache_dir: the cached task.
       name: name of the set of scores.
@@ -99,9 +104,14 @@ def score_splits(
       overwrite: score again what is there.
 
     Raises:
-      UserError: if a response has no finite log-probability.
+      UserError: if a response has no finite score.
     """
-    compiled = jax.jit(lambda params, batch: policy.score(params, batch).log_probs)
+    gives_rewards = hasattr(network, "rewards")
+    compiled = jax.jit(
+        network.rewards
+        if gives_rewards
+        else lambda params, batch: network.score(params, batch).log_probs
+    )
     metadata = load_metadata(cache_dir)
     for split in splits or list(metadata["num_examples"]):
         if not overwrite and name in reference.reference_score_names(cache_dir, split):
@@ -113,7 +123,8 @@ def score_splits(
             split,
             feature_lengths=feature_lengths,
             batch_size=batch_size,
-            pack=True,
+            # A reward network may unpack what is packed, and then empty places cost as much as full ones.
+            pack=not gives_rewards,
             shuffle=False,
             num_epochs=1,
             drop_remainder=False,
@@ -128,6 +139,8 @@ def score_splits(
             scores[ids[present]] = np.where(mask, values, 0)[present]
         if not np.all(np.isfinite(scores)):
             raise UserError(
-                f"the reference policy gives NaN or infinite log-probabilities on {cache_dir}, split {split}"
+                f"{'the reward network' if gives_rewards else 'the reference policy'} gives NaN or infinite "
+                f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache_dir}, split {split}"
             )
-        reference.write_reference_scores(cache_dir, split, name, scores, dict(info))
+        write = reference.write_stored if gives_rewards else reference.write_reference_scores
+        write(cache_dir, split, name, scores, dict(info))

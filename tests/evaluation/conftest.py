@@ -48,6 +48,18 @@ class MeanTokenValue:
         return params["scale"] * tokens.sum(axis=1) / (tokens > 0).sum(axis=1) / 100.0
 
 
+@dataclasses.dataclass(frozen=True)
+class MeanTokenReward:
+    """r(x, y) is the mean token id of prompt and response together, over 100."""
+
+    def rewards(self, params, batch):
+        tokens = jnp.concatenate(
+            [batch["encoder_input_tokens"], batch["decoder_target_tokens"]], axis=1
+        )
+        mean = tokens.sum(axis=1) / (tokens > 0).sum(axis=1)
+        return params["scale"] * mean[:, None] / 100.0
+
+
 def letter_decoder(policy, settings):
     """Random letters that depend on key, row and prompt, as a sampler's do."""
     del policy
@@ -80,6 +92,11 @@ def mean_token_value():
 
 
 @pytest.fixture
+def mean_token_reward():
+    return MeanTokenReward()
+
+
+@pytest.fixture
 def fake_runs(monkeypatch):
     """Any checkpoint path loads; its last character, a digit, is the policy's cost a token."""
 
@@ -99,8 +116,13 @@ def fake_runs(monkeypatch):
         run = open_policy(path, step=step)
         return dataclasses.replace(run, network=MeanTokenValue(), params={"scale": 1.0})
 
+    def open_reward(path, role="reward", step=None):
+        run = open_policy(path, step=step)
+        return dataclasses.replace(run, network=MeanTokenReward(), params={"scale": 1.0})
+
     monkeypatch.setattr(runs, "open_policy", open_policy)
     monkeypatch.setattr(runs, "open_value", open_value)
+    monkeypatch.setattr(runs, "open_reward", open_reward)
     monkeypatch.setattr(sampling, "decoder", letter_decoder)
 
 

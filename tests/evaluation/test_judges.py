@@ -57,17 +57,16 @@ def test_longer_wins():
 
 
 def test_reward_model_reads_prompt_and_response_and_never_loses_the_response(
-    fake_runs, mean_token_value, vocabulary
+    fake_runs, mean_token_reward, vocabulary
 ):
     judge = judges.get_judge("reward_model:run1")
     scores = judge.score(["a", "a"], ["zzzz", "aaaa"])
     assert scores[0] > scores[1]
     short = judges.RewardModelJudge(
-        mean_token_value, {"scale": 1.0}, vocabulary, max_input_length=5
+        mean_token_reward, {"scale": 1.0}, vocabulary, max_input_length=5
     )
-    np.testing.assert_allclose(
-        short.score(["a" * 50], ["zzzz"]), (4 * ord("z") + 1) / 5 / 100, rtol=1e-6
-    )
+    read = [ord("a")] * 4 + [1] + [ord("z")] * 40 + [1]
+    np.testing.assert_allclose(short.score(["a" * 50], ["z" * 40]), np.mean(read) / 100, rtol=1e-6)
     with pytest.raises(UserError, match="needs a checkpoint"):
         judges.get_judge("reward_model")
 

@@ -1,0 +1,181 @@
+"""How good a map from rewards to absolute feedback is on prompts it was not fitted on, and `jaxalign calibrate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from jaxalign.data import reference
+from jaxalign.data.cache import load_metadata
+from jaxalign.data.pipeline import CachedSplit
+from jaxalign.errors import UserError
+from jaxalign.evaluation.calibration import calibration
+from jaxalign.evaluation.reward_maps import FITS, checked_items
+from jaxalign.evaluation.statistics import spearman
+
+Items = Shaped[np.ndarray, " items"]
+_READ_AT_ONCE = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationReport:
+    """How far mapped rewards are from feedback, on responses that the map was not fitted on.
+
+    Attributes:
+      calibration_error: mean over items of ``|mean feedback - mean prediction|`` in the item's bin.
+      sampling_error: what that would be about for perfect predictions, from the spread of feedback inside the bins.
+      largest_error: of a bin.
+      mean_squared_error: of the predictions.
+      constant_mean_squared_error: of one number for all, the mean of the feedback.
+      rank_correlation: Spearman's, of predictions and feedback; near the scores' own, apart from ties.
+      count: items.
+      bins: as in `jaxalign.evaluation.calibration.Calibration`, ``mean_value`` being the prediction and ``mean_reward`` the feedback.
+    """
+
+    calibration_error: float
+    sampling_error: float
+    largest_error: float
+    mean_squared_error: float
+    constant_mean_squared_error: float
+    rank_correlation: float
+    count: int
+    bins: list[dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def calibration_report(
+    predictions: Items, feedback: Items, *, num_bins: int = 10
+) -> CalibrationReport:
+    """Compares mapped rewards with feedback, in quantile bins of the predictions."""
+    predictions, feedback = checked_items(predictions, feedback)
+    bins = calibration(predictions, feedback, num_bins=num_bins).bins
+    shares = np.array([entry["count"] for entry in bins]) / len(feedback)
+    errors = np.array([abs(entry["mean_reward"] - entry["mean_value"]) for entry in bins])
+    spreads = np.array([entry["standard_error"] for entry in bins])
+    return CalibrationReport(
+        calibration_error=float(shares @ errors),
+        # The mean of |N(0, s)| is s sqrt(2 / pi).
+        sampling_error=float(shares @ spreads * np.sqrt(2 / np.pi)),
+        largest_error=float(errors.max()),
+        mean_squared_error=float(np.mean((predictions - feedback) ** 2)),
+        constant_mean_squared_error=float(feedback.var()),
+        rank_correlation=spearman(predictions, feedback),
+        count=len(feedback),
+        bins=bins,
+    )
+
+
+def cross_fitted_report(
+    method: str, scores: Items, feedback: Items, groups: Items, *, seed: int = 0
+) -> CalibrationReport:
+    """The report of a kind of map where each half of the prompts is predicted by the map of the other half.
+
+    Args:
+      method: one of `FITS`.
+      scores, feedback: of responses.
+      groups: the prompt of each; a prompt is never on both sides.
+      seed: of the halves.
+    """
+    distinct, inverse = np.unique(groups, return_inverse=True)
+    if len(distinct) < 2:
+        raise UserError("a calibration cannot be checked on the responses to a single prompt")
+    first = np.random.default_rng(seed).permutation(len(distinct))[inverse] < len(distinct) // 2
+    predictions = np.empty(len(scores), np.float64)
+    for half in (first, ~first):
+        predictions[half] = FITS[method](scores[~half], feedback[~half])(scores[half])
+    return calibration_report(predictions, feedback)
+
+
+class _Labelled(NamedTuple):
+    """The responses of a split that exist: their scores, feedback and prompts."""
+
+    scores: np.ndarray
+    feedback: np.ndarray
+    prompts: np.ndarray
+
+
+def calibrate(
+    *,
+    cache_dir: str,
+    name: str,
+    method: str = "isotonic",
+    fit_split: str = "validation",
+    splits: list[str] | None = None,
+    output_name: str = "",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Maps stored rewards to the units of a task's feedback, and stores them under another name.
+
+    Args:
+      cache_dir: the cached task, with absolute feedback; best one that the reward model was not trained on.
+      name: of the rewards that `jaxalign score` stored.
+      method: 'linear', 'logistic' or 'isotonic'.
+      fit_split: the split whose feedback the map is fitted on.
+      splits: splits to map; all that have the rewards by default.
+      output_name: ``<name>-<method>`` by default.
+      seed: of the halves for the report.
+
+    Returns:
+      The map and, for every kind of map, the report on prompts it was not fitted on; both are stored beside the mapped rewards.
+
+    Raises:
+      UserError: an unknown method, or a task without absolute feedback.
+    """
+    if method not in FITS:
+        raise UserError(f"method is {method!r}; it must be one of {', '.join(FITS)}")
+    metadata = load_metadata(cache_dir)
+    if "feedback" not in metadata["fields"] or metadata["kind"] == "pair":
+        raise UserError(
+            f"{cache_dir} holds {metadata['kind']} records, which have no absolute feedback to calibrate to"
+        )
+    labelled = _labelled(cache_dir, fit_split, name)
+    reports = {each: cross_fitted_report(each, *labelled, seed=seed).to_dict() for each in FITS}
+    fitted = FITS[method](labelled.scores, labelled.feedback)
+    result = {
+        "source": name,
+        "method": method,
+        "fit_split": fit_split,
+        "map": dataclasses.asdict(fitted),
+        "reports": reports,
+    }
+    wanted = splits or [
+        split
+        for split in metadata["num_examples"]
+        if name in reference.reference_score_names(cache_dir, split)
+    ]
+    output_name = output_name or f"{name}-{method}"
+    for split in wanted:
+        scores, info = reference.read_stored(cache_dir, split, name)
+        mapped = fitted(scores.reshape(-1)).reshape(scores.shape)
+        reference.write_stored(cache_dir, split, output_name, mapped, {**info, **result})
+    for each, report in reports.items():
+        print(
+            f"{each:9s} calibration error {report['calibration_error']:.4f} (sampling {report['sampling_error']:.4f}), squared "
+            f"error {report['mean_squared_error']:.4f} (constant {report['constant_mean_squared_error']:.4f})"
+        )
+    print(f"wrote {output_name!r} for {', '.join(wanted)} beside {cache_dir}")
+    return result
+
+
+def _labelled(cache_dir: str, split: str, name: str) -> _Labelled:
+    scores, _ = reference.read_stored(cache_dir, split, name)
+    feedback = np.zeros(scores.shape, np.float64)
+    exists: Bool[np.ndarray, "examples responses"] = np.zeros(scores.shape, bool)
+    prompts = np.zeros(scores.shape, np.int64)
+    for index, example in enumerate(_examples(cache_dir, split)):
+        count = len(example.target_lengths)
+        feedback[index, :count], exists[index, :count] = example.feedback, True
+        prompts[index] = example.prompt_id
+    return _Labelled(scores[exists].astype(np.float64), feedback[exists], prompts[exists])
+
+
+def _examples(cache_dir: str, split: str) -> Iterator[Any]:
+    data = CachedSplit.open(cache_dir, split)
+    for start in range(0, len(data), _READ_AT_ONCE):
+        yield from data.read(range(start, min(start + _READ_AT_ONCE, len(data))))
