@@ -75,6 +75,12 @@ COMMANDS = {
             "add a reference policy's log-probabilities to a cached task",
         ),
         Command(
+            "advantages",
+            "jaxalign.training.advantages",
+            "advantages",
+            "add advantages, feedback minus a prompt's value, to a cached task",
+        ),
+        Command(
             "generate",
             "jaxalign.evaluation.generate",
             "generate",

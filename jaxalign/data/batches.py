@@ -149,8 +149,8 @@ def make_batch(
     if reference_samples:
         samples = np.zeros((num_rows * P, reference_samples), np.float64)
         if examples:
-            found = np.stack([example.reference_feedback for example in examples])
-            samples[slots] = (found.astype(np.float64) - reward_mean) / reward_std
+            found = _joined([e.reference_feedback for e in examples], np.float64)
+            samples[slots] = (found.reshape(-1, reference_samples) - reward_mean) / reward_std
         batch["reference_rewards"] = samples.astype(np.float32).reshape(
             num_rows, P, reference_samples
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,14 +96,18 @@ class ValueNetwork:
     Attributes:
       config: the network; only its encoder half is used.
       pooling: how states become one vector per prompt; ``mean`` over the prompt's tokens.
+      max_value: the value is this number times the sigmoid of the head, for rewards in [0, max_value]; None for the head itself.
     """
 
     config: T5Config
     pooling: str = "mean"
+    max_value: float | None = None
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}; it must be one of {POOLINGS}.")
+        if self.max_value is not None and not 0 < self.max_value < math.inf:
+            raise ValueError(f"max_value is {self.max_value}; it must be positive, or None.")
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """Random parameters ``{'token_embedder', 'encoder', 'head'}``."""
@@ -143,6 +148,8 @@ class ValueNetwork:
             deterministic=rng is None,
             rngs=None if rng is None else {"dropout": rng},
         )
+        if self.max_value is not None:
+            values = self.max_value * jax.nn.sigmoid(values)
         return values.reshape(-1)
 
 

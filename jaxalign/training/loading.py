@@ -55,7 +55,7 @@ def load_value(
         raise UserError(
             f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}"
         )
-    value = ValueNetwork(_config(info, role))
+    value = ValueNetwork(_config(info, role), max_value=info.get("max_value"))
     params = checkpoints.restore_params(
         path, role, step=info["step"], abstract=value.abstract_params(), shardings=shardings
     )
@@ -101,6 +101,12 @@ def describe_networks(objective: Any) -> dict[str, Any]:
     temperature = getattr(objective, "temperature", getattr(objective, "beta", None))
     if temperature is not None:
         description["temperature"] = temperature
+    # Of values: the unit they were fitted in where it is a choice, and the range that a sigmoid gives them.
+    options = {
+        "units": getattr(objective, "units", None),
+        "max_value": getattr(getattr(objective, "value", None), "max_value", None),
+    }
+    description |= {name: option for name, option in options.items() if option is not None}
     return description
 
 

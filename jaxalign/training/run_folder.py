@@ -122,5 +122,6 @@ def summarize(
             "num_examples": metadata["num_examples"],
             "rejected": metadata.get("rejected", {}),
             "feedback": metadata.get("feedback"),
+            **({"sampling": metadata["sampling"]} if "sampling" in metadata else {}),
         },
     }
