@@ -12,15 +12,17 @@ from jaxtyping import PRNGKeyArray
 
 from jaxalign.networks import scoring
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.scoring import ResponseScores, TokenStatistics
+from jaxalign.networks.scoring import ResponseScores, TokenDistributions, TokenStatistics
 from jaxalign.networks.shapes import (
     Batch,
     Decoded,
     Encoded,
+    Hidden,
     Kernel,
     Params,
     PerExample,
     TargetTokens,
+    Tokens,
 )
 from jaxalign.networks.t5 import EncoderDecoder
 
@@ -76,18 +78,41 @@ class Policy:
             rng=rng,
         )
 
-    def decode(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Decoded:
-        """Decoder states of the batch's responses before the vocabulary projection."""
+    def embed(self, params: Params, tokens: Tokens) -> Hidden:
+        """Rows of the embedding table, in the dtype of activations."""
+        return self.module.apply({"params": params}, tokens, method="embed")
+
+    def decode(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        rng: PRNGKeyArray | None = None,
+        encoded: Encoded | None = None,
+        decoder_input_embeddings: Decoded | None = None,
+    ) -> Decoded:
+        """Decoder states of the batch's responses before the vocabulary projection.
+
+        Args:
+          params: of the policy.
+          batch: as the data pipeline makes it.
+          rng: switches dropout on; half of it is the encoder's.
+          encoded: states of `encode`, if they are there already.
+          decoder_input_embeddings: what the decoder reads in place of the embedded input tokens.
+        """
         encode_rng, decode_rng = (None, None) if rng is None else jax.random.split(rng)
+        if encoded is None:
+            encoded = self.encode(params, batch, rng=encode_rng)
         return self._apply(
             params,
-            self.encode(params, batch, rng=encode_rng),
+            encoded,
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             batch["decoder_target_tokens"],
             batch["encoder_segment_ids"],
             batch["decoder_segment_ids"],
             prompt_ids(batch),
+            decoder_input_embeddings,
             method="decode",
             rng=decode_rng,
         )
@@ -102,7 +127,20 @@ class Policy:
     ) -> TokenStatistics:
         """Log-probability, log-normaliser and (if asked) mean log-probability at every target token, in nats."""
         hidden = self.decode(params, batch, rng=rng)
-        return self._token_statistics(params, hidden, batch, with_mean_log_probs)
+        return self.token_statistics_of(params, hidden, batch, with_mean_log_probs)
+
+    def distributions(self, params: Params, hidden: Decoded) -> TokenDistributions:
+        """The distribution over the vocabulary at every position of decoder states, for `scoring.map_distributions`."""
+        kernel, scale = self.projection(params)
+        return TokenDistributions(hidden, kernel, scale, self.value_token)
+
+    def greedy_tokens(self, params: Params, hidden: Decoded) -> TargetTokens:
+        """The likeliest token at every position of decoder states."""
+        return scoring.map_distributions(
+            lambda log_probs: jnp.argmax(log_probs, axis=-1).astype(jnp.int32),
+            [self.distributions(params, hidden)],
+            chunk_size=self.logits_chunk_size,
+        )
 
     def score(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
@@ -121,7 +159,7 @@ class Policy:
     ) -> tuple[ResponseScores, PerExample]:
         """`score` and `value_logits` of one forward pass."""
         hidden = self.decode(params, batch, rng=rng)
-        statistics = self._token_statistics(params, hidden, batch, False)
+        statistics = self.token_statistics_of(params, hidden, batch)
         return response_scores(statistics, batch), self._value_logits(params, hidden, batch)
 
     def projection(self, params: Params) -> tuple[Kernel, float]:
@@ -130,7 +168,10 @@ class Policy:
             return params["token_embedder"]["embedding"].T, self.config.emb_dim**-0.5
         return params["decoder"]["logits_dense"]["kernel"], 1.0
 
-    def _token_statistics(self, params, hidden, batch, with_mean_log_probs) -> TokenStatistics:
+    def token_statistics_of(
+        self, params: Params, hidden: Decoded, batch: Batch, with_mean_log_probs: bool = False
+    ) -> TokenStatistics:
+        """`token_statistics` from decoder states that are there already."""
         kernel, scale = self.projection(params)
         return scoring.token_statistics(
             hidden,

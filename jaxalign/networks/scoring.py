@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,22 @@ class TokenStatistics(NamedTuple):
     log_probs: TokenValues
     log_normalizers: TokenValues
     mean_log_probs: TokenValues | None
+
+
+class TokenDistributions(NamedTuple):
+    """Distributions over the vocabulary, one a position, as what they are computed from: the softmax of ``scale * hidden @ kernel``.
+
+    Attributes:
+      hidden: decoder states before the vocabulary projection.
+      kernel: the projection.
+      scale: factor on the logits.
+      forbidden_token: a token taken out of the softmax.
+    """
+
+    hidden: Hidden
+    kernel: Kernel
+    scale: float = 1.0
+    forbidden_token: int | None = None
 
 
 class ResponseScores(NamedTuple):
@@ -72,17 +89,67 @@ def token_statistics(
             f"hidden {hidden.shape}, kernel {kernel.shape} and targets {targets.shape} do not fit; they must be "
             "[rows, length, emb], [emb, vocab] and [rows, length]."
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None.")
     rows, length = targets.shape
-    positions = length if chunk_size is None else max(1, chunk_size // max(rows, 1))
-    num_chunks = max(1, math.ceil(length / positions))
+    num_chunks = _num_chunks(rows, length, chunk_size)
     log_probs, log_normalizers, mean_log_probs = _statistics(
         hidden, kernel, targets, num_chunks, float(scale), forbidden_token, with_mean_log_probs
     )
     return TokenStatistics(
         log_probs, log_normalizers, mean_log_probs if with_mean_log_probs else None
     )
+
+
+def map_distributions(
+    function: Callable[..., Any],
+    distributions: Sequence[TokenDistributions],
+    *per_token: Any,
+    chunk_size: int | None,
+) -> Any:
+    """``function`` of whole distributions at every position, without float32 log-probabilities of the whole batch.
+
+    For what `token_statistics` cannot tell: divergences between two networks, the likeliest tokens. Differentiable with respect to states
+    and projections; the backward pass projects each chunk again.
+
+    Args:
+      function: of the log-probabilities ``[rows, positions, vocab]`` (float32, nats) of each of the distributions, and of the slices of
+        ``per_token``; returns arrays ``[rows, positions, ...]``, each position of which depends on that position only.
+      distributions: over the same vocabulary, at the same positions.
+      *per_token: further arrays ``[rows, length, ...]``.
+      chunk_size: tokens at once, as in `token_statistics`.
+
+    Raises:
+      ValueError: vocabularies or positions differ.
+    """
+    shapes = {(item.hidden.shape[:2], item.kernel.shape[1]) for item in distributions}
+    if len(shapes) != 1:
+        found = ", ".join(f"{shape} positions of {vocab} tokens" for shape, vocab in sorted(shapes))
+        raise ValueError(f"distributions do not fit each other: {found}.")
+    (((rows, length), _),) = shapes
+    kernels = tuple(item.kernel for item in distributions)
+    slices = (tuple(item.hidden for item in distributions), per_token)
+
+    def evaluate(kernels, slices):
+        hiddens, others = slices
+        log_probs = [
+            jax.nn.log_softmax(_project(hidden, kernel, item.scale, item.forbidden_token), axis=-1)
+            for hidden, kernel, item in zip(hiddens, kernels, distributions, strict=True)
+        ]
+        return function(*log_probs, *others)
+
+    num_chunks = _num_chunks(rows, length, chunk_size)
+    if num_chunks == 1:
+        return evaluate(kernels, slices)
+
+    # Chunks as the scan's own inputs: their gradients are stacked, and only the projections' gradients are accumulated.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def chunk(carry, here):
+        return carry, evaluate(kernels, here)
+
+    width = math.ceil(length / num_chunks)
+    _, chunks = jax.lax.scan(
+        chunk, None, jax.tree.map(lambda x: _split(x, num_chunks, width), slices)
+    )
+    return jax.tree.map(lambda x: _join(x, length), chunks)
 
 
 def per_response_sum(
@@ -104,6 +171,13 @@ def per_response_sum(
     member = decoder_segment_ids[:, :, None] == segments
     values = jnp.where(member, token_values.astype(jnp.float32)[:, :, None], 0.0)
     return jnp.sum(values, axis=1).reshape(-1, num_responses)
+
+
+def _num_chunks(rows: int, length: int, chunk_size: int | None) -> int:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None.")
+    positions = length if chunk_size is None else max(1, chunk_size // max(rows, 1))
+    return max(1, math.ceil(length / positions))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -197,6 +271,13 @@ def _slice(values, index, num_chunks):
     if padding:
         values = jnp.pad(values, [(0, 0), (0, padding)] + [(0, 0)] * (values.ndim - 2))
     return jax.lax.dynamic_slice_in_dim(values, index * width, width, axis=1)
+
+
+def _split(values, num_chunks, width):
+    """All chunks along axis 1, stacked on axis 0; the last ones end in zeros."""
+    padding = num_chunks * width - values.shape[1]
+    values = jnp.pad(values, [(0, 0), (0, padding)] + [(0, 0)] * (values.ndim - 2))
+    return jnp.moveaxis(values.reshape(values.shape[0], num_chunks, width, *values.shape[2:]), 1, 0)
 
 
 def _join(chunks, length):

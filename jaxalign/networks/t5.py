@@ -142,6 +142,10 @@ class EncoderDecoder(nn.Module):
         embedded = self.token_embedder(encoder_input_tokens)
         return self.encoder(embedded, segments, deterministic=deterministic)
 
+    def embed(self, tokens: Tokens) -> Hidden:
+        """Rows of the embedding table, in the dtype of activations."""
+        return self.token_embedder(tokens)
+
     def decode(
         self,
         encoded: Encoded,
@@ -151,6 +155,7 @@ class EncoderDecoder(nn.Module):
         encoder_segment_ids: SourceTokens | None = None,
         decoder_segment_ids: TargetTokens | None = None,
         decoder_prompt_ids: TargetTokens | None = None,
+        decoder_input_embeddings: Decoded | None = None,
         *,
         deterministic: bool = True,
     ) -> Decoded:
@@ -164,12 +169,15 @@ class EncoderDecoder(nn.Module):
           encoder_segment_ids: the prompt each encoder token belongs to, 0 on padding.
           decoder_segment_ids: the response each decoder token belongs to, 0 on padding.
           decoder_prompt_ids: the encoder segment each decoder token attends to; `decoder_segment_ids` if not given.
+          decoder_input_embeddings: what the decoder reads in place of the embedded `decoder_input_tokens`.
           deterministic: without dropout.
         """
         encoder_segments = _segments(encoder_segment_ids, encoder_input_tokens)
         segments = _segments(decoder_segment_ids, decoder_target_tokens)
         prompts = segments if decoder_prompt_ids is None else decoder_prompt_ids
-        embedded = self.token_embedder(decoder_input_tokens)
+        embedded = decoder_input_embeddings
+        if embedded is None:
+            embedded = self.token_embedder(decoder_input_tokens)
         return self.decoder(
             embedded, encoded, segments, prompts, encoder_segments, deterministic=deterministic
         )
