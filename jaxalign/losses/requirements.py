@@ -43,7 +43,8 @@ def requirements_of(function: Callable[..., Any]) -> Requirements:
     """The declared requirements, also through `functools.partial`; none by default."""
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(inspect.unwrap(function), _ATTRIBUTE, Requirements())
+    declared = inspect.unwrap(function, stop=lambda wrapped: hasattr(wrapped, _ATTRIBUTE))
+    return getattr(declared, _ATTRIBUTE, Requirements())
 
 
 def quantities_of(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -55,7 +56,8 @@ def quantities_of(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[
     while isinstance(function, functools.partial):
         bound |= set(function.keywords)
         function = function.func
-    required, optional = [], []
+    required: list[str] = []
+    optional: list[str] = []
     for name, parameter in inspect.signature(function).parameters.items():
         positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         if positional and name not in bound:
