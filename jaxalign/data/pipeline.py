@@ -174,6 +174,10 @@ def make_dataset(
     if sampling is None:
         indices = grain.MapDataset.range(len(data))
     else:
+        if sampling.examples != len(data):
+            raise ValueError(
+                f"sampling is of a split with {sampling.examples} examples, {split!r} has {len(data)}."
+            )
         indices = sampling.indices(seed)
     number = len(indices)
     if shuffle:
