@@ -16,7 +16,7 @@ PerToken = Float[Array, "rows length"]
 Segments = Int[Array, "rows length"]
 
 
-def shifted(values: Any, segments: Segments, steps: int, fill: float) -> Any:
+def shifted(values: Any, segments: Segments, steps: int, fill: Any) -> Any:
     """The value ``steps`` tokens later in the same response (earlier if negative), ``fill`` where the response has no such token.
 
     Args:
@@ -46,16 +46,11 @@ def suffix_sums(values: PerToken, segments: Segments, *, discount: float = 1.0) 
       segments: the response of each token.
       discount: in [0, 1].
     """
-    values = jnp.where(segments > 0, values, 0)
-    decay = jnp.asarray(discount, values.dtype) * jnp.ones_like(values)
-    decay = shifted(decay, segments, 1, 0.0)
-
-    def combine(later: Any, earlier: Any) -> Any:
-        later_decay, later_sum = later
-        earlier_decay, earlier_sum = earlier
-        return later_decay * earlier_decay, earlier_sum + earlier_decay * later_sum
-
-    _, sums = jax.lax.associative_scan(combine, (decay, values), reverse=True, axis=1)
+    sums = jnp.where(segments > 0, values, 0)
+    span = 1  # tokens that each sum covers
+    while span < segments.shape[1]:
+        sums += discount**span * shifted(sums, segments, span, 0)
+        span *= 2
     return sums
 
 
