@@ -1,6 +1,7 @@
 """Relatives of DRO: values by hand, the optima that each one aims at, AGRO's gradient, QRPO's partition functions, robustness."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -15,6 +16,23 @@ from jax.test_util import check_grads
 from jaxalign.errors import UserError
 from jaxalign.losses import dro, regression
 from jaxalign.losses.requirements import requirements_of
+
+
+def compiled(function):
+    """Compiled as a whole, with the hyperparameters static: faster than one operation after another."""
+    parameters = inspect.signature(function).parameters.values()
+    static = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    return jax.jit(function, static_argnames=static)
+
+
+zero_value_loss = compiled(regression.zero_value_loss)
+agro_loss = compiled(regression.agro_loss)
+kimi_loss = compiled(regression.kimi_loss)
+reward_partitioning_loss = compiled(regression.reward_partitioning_loss)
+astar_po_loss = compiled(regression.astar_po_loss)
+qrpo_loss = compiled(regression.qrpo_loss)
+quantile_rewards = compiled(regression.quantile_rewards)
+soft_value = compiled(regression.soft_value)
 
 EXTREME = st.floats(-1e4, 1e4, width=32)
 TAUS = (0.3, 1.0, 5.0)
@@ -110,7 +128,7 @@ def test_agro_reaches_the_optimum_whatever_policy_wrote_the_responses(bandit, ta
 
     def loss(log_probs):
         ratios = take(bandit.log_ratios(log_probs), indices)
-        return regression.agro_loss(ratios, rewards, everywhere, temperature=tau)[0].sum()
+        return agro_loss(ratios, rewards, everywhere, temperature=tau)[0].sum()
 
     assert kl(bandit.optimum(tau)[0], minimise(loss, bandit.reference)) < 1e-6
 
@@ -122,11 +140,11 @@ def test_astar_po_with_all_of_the_reference_policy_is_dro_with_an_oracle(bandit,
     reference = empirical_log_probs(indices, 5)
     best, values = dro.optimal_policy_log_probs(reference, bandit.rewards, temperature=tau)
     samples = take(bandit.rewards, indices)
-    close(regression.soft_value(samples, temperature=tau), values)
+    close(soft_value(samples, temperature=tau), values)
 
     def solve(beta1):
         def loss(log_probs):
-            losses = regression.astar_po_loss(
+            losses = astar_po_loss(
                 log_probs - reference, bandit.rewards, samples, beta1=beta1, beta2=tau
             )
             return jnp.sum(bandit.behaviour * losses)
@@ -137,18 +155,20 @@ def test_astar_po_with_all_of_the_reference_policy_is_dro_with_an_oracle(bandit,
     assert kl(best, solve(0.0)) > 1e-3
 
 
-@pytest.mark.parametrize("transform", regression.QUANTILE_TRANSFORMS)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("transform", "tied"),
+    [("identity", False), ("identity", True), ("log", True), ("normal", False)],
+)
 def test_qrpo_reaches_the_optimum_of_the_quantile_reward(bandit, transform, tied):
     """With Z over the very samples that define the quantile, ties included: pi_ref exp(R / beta), normalised."""
     beta = 0.5
     rewards = jnp.round(bandit.rewards) if tied else bandit.rewards
     indices = logged(jnp.exp(bandit.reference))
     reference, samples = empirical_log_probs(indices, 5), take(rewards, indices)
-    quantiles = regression.quantile_rewards(rewards, samples, transform=transform)
+    quantiles = quantile_rewards(rewards, samples, transform=transform)
 
     def loss(log_probs):
-        losses = regression.qrpo_loss(
+        losses = qrpo_loss(
             log_probs - reference,
             rewards,
             samples,
@@ -165,12 +185,12 @@ def test_qrpo_reaches_the_optimum_of_the_quantile_reward(bandit, transform, tied
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_qrpo_with_the_exact_partition_function_is_right_up_to_one_over_n(beta):
     """n equally likely responses without ties: the residual at pi_ref exp(R / beta) / Z is the same for all of them and O(1/n)."""
-    for count in (100, 1000):
+    for count in (100, 500):
         rewards = jnp.asarray(np.random.default_rng(0).normal(size=(1, count)))
         reference = jnp.full((1, count), -math.log(count))
-        quantiles = regression.quantile_rewards(rewards, rewards)
+        quantiles = quantile_rewards(rewards, rewards)
         best = jax.nn.log_softmax(reference + quantiles / beta)
-        residuals = jnp.sqrt(regression.qrpo_loss(best - reference, rewards, rewards, beta=beta))
+        residuals = jnp.sqrt(qrpo_loss(best - reference, rewards, rewards, beta=beta))
         close(residuals, residuals[0, 0], 1e-9)
         assert 0.1 / count < residuals[0, 0] < 1 / count
 
@@ -194,7 +214,7 @@ def test_a_value_that_is_not_learned_misses_the_optimum_by_a_known_amount(
     rewards = bandit.rewards - means if value == "mean reward" else bandit.rewards
 
     def loss(log_probs):
-        losses = regression.zero_value_loss(bandit.log_ratios(log_probs), rewards, temperature=tau)
+        losses = zero_value_loss(bandit.log_ratios(log_probs), rewards, temperature=tau)
         return jnp.sum(bandit.behaviour * losses)
 
     found = bandit.lost(minimise(loss, bandit.reference), tau)
@@ -209,11 +229,11 @@ def test_kimi_aims_where_the_regression_with_the_mean_reward_does(bandit, tau):
 
     def kimi(log_probs):
         taken = (take(log_probs, indices), take(bandit.log_ratios(log_probs), indices))
-        return regression.kimi_loss(*taken, rewards, everywhere, temperature=tau)[0].sum()
+        return kimi_loss(*taken, rewards, everywhere, temperature=tau)[0].sum()
 
     def mean_value(log_probs):
         ratios = take(bandit.log_ratios(log_probs), indices)
-        return regression.zero_value_loss(ratios, centred, temperature=tau).sum()
+        return zero_value_loss(ratios, centred, temperature=tau).sum()
 
     found = minimise(kimi, bandit.reference)
     assert kl(minimise(mean_value, bandit.reference), found) < 1e-8
@@ -234,11 +254,11 @@ def arrays():
 def test_losses_before_the_first_step_are_those_of_the_rewards(arrays):
     _, _, rewards, _ = arrays
     zero = jnp.zeros_like(rewards)
-    close(regression.zero_value_loss(zero, rewards, temperature=2.0), rewards**2)
-    losses, _ = regression.agro_loss(zero, rewards, zero == 0, temperature=2.0)
+    close(zero_value_loss(zero, rewards, temperature=2.0), rewards**2)
+    losses, _ = agro_loss(zero, rewards, zero == 0, temperature=2.0)
     close(losses, 0.5 * np.var(rewards, axis=1, ddof=1))
     samples = jnp.tile(rewards[:, :1], (1, 4))
-    found = regression.astar_po_loss(zero, rewards, samples, beta1=0.7, beta2=2.0)
+    found = astar_po_loss(zero, rewards, samples, beta1=0.7, beta2=2.0)
     close(found, (rewards - rewards[:, :1]) ** 2)
 
 
@@ -246,22 +266,22 @@ def test_values_by_hand():
     # r = 2, l = 0.3.
     one = jnp.ones((1, 1))
     ratios, rewards = 0.3 * one, 2 * one
-    close(regression.zero_value_loss(ratios, rewards, temperature=2.0), 1.4**2)
+    close(zero_value_loss(ratios, rewards, temperature=2.0), 1.4**2)
     samples = jnp.array([[0.0, 2.0, 1.0, 3.0]])
-    mean = regression.astar_po_loss(ratios, rewards, samples, beta1=0.0, beta2=2.0)
+    mean = astar_po_loss(ratios, rewards, samples, beta1=0.0, beta2=2.0)
     close(mean, (0.6 + 1.5 - 2) ** 2)
     value = 0.5 * math.log((1 + math.exp(4) + math.exp(2) + math.exp(6)) / 4)
-    soft = regression.astar_po_loss(ratios, rewards, samples, beta1=0.5, beta2=2.0)
+    soft = astar_po_loss(ratios, rewards, samples, beta1=0.5, beta2=2.0)
     close(soft, (0.6 + value - 2) ** 2)
     # Three of four samples are at most 2.
-    found = regression.qrpo_loss(ratios, rewards, samples, beta=0.5)
+    found = qrpo_loss(ratios, rewards, samples, beta=0.5)
     close(found, (0.75 - 0.5 * math.log(0.5 * (math.exp(2) - 1)) - 0.15) ** 2)
     two = jnp.ones((1, 2), bool)
     pair = jnp.array([[0.3, 0.1]]), jnp.array([[2.0, 1.0]])
-    losses, weights = regression.agro_loss(*pair, two, temperature=2.0)
+    losses, weights = agro_loss(*pair, two, temperature=2.0)
     close(losses, 0.25 * 0.6**2)
     assert weights.tolist() == [1]
-    losses, weights = regression.kimi_loss(jnp.array([[-4.0, -5.0]]), *pair, two, temperature=2.0)
+    losses, weights = kimi_loss(jnp.array([[-4.0, -5.0]]), *pair, two, temperature=2.0)
     close(losses, [[0.5 * 4 + 0.09, -0.5 * 5 + 0.01]])
     assert weights.tolist() == [[1, 1]]
 
@@ -272,7 +292,7 @@ def test_agro_gradient_has_the_leave_one_out_baseline(arrays, tau):
     log_probs, reference, rewards, mask = arrays
 
     def loss(log_probs):
-        return regression.agro_loss(log_probs - reference, rewards, mask, temperature=tau)[0].sum()
+        return agro_loss(log_probs - reference, rewards, mask, temperature=tau)[0].sum()
 
     found = jax.grad(loss)(log_probs) / tau
     expected = np.zeros_like(found)
@@ -284,7 +304,7 @@ def test_agro_gradient_has_the_leave_one_out_baseline(arrays, tau):
     close(found, expected)
 
 
-@pytest.mark.parametrize("size", [2, 3, 6])
+@pytest.mark.parametrize("size", [2, 5])
 def test_leave_one_out_identities(size):
     """``z_j - zbar_{-j} = n/(n-1) (z_j - zbar)``; a differentiated leave-one-out baseline only changes the factor, to its square."""
     z = jnp.asarray(np.random.default_rng(size).normal(size=size))
@@ -297,21 +317,20 @@ def test_leave_one_out_identities(size):
     everywhere = jnp.ones((1, size), bool)
 
     def agro(z):
-        losses, _ = regression.agro_loss(
-            -z[None], jnp.zeros((1, size)), everywhere, temperature=1.0
-        )
+        losses, _ = agro_loss(-z[None], jnp.zeros((1, size)), everywhere, temperature=1.0)
         return losses[0]
 
-    gradient = jax.grad(agro)(z)
+    gradient = jax.jit(jax.grad(agro))(z)
     close(gradient, leave_one_out(z) / size)
-    through_baseline = jax.grad(lambda z: 0.5 * jnp.mean(jnp.square(leave_one_out(z))))(z)
+    differentiated = jax.grad(lambda z: 0.5 * jnp.mean(jnp.square(leave_one_out(z))))
+    through_baseline = jax.jit(differentiated)(z)
     close(through_baseline, factor * gradient)
 
 
 def test_agro_on_pairs_is_the_two_sample_loss(arrays):
     log_probs, reference, rewards, _ = arrays
     ratios, rewards = (log_probs - reference)[:, :2], rewards[:, :2]
-    found, _ = regression.agro_loss(ratios, rewards, jnp.ones((4, 2), bool), temperature=0.7)
+    found, _ = agro_loss(ratios, rewards, jnp.ones((4, 2), bool), temperature=0.7)
     close(found, dro.two_sample_loss(ratios, rewards, temperature=0.7))
 
 
@@ -319,8 +338,8 @@ def test_agro_and_kimi_ignore_the_difficulty_of_a_prompt(arrays):
     log_probs, reference, rewards, mask = arrays
     ratios, harder = log_probs - reference, rewards + jnp.arange(4.0)[:, None]
     for loss in (
-        functools.partial(regression.agro_loss, ratios),
-        functools.partial(regression.kimi_loss, log_probs, ratios),
+        functools.partial(agro_loss, ratios),
+        functools.partial(kimi_loss, log_probs, ratios),
     ):
         found, expected = (loss(r, mask, temperature=0.7)[0] for r in (harder, rewards))
         close(found, expected)
@@ -329,9 +348,7 @@ def test_agro_and_kimi_ignore_the_difficulty_of_a_prompt(arrays):
 def test_kimi_is_dro_with_the_mean_reward_for_v(arrays):
     log_probs, reference, rewards, _ = arrays
     ratios = log_probs - reference
-    found, _ = regression.kimi_loss(
-        log_probs, ratios, rewards, jnp.ones((4, 3), bool), temperature=0.7
-    )
+    found, _ = kimi_loss(log_probs, ratios, rewards, jnp.ones((4, 3), bool), temperature=0.7)
     means = jnp.broadcast_to(rewards.mean(axis=1, keepdims=True), rewards.shape)
     close(found, dro.policy_loss(log_probs, ratios, rewards, means, temperature=0.7))
 
@@ -339,7 +356,7 @@ def test_kimi_is_dro_with_the_mean_reward_for_v(arrays):
 def test_reward_partitioning_is_the_printed_formula(arrays):
     log_probs, reference, rewards, mask = arrays
     lengths, tau = jnp.asarray(np.random.default_rng(2).integers(1, 9, (4, 3)) * 1.0), 5.0
-    losses, weights = regression.reward_partitioning_loss(
+    losses, weights = reward_partitioning_loss(
         log_probs - reference, reference, lengths, rewards, mask, temperature=tau
     )
     expected = np.zeros((4, 3))
@@ -397,9 +414,7 @@ def test_qrpo_pushes_only_the_top_quantile_up_at_the_published_beta():
     """The log-ratio that a response is regressed to, at beta = 0.003: +5.8 nats for R = 1, -161 for R = 0.5."""
     samples, beta = jnp.array([[0.0, 1.0]]), 0.003
     slope = jax.grad(
-        lambda ratios: regression.qrpo_loss(
-            ratios, jnp.array([[1.0, 0.0]]), samples, beta=beta
-        ).sum()
+        lambda ratios: qrpo_loss(ratios, jnp.array([[1.0, 0.0]]), samples, beta=beta).sum()
     )(jnp.zeros((1, 2)))
     # The slope at 0 of (t - beta l)^2 is -2 beta t.
     close(-slope / (2 * beta**2), [[5.8, -161]], 2e-2)
@@ -407,49 +422,53 @@ def test_qrpo_pushes_only_the_top_quantile_up_at_the_published_beta():
 
 def test_quantiles_by_hand():
     rewards, samples = jnp.array([[-1.0, 0.0, 1.0, 5.0]]), jnp.array([[0.0, 0.0, 1.0, 2.0]])
-    identity = regression.quantile_rewards(rewards, samples)
+    identity = quantile_rewards(rewards, samples)
     close(identity, [[0, 0.5, 0.75, 1]])
-    found = regression.quantile_rewards(rewards, samples, transform="log")
+    found = quantile_rewards(rewards, samples, transform="log")
     close(found, np.log([[0.25, 0.5, 0.75, 1]]))
-    found = regression.quantile_rewards(rewards, samples, transform="normal")
+    found = quantile_rewards(rewards, samples, transform="normal")
     close(found, jax.scipy.special.ndtri(jnp.array([[0.25, 0.5, 0.75, 0.75]])))
 
 
 @given(scale=st.floats(0.1, 10), seed=st.integers(0, 20))
 def test_quantiles_do_not_depend_on_the_scale_of_rewards(scale, seed):
     rewards, samples = jnp.asarray(np.random.default_rng(seed).normal(size=(2, 3, 4)))
-    found = regression.quantile_rewards(jnp.exp(scale * rewards), jnp.exp(scale * samples))
-    close(found, regression.quantile_rewards(rewards, samples))
+    found = quantile_rewards(jnp.exp(scale * rewards), jnp.exp(scale * samples))
+    close(found, quantile_rewards(rewards, samples))
 
 
 def test_the_soft_value_lies_between_mean_and_maximum_and_never_overflows():
     samples = jnp.array([[0.0, 1.0, 500.0]])
-    close(regression.soft_value(samples, temperature=1e6), 167, 1e-3)
-    close(regression.soft_value(samples, temperature=1e-3), 500, 1e-5)
-    close(regression.soft_value(samples, temperature=0.0), 167)
-    assert np.isfinite(regression.soft_value(samples.astype(jnp.float32), temperature=1e-3))
+    close(soft_value(samples, temperature=1e6), 167, 1e-3)
+    close(soft_value(samples, temperature=1e-3), 500, 1e-5)
+    close(soft_value(samples, temperature=0.0), 167)
+    assert np.isfinite(soft_value(samples.astype(jnp.float32), temperature=1e-3))
 
 
 # What every loss has to stand.
 
 
+@functools.partial(jax.jit, static_argnames="tau")
 def every_loss(log_probs, reference, rewards, mask, tau=0.7):
     """All losses of the file on the same numbers, ``[examples, responses or 1]`` each."""
     ratios, lengths = log_probs - reference, jnp.full_like(rewards, 3)
     return {
-        "zero_value": regression.zero_value_loss(ratios, rewards, temperature=tau),
-        "agro": regression.agro_loss(ratios, rewards, mask, temperature=tau)[0][:, None],
-        "kimi": regression.kimi_loss(log_probs, ratios, rewards, mask, temperature=tau)[0],
-        "reward_partitioning": regression.reward_partitioning_loss(
+        "zero_value": zero_value_loss(ratios, rewards, temperature=tau),
+        "agro": agro_loss(ratios, rewards, mask, temperature=tau)[0][:, None],
+        "kimi": kimi_loss(log_probs, ratios, rewards, mask, temperature=tau)[0],
+        "reward_partitioning": reward_partitioning_loss(
             ratios, reference, lengths, rewards, mask, temperature=tau
         )[0],
-        "astar_po": regression.astar_po_loss(ratios, rewards, rewards, beta1=tau, beta2=tau),
+        "astar_po": astar_po_loss(ratios, rewards, rewards, beta1=tau, beta2=tau),
         **{
-            f"qrpo {transform} {partition}": regression.qrpo_loss(
+            f"qrpo {transform} {partition}": qrpo_loss(
                 ratios, rewards, rewards, beta=tau, transform=transform, log_partition=partition
             )
-            for transform in regression.QUANTILE_TRANSFORMS
-            for partition in ("exact", "samples")
+            for transform, partition in (
+                ("identity", "exact"),
+                ("log", "samples"),
+                ("normal", "exact"),
+            )
         },
     }
 
@@ -463,13 +482,11 @@ def test_only_the_policy_has_a_gradient(arrays):
 
     def constants(reference, samples):
         return (
-            regression.reward_partitioning_loss(
-                ratios, reference, lengths, rewards, mask, temperature=0.7
-            )[0].sum()
-            + regression.astar_po_loss(ratios, rewards, samples, beta1=0.5, beta2=0.7).sum()
-            + regression.qrpo_loss(
-                ratios, samples, samples, beta=0.7, log_partition="samples"
-            ).sum()
+            reward_partitioning_loss(ratios, reference, lengths, rewards, mask, temperature=0.7)[
+                0
+            ].sum()
+            + astar_po_loss(ratios, rewards, samples, beta1=0.5, beta2=0.7).sum()
+            + qrpo_loss(ratios, samples, samples, beta=0.7, log_partition="samples").sum()
         )
 
     by_reference, by_samples = jax.grad(constants, argnums=(0, 1))(reference, rewards)
@@ -479,6 +496,7 @@ def test_only_the_policy_has_a_gradient(arrays):
 def test_gradients_equal_finite_differences(arrays):
     log_probs, reference, rewards, mask = arrays
 
+    @jax.jit
     def total(log_probs):
         losses = every_loss(jnp.asarray(log_probs), reference, rewards, mask)
         return jnp.stack([jnp.sum(jnp.sin(1.0 + loss)) for loss in losses.values()])
@@ -510,7 +528,7 @@ def test_prompts_with_one_response_have_no_weight_and_no_gradient(arrays):
 
     gradient = jax.grad(total)(log_probs)
     assert not gradient[2:].any() and gradient[0].all()
-    _, weights = regression.agro_loss(log_probs, rewards, mask, temperature=1.0)
+    _, weights = agro_loss(log_probs, rewards, mask, temperature=1.0)
     assert weights.tolist() == [1, 1, 0, 0]
 
 
@@ -553,9 +571,9 @@ def test_bfloat16_is_computed_in_float32():
 def test_a_single_response_per_prompt_is_refused_by_name():
     one, mask = jnp.ones((2, 1)), jnp.ones((2, 1), bool)
     cases = {
-        "agro": lambda: regression.agro_loss(one, one, mask, temperature=1.0),
-        "kimi": lambda: regression.kimi_loss(one, one, one, mask, temperature=1.0),
-        "reward_partitioning": lambda: regression.reward_partitioning_loss(
+        "agro": lambda: agro_loss(one, one, mask, temperature=1.0),
+        "kimi": lambda: kimi_loss(one, one, one, mask, temperature=1.0),
+        "reward_partitioning": lambda: reward_partitioning_loss(
             one, one, one, one, mask, temperature=1.0
         ),
     }
@@ -578,10 +596,10 @@ def test_hyperparameters_that_cannot_work_are_refused():
         ),
     ):
         with pytest.raises(UserError, match=message):
-            regression.qrpo_loss(one, one, one, **options)
+            qrpo_loss(one, one, one, **options)
     with pytest.raises(UserError, match=r"astar_po\.beta2 must be positive"):
-        regression.astar_po_loss(one, one, one, beta1=0.0, beta2=0.0)
+        astar_po_loss(one, one, one, beta1=0.0, beta2=0.0)
     with pytest.raises(UserError, match=r"astar_po\.beta1 must be at least 0"):
-        regression.astar_po_loss(one, one, one, beta1=-1.0, beta2=1.0)
+        astar_po_loss(one, one, one, beta1=-1.0, beta2=1.0)
     with pytest.raises(UserError, match=r"zero_value\.temperature must be positive"):
-        regression.zero_value_loss(one, one, temperature=math.inf)
+        zero_value_loss(one, one, temperature=math.inf)
