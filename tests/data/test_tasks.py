@@ -6,6 +6,8 @@ import pytest
 from jaxalign.data import cache, sources, tasks, vocabularies
 from jaxalign.data.pipeline import CachedSplit
 from jaxalign.data.validation import DataError
+from jaxalign.errors import UserError
+from jaxalign.training.inputs import TaskData
 
 seqio = pytest.importorskip("seqio")
 
@@ -233,3 +235,82 @@ def test_ultrafeedback_as_a_task(write_lines, tmp_path):
     assert grouped["responses_per_example"] == 4
     assert grouped["score_names"] == list(aspects)
     assert sum(grouped["num_examples"].values()) == 59
+
+
+def test_feedback_of_reference_samples_passes_through_tasks_and_mixtures(write_lines, tmp_path):
+    def rows(prefix):
+        return [
+            {
+                "prompt": f"{prefix}{i}",
+                "response": "r",
+                "feedback": i,
+                "reference_feedback": [i, 0.5],
+            }
+            for i in range(30)
+        ]
+
+    for name in ("a", "b"):
+        path = write_lines(rows(name), f"{name}.jsonl")
+        tasks.register_jsonl_task(name, "triplet", {"train": path})
+    tasks.register_mixture("both", ["a", "b"], default_rate=1.0)
+    for name, number in (("a", 30), ("both", 60)):
+        folder = str(tmp_path / name)
+        metadata = cache.cache(name, folder)
+        assert sum(metadata["num_examples"].values()) == number
+        assert metadata["reference_samples"] == 2
+        for example in CachedSplit.open(folder, "train"):
+            assert example.reference_feedback.tolist() == [example.feedback[0], 0.5]
+
+
+@pytest.mark.parametrize("in_mixture", [False, True])
+def test_a_missing_file_is_one_clear_line(in_mixture, write_lines, tmp_path, capfd):
+    tasks.register_jsonl_task("gone", "triplet", {"train": str(tmp_path / "gone.jsonl")})
+    tasks.register_jsonl_task("mine", "triplet", {"train": triplet_file(write_lines)})
+    tasks.register_mixture("both", ["mine", "gone"], default_rate=1.0)
+    with pytest.raises(DataError) as caught:
+        cache.cache("both" if in_mixture else "gone", str(tmp_path / "c"))
+    message = str(caught.value)
+    assert message == f"No file matches '{tmp_path}/gone.jsonl' (split 'train')."
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_missing_file_of_somebody_elses_task_is_one_line_too(tmp_path):
+    seqio.TaskRegistry.add(
+        "foreign",
+        source=seqio.TextLineDataSource({"train": str(tmp_path / "gone.txt")}),
+        preprocessors=[
+            lambda ds: ds.map(lambda text: {"inputs": text, "targets": text}),
+            seqio.preprocessors.tokenize,
+        ],
+        output_features={
+            name: seqio.Feature(seqio.ByteVocabulary(), add_eos=True)
+            for name in ("inputs", "targets")
+        },
+    )
+    with pytest.raises(DataError, match=r"split 'train' of 'foreign' cannot be read: .*gone") as e:
+        cache.cache("foreign", str(tmp_path / "c"), splits=["train"])
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_file_is_an_error_for_other_readers_of_the_task_as_well(tmp_path):
+    task = tasks.register_jsonl_task("gone", "triplet", {"train": str(tmp_path / "gone.jsonl")})
+    with pytest.raises(Exception, match=r"gone\.jsonl"):
+        list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+
+
+def test_a_cache_of_the_task_with_another_vocabulary_is_refused(
+    write_lines, small_vocabulary, tmp_path
+):
+    """Though nothing but the name says which task it is of."""
+    path, folder = triplet_file(write_lines), str(tmp_path / "c")
+    tasks.register_jsonl_task("mine", "triplet", {"train": path}, vocabulary="bytes")
+    cache.cache("mine", folder)
+    data = TaskData(task="mine", cache_dir=folder, feature_lengths={"inputs": 512, "targets": 512})
+    data.prepare()
+    seqio.TaskRegistry.remove("mine")
+    tasks.register_jsonl_task("mine", "triplet", {"train": path}, vocabulary=small_vocabulary)
+    with pytest.raises(UserError, match="vocabulary bytes with 0 extra ids instead of sentencepie"):
+        data.prepare()
+    seqio.TaskRegistry.remove("mine")
+    assert data.prepare()["name"] == "mine", "the cache alone is enough to train on"
