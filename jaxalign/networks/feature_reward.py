@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxalign.networks.shapes import Batch, Params, PerResponse
+from jaxalign.networks.shapes import AnyArray, Batch, Params, PerResponse
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 FORMS = ("clean", "released")
@@ -90,12 +90,12 @@ class FeatureReward:
         return self.phi(params, scores.reshape(-1, *scores.shape[2:]))
 
     def phi(
-        self, params: Params, scores: Float[Array, "*batch features"]
+        self, params: Params, scores: Float[AnyArray, "*batch features"]
     ) -> Float[Array, "*batch"]:
         """The reward of each vector of scores."""
         layers = params["head"]
         activate = ACTIVATIONS[self.activation]
-        x = scores / self.scale
+        x = jnp.asarray(scores) / self.scale
         for index in range(len(layers)):
             layer = layers[f"layer_{index}"]
             # A sum instead of a matmul: full float32 on every backend, and the layers are tiny.
