@@ -72,7 +72,13 @@ COMMANDS = {
             "score",
             "jaxalign.training.score",
             "score",
-            "add a reference policy's log-probabilities to a cached task",
+            "add a policy's log-probabilities or a reward model's rewards to a cached task",
+        ),
+        Command(
+            "calibrate",
+            "jaxalign.evaluation.reward_calibration",
+            "calibrate",
+            "map stored rewards to the units of a task's feedback",
         ),
         Command(
             "advantages",
