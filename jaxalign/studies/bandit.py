@@ -1,7 +1,8 @@
 """Exact optimum: a tabular bandit trained to convergence through the real objective, optimizer and step function.
 
-Run ``python -m jaxalign.studies.bandit --output docs/results/exact_optimum.md``. Six prompts, five responses, a behaviour policy mu
-that is not the reference policy. The optimum of KL-regularised reward is known in closed form, so a method either reaches it or not.
+Run ``python -m jaxalign.studies.bandit``. Six prompts, five responses, a behaviour policy mu that is not the reference policy. The
+optimum of KL-regularised reward is known in closed form, so a method either reaches it or not. Here: DRO and other values; the other
+methods are in `bandit_methods`, several objectives in `bandit_weights`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxalign.losses.dro import optimal_policy_log_probs
 from jaxalign.networks.value_variants import ScalarValue, ZeroValue
 from jaxalign.objectives.base import Objective
 from jaxalign.objectives.dro import DROP, DROV
-from jaxalign.training.optimizers import sgd
+from jaxalign.training.optimizers import Optimizer, sgd
 from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step
 
@@ -29,7 +30,7 @@ PROMPTS, RESPONSES, SAMPLES = 6, 5, 400
 
 
 class Bandit(NamedTuple):
-    """The problem: log pi_ref, mu and rewards, all ``[prompts, responses]``; mu is a multiple of 1/SAMPLES."""
+    """The problem: log pi_ref, mu and rewards, all ``[prompts, responses]``; pi_ref and mu are multiples of 1/SAMPLES."""
 
     reference_log_probs: np.ndarray
     behaviour: np.ndarray
@@ -85,24 +86,40 @@ def make_bandit(seed: int = 0) -> Bandit:
     """Draws reference policy, behaviour policy and rewards; rewards have a large prompt-dependent part."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(PROMPTS, RESPONSES))
-    behaviour = _softmax(generator.normal(size=(PROMPTS, RESPONSES)))
+    behaviour = softmax(generator.normal(size=(PROMPTS, RESPONSES)))
     rewards = generator.normal(size=(PROMPTS, RESPONSES)) + 1.5 * generator.normal(
         size=(PROMPTS, 1)
     )
-    counts = np.stack([_largest_remainder(row, SAMPLES) for row in behaviour])
-    return Bandit(np.log(_softmax(logits)), counts / SAMPLES, rewards)
+    reference = np.stack([largest_remainder(row, SAMPLES) for row in softmax(logits)])
+    counts = np.stack([largest_remainder(row, SAMPLES) for row in behaviour])
+    return Bandit(np.log(reference / SAMPLES), counts / SAMPLES, rewards)
 
 
 def bandit_batch(bandit: Bandit) -> dict[str, np.ndarray]:
     """The whole data set as one batch: every response as often as mu says. ``[prompts, 1, SAMPLES]`` per-response fields."""
     counts = np.rint(bandit.behaviour * SAMPLES).astype(int)
     actions = np.stack([np.repeat(np.arange(RESPONSES), row) for row in counts])
-    rows = np.arange(PROMPTS)[:, None]
+    return batch_of(bandit, np.arange(PROMPTS), actions)
+
+
+def batch_of(
+    bandit: Bandit, prompts: np.ndarray, actions: np.ndarray, **fields: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A batch of the given responses.
+
+    Args:
+      bandit: the problem.
+      prompts: ``[rows]``.
+      actions: ``[rows, responses]``.
+      fields: further per-response fields ``[rows, responses]``, or others that replace the usual ones.
+    """
+    rows = prompts[:, None]
     per_response = {
         "rewards": bandit.rewards[rows, actions],
         "feedback": bandit.rewards[rows, actions],
         "reference_log_probs": bandit.reference_log_probs[rows, actions],
         "response_mask": np.ones_like(actions),
+        **fields,
     }
     batch = {name: values[:, None].astype(np.float32) for name, values in per_response.items()}
     batch["actions"] = actions[:, None].astype(np.int32)
@@ -126,18 +143,26 @@ def methods(bandit: Bandit, temperature: float) -> dict[str, Objective]:
 
 
 def solve(
-    bandit: Bandit, objective: Objective, *, steps: int, learning_rate: float = 1.2
+    bandit: Bandit,
+    objective: Objective,
+    *,
+    steps: int,
+    batch: Mapping[str, Any] | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Float[Array, "prompts responses"]:
-    """Trains a method on the whole data set by gradient descent and returns its log-policy."""
-    optimizers = {role: sgd(learning_rate) for role in objective.trained()}
+    """Trains a method on the whole data set, by gradient descent unless told otherwise, and returns its log-policy."""
+    optimizers = {role: optimizer or sgd(1.2) for role in objective.trained()}
     transformations = build_transformations(optimizers, objective.update_scales())
     params = {role: net.init(jax.random.key(0)) for role, net in objective.trained().items()}
+    statistics = objective.initial_statistics()
+    if statistics:
+        params["statistics"] = statistics
     step = make_train_step(objective, transformations)
-    batch = jax.tree.map(jnp.asarray, bandit_batch(bandit))
+    data = jax.tree.map(jnp.asarray, dict(bandit_batch(bandit) if batch is None else batch))
 
     @jax.jit
     def run(state: Any) -> Any:
-        return jax.lax.fori_loop(0, steps, lambda _, carry: step(carry, {}, batch)[0], state)
+        return jax.lax.fori_loop(0, steps, lambda _, carry: step(carry, {}, data)[0], state)
 
     state = run(create_state(params, transformations))
     return jax.nn.log_softmax(state.params["policy"]["logits"])
@@ -148,6 +173,14 @@ class Outcome(NamedTuple):
 
     divergence: float
     lost: float
+
+
+def divergence(target: Any, log_policy: Any) -> float:
+    """KL(target || policy) averaged over prompts, in nats, from log-probabilities; responses without mass in the target count 0."""
+    target, found = np.asarray(target, np.float64), np.asarray(log_policy, np.float64)
+    possible = target > -np.inf
+    terms = np.where(possible, np.exp(target) * (np.where(possible, target, 0.0) - found), 0.0)
+    return float(np.mean(np.sum(terms, axis=-1)))
 
 
 def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
@@ -165,9 +198,8 @@ def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
             np.mean(np.sum(np.exp(log_probs) * (bandit.rewards - temperature * ratio), axis=-1))
         )
 
-    divergence = float(np.mean(np.sum(np.exp(best) * (best - found), axis=-1)))
     gain = objective(best) - objective(bandit.reference_log_probs)
-    return Outcome(divergence, (objective(best) - objective(found)) / gain)
+    return Outcome(divergence(best, found), (objective(best) - objective(found)) / gain)
 
 
 def table(temperatures: tuple[float, ...], steps: int) -> str:
@@ -184,25 +216,27 @@ def table(temperatures: tuple[float, ...], steps: int) -> str:
         cells = []
         for tau in temperatures:
             outcome = judge(bandit, solve(bandit, methods(bandit, tau)[name], steps=steps), tau)
-            cells.append(_cell(outcome))
+            cells.append(cell(outcome))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(outcome: Outcome) -> str:
+def cell(outcome: Outcome) -> str:
+    """``divergence / share lost`` for a table."""
     if not np.isfinite(outcome.divergence):
         return "diverges"
     # Below this float32 training cannot tell policies apart.
-    divergence = "< 1e-6" if abs(outcome.divergence) < 1e-6 else f"{outcome.divergence:.3f}"
-    return f"{divergence} / {max(outcome.lost, 0.0):.1%}"
+    shown = "< 1e-6" if outcome.divergence < 1e-6 else f"{outcome.divergence:.2g}"
+    return f"{shown} / {max(outcome.lost, 0.0):.1%}"
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def _largest_remainder(probabilities: np.ndarray, total: int) -> np.ndarray:
+def largest_remainder(probabilities: np.ndarray, total: int) -> np.ndarray:
     """Integer counts that sum to ``total``, at least one each, closest to the probabilities."""
     counts = np.maximum(np.floor(probabilities * total), 1)
     remainders = probabilities * total - counts
@@ -214,16 +248,26 @@ def _largest_remainder(probabilities: np.ndarray, total: int) -> np.ndarray:
 
 def main() -> None:
     """Command line."""
+    from jaxalign.studies import bandit_methods, bandit_weights
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/results/exact_optimum.md"))
     parser.add_argument("--steps", type=int, default=60_000)
     arguments = parser.parse_args()
+    temperatures = (0.3, 1.0, 5.0)
     text = (
-        "# Exact optimum: which value gives the optimal policy\n\n"
+        "# Exact optimum: which methods reach the optimal policy\n\n"
         "    python -m jaxalign.studies.bandit\n\n"
-        f"Six prompts, five responses, mu different from pi_ref; {arguments.steps:,} steps of gradient descent through the training step.\n"
-        "KL(pi* || pi) in nats, averaged over prompts; the share of the attainable gain in `E r - tau KL` that is lost (over 100 %: worse\n"
-        "than not training).\n\n" + table((0.3, 1.0, 5.0), arguments.steps)
+        "Six prompts, five responses, behaviour policy mu different from pi_ref, trained through the training step on the whole data at\n"
+        "once. The optimum of `E r - tau KL(pi || pi_ref)` is pi* = pi_ref exp(r / tau) / Z. Each cell: KL(pi* || pi) in nats, averaged\n"
+        "over prompts, and the share of the attainable gain in that objective which is lost (over 100 %: worse than not training).\n\n"
+        "## DRO and its values\n\n"
+        f"{arguments.steps:,} steps of gradient descent.\n\n"
+        + table(temperatures, arguments.steps)
+        + "\n"
+        + bandit_methods.section(temperatures)
+        + "\n"
+        + bandit_weights.section()
     )
     arguments.output.write_text(text, encoding="utf-8")
     print(text)

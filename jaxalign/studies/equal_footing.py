@@ -1,0 +1,557 @@
+"""Every method on the same feedback, from its own gin file, with the same budget: three seeds, two tasks.
+
+    python -m jaxalign.studies.equal_footing --data <folder with the JSON Lines files> --workers 2
+
+Each method has two hyperparameters, the learning rate and the one that matters most for it, with two values each: four runs of one
+seed are judged on a validation split, and the best is trained with three seeds and reported on the test split. `rnnlg`: four samples per
+dialogue act from the SFT policy with exact slot errors as feedback (the base of the study `rnnlg`); judged are new samples.
+`nlg_ratings`: human ratings; judged is how well the log-ratio ranks held-out responses. Can be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data import slots
+from jaxalign.evaluation.batches import encode_text, score_responses
+from jaxalign.evaluation.ranking import rank_methods, ranking_scores
+from jaxalign.evaluation.runs import open_policy
+from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import ValueNetwork
+from jaxalign.objectives.value_regression import ValueRegression
+from jaxalign.studies import human_feedback, rnnlg, rnnlg_data
+from jaxalign.studies.command_line import run_study
+from jaxalign.studies.gin_methods import objective_from_gin
+from jaxalign.studies.jobs import Job, read_result
+from jaxalign.training.advantages import advantages
+from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import LoopConfig
+from jaxalign.training.optimizers import adamw
+from jaxalign.training.partitioning import make_mesh
+from jaxalign.training.run import train
+from jaxalign.training.score import score_splits
+
+SEEDS = (0, 1, 2)
+LEARNING_RATES = (3e-5, 1e-4)
+UPDATES = {"rnnlg": 150, "nlg_ratings": 80}
+JUDGED = {"validation": 200, "test": 400}
+VALUE_UPDATES = 150
+RATINGS = human_feedback.SOURCES[0]
+SCORES = ("informativeness", "naturalness", "quality")
+ADVANTAGES = "of_the_reference"
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A form of the same annotated responses.
+
+    Attributes:
+      file: stem of its files.
+      kind: of its records.
+      responses: per prompt.
+      packing: batch size and lengths of packed rows, per task; about 32 responses a batch.
+    """
+
+    file: str
+    kind: str
+    responses: int
+    packing: dict[str, tuple[int, int, int]]
+
+
+FORMS = {
+    "triplets": Form(
+        "triplets", "triplet", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}
+    ),
+    "goodness": Form(
+        "goodness", "triplet", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}
+    ),
+    "best": Form("best", "seq2seq", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}),
+    "pairs": Form("pairs", "pair", 2, {"rnnlg": (4, 128, 192), "nlg_ratings": (8, 96, 144)}),
+    "thirds": Form("thirds", "ranked", 3, {"rnnlg": (4, 96, 224), "nlg_ratings": (8, 96, 144)}),
+    "groups": Form("groups", "triplet", 4, {"rnnlg": (4, 96, 288), "nlg_ratings": (8, 96, 144)}),
+    "references": Form(
+        "references", "triplet", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Attributes:
+      family: heading of the row's group.
+      form: which form of the data it reads.
+      strength: its macro in the gin file, and two values.
+      macros: others that the data call for, by task.
+      gin: files; by default one of the method's name.
+      sampling: how the data pipeline draws.
+      needs_advantages: whether stored advantages are read.
+      tasks: where it can be trained.
+    """
+
+    family: str
+    form: str = "triplets"
+    strength: tuple[str, tuple[Any, Any]] | None = None
+    macros: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    gin: tuple[str, ...] = ()
+    sampling: str = "uniform"
+    needs_advantages: bool = False
+    tasks: tuple[str, ...] = ("rnnlg", "nlg_ratings")
+
+    @property
+    def strengths(self) -> tuple[Any, ...]:
+        """Values of the second hyperparameter."""
+        return (None,) if self.strength is None else self.strength[1]
+
+
+# Feedback above it is a thumb up: no slot error; a rating above the middle of the scale's upper half.
+_THUMBS = {
+    "rnnlg": {"DESIRABLE_THRESHOLD": -1e-6},
+    "nlg_ratings": {"DESIRABLE_THRESHOLD": RATINGS.desirable_threshold},
+}
+_TAU = ("TEMPERATURE", (0.3, 1.0))
+_BETA = ("BETA", (0.1, 1.0))
+
+METHODS: dict[str, Method] = {
+    "dro_v": Method("DRO", strength=_TAU),
+    "dro_p": Method("DRO", strength=_TAU),
+    "kto": Method("unpaired", strength=("BETA", (1.0, 5.0))),
+    "kto_reference": Method("unpaired", strength=_BETA, macros=_THUMBS),
+    "bco": Method("unpaired", strength=_BETA, macros=_THUMBS),
+    "apo_zero_unpaired": Method("unpaired", strength=_BETA, macros=_THUMBS),
+    "zero_value": Method("unpaired", strength=_TAU),
+    "filtered_sft": Method("likelihood", strength=("THRESHOLD", (0.0, 0.5))),
+    "reward_weighted_regression": Method("likelihood", strength=_TAU),
+    "weighted_behaviour_cloning": Method("likelihood", form="goodness"),
+    "r_gold": Method("likelihood", form="goodness"),
+    "ift": Method("likelihood", form="best", strength=("MIX", (0.0, 0.2)), tasks=("rnnlg",)),
+    "a_lol": Method(
+        "advantage",
+        strength=("RATIO_CLIP", (0.9, None)),
+        sampling="priority",
+        needs_advantages=True,
+    ),
+    "a_lol_reference_free": Method("advantage", sampling="priority", needs_advantages=True),
+    "a_lol_seq": Method(
+        "advantage",
+        strength=("RATIO_CLIP", (0.9, None)),
+        sampling="priority",
+        needs_advantages=True,
+    ),
+    "a_lol_kl": Method(
+        "advantage", strength=("BETA", (0.05, 0.3)), sampling="priority", needs_advantages=True
+    ),
+    "r_lol": Method(
+        "advantage", form="goodness", strength=("RATIO_CLIP", (0.9, None)), sampling="reward"
+    ),
+    "dpo": Method("pairs", "pairs", strength=_BETA),
+    "cdpo": Method("pairs", "pairs", strength=_BETA),
+    "robust_dpo": Method("pairs", "pairs", strength=_BETA),
+    "ipo": Method("pairs", "pairs", strength=("TAU", (0.1, 1.0))),
+    "slic": Method("pairs", "pairs", strength=("MARGIN", (1.0, 5.0))),
+    "hinge": Method("pairs", "pairs", strength=_BETA),
+    "rebel": Method("pairs", "pairs", strength=("ETA", (0.3, 1.0))),
+    "osp_logistic": Method("pairs", "pairs", strength=_BETA),
+    "spa": Method("pairs", "pairs", strength=_BETA),
+    "nca_pair": Method("pairs", "pairs", strength=_BETA),
+    "rpo": Method("pairs", "pairs", strength=_BETA),
+    "jpo": Method("pairs", "pairs", strength=_BETA),
+    "selm": Method("pairs", "thirds", strength=("ALPHA", (0.01, 0.1)), tasks=("rnnlg",)),
+    "infonca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
+    "nca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
+    "agro": Method("lists", "groups", strength=_TAU),
+    "reward_partitioning": Method("lists", "groups", strength=("TEMPERATURE", (1.0, 5.0))),
+    "qrpo": Method(
+        "reference samples", "references", strength=("BETA", (0.3, 1.0)), tasks=("rnnlg",)
+    ),
+    "astar_po": Method(
+        "reference samples", "references", strength=("BETA2", (0.3, 1.0)), tasks=("rnnlg",)
+    ),
+    "oreo": Method("token level", strength=("BETA", (0.03, 0.3))),
+}
+
+
+def jobs(data: Path, folder: Path) -> list[Job]:
+    """All jobs: the two tasks' SFT policies and samples, data forms, search, final runs."""
+    made = [
+        dataclasses.replace(
+            job, name=f"rnnlg/{job.name}", needs=tuple(f"rnnlg/{n}" for n in job.needs)
+        )
+        for job in rnnlg.jobs(data, folder / "rnnlg")
+        if job.name.split("/")[0] in ("data", "sft", "samples")
+    ]
+    made += [
+        job
+        for job in human_feedback.jobs(data, folder)
+        if job.name.startswith((f"{RATINGS.name}/data", f"{RATINGS.name}/sft"))
+    ]
+    for seed in SEEDS:
+        made.append(
+            Job(
+                f"rnnlg/forms/seed{seed}",
+                functools.partial(_rnnlg_forms, folder, seed),
+                (f"rnnlg/samples/seed{seed}",),
+            )
+        )
+        made.append(
+            Job(
+                f"nlg_ratings/forms/seed{seed}",
+                functools.partial(_ratings_forms, folder, seed),
+                (f"nlg_ratings/sft/seed{seed}",),
+            )
+        )
+        for task in UPDATES:
+            made.append(
+                Job(
+                    f"{task}/prepared/seed{seed}",
+                    functools.partial(_prepare, folder, task, seed),
+                    (f"{task}/forms/seed{seed}",),
+                )
+            )
+    for name, method in METHODS.items():
+        for task in method.tasks:
+            search = [
+                Job(
+                    f"{task}/search/{name}/{_label(strength)}/lr{rate:g}",
+                    functools.partial(_run, folder, task, name, 0, strength, rate, "validation"),
+                    (f"{task}/prepared/seed0",),
+                )
+                for strength, rate in itertools.product(method.strengths, LEARNING_RATES)
+            ]
+            made += search
+            made += [
+                Job(
+                    f"{task}/final/{name}/seed{seed}",
+                    functools.partial(_final, folder, task, name, seed),
+                    (f"{task}/prepared/seed{seed}", *(job.name for job in search)),
+                )
+                for seed in SEEDS
+            ]
+    return made
+
+
+def _label(strength: Any) -> str:
+    return f"{strength:g}" if isinstance(strength, float) else str(strength)
+
+
+def selected(folder: Path, task: str, name: str) -> tuple[Any, float]:
+    """Strength and learning rate with the best score on the validation split."""
+    found = []
+    method = METHODS[name]
+    for index, (strength, rate) in enumerate(itertools.product(method.strengths, LEARNING_RATES)):
+        result = read_result(folder, f"{task}/search/{name}/{_label(strength)}/lr{rate:g}")
+        if result is not None:
+            found.append((result["score"], -index, strength, rate))
+    _, _, strength, rate = max(found, key=lambda item: item[:2])
+    return strength, rate
+
+
+def _final(folder: Path, task: str, name: str, seed: int, job: Path) -> dict[str, Any]:
+    strength, rate = selected(folder, task, name)
+    return _run(folder, task, name, seed, strength, rate, "test", job)
+
+
+def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
+    """The samples of a seed in every form; each file holds the same annotations."""
+    counts: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        source = folder / f"rnnlg/samples/seed{seed}/triplets.{split}.jsonl"
+        rows = _rows(source)
+        by_prompt: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_prompt.setdefault(row["prompt"], []).append(row)
+        references, thirds = [], []
+        for prompt, group in by_prompt.items():
+            ordered = sorted(group, key=lambda row: -row["feedback"])
+            if len(group) == rnnlg.SAMPLES_PER_ACT:
+                for index, row in enumerate(group):
+                    others = [other["feedback"] for at, other in enumerate(group) if at != index]
+                    references.append({**row, "reference_feedback": others})
+            if len(group) > 2 and ordered[0]["feedback"] > ordered[-1]["feedback"]:
+                three = [ordered[0], ordered[-1], ordered[1]]
+                thirds.append(
+                    {
+                        "prompt": prompt,
+                        "responses": [row["response"] for row in three],
+                        "feedback": [row["feedback"] for row in three],
+                    }
+                )
+        forms = {
+            "triplets": rows,
+            "groups": rows,
+            "goodness": [{**row, "feedback": max(0.0, 1 + row["feedback"])} for row in rows],
+            "references": references,
+            "thirds": thirds,
+            "pairs": _rows(source.with_name(f"pairs.{split}.jsonl")),
+            "best": _rows(source.with_name(f"best.{split}.jsonl")),
+        }
+        counts[split] = _write_forms(job, split, forms)
+    return counts
+
+
+def _ratings_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
+    """Ratings of quality in every form that two rated sentences a prompt allow."""
+    del seed
+    counts: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        rows = _rows(folder / f"nlg_ratings/data/{split}.jsonl")
+        by_prompt: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_prompt.setdefault(row["prompt"], []).append(row)
+        pairs = []
+        for prompt, group in by_prompt.items():
+            for one, other in itertools.combinations(group, 2):
+                better, worse = sorted((one, other), key=lambda row: -row["feedback"])
+                margin = better["feedback"] - worse["feedback"]
+                if margin > 0 and better["response"] != worse["response"]:
+                    pairs.append(
+                        {
+                            "prompt": prompt,
+                            "chosen": better["response"],
+                            "rejected": worse["response"],
+                            "margin": margin,
+                        }
+                    )
+        forms = {
+            "triplets": rows,
+            "groups": rows,
+            "goodness": [{**row, "feedback": (row["feedback"] - 1) / 5} for row in rows],
+            "pairs": pairs,
+        }
+        counts[split] = _write_forms(job, split, forms)
+    return counts
+
+
+def _write_forms(
+    job: Path, split: str, forms: Mapping[str, list[dict[str, Any]]]
+) -> dict[str, int]:
+    for name, rows in forms.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (job / f"{name}.{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {name: len(rows) for name, rows in forms.items()}
+
+
+def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
+    """Caches every form, stores reference log-probabilities and the advantages of triplets."""
+    run = str(_sft_run(folder, task, seed))
+    sft = open_policy(run)
+    forms = {METHODS[name].form for name in METHODS if task in METHODS[name].tasks}
+    examples = {}
+    for form in sorted(forms):
+        data = _data(folder, task, seed, form)
+        examples[form] = data.prepare()["num_examples"]
+        if form != "best":
+            score_splits(
+                sft.network,
+                sft.params,
+                data.cache_dir,
+                "sft",
+                splits=("train",),
+                feature_lengths=data.feature_lengths,
+                batch_size=32,
+                mesh=make_mesh(),
+                info={"run": str(sft.info["run_id"]), "step": sft.info["step"]},
+            )
+    triplets = _data(folder, task, seed, "triplets")
+    policy = _policy(task)
+    rows, inputs, targets = FORMS["triplets"].packing[task]
+    train(
+        model_dir=str(job / "value"),
+        objective=ValueRegression(policy=policy, value=ValueNetwork(policy.config)),
+        data=dataclasses.replace(
+            triplets, pack=True, row_lengths={"inputs": inputs, "targets": targets}
+        ),
+        optimizer=adamw(1e-4, warmup_steps=20, clip_norm=1.0),
+        loop=_loop(VALUE_UPDATES),
+        batch_size=rows,
+        initial_checkpoint_path=run,
+        random_seed=seed,
+    )
+    shares = advantages(
+        value_checkpoint=str(job / "value"),
+        cache_dir=triplets.cache_dir,
+        name=ADVANTAGES,
+        splits=["train"],
+    )
+    return {"examples": examples, "positive_advantages": shares["train"]}
+
+
+def _sft_run(folder: Path, task: str, seed: int) -> Path:
+    return folder / task / f"sft/seed{seed}" / "run"
+
+
+def _policy(task: str) -> Policy:
+    config = rnnlg.CONFIG if task == "rnnlg" else human_feedback.CONFIG
+    # Without dropout: noise in the log-ratio would be noise in the loss.
+    return Policy(dataclasses.replace(config, dropout_rate=0.0), logits_chunk_size=None)
+
+
+def _data(folder: Path, task: str, seed: int, form: str) -> TaskData:
+    chosen = FORMS[form]
+    files = folder / task / f"forms/seed{seed}"
+    return TaskData(
+        task=f"{task}_{form}",
+        cache_dir=str(files / f"cache_{form}"),
+        feature_lengths=rnnlg.LENGTHS if task == "rnnlg" else RATINGS.lengths,
+        vocabulary=str(folder / task / "data" / "spm.model"),
+        train_file=str(files / f"{chosen.file}.train.jsonl"),
+        validation_file=str(files / f"{chosen.file}.validation.jsonl"),
+        kind=chosen.kind,
+        responses_per_example=chosen.responses if chosen.kind == "triplet" else 1,
+        duplicates="keep",
+        long_prompts="truncate_left",
+        eval_split="",
+    )
+
+
+def _loop(steps: int) -> LoopConfig:
+    return LoopConfig(
+        train_steps=steps,
+        log_period=50,
+        eval_period=0,
+        checkpoint=CheckpointPolicy(period=10_000, keep_latest=1),
+        progress=False,
+    )
+
+
+def _run(
+    folder: Path,
+    task: str,
+    name: str,
+    seed: int,
+    strength: Any,
+    learning_rate: float,
+    split: str,
+    job: Path,
+) -> dict[str, Any]:
+    """Trains one method with one setting and judges it on a split."""
+    method = METHODS[name]
+    form = FORMS[method.form]
+    rows, inputs, targets = form.packing[task]
+    data = dataclasses.replace(
+        _data(folder, task, seed, method.form),
+        pack=True,
+        row_lengths={"inputs": inputs, "targets": targets},
+        sampling=method.sampling,
+        stored={"advantages": ADVANTAGES} if method.needs_advantages else {},
+    )
+    macros = dict(method.macros.get(task, {}))
+    if method.strength is not None:
+        macros[method.strength[0]] = strength
+    reference = _sft_run(folder, task, seed)
+    with objective_from_gin(method.gin or (name,), macros, policy=_policy(task)) as objective:
+        summary = train(
+            model_dir=str(job / "run"),
+            objective=objective,
+            data=data,
+            optimizer=adamw(
+                learning_rate,
+                warmup_steps=20,
+                schedule="cosine",
+                total_steps=UPDATES[task],
+                clip_norm=1.0,
+            ),
+            loop=_loop(UPDATES[task]),
+            batch_size=rows,
+            initial_checkpoint_path=str(reference),
+            reference_scores="sft",
+            random_seed=seed,
+        )
+    judge = _judge_samples if task == "rnnlg" else _judge_ranking
+    return {
+        "method": name,
+        "strength": strength,
+        "learning_rate": learning_rate,
+        "train": summary["train"],
+        "responses": summary["examples"],
+        **judge(folder, job / "run", reference, split),
+    }
+
+
+def _judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
+    """One sample at temperature 1 for each of the split's first acts: exact reward, KL from the SFT policy, length."""
+    prompts = rnnlg_data.acts(folder / "rnnlg" / "data", split)
+    generator = np.random.default_rng(0)
+    prompts = [prompts[i] for i in sorted(generator.permutation(len(prompts))[: JUDGED[split]])]
+    policy, params, vocabulary = rnnlg._load(run)
+    sampled = rnnlg._generate(policy, params, vocabulary, prompts, samples=1, seed=1)
+    encoded = [encode_text(vocabulary, prompt, rnnlg.LENGTHS["inputs"]) for prompt in prompts]
+    log_probs = [
+        score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
+        for weights in (params, rnnlg._load(reference)[1])
+    ]
+    texts = [vocabulary.decode(each[0]) for each in sampled]
+    rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
+    return {
+        "score": float(np.mean(rewards)),
+        "reward": float(np.mean(rewards)),
+        "slot_error_rate": rnnlg_data.slot_error_rate(prompts, texts),
+        "kl": kl_from_samples(*log_probs).mean,
+        "length": float(np.mean([len(each[0]) for each in sampled])),
+        "distinct_2": distinct_n(texts, 2),
+        "slots": sum(slots.slot_errors(a, t).total for a, t in zip(prompts, texts, strict=True)),
+        "rewards": [round(reward, 4) for reward in rewards],
+    }
+
+
+def _judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
+    """Spearman correlation of the log-ratio with human ratings of held-out sentences, beside longer-wins; KL on the logged responses."""
+    rows = _rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
+    opened = open_policy(str(run))
+    prompts = [
+        encode_text(
+            opened.vocabulary,
+            row["prompt"],
+            RATINGS.lengths["inputs"],
+            long_prompts="truncate_left",
+        )
+        for row in rows
+    ]
+    responses = [
+        [encode_text(opened.vocabulary, row["response"], RATINGS.lengths["targets"])]
+        for row in rows
+    ]
+    log_probs = [
+        score_responses(each.network, each.params, prompts, responses)[0][:, 0]
+        for each in (opened, open_policy(str(reference)))
+    ]
+    methods = ranking_scores(log_probs[0], log_probs[1], [row["response"] for row in rows], tau=1.0)
+    feedback = np.array([row["feedback"] for row in rows])
+    ranked = rank_methods(methods, feedback, [row["prompt"] for row in rows])
+    log_ratios = log_probs[0] - log_probs[1]
+    lengths = np.array([len(each[0]) for each in responses])
+    return {
+        "score": ranked["tau * log-ratio"].spearman,
+        "spearman": ranked["tau * log-ratio"].spearman,
+        "baselines": {
+            name: ranking.spearman for name, ranking in ranked.items() if "log-ratio" not in name
+        },
+        "log_ratio": float(log_ratios.mean()),
+        "log_ratio_std": float(log_ratios.std()),
+        "length_correlation": float(np.corrcoef(log_ratios, lengths)[0, 1]),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def main() -> None:
+    """Command line."""
+    run_study(__doc__ or "", "equal_footing", jobs)
+
+
+if __name__ == "__main__":
+    main()
