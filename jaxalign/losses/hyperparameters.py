@@ -8,28 +8,28 @@ from collections.abc import Sequence
 from jaxalign.errors import UserError
 
 
-def require_positive(method: str, **values: float) -> None:
+def require_positive(method: str, **values: float | int) -> None:
     """Raises `UserError`, naming method and hyperparameter, unless every value is a finite number above 0."""
     for name, value in values.items():
         if not (value > 0 and math.isfinite(value)):
             raise UserError(f"{method}.{name} must be positive and finite, not {value}")
 
 
-def require_nonnegative(method: str, **values: float) -> None:
+def require_nonnegative(method: str, **values: float | int) -> None:
     """Raises `UserError` unless every value is a finite number of at least 0."""
     for name, value in values.items():
         if not (value >= 0 and math.isfinite(value)):
             raise UserError(f"{method}.{name} must be at least 0 and finite, not {value}")
 
 
-def require_probability(method: str, **values: float) -> None:
+def require_probability(method: str, **values: float | int) -> None:
     """Raises `UserError` unless every value lies in [0, 1]."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise UserError(f"{method}.{name} is a probability in [0, 1], not {value}")
 
 
-def require_flip_rate(method: str, **values: float) -> None:
+def require_flip_rate(method: str, **values: float | int) -> None:
     """Raises `UserError` unless every value lies in [0, 1/2): labels flipped more often than that say nothing, or the contrary."""
     for name, value in values.items():
         if not 0 <= value < 0.5:

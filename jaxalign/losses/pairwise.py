@@ -327,7 +327,9 @@ def per_token(log_ratios: PerPair, lengths: PerPair) -> PerPair:
     return log_ratios / jnp.maximum(lengths, 1)
 
 
-def difference(first: PerPair, second: PerPair) -> PerPair:
+def difference(
+    first: Float[Array, "*shape"], second: Float[Array, "*shape"]
+) -> Float[Array, "*shape"]:
     """``first - second`` in float32."""
     first, second = as_float32(first, second)
     return first - second
