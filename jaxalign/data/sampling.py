@@ -104,7 +104,8 @@ def open_sampling(
 
     Args:
       mode: 'uniform'; 'positive': examples whose stored field is positive (for any response), alike; 'priority': in proportion
-        to max(field, 0); 'reward': in proportion to the raw feedback.
+        to max(field, 0), so that a loss which multiplies by the advantage, as A-LoL's does, weighs by its square; 'reward': in
+        proportion to the raw feedback.
       stored: {batch field: name of a stored array}.
       field: the batch field of 'positive' and 'priority'.
 
