@@ -1,5 +1,6 @@
 """Functions of whole distributions: chunks change the memory they take, and nothing else."""
 
+import functools
 import inspect
 import math
 import re
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxalign.losses.distillation import forward_kl
 from jaxalign.networks.policy import Policy
@@ -58,6 +60,29 @@ def test_values_and_gradients_equal_unchunked_log_softmax(chunk_size, scale, for
     )
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_rows_may_be_sharded():
+    hidden, other = (jnp.tile(array, (3, 1, 1))[:8] for array in (HIDDEN, OTHER))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def loss(hidden, kernel, other):
+        pair = [TokenDistributions(hidden, kernel), TokenDistributions(other, OTHER_KERNEL)]
+        divergence = map_distributions(
+            lambda student, teacher: forward_kl(teacher, student), pair, chunk_size=16
+        )
+        return jnp.sum(jnp.sin(divergence))
+
+    def sharded(array):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec("data")))
+
+    found = loss(sharded(hidden), KERNEL, sharded(other))
+    for ours, theirs in zip(
+        jax.tree.leaves(found), jax.tree.leaves(loss(hidden, KERNEL, other)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_outputs_may_have_further_dimensions():
