@@ -283,7 +283,7 @@ METHODS: dict[str, Method] = {
     ),
     "SELM, alpha 0.1": Method(
         _pairs(pairwise.selm_loss, _with_third, beta=_same, alpha=0.1),
-        "the bonus for leaving pi_ref moves the optimum; DPO's for alpha = 0",
+        "the bonus for leaving pi_ref moves the optimum (without bound at small beta); DPO's for alpha = 0",
     ),
     "DPO on argmax labels": Method(
         _pairs(pairwise.dpo_loss, _argmax_labels, beta=_same),

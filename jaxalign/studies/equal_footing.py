@@ -2,8 +2,9 @@
 
     python -m jaxalign.studies.equal_footing --data <folder with the JSON Lines files> --workers 2
 
-Each method has two hyperparameters, the learning rate and the one that matters most for it, with two values each: four runs of one
-seed are judged on a validation split, and the best is trained with three seeds and reported on the test split. `rnnlg`: four samples per
+Each method has two hyperparameters, the learning rate and the one that matters most for it, with two values each (or four learning
+rates): four runs of one seed are judged on a validation split, the best setting is trained with two more seeds, and the test split is
+reported. `rnnlg`: four samples per
 dialogue act from the SFT policy with exact slot errors as feedback (the base of the study `rnnlg`); judged are new samples.
 `nlg_ratings`: human ratings; judged is how well the log-ratio ranks held-out responses. Can be stopped and given again.
 """
@@ -43,6 +44,7 @@ from jaxalign.training.score import score_splits
 
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (3e-5, 1e-4)
+MORE_LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 UPDATES = {"rnnlg": 150, "nlg_ratings": 80}
 JUDGED = {"validation": 200, "test": 400}
 VALUE_UPDATES = 150
@@ -110,9 +112,11 @@ class Method:
     tasks: tuple[str, ...] = ("rnnlg", "nlg_ratings")
 
     @property
-    def strengths(self) -> tuple[Any, ...]:
-        """Values of the second hyperparameter."""
-        return (None,) if self.strength is None else self.strength[1]
+    def settings(self) -> list[tuple[Any, float]]:
+        """Four settings of strength and learning rate; a method without a strength gets four learning rates."""
+        if self.strength is None:
+            return [(None, rate) for rate in MORE_LEARNING_RATES]
+        return list(itertools.product(self.strength[1], LEARNING_RATES))
 
 
 # Feedback above it is a thumb up: no slot error; a rating above the middle of the scale's upper half.
@@ -123,62 +127,63 @@ _THUMBS = {
 _TAU = ("TEMPERATURE", (0.3, 1.0))
 _BETA = ("BETA", (0.1, 1.0))
 
+# In the order in which they run.
 METHODS: dict[str, Method] = {
     "dro_v": Method("DRO", strength=_TAU),
-    "dro_p": Method("DRO", strength=_TAU),
     "kto": Method("unpaired", strength=("BETA", (1.0, 5.0))),
-    "kto_reference": Method("unpaired", strength=_BETA, macros=_THUMBS),
-    "bco": Method("unpaired", strength=_BETA, macros=_THUMBS),
-    "apo_zero_unpaired": Method("unpaired", strength=_BETA, macros=_THUMBS),
-    "zero_value": Method("unpaired", strength=_TAU),
+    "dpo": Method("pairs", "pairs", strength=_BETA),
     "filtered_sft": Method("likelihood", strength=("THRESHOLD", (0.0, 0.5))),
-    "reward_weighted_regression": Method("likelihood", strength=_TAU),
-    "weighted_behaviour_cloning": Method("likelihood", form="goodness"),
-    "r_gold": Method("likelihood", form="goodness"),
-    "ift": Method("likelihood", form="best", strength=("MIX", (0.0, 0.2)), tasks=("rnnlg",)),
+    "agro": Method("lists", "groups", strength=_TAU),
+    "rebel": Method("pairs", "pairs", strength=("ETA", (0.3, 1.0))),
+    "ipo": Method("pairs", "pairs", strength=("TAU", (0.1, 1.0))),
+    "bco": Method("unpaired", strength=_BETA, macros=_THUMBS),
     "a_lol": Method(
         "advantage",
         strength=("RATIO_CLIP", (0.9, None)),
         sampling="priority",
         needs_advantages=True,
     ),
-    "a_lol_reference_free": Method("advantage", sampling="priority", needs_advantages=True),
+    "infonca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
+    "zero_value": Method("unpaired", strength=_TAU),
+    "osp_logistic": Method("pairs", "pairs", strength=_BETA),
+    "nca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
+    "slic": Method("pairs", "pairs", strength=("MARGIN", (1.0, 5.0))),
+    "rpo": Method("pairs", "pairs", strength=_BETA),
+    "reward_weighted_regression": Method("likelihood", strength=_TAU),
+    "apo_zero_unpaired": Method("unpaired", strength=_BETA, macros=_THUMBS),
+    "dro_p": Method("DRO", strength=_TAU),
+    "kto_reference": Method("unpaired", strength=_BETA, macros=_THUMBS),
+    "hinge": Method("pairs", "pairs", strength=_BETA),
+    "spa": Method("pairs", "pairs", strength=_BETA),
+    "robust_dpo": Method("pairs", "pairs", strength=_BETA),
+    "cdpo": Method("pairs", "pairs", strength=_BETA),
+    "oreo": Method("token level", strength=("BETA", (0.03, 0.3))),
+    "weighted_behaviour_cloning": Method("likelihood", form="goodness"),
+    "reward_partitioning": Method("lists", "groups", strength=("TEMPERATURE", (1.0, 5.0))),
+    "nca_pair": Method("pairs", "pairs", strength=_BETA),
+    "jpo": Method("pairs", "pairs", strength=_BETA),
     "a_lol_seq": Method(
         "advantage",
         strength=("RATIO_CLIP", (0.9, None)),
         sampling="priority",
         needs_advantages=True,
     ),
+    "a_lol_reference_free": Method("advantage", sampling="priority", needs_advantages=True),
     "a_lol_kl": Method(
         "advantage", strength=("BETA", (0.05, 0.3)), sampling="priority", needs_advantages=True
     ),
     "r_lol": Method(
         "advantage", form="goodness", strength=("RATIO_CLIP", (0.9, None)), sampling="reward"
     ),
-    "dpo": Method("pairs", "pairs", strength=_BETA),
-    "cdpo": Method("pairs", "pairs", strength=_BETA),
-    "robust_dpo": Method("pairs", "pairs", strength=_BETA),
-    "ipo": Method("pairs", "pairs", strength=("TAU", (0.1, 1.0))),
-    "slic": Method("pairs", "pairs", strength=("MARGIN", (1.0, 5.0))),
-    "hinge": Method("pairs", "pairs", strength=_BETA),
-    "rebel": Method("pairs", "pairs", strength=("ETA", (0.3, 1.0))),
-    "osp_logistic": Method("pairs", "pairs", strength=_BETA),
-    "spa": Method("pairs", "pairs", strength=_BETA),
-    "nca_pair": Method("pairs", "pairs", strength=_BETA),
-    "rpo": Method("pairs", "pairs", strength=_BETA),
-    "jpo": Method("pairs", "pairs", strength=_BETA),
-    "selm": Method("pairs", "thirds", strength=("ALPHA", (0.01, 0.1)), tasks=("rnnlg",)),
-    "infonca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
-    "nca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
-    "agro": Method("lists", "groups", strength=_TAU),
-    "reward_partitioning": Method("lists", "groups", strength=("TEMPERATURE", (1.0, 5.0))),
+    "r_gold": Method("likelihood", form="goodness"),
     "qrpo": Method(
         "reference samples", "references", strength=("BETA", (0.3, 1.0)), tasks=("rnnlg",)
     ),
     "astar_po": Method(
         "reference samples", "references", strength=("BETA2", (0.3, 1.0)), tasks=("rnnlg",)
     ),
-    "oreo": Method("token level", strength=("BETA", (0.03, 0.3))),
+    "selm": Method("pairs", "thirds", strength=("ALPHA", (0.01, 0.1)), tasks=("rnnlg",)),
+    "ift": Method("likelihood", form="best", strength=("MIX", (0.0, 0.2)), tasks=("rnnlg",)),
 }
 
 
@@ -223,11 +228,11 @@ def jobs(data: Path, folder: Path) -> list[Job]:
         for task in method.tasks:
             search = [
                 Job(
-                    f"{task}/search/{name}/{_label(strength)}/lr{rate:g}",
-                    functools.partial(_run, folder, task, name, 0, strength, rate, "validation"),
+                    _search_name(task, name, *setting),
+                    functools.partial(_run, folder, task, name, 0, *setting),
                     (f"{task}/prepared/seed0",),
                 )
-                for strength, rate in itertools.product(method.strengths, LEARNING_RATES)
+                for setting in method.settings
             ]
             made += search
             made += [
@@ -236,30 +241,42 @@ def jobs(data: Path, folder: Path) -> list[Job]:
                     functools.partial(_final, folder, task, name, seed),
                     (f"{task}/prepared/seed{seed}", *(job.name for job in search)),
                 )
-                for seed in SEEDS
+                for seed in SEEDS[1:]
             ]
     return made
 
 
-def _label(strength: Any) -> str:
-    return f"{strength:g}" if isinstance(strength, float) else str(strength)
+def _search_name(task: str, name: str, strength: Any, rate: float) -> str:
+    label = f"{strength:g}" if isinstance(strength, float) else str(strength)
+    return f"{task}/search/{name}/{label}/lr{rate:g}"
 
 
-def selected(folder: Path, task: str, name: str) -> tuple[Any, float]:
-    """Strength and learning rate with the best score on the validation split."""
-    found = []
-    method = METHODS[name]
-    for index, (strength, rate) in enumerate(itertools.product(method.strengths, LEARNING_RATES)):
-        result = read_result(folder, f"{task}/search/{name}/{_label(strength)}/lr{rate:g}")
-        if result is not None:
-            found.append((result["score"], -index, strength, rate))
-    _, _, strength, rate = max(found, key=lambda item: item[:2])
-    return strength, rate
+def selected(folder: Path, task: str, name: str) -> tuple[Any, float] | None:
+    """Strength and learning rate with the best score on the validation split; None before the search has ended."""
+    settings = METHODS[name].settings
+    results = [read_result(folder, _search_name(task, name, *setting)) for setting in settings]
+    if any(result is None for result in results):
+        return None
+    scores = [result["validation"]["score"] for result in results if result is not None]
+    return settings[int(np.argmax(scores))]
+
+
+def seed_results(folder: Path, task: str, name: str) -> list[dict[str, Any]]:
+    """The selected setting's run of every seed, as far as they have ended; seed 0 is the search's own."""
+    setting = selected(folder, task, name)
+    if setting is None:
+        return []
+    names = [
+        _search_name(task, name, *setting),
+        *(f"{task}/final/{name}/seed{seed}" for seed in SEEDS[1:]),
+    ]
+    return [found for each in names if (found := read_result(folder, each)) is not None]
 
 
 def _final(folder: Path, task: str, name: str, seed: int, job: Path) -> dict[str, Any]:
-    strength, rate = selected(folder, task, name)
-    return _run(folder, task, name, seed, strength, rate, "test", job)
+    setting = selected(folder, task, name)
+    assert setting is not None
+    return _run(folder, task, name, seed, *setting, job)
 
 
 def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
@@ -432,10 +449,9 @@ def _run(
     seed: int,
     strength: Any,
     learning_rate: float,
-    split: str,
     job: Path,
 ) -> dict[str, Any]:
-    """Trains one method with one setting and judges it on a split."""
+    """Trains one method with one setting and judges it on both splits; only `validation` is ever selected by."""
     method = METHODS[name]
     form = FORMS[method.form]
     rows, inputs, targets = form.packing[task]
@@ -475,7 +491,7 @@ def _run(
         "learning_rate": learning_rate,
         "train": summary["train"],
         "responses": summary["examples"],
-        **judge(folder, job / "run", reference, split),
+        **{split: judge(folder, job / "run", reference, split) for split in ("validation", "test")},
     }
 
 
