@@ -145,7 +145,9 @@ METHODS: dict[str, Method] = {
     ),
     "infonca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
     "zero_value": Method("unpaired", strength=_TAU),
-    "osp_logistic": Method("pairs", "pairs", strength=_BETA),
+    "osp_logistic": Method(
+        "pairs", "pairs", strength=_BETA, macros={"rnnlg": {"PREFERENCE_SCALE": 0.25}}
+    ),
     "nca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
     "slic": Method("pairs", "pairs", strength=("MARGIN", (1.0, 5.0))),
     "rpo": Method("pairs", "pairs", strength=_BETA),
@@ -177,10 +179,19 @@ METHODS: dict[str, Method] = {
     ),
     "r_gold": Method("likelihood", form="goodness"),
     "qrpo": Method(
-        "reference samples", "references", strength=("BETA", (0.3, 1.0)), tasks=("rnnlg",)
+        "reference samples",
+        "references",
+        strength=("BETA", (0.3, 1.0)),
+        # Slot errors tie, so ranks are not uniform and Z comes from the samples.
+        macros={"rnnlg": {"LOG_PARTITION": "samples"}},
+        tasks=("rnnlg",),
     ),
     "astar_po": Method(
-        "reference samples", "references", strength=("BETA2", (0.3, 1.0)), tasks=("rnnlg",)
+        "reference samples",
+        "references",
+        strength=("BETA2", (0.3, 1.0)),
+        macros={"rnnlg": {"BETA1": 1.0}},
+        tasks=("rnnlg",),
     ),
     "selm": Method("pairs", "thirds", strength=("ALPHA", (0.01, 0.1)), tasks=("rnnlg",)),
     "ift": Method("likelihood", form="best", strength=("MIX", (0.0, 0.2)), tasks=("rnnlg",)),
