@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -30,7 +31,7 @@ class FeatureReward:
     """
 
     num_features: int
-    hidden: tuple[int, ...] = ()
+    hidden: Sequence[int] = ()
     activation: str = "tanh"
     scale: float = 1.0
     form: str = "clean"

@@ -1,5 +1,6 @@
 """Judges: the built-in ones, the registry, and judges of the user's own."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from jaxalign.data import synthetic
 from jaxalign.errors import UserError
-from jaxalign.evaluation import judges
+from jaxalign.evaluation import judges, runs
+from jaxalign.networks.feature_reward import FeatureReward
 
 
 def test_slot_error_is_zero_for_a_perfect_response_and_negative_for_a_careless_one():
@@ -69,6 +71,13 @@ def test_reward_model_reads_prompt_and_response_and_never_loses_the_response(
     np.testing.assert_allclose(short.score(["a" * 50], ["z" * 40]), np.mean(read) / 100, rtol=1e-6)
     with pytest.raises(UserError, match="needs a checkpoint"):
         judges.get_judge("reward_model")
+
+
+def test_a_reward_of_scores_cannot_judge_text(fake_runs, monkeypatch):
+    features = dataclasses.replace(runs.open_reward("run1"), network=FeatureReward(7))
+    monkeypatch.setattr(runs, "open_reward", lambda path: features)
+    with pytest.raises(UserError, match="reads scores of a response, not its text"):
+        judges.get_judge("reward_model:run1")
 
 
 def test_a_function_of_ones_own_is_a_judge(tmp_path, monkeypatch):
