@@ -112,6 +112,10 @@ class Objective:
         """Roles that are read but never trained nor checkpointed."""
         return ()
 
+    def frozen_sources(self) -> dict[str, tuple[Any, str]]:
+        """Network and run folder of each frozen role that is not a copy of the initial policy: the policy of that run."""
+        return {}
+
     def required_fields(self) -> tuple[str, ...]:
         """Batch fields that the data must provide."""
         return self.batch_fields

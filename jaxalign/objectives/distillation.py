@@ -38,7 +38,7 @@ class Distillation(Objective):
     Attributes:
       divergence: between teacher and student log-probabilities ``[..., vocab]``; see `jaxalign.losses.distillation`.
       teacher: the teacher's network, with the student's vocabulary; None for one like the policy.
-      teacher_path: run folder whose policy the teacher is; None for the policy at the start of the run.
+      teacher_path: run folder, or one of its checkpoints, whose policy the teacher is; None for the policy at the start of the run.
       source: 'live' keeps the teacher in memory, in the frozen role ``teacher``. 'stored' reads ``teacher_top_ids`` (int) and
         ``teacher_top_log_probs`` (float, nats), both ``[rows, length, k]``, the teacher's k likeliest tokens at every target position; all
         other tokens count as one.
@@ -73,7 +73,6 @@ class Distillation(Objective):
         return ("teacher",) if self.source == "live" else ()
 
     def frozen_sources(self) -> dict[str, tuple[Any, str]]:
-        """Networks and run folders of the frozen roles that are not copies of the initial policy."""
         if self.source != "live" or self.teacher_path is None:
             return {}
         return {"teacher": (self.teacher or self.policy, self.teacher_path)}
@@ -98,7 +97,7 @@ class Distillation(Objective):
         hidden = student.decode(params["policy"], batch, rng=rng)
         distribution = student.distributions(params["policy"], hidden)
         if self.source == "live":
-            read = self._read_live
+            read: Callable[..., Any] = self._read_live
             distributions = [distribution, self._teacher_distribution(params, batch)]
             stored: list[Array] = []
         else:

@@ -79,7 +79,7 @@ class OREO(Objective):
         policy_rng, value_rng = (None, None) if rng is None else jax.random.split(rng)
         log_probs, reference, divergences = self._read(params, batch, policy_rng)
         log_ratios = log_ratio(log_probs, reference, jnp.ones_like(reference))
-        values = self.value.token_values(params["value"], batch, rng=value_rng)
+        values: Any = self.value.token_values(params["value"], batch, rng=value_rng)
         rewards, segments = tokens_of(batch, "rewards"), segments_of(batch)
 
         value_losses = oreo_value_loss(values, log_ratios, rewards, segments, beta=self.beta)

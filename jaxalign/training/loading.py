@@ -10,6 +10,7 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
+from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.training import checkpoints
 
@@ -48,14 +49,17 @@ def load_policy(
 
 def load_value(
     path: Path | str, step: int | str | None = None, *, role: str = "value", shardings: Any = None
-) -> tuple[ValueNetwork, Any, dict[str, Any]]:
-    """Loads a separate value network of a run. Arguments and errors as in `load_policy`."""
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Loads a separate value network of a run, of prompts or of prefixes. Arguments and errors as in `load_policy`."""
     info = load_info(path, step)
     if role not in info["networks"]:
         raise UserError(
             f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}"
         )
-    value = ValueNetwork(_config(info, role), max_value=info.get("max_value"))
+    config = _config(info, role)
+    value: Any = ValueNetwork(config, max_value=info.get("max_value"))
+    if info["networks"][role].get("kind") == TokenValueNetwork.kind:
+        value = TokenValueNetwork(config)
     params = checkpoints.restore_params(
         path, role, step=info["step"], abstract=value.abstract_params(), shardings=shardings
     )
@@ -113,8 +117,9 @@ def describe_networks(objective: Any) -> dict[str, Any]:
 def _config(info: dict[str, Any], role: str) -> T5Config:
     if role not in info["networks"]:
         raise UserError(f"run {info['run']} has no network {role!r} in {NETWORKS_FILE}")
+    description = info["networks"][role]
     try:
-        return T5Config.from_dict(info["networks"][role])
+        return T5Config.from_dict(description.get("config", description))
     except (TypeError, ValueError) as error:
         raise UserError(f"{info['run']}/{NETWORKS_FILE}, network {role}: {error}") from error
 

@@ -215,7 +215,7 @@ def _initial_params(
             "step": info["step"],
             "path": info["run"],
         }
-        policy = _restored_policy(objective, mesh, path, info["step"])
+        policy = _restored_policy(objective.policy, mesh, path, info["step"])
         if "policy" in networks:
             params["policy"] = policy
     for role, network in networks.items():
@@ -232,20 +232,21 @@ def _initial_params(
     if statistics:
         params["statistics"] = jax.device_put(statistics, partitioning.replicated(mesh))
     policy = params.get("policy", policy)
-    if policy is None and objective.frozen_roles():
+    sources = objective.frozen_sources()
+    copied = [role for role in objective.frozen_roles() if role not in sources]
+    if policy is None and copied:
         raise UserError(
             f"objective {objective.name} reads a policy that it does not train: set INITIAL_CHECKPOINT_PATH"
         )
     # The reference is a copy: the policy's own buffers are donated to the step.
-    frozen = {
-        role: jax.tree.map(lambda leaf: leaf.copy(), policy) for role in objective.frozen_roles()
-    }
+    frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), policy) for role in copied}
+    for role, (network, run) in sources.items():
+        frozen[role] = _restored_policy(network, mesh, run, loading.load_info(run)["step"])
     return params, frozen, reference
 
 
-def _restored_policy(objective: Objective, mesh: Any, path: str, step: int) -> Any:
-    """An initial checkpoint's policy, which is trained, or which other networks start from."""
-    policy: Any = objective.policy
+def _restored_policy(policy: Any, mesh: Any, path: str, step: int) -> Any:
+    """A checkpoint's policy: what is trained, what other networks start from, or what is only read."""
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
     return checkpoints.restore_params(

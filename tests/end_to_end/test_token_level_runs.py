@@ -1,0 +1,89 @@
+"""Runs whose networks are not copies of one policy: a teacher of another size, and a value of every prefix that is loaded again."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation import runs
+from jaxalign.evaluation.batches import predict_values
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.token_value import TokenValueNetwork
+from jaxalign.objectives.distillation import Distillation
+from jaxalign.objectives.oreo import OREO
+from jaxalign.objectives.sft import SFT
+from jaxalign.training.checkpoints import restore_params
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.loop import LoopConfig
+from jaxalign.training.metrics import read_metrics
+from jaxalign.training.optimizers import adamw
+from jaxalign.training.run import train
+
+pytestmark = pytest.mark.slow
+
+STUDENT = T5Config(
+    vocab_size=272,
+    emb_dim=8,
+    num_heads=1,
+    head_dim=8,
+    mlp_dim=8,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_activations=("relu",),
+)
+TEACHER = STUDENT.replace(emb_dim=16)
+
+
+@pytest.fixture(scope="module")
+def run(feedback, tmp_path_factory):
+    """`run(name, objective, steps)` trains in a folder and returns it."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def start(name, objective, steps=2, **options):
+        train(
+            model_dir=str(folder / name),
+            objective=objective,
+            data=TaskData(
+                task="tiny",
+                cache_dir=str(folder / "cache"),
+                feature_lengths={"inputs": 16, "targets": 16},
+                train_file=str(feedback),
+            ),
+            optimizer=adamw(1e-3),
+            loop=LoopConfig(train_steps=steps, log_period=1, eval_period=0, progress=False),
+            batch_size=8,
+            **options,
+        )
+        return folder / name
+
+    return start
+
+
+def test_a_teacher_of_another_size_is_read_from_its_run(run):
+    teacher = run("teacher", SFT(policy=Policy(TEACHER)))
+    objective = Distillation(
+        policy=Policy(STUDENT), teacher=Policy(TEACHER), teacher_path=str(teacher)
+    )
+    folder = run("student", objective, steps=6)
+    losses = [
+        line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"
+    ]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    # Frozen roles are not checkpointed, and another run's network is checked before anything compiles.
+    with pytest.raises(UserError, match="no role 'teacher'"):
+        restore_params(folder, "teacher")
+    wrong = Distillation(policy=Policy(STUDENT), teacher_path=str(teacher))
+    with pytest.raises(UserError, match="shape"):
+        run("wrong", wrong)
+
+
+def test_a_value_of_prefixes_is_loaded_as_what_it_is(run):
+    objective = OREO(policy=Policy(STUDENT), value=TokenValueNetwork(STUDENT))
+    folder = run("oreo", objective)
+    opened = runs.open_value(str(folder))
+    assert opened.network == objective.value
+    trained = restore_params(folder, "value")
+    jax.tree.map(np.testing.assert_array_equal, opened.params, trained)
+    values = predict_values(opened.network, opened.params, [[5, 6, 1], [7, 1]])
+    assert values.shape == (2,) and values[0] != values[1]
