@@ -1,0 +1,168 @@
+"""The page of the equal-footing study, from its run folder: ``python -m jaxalign.studies.equal_footing_report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.studies.command_line import write_report
+from jaxalign.studies.equal_footing import (
+    JUDGED,
+    LEARNING_RATES,
+    METHODS,
+    SEEDS,
+    UPDATES,
+    seed_results,
+    selected,
+)
+from jaxalign.studies.jobs import read_result
+
+Results = dict[str, list[dict[str, Any]]]
+
+
+def report(folder: Path) -> str:
+    """The page, with the methods whose runs have ended; the others are named."""
+    found = {
+        task: {
+            name: seed_results(folder, task, name) for name, m in METHODS.items() if task in m.tasks
+        }
+        for task in UPDATES
+    }
+    parts = [
+        _INTRODUCTION.format(
+            rates=" and ".join(f"{rate:g}" for rate in LEARNING_RATES),
+            rnnlg=UPDATES["rnnlg"],
+            ratings=UPDATES["nlg_ratings"],
+            validation=JUDGED["validation"],
+            test=JUDGED["test"],
+        ),
+        _samples_section(folder, found["rnnlg"]),
+        _ranking_section(folder, found["nlg_ratings"]),
+    ]
+    missing = [
+        f"{name} ({task})"
+        for task, results in found.items()
+        for name, runs in results.items()
+        if len(runs) < len(SEEDS)
+    ]
+    if missing:
+        parts.append(
+            f"Not finished, so without {len(SEEDS)} seeds or left out: {', '.join(missing)}.\n"
+        )
+    return "\n".join(parts)
+
+
+def _samples_section(folder: Path, results: Results) -> str:
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {
+        "reward": lambda test: test["reward"],
+        "slot errors, %": lambda test: 100 * test["slot_error_rate"],
+        "KL, nats": lambda test: test["kl"],
+        "length": lambda test: test["length"],
+        "distinct-2": lambda test: test["distinct_2"],
+    }
+    base = _baseline(folder)
+    lines = [
+        "## rnnlg: samples judged by exact slot errors\n",
+        base,
+        *_table(folder, "rnnlg", results, columns, digits=(3, 1, 2, 1, 3)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _baseline(folder: Path) -> str:
+    """What the SFT policies score in the base study, if it was judged there."""
+    found = [read_result(folder, f"rnnlg/sft/seed{seed}") for seed in SEEDS]
+    errors = [100 * each["slot_error_rate"] for each in found if each]
+    if not errors:
+        return ""
+    return (
+        f"The SFT policies that everything starts from have {np.mean(errors):.1f} % slot errors on all test acts "
+        f"({', '.join(f'{error:.1f}' for error in errors)}).\n"
+    )
+
+
+def _ranking_section(folder: Path, results: Results) -> str:
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {
+        "Spearman": lambda test: test["spearman"],
+        "mean log-ratio": lambda test: test["log_ratio"],
+        "its deviation": lambda test: test["log_ratio_std"],
+        "correlation with length": lambda test: test["length_correlation"],
+    }
+    some = next((runs for runs in results.values() if runs), None)
+    baselines = ""
+    if some is not None:
+        values = some[0]["test"]["baselines"]
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        baselines = f"Beside it, on the same responses (seed 0): {shown}.\n"
+    lines = [
+        "## nlg_ratings: held-out sentences ranked by the log-ratio, against human ratings of quality\n",
+        baselines,
+        *_table(folder, "nlg_ratings", results, columns, digits=(3, 2, 2, 2)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(
+    folder: Path,
+    task: str,
+    results: Results,
+    columns: dict[str, Callable[[dict[str, Any]], float]],
+    digits: Sequence[int],
+) -> list[str]:
+    """One row a method, best score first: mean and standard deviation over seeds on the test split."""
+    header = ["method", "family", *columns, "seeds", "chosen", "lr"]
+    rows = []
+    for name, runs in results.items():
+        if not runs:
+            continue
+        tests = [run["test"] for run in runs]
+        setting = selected(folder, task, name)
+        assert setting is not None
+        cells = [
+            _spread([column(test) for test in tests], places)
+            for column, places in zip(columns.values(), digits, strict=True)
+        ]
+        method = METHODS[name]
+        chosen = "" if method.strength is None else f"{method.strength[0]} {setting[0]}"
+        row = [f"`{name}`", method.family, *cells, str(len(runs)), chosen, f"{setting[1]:g}"]
+        rows.append((float(np.mean([test["score"] for test in tests])), row))
+    rows.sort(key=lambda item: -item[0])
+    return [
+        f"| {' | '.join(header)} |",
+        "|---" * len(header) + "|",
+        *(f"| {' | '.join(row)} |" for _, row in rows),
+        "",
+    ]
+
+
+def _spread(values: Sequence[float], places: int) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.{places}f}"
+    return f"{np.mean(values):.{places}f} ± {np.std(values, ddof=1):.{places}f}"
+
+
+_INTRODUCTION = """# Methods on an equal footing
+
+    python -m jaxalign.studies.equal_footing --data <folder with the JSON Lines files> --workers 2
+    python -m jaxalign.studies.equal_footing_report
+
+Every method reads the same annotated responses, from its own gin file, in batches of about 32 responses, with AdamW (20 warm-up
+steps, cosine, clipped at 1): {rnnlg} updates on `rnnlg`, {ratings} on `nlg_ratings`. Two hyperparameters are searched, the learning
+rate ({rates}) and the method's own strength, two values each; a method without a strength gets four learning rates
+(1e-5 to 3e-4). So each has four runs of one seed, chosen by a validation split, and the chosen setting is trained with two more
+seeds. Tables show the test split: mean and standard deviation over seeds. On `rnnlg` a seed has its own SFT policy and its own
+samples, on `nlg_ratings` its own SFT policy. A T5 of one million parameters; `rnnlg`: {validation} acts for validation and {test} for
+the test.
+"""
+
+
+def main() -> None:
+    """Command line."""
+    write_report(__doc__ or "", "equal_footing", report)
+
+
+if __name__ == "__main__":
+    main()
