@@ -201,3 +201,36 @@ def _common_metrics(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[s
         return int(place == len(_PREFERRED)), -len(seen[name]), place, name
 
     return sorted(seen, key=rank)
+
+
+def plot_front(
+    series: Mapping[str, Sequence[Any]],
+    axes: Sequence[str],
+    path: str | Path,
+    *,
+    labels: Sequence[str] = (),
+) -> str:
+    """Two objectives against each other, one line per method, and returns the path.
+
+    Args:
+      series: method -> points (x, y) in the order of its sweep.
+      axes: names of both objectives.
+      path: where the PNG goes.
+      labels: written beside the points of every method, in the order of the sweep.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _figure(1, 1, 6.0, 4.4)
+        plot = grid[0, 0]
+        for index, (name, points) in enumerate(series.items()):
+            values = np.asarray(points, np.float64).reshape(-1, 2)
+            colour = _COLOURS[index % len(_COLOURS)]
+            marker = "osD^v"[index % 5]
+            plot.plot(values[:, 0], values[:, 1], color=colour, marker=marker, label=name)
+            for label, (x, y) in zip(labels, values, strict=False):
+                plot.annotate(
+                    label, (x, y), textcoords="offset points", xytext=(5, 4), color=colour
+                )
+        plot.set_xlabel(axes[0])
+        plot.set_ylabel(axes[1])
+        plot.legend()
+        return _save(figure, path)

@@ -51,6 +51,11 @@ VALUE_UPDATES = 150
 RATINGS = human_feedback.SOURCES[0]
 SCORES = ("informativeness", "naturalness", "quality")
 ADVANTAGES = "of_the_reference"
+# Without dropout: noise in the log-ratio would be noise in the loss.
+POLICIES = {
+    task: Policy(dataclasses.replace(config, dropout_rate=0.0), logits_chunk_size=None)
+    for task, config in (("rnnlg", rnnlg.CONFIG), ("nlg_ratings", human_feedback.CONFIG))
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +300,7 @@ def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     for split in ("train", "validation"):
         source = folder / f"rnnlg/samples/seed{seed}/triplets.{split}.jsonl"
-        rows = _rows(source)
+        rows = read_rows(source)
         by_prompt: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_prompt.setdefault(row["prompt"], []).append(row)
@@ -321,8 +326,8 @@ def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
             "goodness": [{**row, "feedback": max(0.0, 1 + row["feedback"])} for row in rows],
             "references": references,
             "thirds": thirds,
-            "pairs": _rows(source.with_name(f"pairs.{split}.jsonl")),
-            "best": _rows(source.with_name(f"best.{split}.jsonl")),
+            "pairs": read_rows(source.with_name(f"pairs.{split}.jsonl")),
+            "best": read_rows(source.with_name(f"best.{split}.jsonl")),
         }
         counts[split] = _write_forms(job, split, forms)
     return counts
@@ -333,7 +338,7 @@ def _ratings_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
     del seed
     counts: dict[str, Any] = {}
     for split in ("train", "validation"):
-        rows = _rows(folder / f"nlg_ratings/data/{split}.jsonl")
+        rows = read_rows(folder / f"nlg_ratings/data/{split}.jsonl")
         by_prompt: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_prompt.setdefault(row["prompt"], []).append(row)
@@ -392,7 +397,7 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
                 info={"run": str(sft.info["run_id"]), "step": sft.info["step"]},
             )
     triplets = _data(folder, task, seed, "triplets")
-    policy = _policy(task)
+    policy = POLICIES[task]
     rows, inputs, targets = FORMS["triplets"].packing[task]
     train(
         model_dir=str(job / "value"),
@@ -401,7 +406,7 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
             triplets, pack=True, row_lengths={"inputs": inputs, "targets": targets}
         ),
         optimizer=adamw(1e-4, warmup_steps=20, clip_norm=1.0),
-        loop=_loop(VALUE_UPDATES),
+        loop=constant_loop(VALUE_UPDATES),
         batch_size=rows,
         initial_checkpoint_path=run,
         random_seed=seed,
@@ -417,12 +422,6 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
 
 def _sft_run(folder: Path, task: str, seed: int) -> Path:
     return folder / task / f"sft/seed{seed}" / "run"
-
-
-def _policy(task: str) -> Policy:
-    config = rnnlg.CONFIG if task == "rnnlg" else human_feedback.CONFIG
-    # Without dropout: noise in the log-ratio would be noise in the loss.
-    return Policy(dataclasses.replace(config, dropout_rate=0.0), logits_chunk_size=None)
 
 
 def _data(folder: Path, task: str, seed: int, form: str) -> TaskData:
@@ -443,7 +442,8 @@ def _data(folder: Path, task: str, seed: int, form: str) -> TaskData:
     )
 
 
-def _loop(steps: int) -> LoopConfig:
+def constant_loop(steps: int) -> LoopConfig:
+    """Training without evaluation or intermediate checkpoints."""
     return LoopConfig(
         train_steps=steps,
         log_period=50,
@@ -477,7 +477,7 @@ def _run(
     if method.strength is not None:
         macros[method.strength[0]] = strength
     reference = _sft_run(folder, task, seed)
-    with objective_from_gin(method.gin or (name,), macros, policy=_policy(task)) as objective:
+    with objective_from_gin(method.gin or (name,), macros, policy=POLICIES[task]) as objective:
         summary = train(
             model_dir=str(job / "run"),
             objective=objective,
@@ -489,7 +489,7 @@ def _run(
                 total_steps=UPDATES[task],
                 clip_norm=1.0,
             ),
-            loop=_loop(UPDATES[task]),
+            loop=constant_loop(UPDATES[task]),
             batch_size=rows,
             initial_checkpoint_path=str(reference),
             reference_scores="sft",
@@ -534,7 +534,7 @@ def _judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict
 
 def _judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
     """Spearman correlation of the log-ratio with human ratings of held-out sentences, beside longer-wins; KL on the logged responses."""
-    rows = _rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
+    rows = read_rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
     opened = open_policy(str(run))
     prompts = [
         encode_text(
@@ -570,7 +570,8 @@ def _judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict
     }
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
