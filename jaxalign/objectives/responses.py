@@ -193,7 +193,7 @@ class Responses(ReferenceObjective):
         pooled = pool_segments(
             states, batch["encoder_segment_ids"], batch["response_mask"].shape[1]
         )
-        return jax.lax.stop_gradient(pooled.reshape(-1, pooled.shape[-1]))
+        return jax.lax.stop_gradient(jnp.asarray(pooled).reshape(-1, pooled.shape[-1]))
 
     def _arguments(self, quantities: Quantities) -> Quantities:
         """What the function asks for; arrays with a default only if there are any."""

@@ -532,32 +532,32 @@ def _judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict
     }
 
 
-def _judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
-    """Spearman correlation of the log-ratio with human ratings of held-out sentences, beside longer-wins; KL on the logged responses."""
-    rows = read_rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
+def rating_log_probs(
+    rows: list[dict[str, Any]], run: Path, reference: Path
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Log-probabilities of rated sentences under a run and its reference, and the sentences' lengths in tokens."""
     opened = open_policy(str(run))
+    vocabulary, lengths = opened.vocabulary, RATINGS.lengths
     prompts = [
-        encode_text(
-            opened.vocabulary,
-            row["prompt"],
-            RATINGS.lengths["inputs"],
-            long_prompts="truncate_left",
-        )
+        encode_text(vocabulary, row["prompt"], lengths["inputs"], long_prompts="truncate_left")
         for row in rows
     ]
-    responses = [
-        [encode_text(opened.vocabulary, row["response"], RATINGS.lengths["targets"])]
-        for row in rows
-    ]
+    responses = [[encode_text(vocabulary, row["response"], lengths["targets"])] for row in rows]
     log_probs = [
         score_responses(each.network, each.params, prompts, responses)[0][:, 0]
         for each in (opened, open_policy(str(reference)))
     ]
+    return log_probs, np.array([len(each[0]) for each in responses])
+
+
+def _judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
+    """Spearman correlation of the log-ratio with human ratings of held-out sentences, beside longer-wins; KL on the logged responses."""
+    rows = read_rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
+    log_probs, lengths = rating_log_probs(rows, run, reference)
     methods = ranking_scores(log_probs[0], log_probs[1], [row["response"] for row in rows], tau=1.0)
     feedback = np.array([row["feedback"] for row in rows])
     ranked = rank_methods(methods, feedback, [row["prompt"] for row in rows])
     log_ratios = log_probs[0] - log_probs[1]
-    lengths = np.array([len(each[0]) for each in responses])
     return {
         "score": ranked["tau * log-ratio"].spearman,
         "spearman": ranked["tau * log-ratio"].spearman,

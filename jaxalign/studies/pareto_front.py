@@ -19,13 +19,18 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.sources import prompt_fraction
-from jaxalign.evaluation.batches import encode_text, score_responses
-from jaxalign.evaluation.runs import open_policy
 from jaxalign.evaluation.statistics import spearman
 from jaxalign.networks.policy import Policy
 from jaxalign.studies import human_feedback
 from jaxalign.studies.command_line import run_study
-from jaxalign.studies.equal_footing import POLICIES, RATINGS, SCORES, constant_loop, read_rows
+from jaxalign.studies.equal_footing import (
+    POLICIES,
+    RATINGS,
+    SCORES,
+    constant_loop,
+    rating_log_probs,
+    read_rows,
+)
 from jaxalign.studies.gin_methods import objective_from_gin
 from jaxalign.studies.jobs import Job
 from jaxalign.training.inputs import TaskData
@@ -129,24 +134,7 @@ def _run(folder: Path, method: str, weight: float, seed: int, job: Path) -> dict
 def _judge(folder: Path, run: Path, reference: Path) -> dict[str, Any]:
     """Spearman correlation of the log-ratio with each rating of the dev sentences."""
     rows = json.loads((folder / "pairs" / "test.json").read_text(encoding="utf-8"))
-    opened = open_policy(str(run))
-    prompts = [
-        encode_text(
-            opened.vocabulary,
-            row["prompt"],
-            RATINGS.lengths["inputs"],
-            long_prompts="truncate_left",
-        )
-        for row in rows
-    ]
-    responses = [
-        [encode_text(opened.vocabulary, row["response"], RATINGS.lengths["targets"])]
-        for row in rows
-    ]
-    log_probs = [
-        score_responses(each.network, each.params, prompts, responses)[0][:, 0]
-        for each in (opened, open_policy(str(reference)))
-    ]
+    log_probs, _ = rating_log_probs(rows, run, reference)
     log_ratios = log_probs[0] - log_probs[1]
     return {
         "spearman": {

@@ -66,7 +66,7 @@ def caches(shared_dir, tmp_path_factory):
                     group = sorted(group, key=lambda row: -row["scores"]["quality"])
                     group = (group * responses)[:responses] if len(group) > 1 else group
                     quality = [(row["scores"]["quality"] - 1) / 5 for row in group]
-                    if len(group) < responses or quality[0] == quality[-1] and responses > 1:
+                    if len(group) < responses or (quality[0] == quality[-1] and responses > 1):
                         continue
                     record = {
                         "prompt": prompt,
