@@ -87,6 +87,12 @@ COMMANDS = {
             "add advantages, feedback minus a prompt's value, to a cached task",
         ),
         Command(
+            "density_ratios",
+            "jaxalign.training.density",
+            "density_ratios",
+            "add density ratios of prompts, for BCO, to a cached task",
+        ),
+        Command(
             "generate",
             "jaxalign.evaluation.generate",
             "generate",

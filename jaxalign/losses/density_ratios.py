@@ -91,7 +91,8 @@ def density_ratios(
     regularization: float = 1.0,
     max_rows: int | None = 512,
     seed: int = 0,
-) -> Float[np.ndarray, " rows"]:
+    evaluate_on: Float[np.ndarray, "others features"] | None = None,
+) -> Float[np.ndarray, " ratios"]:
     """``p(desirable | x) / p(undesirable | x)`` of every response's prompt, for `unpaired.density_weighted_bco_loss`.
 
     The classifier is balanced, so this estimates ``p(x | desirable) / p(x | undesirable)`` (arXiv 2404.04656, underlying distribution
@@ -103,6 +104,7 @@ def density_ratios(
       regularization: as in `fit_logistic_regression`.
       max_rows: at most so many responses of each label are fitted, drawn without replacement; None for all.
       seed: of that draw.
+      evaluate_on: other prompts' embeddings whose ratios are wanted instead.
 
     Raises:
       UserError: as `fit_logistic_regression`.
@@ -116,7 +118,7 @@ def density_ratios(
     classifier = fit_logistic_regression(
         prompt_embeddings[rows], labels[rows], regularization=regularization
     )
-    logits = classifier.logits(prompt_embeddings)
+    logits = classifier.logits(prompt_embeddings if evaluate_on is None else evaluate_on)
     return np.exp(np.clip(logits, -_MAX_LOGIT, _MAX_LOGIT))
 
 

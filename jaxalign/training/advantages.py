@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def advantages(
     )
     metadata = load_metadata(cache_dir)
     scale = _scale(metadata, cache_dir, units)
-    _check_vocabulary(metadata, cache_dir, info)
+    check_vocabulary(metadata, cache_dir, info)
     mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
     shares = {}
     for split in splits or list(metadata["num_examples"]):
@@ -106,24 +106,9 @@ def _of_split(
         )
     shape = (metadata["num_examples"][split], metadata["responses_per_example"])
     found, present = np.zeros(shape), np.zeros(shape, bool)
-    longest = metadata["lengths"][split]
-    dataset = pipeline.make_dataset(
-        cache_dir,
-        split,
-        feature_lengths={
-            "inputs": int(longest["prompt"]["max"]),
-            "targets": int(longest["response"]["max"]),
-        },
-        batch_size=batch_size,
-        pack=True,
-        shuffle=False,
-        num_epochs=1,
-        drop_remainder=False,
-        standardize=False,
-    )
     compiled = jax.jit(network.values)
     statistics = _statistics(info)
-    for batch in dataset:
+    for batch in packed_batches(cache_dir, split, batch_size):
         with partitioning.activate(mesh):
             values = np.asarray(compiled(params, partitioning.put_batch(mesh, batch)), np.float64)
         raw = values * statistics["std"] + statistics["mean"]
@@ -159,11 +144,34 @@ def _scale(metadata: Mapping[str, Any], cache_dir: str, units: str) -> float:
     return metadata["feedback"]["std"]
 
 
-def _check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[str, Any]) -> None:
+def packed_batches(cache_dir: str, split: str, batch_size: int) -> Iterator[Any]:
+    """All examples of a split once, in order, several short ones in a row, with raw feedback."""
+    longest = load_metadata(cache_dir)["lengths"][split]
+    return iter(
+        pipeline.make_dataset(
+            cache_dir,
+            split,
+            feature_lengths={
+                "inputs": int(longest["prompt"]["max"]),
+                "targets": int(longest["response"]["max"]),
+            },
+            batch_size=batch_size,
+            pack=True,
+            shuffle=False,
+            num_epochs=1,
+            drop_remainder=False,
+            standardize=False,
+        )
+    )
+
+
+def check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[str, Any]) -> None:
+    """UserError if a run was trained with another vocabulary than a cache's."""
+
     def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in spec.items() if key != "path"}
 
     if identity(metadata["vocabulary"]) != identity(info["vocabulary"]):
         raise UserError(
-            f"{cache_dir} was tokenised with another vocabulary than the value network of {info['run']} was trained with"
+            f"{cache_dir} was tokenised with another vocabulary than the run {info['run']}"
         )

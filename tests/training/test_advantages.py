@@ -345,7 +345,7 @@ class TestTheCommand:
             compute(cache_dir=plain)
         data = str(trained / "other" / "data.jsonl")
         cache.cache("b", other, train_file=data, vocabulary="bytes", extra_ids=5)
-        with pytest.raises(UserError, match="tokenised with another vocabulary than the value"):
+        with pytest.raises(UserError, match="tokenised with another vocabulary than the run"):
             compute(cache_dir=other)
 
 
