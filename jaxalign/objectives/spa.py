@@ -160,7 +160,7 @@ class SPA(ReferenceObjective):
         chunks = jax.lax.map(chunk, tuple(_split(array, width) for array in (*hidden, targets)))
         tokens = jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :length]
         statistics = TokenStatistics(tokens, jnp.zeros_like(tokens), None)
-        return response_scores(statistics, batch).log_probs
+        return jnp.asarray(response_scores(statistics, batch).log_probs)
 
 
 def _split(array: Array, width: int) -> Array:

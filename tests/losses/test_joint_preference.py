@@ -155,6 +155,7 @@ def explicit(log_ratios, feedback, prompt_ids, mask, joint_weight=1.0):
 @pytest.mark.parametrize("joint_weight", [0.0, 0.5, 1.0])
 def test_pairs_within_prompts_and_between_neighbours(responses, joint_weight):
     arrays = batch(responses=responses)
+    arrays[1] = arrays[1].at[3].set(arrays[1][2] + 1)
     arrays[2] = arrays[2].at[3].set(arrays[2][2])
     arrays[3] = arrays[3].at[4].set(False).at[1, 0].set(False)
     losses, weights, _ = in_batch(*arrays, joint_weight=joint_weight)
