@@ -48,6 +48,8 @@ MORE_LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 UPDATES = {"rnnlg": 150, "nlg_ratings": 80}
 JUDGED = {"validation": 200, "test": 400}
 VALUE_UPDATES = 150
+# Dialogue acts whose samples are used: more than any method reads in its updates.
+ACTS = 2000
 RATINGS = human_feedback.SOURCES[0]
 SCORES = ("informativeness", "naturalness", "quality")
 ADVANTAGES = "of_the_reference"
@@ -302,6 +304,8 @@ def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
         source = folder / f"rnnlg/samples/seed{seed}/triplets.{split}.jsonl"
         rows = read_rows(source)
         by_prompt: dict[str, list[dict[str, Any]]] = {}
+        chosen = set(list(dict.fromkeys(row["prompt"] for row in rows))[:ACTS])
+        rows = [row for row in rows if row["prompt"] in chosen]
         for row in rows:
             by_prompt.setdefault(row["prompt"], []).append(row)
         references, thirds = [], []
@@ -326,8 +330,14 @@ def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
             "goodness": [{**row, "feedback": max(0.0, 1 + row["feedback"])} for row in rows],
             "references": references,
             "thirds": thirds,
-            "pairs": read_rows(source.with_name(f"pairs.{split}.jsonl")),
-            "best": read_rows(source.with_name(f"best.{split}.jsonl")),
+            **{
+                name: [
+                    row
+                    for row in read_rows(source.with_name(f"{name}.{split}.jsonl"))
+                    if row["prompt"] in chosen
+                ]
+                for name in ("pairs", "best")
+            },
         }
         counts[split] = _write_forms(job, split, forms)
     return counts

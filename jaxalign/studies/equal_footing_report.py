@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxalign.studies.command_line import write_report
 from jaxalign.studies.equal_footing import (
+    ACTS,
     JUDGED,
     LEARNING_RATES,
     METHODS,
@@ -38,6 +39,7 @@ def report(folder: Path) -> str:
             ratings=UPDATES["nlg_ratings"],
             validation=JUDGED["validation"],
             test=JUDGED["test"],
+            acts=ACTS,
         ),
         _samples_section(folder, found["rnnlg"]),
         _ranking_section(folder, found["nlg_ratings"]),
@@ -154,8 +156,8 @@ steps, cosine, clipped at 1): {rnnlg} updates on `rnnlg`, {ratings} on `nlg_rati
 rate ({rates}) and the method's own strength, two values each; a method without a strength gets four learning rates
 (1e-5 to 3e-4). So each has four runs of one seed, chosen by a validation split, and the chosen setting is trained with two more
 seeds. Tables show the test split: mean and standard deviation over seeds. On `rnnlg` a seed has its own SFT policy and its own
-samples, on `nlg_ratings` its own SFT policy. A T5 of one million parameters; `rnnlg`: {validation} acts for validation and {test} for
-the test.
+samples, on `nlg_ratings` its own SFT policy. A T5 of one million parameters; `rnnlg`: samples of {acts:,} acts for
+training, {validation} acts for validation and {test} for the test.
 """
 
 
