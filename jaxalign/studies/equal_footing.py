@@ -157,7 +157,13 @@ METHODS: dict[str, Method] = {
     ),
     "nca": Method("lists", "groups", strength=("BETA", (0.1, 1.0))),
     "slic": Method("pairs", "pairs", strength=("MARGIN", (1.0, 5.0))),
-    "rpo": Method("pairs", "pairs", strength=_BETA),
+    "rpo": Method(
+        "pairs",
+        "pairs",
+        strength=_BETA,
+        # The published scale divides DPO's gradient by the batch size; at the same learning rates that would not be fair.
+        macros={task: {"SCALE": "row_sum"} for task in ("rnnlg", "nlg_ratings")},
+    ),
     "reward_weighted_regression": Method("likelihood", strength=_TAU),
     "apo_zero_unpaired": Method("unpaired", strength=_BETA, macros=_THUMBS),
     "dro_p": Method("DRO", strength=_TAU),
@@ -170,7 +176,8 @@ METHODS: dict[str, Method] = {
     "weighted_behaviour_cloning": Method("likelihood", form="goodness"),
     "reward_partitioning": Method("lists", "groups", strength=("TEMPERATURE", (1.0, 5.0))),
     "nca_pair": Method("pairs", "pairs", strength=_BETA),
-    "jpo": Method("pairs", "pairs", strength=_BETA),
+    # Its pairs across prompts need feedback on one scale, which margins are not.
+    "jpo": Method("pairs", "groups", strength=_BETA),
     "a_lol_seq": Method(
         "advantage",
         strength=("RATIO_CLIP", (0.9, None)),
