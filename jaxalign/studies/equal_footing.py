@@ -44,15 +44,16 @@ from jaxalign.training.score import score_splits
 
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (3e-5, 1e-4)
-MORE_LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4)
+MORE_LEARNING_RATES = (3e-5, 5e-5, 7e-5, 1e-4)
 UPDATES = {"rnnlg": 150, "nlg_ratings": 80}
 JUDGED = {"validation": 200, "test": 400}
 VALUE_UPDATES = 150
-# Dialogue acts whose samples are used: more than any method reads in its updates.
-ACTS = 2000
+# Dialogue acts whose samples are used, drawn at random (the file is ordered by domain).
+ACTS = 3000
 RATINGS = human_feedback.SOURCES[0]
 SCORES = ("informativeness", "naturalness", "quality")
 ADVANTAGES = "of_the_reference"
+_LOG_RATIO = "tau * log-ratio"
 # Without dropout: noise in the log-ratio would be noise in the loss.
 POLICIES = {
     task: Policy(dataclasses.replace(config, dropout_rate=0.0), logits_chunk_size=None)
@@ -67,30 +68,29 @@ class Form:
     Attributes:
       file: stem of its files.
       kind: of its records.
-      responses: per prompt.
-      packing: batch size and lengths of packed rows, per task; about 32 responses a batch.
+      packing: batch size and lengths of packed rows, per task; some 30 responses a batch, counted in the table.
+      joined: triplets joined into groups of so many responses, per task.
     """
 
     file: str
     kind: str
-    responses: int
     packing: dict[str, tuple[int, int, int]]
+    joined: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 FORMS = {
-    "triplets": Form(
-        "triplets", "triplet", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}
+    "triplets": Form("triplets", "triplet", {"rnnlg": (6, 160, 144), "nlg_ratings": (6, 128, 128)}),
+    "goodness": Form("goodness", "triplet", {"rnnlg": (6, 160, 144), "nlg_ratings": (6, 128, 128)}),
+    "best": Form("best", "seq2seq", {"rnnlg": (6, 160, 144)}),
+    "pairs": Form("pairs", "pair", {"rnnlg": (5, 128, 192), "nlg_ratings": (4, 96, 144)}),
+    "thirds": Form("thirds", "ranked", {"rnnlg": (4, 96, 224)}),
+    "groups": Form(
+        "groups",
+        "triplet",
+        {"rnnlg": (3, 96, 288), "nlg_ratings": (4, 96, 144)},
+        {"rnnlg": rnnlg.SAMPLES_PER_ACT, "nlg_ratings": 2},
     ),
-    "goodness": Form(
-        "goodness", "triplet", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}
-    ),
-    "best": Form("best", "seq2seq", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}),
-    "pairs": Form("pairs", "pair", 2, {"rnnlg": (4, 128, 192), "nlg_ratings": (8, 96, 144)}),
-    "thirds": Form("thirds", "ranked", 3, {"rnnlg": (4, 96, 224), "nlg_ratings": (8, 96, 144)}),
-    "groups": Form("groups", "triplet", 4, {"rnnlg": (4, 96, 288), "nlg_ratings": (8, 96, 144)}),
-    "references": Form(
-        "references", "triplet", 1, {"rnnlg": (6, 160, 144), "nlg_ratings": (8, 128, 128)}
-    ),
+    "references": Form("references", "triplet", {"rnnlg": (6, 160, 144)}),
 }
 
 
@@ -131,17 +131,21 @@ _THUMBS = {
     "rnnlg": {"DESIRABLE_THRESHOLD": -1e-6},
     "nlg_ratings": {"DESIRABLE_THRESHOLD": RATINGS.desirable_threshold},
 }
+# The default multiplies DRO's learning rate by 1 / tau, which would give it another search than the rest.
+_PLAIN = {task: {"RESCALE": "none"} for task in ("rnnlg", "nlg_ratings")}
 _TAU = ("TEMPERATURE", (0.3, 1.0))
 _BETA = ("BETA", (0.1, 1.0))
 
 # In the order in which they run.
 METHODS: dict[str, Method] = {
-    "dro_v": Method("DRO", strength=_TAU),
+    "dro_v": Method("DRO", strength=_TAU, macros=_PLAIN),
     "kto": Method("unpaired", strength=("BETA", (1.0, 5.0))),
     "dpo": Method("pairs", "pairs", strength=_BETA),
-    "filtered_sft": Method("likelihood", strength=("THRESHOLD", (0.0, 0.5))),
+    "filtered_sft": Method("likelihood", strength=("THRESHOLD", (0.0, 0.25))),
+    "nll": Method("likelihood"),
+    "best_of_n_sft": Method("likelihood", form="best", gin=("sft",), tasks=("rnnlg",)),
     "agro": Method("lists", "groups", strength=_TAU),
-    "rebel": Method("pairs", "pairs", strength=("ETA", (0.3, 1.0))),
+    "rebel": Method("pairs", "pairs", strength=("ETA", (1.0, 3.0))),
     "ipo": Method("pairs", "pairs", strength=("TAU", (0.1, 1.0))),
     "bco": Method("unpaired", strength=_BETA, macros=_THUMBS),
     "a_lol": Method(
@@ -166,14 +170,14 @@ METHODS: dict[str, Method] = {
     ),
     "reward_weighted_regression": Method("likelihood", strength=_TAU),
     "apo_zero_unpaired": Method("unpaired", strength=_BETA, macros=_THUMBS),
-    "dro_p": Method("DRO", strength=_TAU),
+    "dro_p": Method("DRO", strength=_TAU, macros=_PLAIN),
     "kto_reference": Method("unpaired", strength=_BETA, macros=_THUMBS),
     "hinge": Method("pairs", "pairs", strength=_BETA),
     "spa": Method("pairs", "pairs", strength=_BETA),
     "robust_dpo": Method("pairs", "pairs", strength=_BETA),
     "cdpo": Method("pairs", "pairs", strength=_BETA),
     "oreo": Method("token level", strength=("BETA", (0.03, 0.3))),
-    "weighted_behaviour_cloning": Method("likelihood", form="goodness"),
+    "weighted_behaviour_cloning": Method("likelihood", form="goodness", sampling="reward"),
     "reward_partitioning": Method("lists", "groups", strength=("TEMPERATURE", (1.0, 5.0))),
     "nca_pair": Method("pairs", "pairs", strength=_BETA),
     # Its pairs across prompts need feedback on one scale, which margins are not.
@@ -283,7 +287,8 @@ def selected(folder: Path, task: str, name: str) -> tuple[Any, float] | None:
     if any(result is None for result in results):
         return None
     scores = [result["validation"]["score"] for result in results if result is not None]
-    return settings[int(np.argmax(scores))]
+    # A policy that did not move ranks nothing: its correlation is NaN.
+    return settings[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))]
 
 
 def seed_results(folder: Path, task: str, name: str) -> list[dict[str, Any]]:
@@ -311,7 +316,9 @@ def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
         source = folder / f"rnnlg/samples/seed{seed}/triplets.{split}.jsonl"
         rows = read_rows(source)
         by_prompt: dict[str, list[dict[str, Any]]] = {}
-        chosen = set(list(dict.fromkeys(row["prompt"] for row in rows))[:ACTS])
+        acts = list(dict.fromkeys(row["prompt"] for row in rows))
+        drawn = np.random.default_rng(0).permutation(len(acts))[:ACTS]
+        chosen = {acts[index] for index in drawn}
         rows = [row for row in rows if row["prompt"] in chosen]
         for row in rows:
             by_prompt.setdefault(row["prompt"], []).append(row)
@@ -323,7 +330,8 @@ def _rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
                     others = [other["feedback"] for at, other in enumerate(group) if at != index]
                     references.append({**row, "reference_feedback": others})
             if len(group) > 2 and ordered[0]["feedback"] > ordered[-1]["feedback"]:
-                three = [ordered[0], ordered[-1], ordered[1]]
+                # The reference's own answer, whatever its feedback.
+                three = [ordered[0], ordered[-1], group[0]]
                 thirds.append(
                     {
                         "prompt": prompt,
@@ -434,7 +442,10 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
         name=ADVANTAGES,
         splits=["train"],
     )
-    return {"examples": examples, "positive_advantages": shares["train"]}
+    result: dict[str, Any] = {"examples": examples, "positive_advantages": shares["train"]}
+    if task == "rnnlg":
+        result["test"] = _judge_samples(folder, Path(run), Path(run), "test")
+    return result
 
 
 def _sft_run(folder: Path, task: str, seed: int) -> Path:
@@ -452,7 +463,7 @@ def _data(folder: Path, task: str, seed: int, form: str) -> TaskData:
         train_file=str(files / f"{chosen.file}.train.jsonl"),
         validation_file=str(files / f"{chosen.file}.validation.jsonl"),
         kind=chosen.kind,
-        responses_per_example=chosen.responses if chosen.kind == "triplet" else 1,
+        responses_per_example=chosen.joined.get(task, 1),
         duplicates="keep",
         long_prompts="truncate_left",
         eval_split="",
@@ -576,10 +587,12 @@ def _judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict
     ranked = rank_methods(methods, feedback, [row["prompt"] for row in rows])
     log_ratios = log_probs[0] - log_probs[1]
     return {
-        "score": ranked["tau * log-ratio"].spearman,
-        "spearman": ranked["tau * log-ratio"].spearman,
+        "score": ranked[_LOG_RATIO].spearman,
+        "spearman": ranked[_LOG_RATIO].spearman,
+        "interval": [ranked[_LOG_RATIO].spearman_low, ranked[_LOG_RATIO].spearman_high],
+        "responses": len(rows),
         "baselines": {
-            name: ranking.spearman for name, ranking in ranked.items() if "log-ratio" not in name
+            name: ranked[name].spearman for name in ("reference log-prob", "longer wins")
         },
         "log_ratio": float(log_ratios.mean()),
         "log_ratio_std": float(log_ratios.std()),

@@ -75,14 +75,14 @@ def _samples_section(folder: Path, results: Results) -> str:
 
 
 def _baseline(folder: Path) -> str:
-    """What the SFT policies score in the base study, if it was judged there."""
-    found = [read_result(folder, f"rnnlg/sft/seed{seed}") for seed in SEEDS]
-    errors = [100 * each["slot_error_rate"] for each in found if each]
-    if not errors:
+    """What the SFT policies score on the same acts."""
+    found = [read_result(folder, f"rnnlg/prepared/seed{seed}") for seed in SEEDS]
+    tests = [each["test"] for each in found if each]
+    if not tests:
         return ""
     return (
-        f"The SFT policies that everything starts from have {np.mean(errors):.1f} % slot errors on all test acts "
-        f"({', '.join(f'{error:.1f}' for error in errors)}).\n"
+        f"The SFT policies that everything starts from: reward {_spread([test['reward'] for test in tests], 3)}, slot errors "
+        f"{_spread([100 * test['slot_error_rate'] for test in tests], 1)} %, length {_spread([test['length'] for test in tests], 1)}.\n"
     )
 
 
@@ -98,7 +98,13 @@ def _ranking_section(folder: Path, results: Results) -> str:
     if some is not None:
         values = some[0]["test"]["baselines"]
         shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
-        baselines = f"Beside it, on the same responses (seed 0): {shown}.\n"
+        low, high = some[0]["test"]["interval"]
+        baselines = (
+            f"{some[0]['test']['responses']} test sentences. Beside it, on the same sentences (seed 0): {shown}. The sampling error is\n"
+            "larger than the spread over seeds, which share the sentences: the correlation of the first method that ran has the\n"
+            f"bootstrap interval [{low:.2f}, {high:.2f}],\n"
+            "so neighbouring rows are not told apart.\n"
+        )
     lines = [
         "## nlg_ratings: held-out sentences ranked by the log-ratio, against human ratings of quality\n",
         baselines,
@@ -115,7 +121,7 @@ def _table(
     digits: Sequence[int],
 ) -> list[str]:
     """One row a method, best score first: mean and standard deviation over seeds on the test split."""
-    header = ["method", "family", *columns, "seeds", "chosen", "lr"]
+    header = ["method", "family", *columns, "seeds", "responses an update", "chosen", "lr"]
     rows = []
     for name, runs in results.items():
         if not runs:
@@ -129,7 +135,8 @@ def _table(
         ]
         method = METHODS[name]
         chosen = "" if method.strength is None else f"{method.strength[0]} {setting[0]}"
-        row = [f"`{name}`", method.family, *cells, str(len(runs)), chosen, f"{setting[1]:g}"]
+        read = f"{runs[0]['responses'] / UPDATES[task]:.0f}"
+        row = [f"`{name}`", method.family, *cells, str(len(runs)), read, chosen, f"{setting[1]:g}"]
         rows.append((float(np.mean([test["score"] for test in tests])), row))
     rows.sort(key=lambda item: -item[0])
     return [
@@ -151,13 +158,15 @@ _INTRODUCTION = """# Methods on an equal footing
     python -m jaxalign.studies.equal_footing --data <folder with the JSON Lines files> --workers 2
     python -m jaxalign.studies.equal_footing_report
 
-Every method reads the same annotated responses, from its own gin file, in batches of about 32 responses, with AdamW (20 warm-up
-steps, cosine, clipped at 1): {rnnlg} updates on `rnnlg`, {ratings} on `nlg_ratings`. Two hyperparameters are searched, the learning
-rate ({rates}) and the method's own strength, two values each; a method without a strength gets four learning rates
-(1e-5 to 3e-4). So each has four runs of one seed, chosen by a validation split, and the chosen setting is trained with two more
-seeds. Tables show the test split: mean and standard deviation over seeds. On `rnnlg` a seed has its own SFT policy and its own
-samples, on `nlg_ratings` its own SFT policy. A T5 of one million parameters; `rnnlg`: samples of {acts:,} acts for
-training, {validation} acts for validation and {test} for the test.
+Every method reads annotations of the same responses in the form it needs (pairs leave out prompts without a winner, best-of-n keeps one
+response a prompt), from its own gin file, with AdamW (20 warm-up steps, cosine, clipped at 1): {rnnlg} updates on `rnnlg`, {ratings} on
+`nlg_ratings`, of about 30 responses each. Two hyperparameters are searched, the learning rate ({rates}) and the method's own
+strength, two values each; a method without a strength gets four learning rates in the same range. So each has four runs of one
+seed, chosen by a validation split, and the chosen setting is trained with two more seeds. Tables show the test split: mean and
+standard deviation over seeds. On `rnnlg` a seed has its own SFT policy and its own samples, on `nlg_ratings` its own SFT policy. A T5 of
+one million parameters; `rnnlg`: samples of {acts:,} acts for training, {validation} acts for validation and {test} for the test. DRO runs
+with `RESCALE = 'none'`, so that its learning rate means what the others' means. RPO runs with `SCALE = 'row_sum'` for the same reason.
+Advantages come from a value network trained for 150 updates more.
 """
 
 
