@@ -171,7 +171,7 @@ def prefix_filter(
     low = mask & (values < threshold) & (jnp.arange(values.shape[1]) >= ignored_tokens)
     dropped = jnp.any(low, axis=1)
     lengths = jnp.sum(mask, axis=1)
-    return FilteredPrefixes(~dropped, jnp.where(dropped, jnp.argmax(low, axis=1) + 1, lengths))
+    return FilteredPrefixes(~dropped, jnp.where(dropped, jnp.argmax(low, axis=1), lengths))
 
 
 def _uniforms(keys: Array, shape: tuple[int, ...], low: float, high: float) -> Array:

@@ -67,9 +67,10 @@ def nca_loss(
 ) -> tuple[PerExample, PerExample]:
     """NCA: ``-sum_i [q_i log sigmoid(beta l_i) + (1/K) log sigmoid(-beta l_i)]`` over the K responses (arXiv 2402.05369, section 4).
 
-    It fixes the level of each log-ratio, ``beta l_i = log(K q_i)``, not only differences, so a good response's likelihood need not fall.
-    It assumes that the responses come from the reference policy. Arguments, results and errors as in `infonca_loss`. The public code
-    adds 0.01 to the best response's target, which is left out here.
+    It fixes the level of each log-ratio, ``beta l_i = log(K q_i)``, not only differences, so a good response's likelihood need not
+    fall. It assumes that the responses come from the reference policy, and only for beta = 1 are these levels those of a normalised
+    policy. Arguments, results and errors as in `infonca_loss`. The public code adds 0.01 to the best response's target, which is left
+    out here.
     """
     log_ratios, targets = _checked("nca", log_ratios, rewards, mask, alpha, beta)
     logits = beta * log_ratios

@@ -95,7 +95,8 @@ def kimi_loss(
 ) -> tuple[PerResponse, PerResponse]:
     """The policy loss of Kimi k1.5, arXiv 2501.12599 (from secondary sources): DRO's with the mean reward of the prompt for V.
 
-    ``-(r - rbar) log pi + (tau/2) l^2``. The mean reward is the limit of V*(x) for tau to infinity, so the optimum is biased otherwise.
+    ``-(r - rbar) log pi + (tau/2) l^2``. V*(x) tends to the mean reward of pi_ref for large tau; with
+    logged responses of another policy the bias stays.
     The on-line method's reference is the previous iterate; here it is fixed.
 
     Args:
@@ -223,8 +224,9 @@ def qrpo_loss(
 ) -> PerResponse:
     """QRPO, arXiv 2507.08068: ``(R - beta log Z - beta l)^2``, R the quantile of the reward among the reference policy's.
 
-    The quantile of a sample of pi_ref is uniform where no two rewards tie, so Z is known: the optimum is pi_ref exp(R/beta) / Z for any
-    behaviour policy with full support. With beta = 0.003 only the top quantile is pushed up.
+    The quantile of a sample of pi_ref is uniform where no two rewards tie and n is large, so Z is known: the optimum is
+    pi_ref exp(R/beta) / Z for any behaviour policy with full support. (For n samples it is uniform on multiples of 1/n.) With
+    beta = 0.003 only the top quantile is pushed up.
 
     Args:
       log_ratios: ``l``, summed over tokens.
@@ -232,7 +234,8 @@ def qrpo_loss(
       reference_rewards: rewards of n samples of the reference policy for the prompt, the response itself excluded.
       beta: temperature, positive, per nat.
       transform: of the quantile, as in `quantile_rewards`.
-      log_partition: as in `quantile_log_partition`; 'samples' estimates it, which tied rewards need.
+      log_partition: as in `quantile_log_partition`; 'samples' estimates it, which tied rewards need. Without ties that is too large for
+        few samples, since each counts in its own quantile: by 0.26 nats for 3 samples at beta 0.3.
 
     Raises:
       UserError: if beta is not positive, transform or log_partition is unknown, or they do not go together.

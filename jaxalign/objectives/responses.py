@@ -89,6 +89,12 @@ class Responses(ReferenceObjective):
                         else ""
                     )
                 )
+        mixes = requirements_of(self.loss_function).distinct_prompts
+        if mixes and not isinstance(self, WholeBatch):
+            raise UserError(
+                f"objective {self.name} contrasts prompts with each other, so it must be a WholeBatch and not a {type(self).__name__}: "
+                "microbatches would change it"
+            )
         if "statistics" in self._names() and self.statistics is None:
             raise UserError(f"objective {self.name} needs {type(self).__name__}.statistics")
 
@@ -334,6 +340,10 @@ class WholeBatch(Responses):
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
         if "whole_batch_coefficients" not in batch:
             return super().loss(params, batch, rng)
+        if rng is not None:
+            raise UserError(
+                f"objective {self.name} with microbatches cannot use dropout: log-probabilities are computed twice. Set DROPOUT_RATE = 0."
+            )
         scores, quantities = self._quantities(params, batch, rng)
         log_probs = scores.log_probs
         coefficients = batch["whole_batch_coefficients"].reshape(log_probs.shape)

@@ -283,7 +283,7 @@ METHODS: dict[str, Method] = {
     ),
     "SELM, alpha 0.1": Method(
         _pairs(pairwise.selm_loss, _with_third, beta=_same, alpha=0.1),
-        "the bonus for leaving pi_ref moves the optimum (without bound at small beta); DPO's for alpha = 0",
+        "the bonus for leaving pi_ref is unbounded below; at large beta descent stays near DPO's optimum",
     ),
     "DPO on argmax labels": Method(
         _pairs(pairwise.dpo_loss, _argmax_labels, beta=_same),
@@ -368,7 +368,7 @@ METHODS: dict[str, Method] = {
     ),
     "mean reward for V* (Kimi)": Method(
         _responses(regression.kimi_loss, temperature=_same),
-        "tau log Z replaced by the mean reward of mu: right for large tau only",
+        "tau log Z replaced by the mean reward of mu: biased at every tau, as mu is not pi_ref",
     ),
     "SFT": Method(
         _responses(policy_gradient.nll_loss),
@@ -397,7 +397,7 @@ METHODS: dict[str, Method] = {
     ),
     "A-LoL": Method(
         _responses(policy_gradient.a_lol_loss, _advantages),
-        "policy gradient without regulariser: the likeliest good response takes all",
+        "policy gradient without regulariser: mu max(A, 0) times clipped importance weights",
     ),
     "A-LoL, reference-free": Method(
         _responses(policy_gradient.a_lol_reference_free_loss, _advantages),

@@ -217,14 +217,14 @@ def test_the_filter_drops_at_the_first_low_value_and_counts_what_was_read():
     values = jnp.array(
         [
             [0.5, 0.1, 0.2, 0.0, 0.3],  # 0 is not below 0
-            [-1.0, 0.1, -0.2, 0.5, -0.3],  # the first token is ignored; dropped at the third
+            [-1.0, 0.1, -0.2, 0.5, -0.3],  # the empty prefix is ignored; dropped after two tokens
             [0.5, 0.4, -0.1, -0.1, -0.1],  # low on padding only
         ]
     )
     mask = jnp.arange(5) < jnp.array([5, 5, 2])[:, None]
     kept, read = prefix_filter(values, mask, ignored_tokens=1)
     np.testing.assert_array_equal(kept, [True, False, True])
-    np.testing.assert_array_equal(read, [5, 3, 2])
+    np.testing.assert_array_equal(read, [5, 2, 2])
     kept, read = prefix_filter(values, mask)
     assert kept.all(), "the default ignores five tokens"
     kept, _ = prefix_filter(values, mask, threshold=0.2, ignored_tokens=0)
