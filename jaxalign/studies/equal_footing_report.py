@@ -44,16 +44,12 @@ def report(folder: Path) -> str:
         _samples_section(folder, found["rnnlg"]),
         _ranking_section(folder, found["nlg_ratings"]),
     ]
-    missing = [
-        f"{name} ({task})"
-        for task, results in found.items()
-        for name, runs in results.items()
-        if len(runs) < len(SEEDS)
-    ]
-    if missing:
-        parts.append(
-            f"Not finished, so without {len(SEEDS)} seeds or left out: {', '.join(missing)}.\n"
-        )
+    for task, results in found.items():
+        missing = [f"`{name}`" for name, runs in results.items() if len(runs) < len(SEEDS)]
+        if missing:
+            parts.append(
+                f"**{task}: {len(missing)} of {len(results)} methods have not run with all seeds**: {', '.join(missing)}.\n"
+            )
     return "\n".join(parts)
 
 
@@ -138,6 +134,8 @@ def _table(
         read = f"{runs[0]['responses'] / UPDATES[task]:.0f}"
         row = [f"`{name}`", method.family, *cells, str(len(runs)), read, chosen, f"{setting[1]:g}"]
         rows.append((float(np.mean([test["score"] for test in tests])), row))
+    if not rows:
+        return ["No method has finished here.\n"]
     rows.sort(key=lambda item: -item[0])
     return [
         f"| {' | '.join(header)} |",
