@@ -143,7 +143,7 @@ def cache_source(
                 return existing
             raise DataError(
                 f"{output_dir} already holds a different cache (task {existing['name']!r}); choose another "
-                "output_dir, or pass overwrite=True to replace it."
+                "output_dir (CACHE_DIR of a training run), delete the folder, or pass overwrite=True to `jaxalign cache`."
             )
         _move_into_place(partial, output_dir)
     finally:

@@ -35,6 +35,7 @@ def dpo_loss(
       rejected_log_ratios: ``l_l`` of the others.
       beta: inverse temperature, per nat.
     """
+    require_positive("dpo", beta=beta)
     chosen_log_ratios, rejected_log_ratios = as_float32(chosen_log_ratios, rejected_log_ratios)
     return -jax.nn.log_sigmoid(beta * (chosen_log_ratios - rejected_log_ratios))
 

@@ -99,12 +99,10 @@ def describe_networks(objective: Any) -> dict[str, Any]:
             networks[role] = network.description()
         elif isinstance(getattr(network, "config", None), T5Config):
             networks[role] = network.config.to_dict()
-    description: dict[str, Any] = {"networks": networks, "objective": objective.name}
+    description: dict[str, Any] = {"networks": networks}
     if getattr(objective.policy, "value_token", None) is not None:
         description["value_token"] = objective.policy.value_token
-    temperature = getattr(objective, "temperature", getattr(objective, "beta", None))
-    if temperature is not None:
-        description["temperature"] = temperature
+    description |= describe_method(objective)
     # Of values: the unit they were fitted in where it is a choice, and the range that a sigmoid gives them.
     options = {
         "units": getattr(objective, "units", None),
@@ -112,6 +110,15 @@ def describe_networks(objective: Any) -> dict[str, Any]:
     }
     description |= {name: option for name, option in options.items() if option is not None}
     return description
+
+
+def describe_method(objective: Any) -> dict[str, Any]:
+    """JSON: the method's name, and its temperature or beta where that is an attribute."""
+    described: dict[str, Any] = {"objective": objective.name}
+    temperature = getattr(objective, "temperature", getattr(objective, "beta", None))
+    if temperature is not None:
+        described["temperature"] = temperature
+    return described
 
 
 def _config(info: dict[str, Any], role: str) -> T5Config:

@@ -84,6 +84,10 @@ def train(
     metadata = data.prepare()
     _check_vocabulary(objective, data)
     earlier = run_folder.earlier_launch(folder)
+    run_folder.check_same_method(folder, earlier, objective)
+    finished = run_folder.finished_summary(folder, loop.train_steps)
+    if finished is not None:
+        return finished
     run_id = earlier.get("run_id") or uuid.uuid4().hex[:12]
     start = earlier.get("initial_checkpoint")
     if start and initial_checkpoint_path and initial_checkpoint_step is None:
@@ -187,7 +191,9 @@ def train(
     summary = run_folder.summarize(runner, state, metadata, started, loop)
     if primary:
         run_folder.write_gin(folder)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / run_folder.SUMMARY_FILE).write_text(
+            json.dumps(summary, indent=2) + "\n", encoding="utf-8"
+        )
     return summary
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from jaxalign import __version__
+from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.training import checkpoints, loading
 from jaxalign.training.inputs import TaskData
@@ -22,12 +23,36 @@ from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.state import TrainState
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SUMMARY_FILE = "summary.json"
 
 
 def earlier_launch(folder: Path) -> dict[str, Any]:
     """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
     written = (folder / loading.NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
     return checkpoints.read_json(folder / loading.NETWORKS_FILE) if written else {}
+
+
+def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objective) -> None:
+    """Refuses to continue a run with another method.
+
+    Raises:
+      UserError: naming both.
+    """
+    for what, ours in loading.describe_method(objective).items():
+        theirs = earlier.get(what, ours)
+        if theirs != ours:
+            raise UserError(
+                f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"
+            )
+
+
+def finished_summary(folder: Path, train_steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has done all its steps, so that giving its command again changes nothing; None if steps are left."""
+    if not (folder / SUMMARY_FILE).exists() or not checkpoints.has_checkpoint(folder):
+        return None
+    summary = checkpoints.read_json(folder / SUMMARY_FILE)
+    done = summary.get("step", 0) >= train_steps and summary.get("train_steps") == train_steps
+    return summary if done else None
 
 
 def write_description(

@@ -9,6 +9,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
+from jaxalign.objectives.dro import DROP
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.training import run as training
@@ -83,3 +84,16 @@ def test_a_folder_without_checkpoint_gets_a_new_run_id(tmp_path):
     assert run_folder.earlier_launch(tmp_path) == {}
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     assert run_folder.earlier_launch(tmp_path)["run_id"] == "old"
+
+
+def test_another_method_does_not_continue_a_run_and_a_finished_run_is_left_alone(launch, tmp_path):
+    """Or the checkpoints of one method would be taken for those of another, and a second launch would forget what the first one did."""
+    folder = tmp_path / "run"
+    first = launch(folder, batch_size=8)
+    written = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert launch(folder, batch_size=8) == json.loads(json.dumps(first))
+    assert written == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(
+        UserError, match="holds a run with objective sft, and this command says dro_p"
+    ):
+        launch(folder, batch_size=8, objective=DROP)
