@@ -117,7 +117,9 @@ def test_everything_equals_t5x_in_bfloat16(golden, scan):
     # Op by op, every intermediate is rounded as in the goldens. A compiled program keeps some of them in float32, so that its
     # gradients are as far from T5X's as T5X's are from those in float32: up to 3 %.
     found = computed(expected, op_by_op=not scan, scan_layers=scan)
-    gradient_tolerance = 0.04 if scan else 0.02
+    # jax 0.12 rounds single operations differently from the 0.10 family: one layer norm's scale is 2.2 % away there, 2 % here.
+    newer = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
+    gradient_tolerance = 0.04 if scan else 0.025 if newer else 0.02
     batch = expected.group("batch")
     prompt = batch["encoder_input_tokens"] > 0
     response = batch["decoder_target_tokens"] > 0
