@@ -109,8 +109,6 @@ OBJECTIVES = Path(__file__).resolve().parents[2] / "gin_configs" / "objectives"
 POLICY = TablePolicy()
 PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
 REFERENCE = jax.jit(POLICY.init)(jax.random.key(1))
-# Which prompts meet depends on where they lie in the batch.
-PAIRED_BY_PLACE = {"joint_preference"}
 
 
 def files():
@@ -211,8 +209,6 @@ def test_eight_devices_equal_one(case, plain):
 
 
 def test_packing_padding_and_holes_change_nothing(case, plain):
-    if case.name in PAIRED_BY_PLACE:
-        pytest.skip("pairs neighbours, so the layout is part of its data")
     packed = {k: np.array(v) for k, v in case.batch(per_row=2, rows=6, extra=3).items()}
     holes = packed["response_mask"][4:]
     assert not holes.any()
