@@ -20,7 +20,7 @@ from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.partitioning import MeshShape
+from jaxalign.training.partitioning import AxisRules, MeshShape
 from jaxalign.training.state import (
     TrainState,
     build_transformations,
@@ -30,8 +30,8 @@ from jaxalign.training.state import (
 )
 from jaxalign.training.step import jit_eval_step, jit_train_step, make_eval_step, make_train_step
 
-# Every device holds a copy of the parameters and a slice of the batch.
-ALL_DEVICES = MeshShape()
+# On TPUs and GPUs parameters are sharded over a slice or host; on a CPU every device holds a copy.
+DEFAULT_MESH = MeshShape()
 
 
 def train(
@@ -46,7 +46,8 @@ def train(
     initial_checkpoint_path: str | None = None,
     initial_checkpoint_step: int | str | None = None,
     microbatches: int = 1,
-    mesh: MeshShape = ALL_DEVICES,
+    mesh: MeshShape = DEFAULT_MESH,
+    axis_rules: Mapping[str, AxisRules] | None = None,
     random_seed: int = 0,
     reference_scores: str | None = None,
     evaluators: Mapping[str, Evaluator] | None = None,
@@ -66,6 +67,8 @@ def train(
       initial_checkpoint_step: which checkpoint of it: a number, 'best' or 'latest'; best if kept, else latest, by default.
       microbatches: parts of the batch whose gradients are accumulated; changes memory, not results.
       mesh: how devices are arranged.
+      axis_rules: role -> ((logical axis, mesh axis, mesh axes or None), ...) that come before the standard rules for that role's
+        parameters, for example ``{'value': (('mlp', None),)}``.
       random_seed: of initialisation, data order and dropout.
       reference_scores: name of stored reference log-probabilities; found or computed by default.
       evaluators: further evaluations by name, called as ``(step, params by role)``.
@@ -81,6 +84,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     device_mesh = partitioning.make_mesh(mesh)
     partitioning.check_batch_size(device_mesh, batch_size, microbatches)
+    rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
     metadata = data.prepare()
     _check_vocabulary(objective, data)
     earlier = run_folder.earlier_launch(folder)
@@ -96,6 +100,7 @@ def train(
     params, frozen, reference = _initial_params(
         objective,
         device_mesh,
+        rules,
         random_seed,
         initial_checkpoint_path,
         initial_checkpoint_step,
@@ -116,7 +121,7 @@ def train(
     }
     transformations = build_transformations(optimizers, objective.update_scales())
     abstract = jax.eval_shape(lambda tree: create_state(tree, transformations), params)
-    shardings = state_shardings(device_mesh, abstract, _logical_axes(objective))
+    shardings = state_shardings(device_mesh, abstract, _logical_axes(objective), rules)
     dataset = data.training_dataset(batch_size, random_seed, reference_scores)
     iterator = iter(dataset)
     beginning = iterator.get_state()
@@ -200,6 +205,7 @@ def train(
 def _initial_params(
     objective: Objective,
     mesh: Any,
+    rules: Mapping[str, AxisRules],
     seed: int,
     path: str | None,
     step: int | str | None,
@@ -210,7 +216,10 @@ def _initial_params(
     networks = objective.trained()
     keys = dict(zip(networks, jax.random.split(jax.random.key(seed), len(networks)), strict=True))
     shapes = {role: jax.eval_shape(net.init, keys[role]) for role, net in networks.items()}
-    places = {role: role_shardings(mesh, shapes[role], axes.get(role)) for role in networks}
+    places = {
+        role: role_shardings(mesh, shapes[role], axes.get(role), rules.get(role, ()))
+        for role in networks
+    }
     reference = {"run_id": f"{run_id}-init", "step": seed}
     params: dict[str, Any] = {}
     policy = None
@@ -221,7 +230,9 @@ def _initial_params(
             "step": info["step"],
             "path": info["run"],
         }
-        policy = _restored_policy(objective.policy, mesh, path, info["step"])
+        policy = _restored_policy(
+            objective.policy, mesh, path, info["step"], rules.get("policy", ())
+        )
         if "policy" in networks:
             params["policy"] = policy
     for role, network in networks.items():
@@ -251,12 +262,16 @@ def _initial_params(
     return params, frozen, reference
 
 
-def _restored_policy(policy: Any, mesh: Any, path: str, step: int) -> Any:
+def _restored_policy(policy: Any, mesh: Any, path: str, step: int, rules: AxisRules = ()) -> Any:
     """A checkpoint's policy: what is trained, what other networks start from, or what is only read."""
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
     return checkpoints.restore_params(
-        path, "policy", step=step, abstract=shapes, shardings=role_shardings(mesh, shapes, axes)
+        path,
+        "policy",
+        step=step,
+        abstract=shapes,
+        shardings=role_shardings(mesh, shapes, axes, rules),
     )
 
 

@@ -9,10 +9,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxalign.training import partitioning
 from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.partitioning import AxisRules
 
 
 @flax.struct.dataclass
@@ -52,7 +53,10 @@ def create_state(
 
 
 def state_shardings(
-    mesh: Mesh, abstract_state: TrainState, logical_axes: Mapping[str, Any]
+    mesh: Mesh | AbstractMesh,
+    abstract_state: TrainState,
+    logical_axes: Mapping[str, Any],
+    rules: Mapping[str, AxisRules] | None = None,
 ) -> TrainState:
     """The sharding of every leaf of a state.
 
@@ -60,6 +64,7 @@ def state_shardings(
       mesh: the mesh.
       abstract_state: the state's shapes.
       logical_axes: role -> tree of logical `PartitionSpec`, or None for a role that is replicated.
+      rules: role -> logical axis rules that come before the standard ones.
 
     Raises:
       UserError: if the mesh does not divide a parameter.
@@ -67,19 +72,25 @@ def state_shardings(
     params: dict[str, Any] = {}
     opt_state: dict[str, Any] = {}
     for role, shapes in abstract_state.params.items():
-        params[role] = role_shardings(mesh, shapes, logical_axes.get(role))
+        axes, own = logical_axes.get(role), (rules or {}).get(role, ())
+        params[role] = role_shardings(mesh, shapes, axes, own)
         if role not in abstract_state.opt_state:
             continue
-        opt_state[role] = partitioning.optimizer_state_shardings(
-            mesh, abstract_state.opt_state[role], shapes, params[role]
+        slots = abstract_state.opt_state[role]
+        opt_state[role] = (
+            jax.tree.map(lambda _: partitioning.replicated(mesh), slots)
+            if axes is None
+            else partitioning.optimizer_state_shardings(mesh, slots, shapes, axes, own)
         )
     return TrainState(step=partitioning.replicated(mesh), params=params, opt_state=opt_state)
 
 
-def role_shardings(mesh: Mesh, shapes: Any, logical_axes: Any | None) -> Any:
+def role_shardings(
+    mesh: Mesh | AbstractMesh, shapes: Any, logical_axes: Any | None, rules: AxisRules = ()
+) -> Any:
     """The shardings of one role's parameters; replicated if it has no logical axes."""
     if logical_axes is None:
         return jax.tree.map(lambda _: partitioning.replicated(mesh), shapes)
-    shardings = partitioning.parameter_shardings(mesh, logical_axes)
+    shardings = partitioning.parameter_shardings(mesh, logical_axes, rules)
     partitioning.check_divisible(shapes, shardings)
     return shardings
