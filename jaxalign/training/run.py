@@ -19,6 +19,7 @@ from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
 from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.partitioning import AxisRules, MeshShape
 from jaxalign.training.state import (
@@ -158,6 +159,10 @@ def train(
     if primary:
         run_folder.write_description(
             folder, objective, data, metadata, {"run_id": run_id, **start_info}
+        )
+        (folder / run_folder.MODEL_INFO_FILE).write_text(
+            model_info(abstract, _logical_axes(objective), {"one device": device_mesh}, rules),
+            encoding="utf-8",
         )
     with MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer:
         runner = Loop(

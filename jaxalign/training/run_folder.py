@@ -24,6 +24,7 @@ from jaxalign.training.state import TrainState
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SUMMARY_FILE = "summary.json"
+MODEL_INFO_FILE = "model-info.txt"
 
 
 def earlier_launch(folder: Path) -> dict[str, Any]:

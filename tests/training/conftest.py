@@ -68,6 +68,7 @@ def _random_batch(seed, *, rows=8, responses=1):
 class World:
     policy: Policy
     value: ValueNetwork
+    rows: int = 8
 
     def params(self):
         policy = self.policy.init(jax.random.key(0))
@@ -93,7 +94,9 @@ class World:
         places = role_shardings(mesh, params["reference"], axes["policy"])
         frozen = {role: jax.device_put(params[role], places) for role in objective.frozen_roles()}
         responses = objective.responses_per_prompt or 1
-        batches = [_random_batch(seed, responses=responses) for seed in range(steps)]
+        batches = [
+            _random_batch(seed, rows=self.rows, responses=responses) for seed in range(steps)
+        ]
         step = jit_train_step(
             make_train_step(objective, transformations, microbatches=microbatches),
             mesh,

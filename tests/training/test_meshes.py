@@ -103,7 +103,9 @@ def test_a_mesh_that_does_not_fit_the_devices_or_the_batch_is_refused():
         MeshShape(fsdp=3).resolve(8)
     with pytest.raises(UserError, match="at most one may be -1"):
         MeshShape(data=-1, fsdp=-1).resolve(8)
-    with pytest.raises(UserError, match="batch size 12 is not a multiple of slice x data x fsdp = 8"):
+    with pytest.raises(
+        UserError, match="batch size 12 is not a multiple of slice x data x fsdp = 8"
+    ):
         check_batch_size(make_mesh(MeshShape()), 12, 1)
     with pytest.raises(UserError, match="times 4 microbatches"):
         check_batch_size(make_mesh(MeshShape()), 16, 4)
