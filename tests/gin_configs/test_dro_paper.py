@@ -1,0 +1,204 @@
+"""`gin_configs/experiments/dro_paper`: every file of it says what the paper did, and trains two steps with a shrunk model."""
+
+import contextlib
+import json
+import random
+import re
+from pathlib import Path
+
+import gin
+import numpy as np
+import pytest
+
+from jaxalign.cli import gin_setup
+from jaxalign.cli.commands import COMMANDS, read_signature
+from jaxalign.cli.flags import parse_flags
+from jaxalign.cli.main import main
+from jaxalign.data.ultrafeedback import ASPECTS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "gin_configs" / "experiments" / "dro_paper"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.gin"))
+
+# (file that it is compared with, what it changes): arXiv 2405.19107, section 5 and figure 5.
+LARGE, XL, KTO = "t5_large_dro_v", "t5_xl_dro_v", "t5_large_kto"
+TEN = {"TRAIN_STEPS": "10000"}
+SINGLE = {"VALUES_PER_BATCH": "'single'"}
+SENTINEL = {"VALUE": "@value_variants.SentinelValue()", "VALUE_TOKEN": "32127"}
+SHARED = {"VALUE": "@value.SharedTrunkValue()"}
+KTO_CHANGES = {"OBJECTIVE": "@kto.KTO()", "BETA": "5.0"}
+XL_CHECKPOINT = "'gs://t5-data/pretrained_models/t5x/flan_t5_xl/checkpoint_1138000'"
+CHANGES: dict[str, tuple[str, dict[str, str]]] = {
+    XL: (LARGE, {"TRAIN_STEPS": "20000", "INITIAL_CHECKPOINT_PATH": XL_CHECKPOINT}),
+    "t5_large_dro_p": (LARGE, {"OBJECTIVE": "@dro.DROP()"}),
+    "t5_xl_dro_p": (XL, {"OBJECTIVE": "@dro.DROP()"}),
+    KTO: (LARGE, KTO_CHANGES),
+    "t5_xl_kto": (XL, KTO_CHANGES),
+    **{f"learning_rate_{x}": (LARGE, {"LEARNING_RATE": x}) for x in ("1e-5", "5e-5", "5e-4")},
+    **{
+        f"value_learning_rate_{x}": (LARGE, {"VALUE_LEARNING_RATE": x})
+        for x in ("1e-5", "5e-5", "5e-4")
+    },
+    **{f"tau_{x}": (LARGE, {"TEMPERATURE": x}) for x in ("0.1", "5.0")},
+    **{f"kto_tau_{x}": (KTO, {"BETA": x}) for x in ("0.1", "1.0")},
+    "double_network_multiple_values": (LARGE, TEN),
+    "double_network_single_value": (LARGE, TEN | SINGLE),
+    "double_network_single_value_learned": (
+        LARGE,
+        TEN | {"VALUE": "@value_variants.ScalarValue()"},
+    ),
+    "single_network_multiple_values": (LARGE, TEN | SENTINEL),
+    "single_network_single_value": (LARGE, TEN | SENTINEL | SINGLE),
+    "shared_encoder_multiple_values": (LARGE, TEN | SHARED),
+    "shared_encoder_single_value": (LARGE, TEN | SHARED | SINGLE),
+}
+
+SMALL_MODEL = {
+    "VOCAB_SIZE": 384,
+    "T5Config.emb_dim": 16,
+    "T5Config.num_heads": 2,
+    "T5Config.head_dim": 8,
+    "T5Config.mlp_dim": 16,
+    "T5Config.num_encoder_layers": 2,
+    "T5Config.num_decoder_layers": 2,
+}
+OPEN = ["--gin.MODEL_DIR='run'", "--gin.TRAIN_FILE='x.jsonl'", "--gin.VOCABULARY='bytes'"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_gin():
+    yield
+    gin.clear_config()
+
+
+def configured(name, *settings):
+    """The arguments of `train` that a file describes, not built yet, and its macros as text."""
+    gin.clear_config()
+    command = COMMANDS["train"]
+    signature = read_signature(command)
+    arguments = [f"--gin_file=experiments/dro_paper/{name}.gin", *OPEN, *settings]
+    function = gin_setup.configure(parse_flags(arguments, signature), command, signature)
+    macros = {
+        scope: repr(bound["value"]).replace("@jaxalign.objectives.", "@")
+        for (scope, selector), bound in gin.config._CONFIG.items()
+        if selector == "gin.macro"
+    }
+    return function, macros
+
+
+def same(given: str, found: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return float(given) == float(found)
+    return found.endswith(given.lstrip("@")) or found == given
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {LARGE}))
+def test_a_file_changes_what_it_is_named_after_and_nothing_else(name):
+    base, expected = CHANGES[name]
+    _, before = configured(base)
+    _, after = configured(name)
+    changed = {key: after[key] for key in after if after[key] != before.get(key)}
+    # A macro whose new value is the old one is no change; what an objective that is gone left behind is not read.
+    assert changed.keys() == {k for k, v in expected.items() if not same(v, before.get(k, ""))}
+    for key, value in changed.items():
+        assert same(expected[key], value), (key, value)
+
+
+def test_the_folder_holds_every_experiment_and_no_other():
+    assert set(NAMES) == {LARGE, *CHANGES}
+
+
+def test_policy_and_value_have_the_papers_optimizer_each_with_its_learning_rate():
+    for name, policy_rate, value_rate in (
+        (LARGE, 1e-4, 1e-4),
+        ("learning_rate_5e-5", 5e-5, 5e-5),
+        ("value_learning_rate_5e-4", 1e-4, 5e-4),
+    ):
+        function, _ = configured(name)
+        bound = gin.get_bindings(function)
+        for key, rate in (("optimizer", policy_rate), ("value_optimizer", value_rate)):
+            schedule = bound[key].schedule
+            assert float(schedule(0)) == pytest.approx(rate / 150), (name, key)
+            assert float(schedule(149)) == float(schedule(39_999)) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_has_a_complete_command_a_plan_and_the_papers_result(name):
+    header = (FOLDER / f"{name}.gin").read_text().split("\n\n")[0]
+    topology = "v5e:4x8" if name.startswith("t5_xl") else "v5e:4x4"
+    file = f"--gin_file=experiments/dro_paper/{name}.gin"
+    assert f"jaxalign train {file} " in header
+    assert f"jaxalign plan {file} " in header and f"--topology={topology}" in header
+    for field in ("Hardware:", "Time:", "Expect:", "2405.19107"):
+        assert field in header
+    assert re.search(r"Expect: .*(win rate against SFT.* \d\d\.\d|not stated)", header)
+    assert all(f"{binding.partition('=')[0]}=" in header for binding in OPEN)
+    assert main(["train", file, *OPEN, "--dry_run"]) == 0
+
+
+def test_the_documentation_names_every_file(repository):
+    page = (repository / "docs" / "reproduction.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in page] == []
+
+
+@pytest.fixture(scope="module")
+def ultrafeedback(tmp_path_factory):
+    """Forty instructions with four rated completions each, in the release's layout."""
+    numbers = random.Random(0)
+    path = tmp_path_factory.mktemp("ultrafeedback") / "ultrafeedback.jsonl"
+    with path.open("w") as file:
+        for i in range(40):
+            completions = []
+            for k in range(4):
+                ratings = {a: {"Rating": str(numbers.randint(1, 5))} for a in ASPECTS}
+                completions.append(
+                    {"response": f"{i} {'yes ' * numbers.randint(1, 5)}{k}", "annotations": ratings}
+                )
+            source = "truthful_qa" if i == 7 else "evol_instruct"
+            row = {"instruction": f"is {i} odd?", "source": source, "completions": completions}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == LARGE else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
+def test_a_file_trains_two_steps_with_a_small_model(name, ultrafeedback, tmp_path, capsys):
+    settings = {
+        "MODEL_DIR": repr(str(tmp_path / "run")),
+        "CACHE_DIR": repr(str(ultrafeedback.parent / "cache")),
+        "TRAIN_FILE": repr(str(ultrafeedback)),
+        "VOCABULARY": repr("bytes"),
+        "EXTRA_IDS": 0,
+        "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 32},
+        "INITIAL_CHECKPOINT_PATH": None,
+        "TRAIN_STEPS": 2,
+        **({"VALUE_TOKEN": 300} if name.startswith("single_network") else {}),
+        **SMALL_MODEL,
+    }
+    command = ["train", f"--gin_file=experiments/dro_paper/{name}.gin"]
+    command += [f"--gin.{key}={value}" for key, value in settings.items()]
+    try:
+        assert main(command) == 0, capsys.readouterr().err
+    finally:
+        unregister("ultrafeedback")
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 2
+    assert np.isfinite(summary["train"]["loss"])
+    assert np.isfinite(summary["evaluation"]["validation/loss"])
+    assert json.loads((run / "versions.json").read_text())["devices"].startswith("8 x")
+    text = (run / "config.gin").read_text()
+    assert re.search(r"MeshShape\.fsdp = -1", text) and "BATCH_SIZE = 32" in text
+    # All but the benchmark's prompt, four responses each.
+    cached = json.loads((ultrafeedback.parent / "cache" / "metadata.json").read_text())
+    assert sum(cached["num_examples"].values()) == 39 * 4
+
+
+def unregister(task):
+    """The next file registers the task anew."""
+    import seqio
+
+    if task in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(task)
