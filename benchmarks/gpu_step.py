@@ -398,7 +398,8 @@ def main() -> None:
     options = parse()
     os.environ["JAX_PLATFORMS"] = "cuda" if options.device == "gpu" else options.device
     # The default 75 % would be the limit of the search.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     jax = _jax()
     product = matmul_flops(options.dtype, options.matmul_size, options.seconds / 4)
     report: dict[str, Any] = {
