@@ -69,6 +69,13 @@ COMMANDS = {
             "trained {result.size} pieces",
         ),
         Command(
+            "convert",
+            "jaxalign.interop.convert",
+            "convert",
+            "a checkpoint from T5X, Hugging Face or jaxalign into any of these formats",
+            "{result[message]}",
+        ),
+        Command(
             "score",
             "jaxalign.training.score",
             "score",

@@ -19,10 +19,21 @@ from jaxalign.networks.stacking import stack_layers, unstack_layers
 SHARED, HEAD = "shared.weight", "lm_head.weight"
 # The shared table again, under the names of the modules that use it.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# Files made from the first T5 checkpoints have this table, which no T5 reads.
+UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_FEED_FORWARD = {
+    "relu": ("relu",),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-silu": ("silu", "linear"),
+}
+# What transformers calls the first of the two activations.
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
 _PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
+    """A parameter's path here, its name there, and whether one is the other's transpose."""
+
     path: tuple[str, ...]
     name: str
     transposed: bool
@@ -44,14 +55,9 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Conf
         raise ValueError(
             "umt5 has a relative-position table in every layer, which is not supported."
         )
-    activations = {
-        "relu": ("relu",),
-        "gated-gelu": ("gelu", "linear"),
-        "gated-silu": ("silu", "linear"),
-    }
     feed_forward = fields.get("feed_forward_proj", "relu")
-    if feed_forward not in activations:
-        raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(activations)}.")
+    if feed_forward not in _FEED_FORWARD:
+        raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(_FEED_FORWARD)}.")
     tied = bool(fields.get("tie_word_embeddings", True))
     # Newer versions of transformers separate tying from T5 1.0's scaling of the tied logits by 1/sqrt(emb). Tied logits without
     # scaling are an untied head that starts as a copy of the table.
@@ -65,11 +71,56 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Conf
         mlp_dim=int(fields["d_ff"]),
         num_encoder_layers=layers,
         num_decoder_layers=int(fields.get("num_decoder_layers") or layers),
-        mlp_activations=activations[feed_forward],
+        mlp_activations=_FEED_FORWARD[feed_forward],
         logits_via_embedding=tied and scaled,
         relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
         relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
     ).replace(**changes)
+
+
+def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
+    """The content of a ``config.json``, for transformers' `T5ForConditionalGeneration`, whatever the family (mT5 and ByT5 are T5s).
+
+    Args:
+      config: of the network.
+      dtype: of the parameters.
+
+    Raises:
+      ValueError: transformers has no such T5.
+    """
+    names = {activations: name for name, activations in _FEED_FORWARD.items()}
+    if config.mlp_activations not in names:
+        raise ValueError(
+            f"transformers has no T5 with mlp_activations {config.mlp_activations}; known: {sorted(names)}."
+        )
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "feed_forward_proj": names[config.mlp_activations],
+        "dense_act_fn": _ACTIVATIONS[config.mlp_activations[0]],
+        "is_gated_act": len(config.mlp_activations) > 1,
+        "tie_word_embeddings": config.logits_via_embedding,
+        "scale_decoder_outputs": config.logits_via_embedding,
+        "relative_attention_num_buckets": config.relative_attention_num_buckets,
+        "relative_attention_max_distance": config.relative_attention_max_distance,
+        "layer_norm_epsilon": 1e-6,
+        # T5X's default for fine-tuning, which transformers' trainers read; inference has none.
+        "dropout_rate": config.dropout_rate or 0.1,
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "torch_dtype": dtype,
+    }
 
 
 def from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> Params:
@@ -90,7 +141,7 @@ def from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> 
 
     expected = Policy(config.replace(scan_layers=False)).abstract_params()
     params: Params = {}
-    for pair in _pairs(config):
+    for pair in pairs(config):
         if pair.name not in remaining:
             raise ValueError(
                 f"The state dict has no {pair.name}, which {'.'.join(pair.path)} needs."
@@ -121,26 +172,26 @@ def to_huggingface(params: Params, config: T5Config) -> dict[str, np.ndarray]:
       ValueError: a parameter is missing or unknown.
     """
     tree = unstack_layers(params, axis=config.param_scan_axis)
-    pairs = list(_pairs(config))
-    paths = {pair.path for pair in pairs}
+    renamed = list(pairs(config))
+    paths = {pair.path for pair in renamed}
     unknown = sorted(".".join(path) for path in _paths(tree) if path not in paths)
     if unknown:
         raise ValueError(
             f"Parameters without a place in a Hugging Face T5: {', '.join(unknown[:5])}."
         )
     state_dict = {}
-    for pair in pairs:
+    for pair in renamed:
         array = np.asarray(_get(tree, pair.path), np.float32)
         state_dict[pair.name] = np.ascontiguousarray(array.T if pair.transposed else array)
     return state_dict
 
 
-def _pairs(config: T5Config) -> Iterator[_Pair]:
+def pairs(config: T5Config) -> Iterator[Pair]:
     """Every parameter's path here and name there."""
     path: tuple[str, ...]
-    yield _Pair(("token_embedder", "embedding"), SHARED, False)
+    yield Pair(("token_embedder", "embedding"), SHARED, False)
     if not config.logits_via_embedding:
-        yield _Pair(("decoder", "logits_dense", "kernel"), HEAD, True)
+        yield Pair(("decoder", "logits_dense", "kernel"), HEAD, True)
     encoder = (("attention", "SelfAttention", "pre_attention_layer_norm"),)
     decoder = (
         ("self_attention", "SelfAttention", "pre_self_attention_layer_norm"),
@@ -151,22 +202,22 @@ def _pairs(config: T5Config) -> Iterator[_Pair]:
         ("decoder", config.num_decoder_layers, decoder),
     ):
         table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield _Pair((stack, "relpos_bias", "rel_embedding"), table, True)
-        yield _Pair((stack, f"{stack}_norm", "scale"), f"{stack}.final_layer_norm.weight", False)
+        yield Pair((stack, "relpos_bias", "rel_embedding"), table, True)
+        yield Pair((stack, f"{stack}_norm", "scale"), f"{stack}.final_layer_norm.weight", False)
         for index in range(num_layers):
             layer = f"layers_{index}"
             for sublayer, (attention, theirs, norm) in enumerate(attentions):
                 block = f"{stack}.block.{index}.layer.{sublayer}"
-                yield _Pair((stack, layer, norm, "scale"), f"{block}.layer_norm.weight", False)
+                yield Pair((stack, layer, norm, "scale"), f"{block}.layer_norm.weight", False)
                 for ours, letter in _PROJECTIONS.items():
                     path = (stack, layer, attention, ours, "kernel")
-                    yield _Pair(path, f"{block}.{theirs}.{letter}.weight", True)
+                    yield Pair(path, f"{block}.{theirs}.{letter}.weight", True)
             block = f"{stack}.block.{index}.layer.{len(attentions)}"
             path = (stack, layer, "pre_mlp_layer_norm", "scale")
-            yield _Pair(path, f"{block}.layer_norm.weight", False)
+            yield Pair(path, f"{block}.layer_norm.weight", False)
             for name in _feed_forward_names(config):
                 path = (stack, layer, "mlp", name, "kernel")
-                yield _Pair(path, f"{block}.DenseReluDense.{name}.weight", True)
+                yield Pair(path, f"{block}.DenseReluDense.{name}.weight", True)
 
 
 def _feed_forward_names(config: T5Config) -> list[str]:

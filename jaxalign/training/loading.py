@@ -39,7 +39,7 @@ def load_policy(
       UserError: if files are missing, malformed or do not fit together.
     """
     info = load_info(path, step)
-    config = _config(info, "policy")
+    config = network_config(info, "policy")
     policy = Policy(config, value_token=info.get("value_token"))
     params = checkpoints.restore_params(
         path, role, step=info["step"], abstract=policy.abstract_params(), shardings=shardings
@@ -56,7 +56,7 @@ def load_value(
         raise UserError(
             f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}"
         )
-    config = _config(info, role)
+    config = network_config(info, role)
     value: Any = ValueNetwork(config, max_value=info.get("max_value"))
     if info["networks"][role].get("kind") == TokenValueNetwork.kind:
         value = TokenValueNetwork(config)
@@ -121,7 +121,8 @@ def describe_method(objective: Any) -> dict[str, Any]:
     return described
 
 
-def _config(info: dict[str, Any], role: str) -> T5Config:
+def network_config(info: dict[str, Any], role: str) -> T5Config:
+    """The T5 that a run records for a role; UserError if there is none."""
     if role not in info["networks"]:
         raise UserError(f"run {info['run']} has no network {role!r} in {NETWORKS_FILE}")
     description = info["networks"][role]

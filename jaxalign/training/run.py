@@ -14,7 +14,7 @@ import jax
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
-from jaxalign.training import checkpoints, loading, partitioning, run_folder, score
+from jaxalign.training import initial_checkpoint, partitioning, run_folder, score
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
@@ -63,8 +63,8 @@ def train(
       loop: steps and periods.
       batch_size: rows of the global batch.
       value_optimizer: of the value network.
-      initial_checkpoint_path: run folder whose policy is the start (also of value and reward networks) and the reference; a random
-        initialisation by default.
+      initial_checkpoint_path: run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md) whose policy is the start
+        (also of value and reward networks) and the reference; a random initialisation by default.
       initial_checkpoint_step: which checkpoint of it: a number, 'best' or 'latest'; best if kept, else latest, by default.
       microbatches: parts of the batch whose gradients are accumulated; changes memory, not results.
       mesh: how devices are arranged.
@@ -229,15 +229,9 @@ def _initial_params(
     params: dict[str, Any] = {}
     policy = None
     if path is not None:
-        info = loading.load_info(path, step)
-        reference = {
-            "run_id": info.get("run_id", "unnamed"),
-            "step": info["step"],
-            "path": info["run"],
-        }
-        policy = _restored_policy(
-            objective.policy, mesh, path, info["step"], rules.get("policy", ())
-        )
+        initial = initial_checkpoint.open_checkpoint(path, step)
+        reference = initial.identity
+        policy = initial.restore(objective.policy, mesh, rules.get("policy", ()))
         if "policy" in networks:
             params["policy"] = policy
     for role, network in networks.items():
@@ -263,21 +257,8 @@ def _initial_params(
     # The reference is a copy: the policy's own buffers are donated to the step.
     frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), policy) for role in copied}
     for role, (network, run) in sources.items():
-        frozen[role] = _restored_policy(network, mesh, run, loading.load_info(run)["step"])
+        frozen[role] = initial_checkpoint.open_checkpoint(run).restore(network, mesh)
     return params, frozen, reference
-
-
-def _restored_policy(policy: Any, mesh: Any, path: str, step: int, rules: AxisRules = ()) -> Any:
-    """A checkpoint's policy: what is trained, what other networks start from, or what is only read."""
-    shapes = jax.eval_shape(policy.init, jax.random.key(0))
-    axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
-    return checkpoints.restore_params(
-        path,
-        "policy",
-        step=step,
-        abstract=shapes,
-        shardings=role_shardings(mesh, shapes, axes, rules),
-    )
 
 
 def _ensure_reference_scores(

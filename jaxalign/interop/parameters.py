@@ -1,0 +1,232 @@
+"""What parameters a T5 has, layer by layer under T5X's dotted names, and what of its configuration they determine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.interop.arrays import (
+    LastRead,
+    LazyArray,
+    layers,
+    put,
+    reading_order,
+    stacked,
+)
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.stacking import STACKS
+
+EMBEDDING, HEAD = "token_embedder.embedding", "decoder.logits_dense.kernel"
+_QUERY = "encoder.layers_0.attention.query.kernel"
+_LAYER = re.compile(r"(encoder|decoder)\.layers_(\d+)\.(.+)")
+# What says what the network computes; the rest of a T5Config says how.
+ARCHITECTURE = (
+    "vocab_size",
+    "emb_dim",
+    "num_heads",
+    "head_dim",
+    "mlp_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "mlp_activations",
+    "logits_via_embedding",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+)
+
+
+def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of an unrolled T5, by its dotted name."""
+    # A scanned network is traced once for all layers.
+    tree = Policy(config.replace(scan_layers=True, param_scan_axis=0)).abstract_params()
+    found: dict[str, tuple[int, ...]] = {}
+    for name, leaf in flatten(tree).items():
+        stack, _, rest = name.partition(".layers.")
+        if not rest:
+            found[name] = leaf.shape
+            continue
+        for number in range(leaf.shape[0]):
+            found[f"{stack}.layers_{number}.{rest}"] = leaf.shape[1:]
+    return {name: found[name] for name in sorted(found, key=_natural)}
+
+
+def check(where: str, params: Mapping[str, LazyArray], config: T5Config) -> None:
+    """Compares names and shapes with those of a T5.
+
+    Raises:
+      UserError: naming what is missing, unknown, or of another shape.
+    """
+    expected = shapes(config)
+    missing = sorted(expected.keys() - params.keys(), key=_natural)
+    unknown = sorted(params.keys() - expected.keys(), key=_natural)
+    if missing or unknown:
+        problems = [
+            f"{kind} {_some(names)}"
+            for kind, names in (("lacks", missing), ("has, unlike the model,", unknown))
+            if names
+        ]
+        raise UserError(f"{where} {' and '.join(problems)}; is it the right model?")
+    for name, shape in expected.items():
+        if params[name].shape != shape:
+            raise UserError(
+                f"{where}: {name} has shape {params[name].shape}, the model expects {shape}; is it the right model?"
+            )
+
+
+def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config, str]:
+    """The configuration of a T5 from its parameters, and in words what they do not determine.
+
+    Raises:
+      UserError: they are not those of a T5.
+    """
+    needed = (EMBEDDING, "encoder.relpos_bias.rel_embedding", _QUERY)
+    missing = [name for name in needed if name not in params or len(params[name].shape) != 2]
+    gated = "encoder.layers_0.mlp.wi_0.kernel" in params
+    wi = f"encoder.layers_0.mlp.{'wi_0' if gated else 'wi'}.kernel"
+    if missing or wi not in params:
+        raise UserError(f"{where} is no T5: it lacks the matrix {(*missing, wi)[0]}")
+    vocab_size, emb_dim = params[EMBEDDING].shape
+    num_heads, num_buckets = params["encoder.relpos_bias.rel_embedding"].shape
+    joined = params[_QUERY].shape[1]
+    if not num_heads or joined % num_heads:
+        raise UserError(f"{where}: {joined} columns of {_QUERY} for {num_heads} heads")
+    counts = {
+        stack: 1
+        + max((int(m[2]) for m in map(_LAYER.fullmatch, params) if m and m[1] == stack), default=0)
+        for stack in STACKS
+    }
+    activations = ("gelu", "linear") if gated else ("relu",)
+    tied = HEAD not in params
+    config = T5Config(
+        vocab_size=vocab_size,
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=joined // num_heads,
+        mlp_dim=params[wi].shape[-1],
+        num_encoder_layers=counts["encoder"],
+        num_decoder_layers=counts["decoder"],
+        mlp_activations=activations,
+        logits_via_embedding=tied,
+        relative_attention_num_buckets=num_buckets,
+    )
+    assumed = (
+        f"assumed, because parameters do not say it: activations {'-'.join(activations)} (T5 {'1.1' if gated else '1.0'}), "
+        f"relative positions up to {config.relative_attention_max_distance} tokens"
+        + ("" if not tied else ", logits of tied embeddings divided by sqrt(emb_dim)")
+    )
+    return config, assumed
+
+
+def same_architecture(where: str, theirs: T5Config, ours: T5Config) -> None:
+    """Compares what two configurations compute.
+
+    Raises:
+      UserError: naming the first difference.
+    """
+    for name in ARCHITECTURE:
+        if getattr(theirs, name) != getattr(ours, name):
+            raise UserError(
+                f"{where} has {name} {getattr(theirs, name)}, and the model of this command {getattr(ours, name)}"
+            )
+
+
+def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict[str, LazyArray]:
+    """Parameters layer by layer, whether the checkpoint stacks them or not.
+
+    Args:
+      where: the checkpoint, for messages.
+      params: under T5X's names; stacked ones under ``encoder.layers`` as here, or ``encoder.encoder`` as in T5X's scalable T5.
+      axis: where the layer axis of stacked ones is.
+
+    Raises:
+      UserError: a stack's parameters have different numbers of layers, or a table of relative positions in each.
+    """
+    last = LastRead()
+    flat: dict[str, LazyArray] = {}
+    counts: dict[str, int] = {}
+    for name, array in params.items():
+        match = re.fullmatch(r"(encoder|decoder)\.(?:layers|encoder|decoder)\.(.+)", name)
+        if match is None:
+            flat[name] = array
+            continue
+        stack, rest = match.groups()
+        if "rel_embedding" in rest:
+            raise UserError(
+                f"{where} has relative positions in every layer ({name}), as umT5 and T5X's scalable T5 do, which is not supported"
+            )
+        count = array.shape[axis] if len(array.shape) > axis else 0
+        if counts.setdefault(stack, count) != count or not count:
+            raise UserError(
+                f"{where}: {name} has shape {array.shape}, so {count} layers along axis {axis}, unlike others of its stack"
+            )
+        for number, layer in enumerate(layers(array, axis, last)):
+            flat[f"{stack}.layers_{number}.{rest}"] = layer
+    return flat
+
+
+def in_layout(params: Mapping[str, LazyArray], config: T5Config) -> dict[str, LazyArray]:
+    """Parameters as a network of this configuration has them: layer by layer, or stacked."""
+    if not config.scan_layers:
+        return dict(params)
+    counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+    found: dict[str, LazyArray] = {}
+    for name, array in params.items():
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            found[name] = array
+        elif match[2] == "0":
+            stack, _, rest = match.groups()
+            parts = [params[f"{stack}.layers_{i}.{rest}"] for i in range(counts[stack])]
+            found[f"{stack}.layers.{rest}"] = stacked(parts, config.param_scan_axis)
+    return found
+
+
+def put_all(params: Mapping[str, LazyArray], config: T5Config, shardings: Any) -> Any:
+    """The parameters of a network on its devices, in float32, read one after the other.
+
+    Args:
+      params: layer by layer, checked.
+      config: of the network, which says whether layers are stacked.
+      shardings: a tree with a sharding for each parameter.
+    """
+    laid_out = in_layout(params, config)
+    places = flatten(shardings)
+    flat = {name: put(laid_out[name], np.float32, places[name]) for name in reading_order(laid_out)}
+    return nest(flat)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts by their dotted names."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, branch in tree.items():
+        flat |= flatten(branch, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of leaves with dotted names."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *parents, key = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[key] = leaf
+    return tree
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts ``layers_2`` before ``layers_10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

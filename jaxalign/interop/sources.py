@@ -1,0 +1,221 @@
+"""Checkpoints of policies in any format that jaxalign reads, as lazy parameters under T5X's names, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from jaxalign.errors import UserError
+from jaxalign.interop import huggingface_folder, parameters, storage, t5x, zarr
+from jaxalign.interop.arrays import LazyArray
+from jaxalign.networks.config import T5Config
+from jaxalign.training import checkpoints, loading
+
+RUN, T5X, T5X_ORBAX, HUGGING_FACE = "jaxalign", "t5x", "t5x_orbax", "huggingface"
+FORMATS = (RUN, T5X, T5X_ORBAX, HUGGING_FACE)
+_SAMPLE_BYTES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint of a policy.
+
+    Attributes:
+      format: one of `FORMATS`.
+      path: its folder; of a run, the run's.
+      step: in its run; 0 for Hugging Face's, which have none.
+      params: under T5X's names, layer by layer.
+      config: what it says of its network; None for T5X, which says nothing.
+      left_out: what else it holds, in words.
+      info: what a run records of itself.
+      evidence: reads a little of everything, to tell checkpoints apart.
+    """
+
+    format: str
+    path: str
+    step: int
+    params: dict[str, LazyArray]
+    config: T5Config | None
+    left_out: list[str]
+    info: dict[str, Any]
+    evidence: Callable[[], Iterable[bytes]]
+
+    def run_id(self) -> str:
+        """The id of the run, or for checkpoints of other systems a digest of a sample of their content, wherever they are."""
+        if "run_id" in self.info:
+            return str(self.info["run_id"])
+        config = {} if self.config is None else self.config.to_dict()
+        described = {name: config.get(name) for name in parameters.ARCHITECTURE}
+        digest = hashlib.sha256(f"{self.format} {json.dumps(described)}\n".encode())
+        for name in sorted(self.params):
+            array = self.params[name]
+            digest.update(f"{name} {array.shape} {array.dtype.name}\n".encode())
+        for part in self.evidence():
+            digest.update(hashlib.sha256(part).digest())
+        return digest.hexdigest()[:12]
+
+    def configured(self, model: T5Config | None) -> tuple[T5Config, str]:
+        """The network that these are the parameters of, all of them and nothing else.
+
+        Args:
+          model: what the caller takes it for, if it says.
+
+        Returns:
+          `model`, or else what the checkpoint says or its shapes tell; and what had to be assumed, in words.
+
+        Raises:
+          UserError: a parameter is missing, unknown, or of another shape, or the configurations differ.
+        """
+        assumed = ""
+        if model is not None and self.config is not None:
+            parameters.same_architecture(self.path, self.config, model)
+        config = model or self.config
+        if config is None:
+            config, assumed = parameters.infer_config(self.path, self.params)
+        parameters.check(self.path, self.params, config)
+        return config, assumed
+
+
+def open_source(
+    path: str | os.PathLike[str], step: int | str | None = None, *, role: str = "policy"
+) -> Source:
+    """Opens a checkpoint; arrays are read later.
+
+    Args:
+      path: a run folder or one of its checkpoints; a T5X checkpoint or a folder with several; a Hugging Face folder.
+      step: a number, 'latest', or (of runs) 'best', where there are several.
+      role: of a run's parameters.
+
+    Raises:
+      UserError: there is none, or it is malformed.
+    """
+    folder = storage.absolute(path)
+    if not storage.is_remote(folder) and os.path.isfile(folder):
+        huggingface_folder.refuse_pickle(os.path.dirname(folder), {os.path.basename(folder)})
+        raise UserError(f"{folder} is a file; give the folder of the checkpoint")
+    names = storage.children(folder)
+    if _is_run(folder, names):
+        return _open_run(folder, step, role)
+    if role != "policy":
+        raise UserError(f"{folder} is no run folder, and so has no role {role!r}")
+    if huggingface_folder.CONFIG in names and any(n.endswith(".safetensors") for n in names):
+        _same_step(folder, 0, step)
+        params, config, unused = huggingface_folder.read(folder)
+        evidence = _first_rows(params)
+        return Source(HUGGING_FACE, folder, 0, params, config, unused, {}, evidence)
+    if t5x.INDEX in names and any(name.startswith("model.ckpt") for name in names):
+        raise UserError(
+            f"{folder} is a TensorFlow checkpoint; T5X's versions of the public ones are under gs://t5-data/pretrained_models/t5x"
+        )
+    if t5x.INDEX in names or t5x.ORBAX_ITEM in names:
+        return _open_t5x(folder, step, legacy=t5x.INDEX in names)
+    found = t5x.steps(names)
+    if found:
+        chosen = found[-1] if step in (None, "latest") else step
+        if chosen not in found:
+            raise UserError(f"{folder} has no T5X checkpoint of step {step}; there are {found}")
+        return open_source(storage.join(folder, f"checkpoint_{chosen}"))
+    huggingface_folder.refuse_pickle(folder, names)
+    raise UserError(
+        f"no checkpoint at {folder}: it is neither a run folder, nor a T5X checkpoint (checkpoint_<step>), nor a Hugging Face "
+        "folder with config.json and model.safetensors"
+    )
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a run folder of jaxalign or of one of its checkpoints."""
+    folder = storage.absolute(path)
+    return not storage.is_remote(folder) and _is_run(folder, storage.children(folder))
+
+
+def _is_run(folder: str, names: set[str]) -> bool:
+    parent, _, name = folder.rpartition("/")
+    one_of_its = name.isdigit() and parent.endswith(f"/{checkpoints.CHECKPOINTS}")
+    return loading.NETWORKS_FILE in names or checkpoints.CHECKPOINTS in names or one_of_its
+
+
+def _open_run(folder: str, step: int | str | None, role: str) -> Source:
+    if storage.is_remote(folder):
+        raise UserError(f"{folder}: run folders are local; copy it here first")
+    info = loading.load_info(folder, step)
+    config = loading.network_config(info, role)
+    item = f"{info['run']}/{checkpoints.CHECKPOINTS}/{info['step']}/params"
+    arrays = zarr.read_tree(item)
+    prefix = f"{role}."
+    own = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
+    others = sorted({name.partition(".")[0] for name in arrays} - {role})
+    params = parameters.unrolled(item, own, config.param_scan_axis)
+    left_out = [f"role {other}" for other in others]
+    return Source(RUN, info["run"], info["step"], params, config, left_out, info, list)
+
+
+def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
+    params, others, stored_step = (t5x.read_legacy if legacy else t5x.read_orbax)(folder)
+    named = t5x.step_of(folder)
+    own_step = stored_step if named is None else named
+    if own_step < 0:
+        raise UserError(
+            f"{folder}: neither its name (checkpoint_<step>) nor its content says a step"
+        )
+    _same_step(folder, own_step, step)
+    slots = len([name for name in others if name != "state.step"])
+    left_out = [f"{slots} arrays of the optimizer"] if slots else []
+    evidence = _first_bytes(folder if legacy else storage.join(folder, t5x.ORBAX_ITEM), params)
+    return Source(
+        T5X if legacy else T5X_ORBAX,
+        folder,
+        own_step,
+        parameters.unrolled(folder, params),
+        None,
+        left_out,
+        {},
+        evidence,
+    )
+
+
+def _same_step(folder: str, own: int, wanted: int | str | None) -> None:
+    if wanted not in (None, "latest", own):
+        raise UserError(f"{folder} has no checkpoint of step {wanted}, only one of step {own}")
+
+
+def _first_rows(params: dict[str, LazyArray]) -> Callable[[], Iterable[bytes]]:
+    """Of safetensors: what is first in each tensor's data, which is a column of a transposed one."""
+
+    def read() -> Iterable[bytes]:
+        for name in sorted(params):
+            array = params[name]
+            index = [slice(None)] * len(array.shape)
+            if len(array.shape) > 1:
+                index[0 if name == parameters.EMBEDDING else -1] = slice(0, 1)
+            yield np.ascontiguousarray(array.read(index)).tobytes()
+
+    return read
+
+
+def _first_bytes(folder: str, params: dict[str, LazyArray]) -> Callable[[], Iterable[bytes]]:
+    """Of zarr: the index, and the beginning of every array's first chunk, as it is stored; of OCDBT: the root, which names random ids."""
+
+    def read() -> Iterable[bytes]:
+        store = ts.KvStore.open(storage.kvstore(folder)).result()
+        for name in (t5x.INDEX, "_METADATA", "manifest.ocdbt"):
+            yield store.read(name).result().value
+        prefix = "target."
+        futures = []
+        for name in sorted(params):
+            chunk = ".".join("0" * len(params[name].shape)) or "0"
+            key = f"{prefix}{name}/{chunk}"
+            futures.append((key, store.read(key, byte_range=slice(0, _SAMPLE_BYTES))))
+        for key, future in futures:
+            try:
+                yield future.result().value
+            except ValueError:  # shorter than the sample
+                yield store.read(key).result().value
+
+    return read

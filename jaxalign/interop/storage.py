@@ -1,0 +1,156 @@
+"""Folders with checkpoints, on this machine or on Google Cloud Storage (``gs://``), read through TensorStore.
+
+Nothing here decides what a checkpoint is: it reads whole files and parts of them, lists folders, and makes new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+from etils import epath
+
+from jaxalign.errors import UserError
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path names a bucket.
+
+    Raises:
+      UserError: it has a scheme other than ``gs://``.
+    """
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", path)
+    if scheme and scheme[1] != "gs":
+        raise UserError(f"{path}: only local paths and gs:// are read and written, not {scheme[0]}")
+    return scheme is not None
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path without a slash at its end, and a local one from the root."""
+    text = os.fspath(path)
+    if is_remote(text):
+        return text.rstrip("/")
+    return str(Path(text).expanduser().absolute())
+
+
+def join(folder: str, name: str) -> str:
+    """A path inside a folder."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def kvstore(folder: str) -> dict[str, Any]:
+    """TensorStore's description of a folder as a store of files."""
+    if not is_remote(folder):
+        return {"driver": "file", "path": f"{folder.rstrip('/')}/"}
+    bucket, _, path = folder.removeprefix("gs://").partition("/")
+    if not bucket:
+        raise UserError(f"{folder}: a gs:// path names a bucket: gs://BUCKET/FOLDER")
+    return {"driver": "gcs", "bucket": bucket, "path": f"{path.rstrip('/')}/" if path else ""}
+
+
+def read(folder: str, name: str, start: int = 0, stop: int | None = None) -> bytes | None:
+    """A file of a folder, or the bytes of it from `start` to `stop`; None if there is no such file.
+
+    Raises:
+      UserError: it cannot be read, or ends before `stop`.
+    """
+    part = slice(start, stop) if start or stop is not None else None
+    try:
+        found = _open(folder).read(name, byte_range=part).result()
+    except ValueError as error:
+        raise UserError(f"{join(folder, name)} cannot be read: {first_line(error)}") from error
+    return None if found.state == "missing" else found.value
+
+
+def children(folder: str) -> set[str]:
+    """Names of the files and folders directly inside a folder; none if it does not exist.
+
+    Raises:
+      UserError: the bucket cannot be listed.
+    """
+    if not is_remote(folder):
+        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    return {key.partition("/")[0] for key in files(folder)}
+
+
+def files(folder: str) -> list[str]:
+    """All files below a folder, as paths relative to it."""
+    return _keys(_open(folder), folder)
+
+
+def ocdbt_keys(folder: str) -> list[str]:
+    """The keys of the OCDBT database in a folder."""
+    try:
+        return _keys(ts.KvStore.open(ocdbt(folder)).result(), folder)
+    except ValueError as error:
+        raise UserError(
+            f"{folder} is not a readable OCDBT database: {first_line(error)}"
+        ) from error
+
+
+def ocdbt(folder: str) -> dict[str, Any]:
+    """TensorStore's description of the OCDBT database in a folder."""
+    return {"driver": "ocdbt", "base": kvstore(folder)}
+
+
+@contextlib.contextmanager
+def new_folder(path: str, marker: str = "") -> Iterator[str]:
+    """Yields the folder to write a new checkpoint into, which appears under its name when all of it has been written.
+
+    A bucket has no renaming: there the folder is written in place, so write the file that makes it a checkpoint last.
+
+    Args:
+      path: the folder; nothing may be there yet.
+      marker: a file that a finished folder has, by which one is recognised in a bucket.
+
+    Raises:
+      UserError: something is there.
+    """
+    if is_remote(path):
+        if marker and read(path, marker) is not None:
+            raise UserError(f"{path} exists already; choose another output")
+        yield path
+        return
+    target = Path(path)
+    if target.exists():
+        raise UserError(f"{path} exists already; choose another output")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=target.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp's folders are the owner's alone
+        yield str(partial)
+        try:
+            partial.rename(target)
+        except OSError as error:
+            raise UserError(f"{path} came into being meanwhile; choose another output") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_for_writing(folder: str, name: str) -> Any:
+    """A new binary file in a folder."""
+    return epath.Path(join(folder, name)).open("wb")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, and not all of a long one."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _open(folder: str) -> Any:
+    return ts.KvStore.open(kvstore(folder)).result()
+
+
+def _keys(store: Any, folder: str) -> list[str]:
+    try:
+        return sorted(key.decode() for key in store.list().result())
+    except ValueError as error:
+        raise UserError(f"{folder} cannot be listed: {first_line(error)}") from error

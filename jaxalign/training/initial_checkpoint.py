@@ -1,0 +1,90 @@
+"""Where a run starts from: a policy of an earlier run, of T5X, or of Hugging Face, put onto the run's mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxalign.networks.config import T5Config
+from jaxalign.training import checkpoints, loading
+from jaxalign.training.state import role_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialCheckpoint:
+    """A checkpoint that a policy is restored from.
+
+    Attributes:
+      identity: ``run_id``, ``step`` and ``path``; the first two name the log-probabilities stored for it as a reference.
+      reader: from a policy, its shapes and its shardings to its parameters.
+    """
+
+    identity: dict[str, Any]
+    reader: Callable[[Any, Any, Any], Any]
+
+    def restore(self, policy: Any, mesh: Any) -> Any:
+        """The parameters, each device's part of them on that device.
+
+        Raises:
+          UserError: they are not those of this policy.
+        """
+        shapes = jax.eval_shape(policy.init, jax.random.key(0))
+        axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
+        return self.reader(policy, shapes, role_shardings(mesh, shapes, axes))
+
+
+def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoint:
+    """Finds the checkpoint without reading its arrays.
+
+    Args:
+      path: a run folder or one of its checkpoints; a T5X checkpoint or a folder of several; a Hugging Face folder.
+      step: a number, 'latest', or (of runs) 'best', which is the default where one was kept.
+
+    Raises:
+      UserError: there is none, or it is malformed.
+    """
+    from jaxalign.interop import sources
+
+    if sources.is_run(path):
+        info = loading.load_info(path, step)
+        identity = {
+            "run_id": info.get("run_id", "unnamed"),
+            "step": info["step"],
+            "path": info["run"],
+        }
+
+        def read_run(policy: Any, shapes: Any, shardings: Any) -> Any:
+            if _other_layout(info, getattr(policy, "config", None)):
+                return _read_source(sources.open_source(path, info["step"]), policy, shardings)
+            return checkpoints.restore_params(
+                path, "policy", step=info["step"], abstract=shapes, shardings=shardings
+            )
+
+        return InitialCheckpoint(identity, read_run)
+    source = sources.open_source(path, step)
+    identity = {"run_id": source.run_id(), "step": source.step, "path": source.path}
+    return InitialCheckpoint(
+        identity, lambda policy, _, shardings: _read_source(source, policy, shardings)
+    )
+
+
+def _read_source(source: Any, policy: Any, shardings: Any) -> Any:
+    from jaxalign.interop import parameters
+
+    config, _ = source.configured(policy.config)
+    return parameters.put_all(source.params, config, shardings)
+
+
+def _other_layout(info: dict[str, Any], config: Any) -> bool:
+    """Whether a run's policy has its layers stacked in another way than a network."""
+    if not isinstance(config, T5Config) or "policy" not in info["networks"]:
+        return False
+    stored = loading.network_config(info, "policy")
+
+    def layout(config: T5Config) -> tuple[bool, int]:
+        return config.scan_layers, config.param_scan_axis if config.scan_layers else 0
+
+    return layout(stored) != layout(config)
