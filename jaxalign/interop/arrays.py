@@ -143,9 +143,9 @@ def put(array: LazyArray, dtype: Any, sharding: Any) -> jax.Array:
     wanted = cast(array, dtype)
     blocks: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def block(index: Index) -> np.ndarray:
+    def block(index: Index | None) -> np.ndarray:
         bounded = [
-            slice(*part.indices(size)) for part, size in zip(index, wanted.shape, strict=True)
+            slice(*part.indices(size)) for part, size in zip(index or (), wanted.shape, strict=True)
         ]
         key = tuple((part.start, part.stop) for part in bounded)
         if key not in blocks:

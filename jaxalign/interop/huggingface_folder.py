@@ -65,9 +65,9 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
         elif copy is not None and huggingface.SHARED not in tensors:
             # Some files have the shared table only under the name of one of its users.
             tensors[huggingface.SHARED] = copy
-    if not config.logits_via_embedding and huggingface.HEAD not in tensors:
-        if huggingface.SHARED in tensors:
-            tensors[huggingface.HEAD] = tensors[huggingface.SHARED]
+    if not config.logits_via_embedding and huggingface.SHARED in tensors:
+        # Tied logits that are not scaled are those of a head that equals the table.
+        tensors.setdefault(huggingface.HEAD, tensors[huggingface.SHARED])
     params = {}
     for pair in huggingface.pairs(config):
         name = ".".join(pair.path)

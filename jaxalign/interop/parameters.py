@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -42,6 +43,11 @@ ARCHITECTURE = (
 
 def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of an unrolled T5, by its dotted name."""
+    return dict(_shapes(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     # A scanned network is traced once for all layers.
     tree = Policy(config.replace(scan_layers=True, param_scan_axis=0)).abstract_params()
     found: dict[str, tuple[int, ...]] = {}

@@ -118,7 +118,7 @@ def write_folder(
     if len(shards) == 1:
         _write_file(folder, FILE, tensors, shards[0])
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder, file, tensors, names)
@@ -225,4 +225,5 @@ def _write_file(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for key in order:
             # As bytes: NumPy's buffers know no bfloat16.
-            file.write(memoryview(np.ascontiguousarray(tensors[key].read()).view(np.uint8)))
+            values: Any = np.ascontiguousarray(tensors[key].read()).view(np.uint8)
+            file.write(memoryview(values))
