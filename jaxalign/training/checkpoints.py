@@ -232,7 +232,8 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
     steps = _steps(folder)
     if not steps:
         raise UserError(
-            f"no checkpoint under {folder}: is {path} the folder of a finished or running training run?"
+            f"no checkpoint under {folder}: is {path} the folder of a finished or running training run? "
+            "(`jaxalign convert` makes one of a T5X or Hugging Face checkpoint)"
         )
     if isinstance(step, int):
         if step not in steps:

@@ -10,6 +10,7 @@ import jax
 
 from jaxalign.networks.config import T5Config
 from jaxalign.training import checkpoints, loading
+from jaxalign.training.partitioning import AxisRules
 from jaxalign.training.state import role_shardings
 
 
@@ -25,15 +26,20 @@ class InitialCheckpoint:
     identity: dict[str, Any]
     reader: Callable[[Any, Any, Any], Any]
 
-    def restore(self, policy: Any, mesh: Any) -> Any:
+    def restore(self, policy: Any, mesh: Any, rules: AxisRules = ()) -> Any:
         """The parameters, each device's part of them on that device.
+
+        Args:
+          policy: the network.
+          mesh: the run's.
+          rules: logical axis rules that come before the standard ones.
 
         Raises:
           UserError: they are not those of this policy.
         """
         shapes = jax.eval_shape(policy.init, jax.random.key(0))
         axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
-        return self.reader(policy, shapes, role_shardings(mesh, shapes, axes))
+        return self.reader(policy, shapes, role_shardings(mesh, shapes, axes, rules))
 
 
 def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoint:

@@ -53,8 +53,8 @@ def score(
         network, params, info = load_reward(checkpoint, step=wanted, role=role)
         name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
     lengths = {
-        "inputs": max_input_length or info["feature_lengths"]["inputs"],
-        "targets": max_target_length or info["feature_lengths"]["targets"],
+        "inputs": max_input_length or _recorded_length(info, "inputs"),
+        "targets": max_target_length or _recorded_length(info, "targets"),
     }
     score_splits(
         network,
@@ -68,6 +68,15 @@ def score(
         info={"role": role, "checkpoint": info["run"], "step": info["step"]},
     )
     print(f"wrote {role} scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
+
+
+def _recorded_length(info: Mapping[str, Any], feature: str) -> int:
+    """Tokens of a feature in training; a converted checkpoint need not know them."""
+    length = (info.get("feature_lengths") or {}).get(feature)
+    if not length:
+        flag = "max_input_length" if feature == "inputs" else "max_target_length"
+        raise UserError(f"{info['run']} records no length of its {feature}; give --{flag}")
+    return int(length)
 
 
 def reference_name(info: Mapping[str, Any], policy: Policy) -> str:

@@ -1,0 +1,102 @@
+"""A run may start from any checkpoint: its parameters arrive on the run's mesh as if they had been made there."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.interop import t5x
+from jaxalign.interop.arrays import from_numpy
+from jaxalign.interop.convert import convert
+from jaxalign.interop.parameters import flatten
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.stacking import stack_layers
+from jaxalign.training import partitioning
+from jaxalign.training.initial_checkpoint import open_checkpoint
+from jaxalign.training.partitioning import MeshShape
+from jaxalign.training.score import reference_name
+from jaxalign.training.state import role_shardings
+
+CONFIG = T5Config(
+    vocab_size=64,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.device_get(Policy(CONFIG).init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def folders(params, tmp_path_factory):
+    """The same parameters as a T5X checkpoint, a Hugging Face folder and run folders in either layout."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    first = root / "t5x" / "checkpoint_3"
+    first.mkdir(parents=True)
+    t5x.write_legacy(str(first), {n: from_numpy(v) for n, v in flatten(params).items()}, 3)
+    for name, options in {
+        "t5x_orbax": {"to": "t5x_orbax"},
+        "huggingface": {"to": "huggingface"},
+        "unrolled": {},
+        "scanned": {"scan_layers": True},
+    }.items():
+        convert(checkpoint=str(first), output=str(root / name), **options)
+    return root
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize("name", ["t5x", "t5x_orbax", "huggingface", "unrolled", "scanned"])
+def test_every_format_arrives_on_the_mesh(folders, params, name, scan):
+    policy = Policy(CONFIG.replace(scan_layers=scan))
+    mesh = partitioning.make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
+    initial = open_checkpoint(str(folders / name))
+    assert initial.identity["step"] == (0 if name == "huggingface" else 3)
+    restored = initial.restore(policy, mesh)
+    expected = stack_layers(params) if scan else params
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    places = role_shardings(mesh, policy.abstract_params(), policy.logical_axes())
+    jax.tree.map(
+        lambda leaf, place: (
+            leaf.sharding.is_equivalent_to(place, leaf.ndim) or pytest.fail(str(place))
+        ),
+        restored,
+        places,
+    )
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(restored))
+
+
+def test_a_converted_run_has_the_references_name_of_what_it_was_converted_from(folders):
+    policy = Policy(CONFIG)
+    names = {
+        reference_name(open_checkpoint(str(folders / name)).identity, policy)
+        for name in ("t5x", "unrolled", "scanned")
+    }
+    assert len(names) == 1
+
+
+def test_another_model_is_refused(folders):
+    mesh = partitioning.make_mesh()
+    for name, message in (
+        ("t5x", r"wi_0\.kernel"),
+        ("huggingface", "mlp_activations"),
+    ):
+        with pytest.raises(UserError, match=message):
+            policy = Policy(CONFIG.replace(mlp_activations=("relu",)))
+            open_checkpoint(str(folders / name)).restore(policy, mesh)
+    with pytest.raises(UserError, match="no checkpoint of step 4"):
+        open_checkpoint(str(folders / "huggingface"), 4)
+
+
+def test_a_converted_run_says_where_it_is_from_and_has_no_method_to_continue(folders):
+    description = json.loads((folders / "scanned" / "networks.json").read_text())
+    assert description["objective"] == "converted"
+    assert description["converted_from"]["format"] == "t5x"
