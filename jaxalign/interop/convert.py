@@ -126,7 +126,9 @@ def _write_foreign(
         except ValueError as error:
             raise UserError(str(error)) from error
         with storage.new_folder(path, huggingface_folder.CONFIG) as folder:
-            file = _vocabulary(source, "", 0).get("source")
+            recorded = _vocabulary(source, "", 0)
+            _check_size(recorded, config)
+            file = recorded.get("source")
             if file is not None:
                 with storage.open_for_writing(folder, huggingface_folder.SENTENCEPIECE) as copy:
                     copy.write(storage.read(*_split(file)) or b"")

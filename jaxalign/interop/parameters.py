@@ -108,18 +108,23 @@ def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config,
     }
     activations = ("gelu", "linear") if gated else ("relu",)
     tied = HEAD not in params
-    config = T5Config(
-        vocab_size=vocab_size,
-        emb_dim=emb_dim,
-        num_heads=num_heads,
-        head_dim=joined // num_heads,
-        mlp_dim=params[wi].shape[-1],
-        num_encoder_layers=counts["encoder"],
-        num_decoder_layers=counts["decoder"],
-        mlp_activations=activations,
-        logits_via_embedding=tied,
-        relative_attention_num_buckets=num_buckets,
-    )
+    if max(counts.values()) > len(params):
+        raise UserError(f"{where} has a layer {max(counts.values()) - 1}, but {len(params)} arrays")
+    try:
+        config = T5Config(
+            vocab_size=vocab_size,
+            emb_dim=emb_dim,
+            num_heads=num_heads,
+            head_dim=joined // num_heads,
+            mlp_dim=params[wi].shape[-1],
+            num_encoder_layers=counts["encoder"],
+            num_decoder_layers=counts["decoder"],
+            mlp_activations=activations,
+            logits_via_embedding=tied,
+            relative_attention_num_buckets=num_buckets,
+        )
+    except ValueError as error:
+        raise UserError(f"{where} is no T5: {error}") from error
     assumed = (
         f"assumed, because parameters do not say it: activations {'-'.join(activations)} (T5 {'1.1' if gated else '1.0'}), "
         f"relative positions up to {config.relative_attention_max_distance} tokens"

@@ -46,6 +46,7 @@ def read_legacy(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
         raise UserError(f"{path} is missing")
     try:
         index = flax.serialization.msgpack_restore(content)
+        leaves = _leaves(index.get("optimizer", {}))
     except Exception as error:  # whatever a decoder says of bytes that are no index
         raise UserError(
             f"{path} is not the msgpack index of a T5X checkpoint: {storage.first_line(error)}"
@@ -53,7 +54,6 @@ def read_legacy(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
     version = index.get("version") if isinstance(index, dict) else None
     if not isinstance(version, int) or version < 2 or "optimizer" not in index:
         raise UserError(f"{path} is not the index of a T5X checkpoint of version 2 or 3")
-    leaves = _leaves(index["optimizer"])
     specs = {}
     params: dict[str, LazyArray] = {}
     for name, leaf in leaves.items():
