@@ -5,11 +5,13 @@ import json
 
 import flax.serialization
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.interop import parameters, t5x
 from jaxalign.interop.arrays import from_numpy
+from jaxalign.interop.convert import convert
 from jaxalign.interop.sources import open_source
 
 READERS = {"legacy": t5x.read_legacy, "orbax": t5x.read_orbax}
@@ -36,6 +38,33 @@ def test_a_state_written_by_t5x(shared_dir, layout):
     config, assumed = source.configured(None)
     assert {name: getattr(config, name) for name in dims} == dims
     assert "activations gelu-linear" in assumed
+
+
+def test_what_t5x_wrote_is_written_as_t5x_writes_it(shared_dir, tmp_path):
+    golden = shared_dir / "goldens" / "t5x_checkpoints" / "legacy" / "checkpoint_1"
+    written = tmp_path / "checkpoint_1"
+    convert(checkpoint=str(golden), output=str(written), to="t5x")
+    indices = [
+        flax.serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+        for folder in (golden, written)
+    ]
+    assert indices[0]["version"] == indices[1]["version"]
+    assert indices[0]["optimizer"]["target"] == indices[1]["optimizer"]["target"]
+    step = [index["optimizer"]["state"]["step"] for index in indices]
+    assert step[0] == step[1] and step[0].dtype == step[1].dtype
+    name = "target.encoder.layers_1.mlp.wi_0.kernel/.zarray"
+    assert json.loads((golden / name).read_text()) == json.loads((written / name).read_text())
+
+
+def test_orbax_restores_what_is_written_for_it(values, make_checkpoint):
+    expected = values()
+    folder = make_checkpoint("t5x_orbax", expected)
+    restored = ocp.PyTreeCheckpointer().restore(f"{folder}/state")
+    assert restored["state"]["step"] == 7
+    found = parameters.flatten(restored["target"])
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.fixture
