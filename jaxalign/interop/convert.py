@@ -47,7 +47,7 @@ def convert(
       to: jaxalign, t5x (msgpack and zarr, which every version of T5X reads), t5x_orbax, or huggingface.
       step: which checkpoint, where there are several: a number, 'latest' or (of runs) 'best'.
       role: the network of a run to convert.
-      model: what the checkpoint is taken for; from gin: --gin_file=models/FILE --gin_file=runs/convert.gin.
+      model: what the checkpoint is taken for; from gin: --gin_file=models/FILE --gin_file=convert.gin.
       dtype: float32 or bfloat16; by default as it is, and float32 in a run folder.
       scan_layers: whether a run folder has its layers stacked; by default as the model says.
       vocabulary: a SentencePiece model or 'bytes', for a run folder; by default the checkpoint's own where it has one.
