@@ -14,10 +14,12 @@ from jaxalign.interop.parameters import flatten
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.stacking import stack_layers
-from jaxalign.training import partitioning
+from jaxalign.networks.value import ValueNetwork
+from jaxalign.objectives.dro import DROV
+from jaxalign.training import partitioning, run
 from jaxalign.training.initial_checkpoint import open_checkpoint
 from jaxalign.training.partitioning import MeshShape
-from jaxalign.training.score import reference_name
+from jaxalign.training.score import reference_name, score
 from jaxalign.training.state import role_shardings
 
 CONFIG = T5Config(
@@ -100,3 +102,24 @@ def test_a_converted_run_says_where_it_is_from_and_has_no_method_to_continue(fol
     description = json.loads((folders / "scanned" / "networks.json").read_text())
     assert description["objective"] == "converted"
     assert description["converted_from"]["format"] == "t5x"
+
+
+@pytest.mark.parametrize("name", ["t5x", "huggingface", "scanned"])
+def test_policy_and_value_start_from_it_and_the_values_head_is_made_anew(folders, params, name):
+    objective = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG))
+    mesh = partitioning.make_mesh()
+    heads = []
+    for seed in (0, 1):
+        started, _, reference = run._initial_params(
+            objective, mesh, seed, str(folders / name), None, "new"
+        )
+        jax.tree.map(np.testing.assert_array_equal, started["policy"], params)
+        jax.tree.map(np.testing.assert_array_equal, started["value"]["encoder"], params["encoder"])
+        assert reference == open_checkpoint(str(folders / name)).identity
+        heads.append(np.asarray(started["value"]["head"]["kernel"]))
+    assert not np.array_equal(*heads)
+
+
+def test_scoring_asks_for_the_lengths_that_a_converted_checkpoint_does_not_know(folders):
+    with pytest.raises(UserError, match="records no length of its inputs; give --max_input_length"):
+        score(checkpoint=str(folders / "unrolled"), cache_dir="unread")
