@@ -117,6 +117,7 @@ class Step:
         self.mesh = partitioning.make_mesh(devices=_jax().devices()[:1])
         self._step = step.make_train_step(self.objective, self.transformations)
         self.state = self.new_state()
+        self.gib: dict[int, float] = {}  # memory by rows, as XLA counts it
 
     def new_state(self) -> Any:
         from jaxalign.training import state
@@ -175,8 +176,9 @@ class Step:
         sizes = program.memory_analysis()
         needed = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
         needed += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-        if self.options.memory_gib and needed > self.options.memory_gib * 2**30:
-            raise MemoryError(f"{needed / 2**30:.2f} GiB")
+        self.gib[rows] = needed / 2**30
+        if self.options.memory_gib and self.gib[rows] > self.options.memory_gib:
+            raise MemoryError(f"{self.gib[rows]:.3f} GiB")
         return program
 
     def run(self, rows: int, steps: int, batch: dict[str, Any] | None = None) -> float:
@@ -203,7 +205,7 @@ class Step:
                 self.state = None
                 self.state = self.new_state()
             return False
-        _log(f"  {rows} rows: yes")
+        _log(f"  {rows} rows: yes ({self.gib[rows]:.3f} GiB by XLA's count)")
         return True
 
     def parts(self, rows: int) -> dict[str, float]:
@@ -266,6 +268,7 @@ def measure(options: argparse.Namespace, model: str, objective: str, peak: float
         "model_flops_per_step": flops,
         "model_flops_per_second": flops / seconds,
         "mfu": flops / seconds / peak,
+        "xla_gib": step.gib[rows],
         "peak_memory_bytes": statistics.get("peak_bytes_in_use"),
     }
     if options.profile:
