@@ -90,8 +90,8 @@ def test_it_runs_with_a_tiny_model_and_imports_no_data_library(repository, tmp_p
         gpu_step.main()
     """
     out = tmp_path / "out.json"
-    options = "--model tiny --device cpu --inputs 32 --targets 16 --filled 0.7 --max_batch 24 --seconds 0.1"
-    options += f" --memory_gib 0.03 --json {out} --profile {tmp_path / 'profile'}"
+    options = "--model tiny --device cpu --inputs 32 --targets 16 --filled 0.7 --max_batch 8 --seconds 0.1"
+    options += f" --json {out} --profile {tmp_path / 'profile'}"
     environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)}
     done = subprocess.run(
         [sys.executable, "-c", program, *options.split()],
@@ -101,8 +101,8 @@ def test_it_runs_with_a_tiny_model_and_imports_no_data_library(repository, tmp_p
     report = json.loads(out.read_text())
     for result, objective in zip(report["results"], ("sft", "dro_v"), strict=True):
         assert result["objective"] == objective
-        assert 0 < result["rows"] <= 24
-        assert 0 < result["mfu"] < 1.5
+        assert result["rows"] == 8
+        assert result["mfu"] > 0 and result["xla_gib"] > 0
         padded = 48 * result["sequences_per_second"]
         assert 0.4 * padded < result["non_padding_tokens_per_second"] < padded
         assert ("value_forward_backward" in result["parts_seconds"]) == (objective == "dro_v")
