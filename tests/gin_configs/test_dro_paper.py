@@ -62,6 +62,14 @@ SMALL_MODEL = {
     "T5Config.num_encoder_layers": 2,
     "T5Config.num_decoder_layers": 2,
 }
+# What makes compilation long is for the slow runs.
+QUICK = {
+    "SCAN_LAYERS": False,
+    "REMAT_POLICY": repr("none"),
+    "ACTIVATION_DTYPE": repr("float32"),
+    "T5Config.num_encoder_layers": 1,
+    "T5Config.num_decoder_layers": 1,
+}
 OPEN = ["--gin.MODEL_DIR='run'", "--gin.TRAIN_FILE='x.jsonl'", "--gin.VOCABULARY='bytes'"]
 
 
@@ -160,11 +168,17 @@ def ultrafeedback(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == LARGE else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_trains_two_steps_with_a_small_model(name, ultrafeedback, tmp_path, capsys):
+    train_two_steps(name, {}, ultrafeedback, tmp_path, capsys)
+
+
+def test_the_main_file_trains_two_steps_with_a_tiny_model(ultrafeedback, tmp_path, capsys):
+    train_two_steps(LARGE, QUICK, ultrafeedback, tmp_path, capsys)
+
+
+def train_two_steps(name, changes, ultrafeedback, tmp_path, capsys):
     settings = {
         "MODEL_DIR": repr(str(tmp_path / "run")),
         "CACHE_DIR": repr(str(ultrafeedback.parent / "cache")),
@@ -176,6 +190,7 @@ def test_a_file_trains_two_steps_with_a_small_model(name, ultrafeedback, tmp_pat
         "TRAIN_STEPS": 2,
         **({"VALUE_TOKEN": 300} if name.startswith("single_network") else {}),
         **SMALL_MODEL,
+        **changes,
     }
     command = ["train", f"--gin_file=experiments/dro_paper/{name}.gin"]
     command += [f"--gin.{key}={value}" for key, value in settings.items()]
