@@ -179,7 +179,7 @@ ask() {
   shift
   if on dry_run; then
     printf '%s\n' "$(quoted "$@")" >&9 # what is here the output is the answer
-    printf '%s\n' "$answer"
+    [[ -z $answer ]] || printf '%s\n' "$answer"
   else
     "$@"
   fi

@@ -14,7 +14,7 @@ JOBSET=https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.1/manife
 
 hosts >/dev/null
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
-  mapfile -t where < <(XPK_PLACE)
+  mapfile -t where < <(xpk_place)
   command=(xpk cluster create "${where[@]}" "--tpu-type=${CONFIG[ACCELERATOR_TYPE]}" "--num-slices=${CONFIG[NUM_SLICES]}"
     --enable-workload-identity)
   case ${CONFIG[PROVISIONING]} in

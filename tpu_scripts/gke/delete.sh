@@ -11,7 +11,7 @@ OPTION=([node_pools]=false [cluster]=false)
 start "$@"
 need_cluster
 place=("--location=${CONFIG[ZONE]}" "--project=${CONFIG[PROJECT]}")
-mapfile -t where < <(XPK_PLACE)
+mapfile -t where < <(xpk_place)
 
 if on cluster; then
   confirm "Delete the cluster ${CONFIG[CLUSTER]} with all its node pools and jobs, in ${CONFIG[ZONE]} of ${CONFIG[PROJECT]}?"

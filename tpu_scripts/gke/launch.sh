@@ -23,11 +23,11 @@ if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   ((${#GIN_FILES[@]} == 0)) ||
     mistake "xpk uploads no files; put ${GIN_FILES[*]} into the image, or use GKE_VIA=jobset"
   [[ -z ${CONFIG[MOUNT_BUCKET]} ]] || mistake "$CONFIG_FILE: MOUNT_BUCKET: attach the bucket with xpk storage attach, or use GKE_VIA=jobset"
-  mapfile -t where < <(XPK_PLACE)
+  mapfile -t where < <(xpk_place)
   command=(xpk workload create "${where[@]}" "--workload=${CONFIG[NAME]}" "--tpu-type=${CONFIG[ACCELERATOR_TYPE]}"
     "--num-slices=${CONFIG[NUM_SLICES]}" "--docker-image=${CONFIG[IMAGE]}" "--max-restarts=${CONFIG[MAX_RESTARTS]}"
     # xpk restarts after 42 and 127 to 255 only; these are jaxalign's own, and Python's for a defect.
-    --restart-on-exit-codes=1,75,76 "--termination-grace-period-seconds=${CONFIG[STOP_GRACE_SECONDS]}")
+    "--restart-on-exit-codes=1,75,76" "--termination-grace-period-seconds=${CONFIG[STOP_GRACE_SECONDS]}")
   case ${CONFIG[PROVISIONING]} in
     spot) command+=(--spot) ;;
     on_demand) command+=(--on-demand) ;;
@@ -42,70 +42,70 @@ fi
 
 # A YAML string. Newlines would need another style, and nothing here has a use for them.
 yaml_string() {
+  local quote="'"
   [[ $1 != *$'\n'* ]] || mistake "a value has a line break in it: ${1@Q}"
-  printf "'%s'" "${1//\'/\'\'}"
+  printf "'%s'" "${1//$quote/$quote$quote}"
 }
 
 # Kubernetes reads $(NAME) in a command as a variable and $$ as one $.
-escaped() { printf '%s' "${1//\$/\$\$}"; }
+escaped() {
+  local dollar='$'
+  printf '%s' "${1//$dollar/$dollar$dollar}"
+}
 
+# Prints the template with its placeholders filled in. A placeholder alone on a line stands for any number of lines.
 manifest() {
-  local template word variable key line target index=0
-  local command='' environment='' mounts='' volumes='' spot_selector='' spot_toleration=''
-  for word in "${COMMAND[@]}"; do command+="                    - $(yaml_string "$(escaped "$word")")"$'\n'; done
+  local word variable key line target index=0 fuse=false
+  local -a arguments=() environment=() mounts=() volumes=() spot_selector=() spot_toleration=()
+  for word in "${COMMAND[@]}"; do arguments+=("- $(yaml_string "$(escaped "$word")")"); done
   for variable in "${JOB_ENVIRONMENT[@]}"; do
-    environment+="                    - name: ${variable%%=*}"$'\n'
-    environment+="                      value: $(yaml_string "$(escaped "${variable#*=}")")"$'\n'
+    environment+=("- name: ${variable%%=*}" "  value: $(yaml_string "$(escaped "${variable#*=}")")")
   done
   if [[ ${CONFIG[PROVISIONING]} == spot ]]; then
-    spot_selector="                cloud.google.com/gke-spot: 'true'"
-    spot_toleration="                - key: cloud.google.com/gke-spot
-                  operator: Equal
-                  value: 'true'
-                  effect: NoSchedule"
+    spot_selector=("cloud.google.com/gke-spot: 'true'")
+    spot_toleration=("- key: cloud.google.com/gke-spot" "  operator: Equal" "  value: 'true'" "  effect: NoSchedule")
   fi
   if ((${#GIN_FILES[@]})); then
-    mounts+="                    - name: gin
-                      mountPath: /job"$'\n'
-    volumes+="                - name: gin
-                  configMap:
-                    name: $(config_map)
-                    items:"$'\n'
+    mounts+=("- name: gin" "  mountPath: /job")
+    volumes+=("- name: gin" "  configMap:" "    name: $(config_map)" "    items:")
     while IFS= read -r target; do
-      volumes+="                      - key: file-$index
-                        path: $(yaml_string "$target")"$'\n'
+      volumes+=("      - key: file-$index" "        path: $(yaml_string "$target")")
       index=$((index + 1))
     done < <(gin_targets)
   fi
   if [[ -n ${CONFIG[MOUNT_BUCKET]} ]]; then
-    mounts+="                    - name: bucket
-                      mountPath: /gcs/${CONFIG[MOUNT_BUCKET]}"$'\n'
-    volumes+="                - name: bucket
-                  csi:
-                    driver: gcsfuse.csi.storage.gke.io
-                    volumeAttributes:
-                      bucketName: ${CONFIG[MOUNT_BUCKET]}
-                      mountOptions: implicit-dirs"$'\n'
+    fuse=true
+    mounts+=("- name: bucket" "  mountPath: /gcs/${CONFIG[MOUNT_BUCKET]}")
+    volumes+=("- name: bucket" "  csi:" "    driver: gcsfuse.csi.storage.gke.io" "    volumeAttributes:"
+      "      bucketName: ${CONFIG[MOUNT_BUCKET]}" "      mountOptions: implicit-dirs")
   fi
   while IFS= read -r line; do
     case $line in
-      @COMMAND@) line=${command%$'\n'} ;;
-      @ENVIRONMENT@) line=${environment%$'\n'} ;;
-      @VOLUME_MOUNTS@) line=${mounts%$'\n'} ;;
-      @VOLUMES@) line=${volumes%$'\n'} ;;
-      @SPOT_SELECTOR@) line=$spot_selector ;;
-      @SPOT_TOLERATION@) line=$spot_toleration ;;
-      *@*@*)
-        line=${line/@HOSTS@/$machines}
-        line=${line/@FUSE@/$([[ -n ${CONFIG[MOUNT_BUCKET]} ]] && printf true || printf false)}
-        for key in NAME NAMESPACE MAX_RESTARTS NUM_SLICES K8S_SERVICE_ACCOUNT STOP_GRACE_SECONDS GKE_ACCELERATOR TPU_TOPOLOGY CHIPS_PER_HOST; do
-          line=${line/@$key@/${CONFIG[$key]}}
+      *@COMMAND@) indented "$line" "${arguments[@]}" ;;
+      *@ENVIRONMENT@) indented "$line" "${environment[@]}" ;;
+      *@VOLUME_MOUNTS@) indented "$line" "${mounts[@]}" ;;
+      *@VOLUMES@) indented "$line" "${volumes[@]}" ;;
+      *@SPOT_SELECTOR@) indented "$line" "${spot_selector[@]}" ;;
+      *@SPOT_TOLERATION@) indented "$line" "${spot_toleration[@]}" ;;
+      *)
+        line=${line/@HOSTS@/"$machines"}
+        line=${line/@FUSE@/"$fuse"}
+        for key in NAME NAMESPACE MAX_RESTARTS NUM_SLICES K8S_SERVICE_ACCOUNT STOP_GRACE_SECONDS GKE_ACCELERATOR \
+          TPU_TOPOLOGY CHIPS_PER_HOST; do
+          line=${line/@$key@/"${CONFIG[$key]}"}
         done
-        [[ $line != *@IMAGE@* ]] || line=${line/@IMAGE@/$(yaml_string "${CONFIG[IMAGE]}")}
+        [[ $line != *@IMAGE@ ]] || line=${line/@IMAGE@/"$(yaml_string "${CONFIG[IMAGE]}")"}
+        printf '%s\n' "$line"
         ;;
     esac
-    [[ -z $line ]] || printf '%s\n' "$line"
   done <"$HERE/gke/jobset.yaml.template"
+}
+
+# indented PLACEHOLDER LINE...: the lines, moved in as far as the placeholder.
+indented() {
+  local indent=${1%%@*} line
+  shift
+  for line in "$@"; do printf '%s%s\n' "$indent" "$line"; done
 }
 
 gin_targets() { printf '%s\n' "${!GIN_FILES[@]}" | LC_ALL=C sort; }

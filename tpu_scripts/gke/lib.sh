@@ -4,8 +4,6 @@
 # shellcheck source=tpu_scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
-region() { printf '%s\n' "${CONFIG[ZONE]%-*}"; }
-
 need_cluster() {
   need CLUSTER
   need_gcloud
@@ -27,14 +25,18 @@ hosts() {
   printf '%s\n' "$((chips / CONFIG[CHIPS_PER_HOST]))"
 }
 
-# kubectl names its cluster in every call, so that it can never act on another one that happens to be selected.
+# Fills KUBECTL. It names its cluster in every call, so that it can never act on another that happens to be selected.
+# shellcheck disable=SC2034  # the scripts use it
 use_cluster() {
-  run gcloud container clusters get-credentials "${CONFIG[CLUSTER]}" "--location=${CONFIG[ZONE]}" \
-    "--project=${CONFIG[PROJECT]}" </dev/null || fail "there is no cluster ${CONFIG[CLUSTER]} in ${CONFIG[ZONE]} of ${CONFIG[PROJECT]}, or you may not use it"
-  KUBECTL=(kubectl "--context=gke_${CONFIG[PROJECT]}_${CONFIG[ZONE]}_${CONFIG[CLUSTER]}" "--namespace=${CONFIG[NAMESPACE]}")
+  local location=${CONFIG[ZONE]}
+  # xpk makes regional clusters, create.sh zonal ones.
+  [[ ${CONFIG[GKE_VIA]} != xpk ]] || location=${location%-*}
+  run gcloud container clusters get-credentials "${CONFIG[CLUSTER]}" "--location=$location" \
+    "--project=${CONFIG[PROJECT]}" </dev/null || fail "there is no cluster ${CONFIG[CLUSTER]} in $location of ${CONFIG[PROJECT]}, or you may not use it"
+  KUBECTL=(kubectl "--context=gke_${CONFIG[PROJECT]}_${location}_${CONFIG[CLUSTER]}" "--namespace=${CONFIG[NAMESPACE]}")
 }
 
 # The job's manifest names its gin files by this ConfigMap.
 config_map() { printf '%s-gin\n' "${CONFIG[NAME]}"; }
 
-XPK_PLACE() { printf '%s\n' "--project=${CONFIG[PROJECT]}" "--zone=${CONFIG[ZONE]}" "--cluster=${CONFIG[CLUSTER]}"; }
+xpk_place() { printf '%s\n' "--project=${CONFIG[PROJECT]}" "--zone=${CONFIG[ZONE]}" "--cluster=${CONFIG[CLUSTER]}"; }

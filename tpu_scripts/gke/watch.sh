@@ -11,7 +11,7 @@ start "$@"
 [[ ${OPTION[lines]} =~ ^[0-9]+$ ]] || mistake "--lines must be a number, not ${OPTION[lines]}"
 need_cluster
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
-  mapfile -t where < <(XPK_PLACE)
+  mapfile -t where < <(xpk_place)
   # The list is all of xpk's view; the pods have the usual JobSet labels.
   ask '' xpk workload list "${where[@]}" "--filter-by-job=${CONFIG[NAME]}" </dev/null
 fi
