@@ -43,8 +43,8 @@ SSH_VIA external ^(external|internal|iap)$ external, internal or iap
 INSTALL ! ^(git\+(https|ssh)://.+@[0-9a-f]{40}|.*\.whl)$ git+https://HOST/PATH@COMMIT with the commit's 40 digits, or the path of a wheel
 CONSTRAINTS - . a file
 PYTHON 3.12 ^3\.(11|12)$ 3.11 or 3.12
-MODEL_DIR ! ^(gs://|/)[^\'\"\\\\]+$ gs://BUCKET/PATH or an absolute path, without quotes and backslashes
 MOUNT_BUCKET - ^[a-z0-9][-a-z0-9_.]*$ a bucket's name without gs://
+MODEL_DIR ! ^/[^\'\"\\\\]+$ an absolute path without quotes and backslashes; what is on a bucket is below /gcs/BUCKET, with MOUNT_BUCKET=BUCKET
 POLL_SECONDS 60 ^[0-9]{1,5}$ a number of seconds
 STOP_GRACE_SECONDS 600 ^[0-9]{1,5}$ a number of seconds
 MAX_LAUNCHES_WITHOUT_PROGRESS 10 $NUMBER a number, 1 or more
@@ -127,7 +127,7 @@ start() {
     shift
     case $argument in
       --) TRAIN_ARGS=("$@"); break ;;
-      --help | -h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+      --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
       --config=*) CONFIG_FILE=${argument#*=} ;;
       --*)
         name=${argument#--} value=true
@@ -356,14 +356,17 @@ expected_workers() {
 
 first_node() { node_names | { read -r node; cat >/dev/null; say "$node"; }; }
 
-# The last lines of metrics.jsonl.
+# A path on the mounted bucket, as the bucket's own address.
+on_bucket() { printf 'gs://%s' "${1#/gcs/}"; }
+
+# last_metrics STATE: the end of metrics.jsonl; from the slice while it is there, for the bucket may be behind it.
 last_metrics() {
   local file="${CONFIG[MODEL_DIR]%/}/metrics.jsonl"
-  if [[ $file == gs://* ]]; then
-    ask '' gcloud storage cat "--range=-20000" "$file" "--project=${CONFIG[PROJECT]}" 2>/dev/null </dev/null || true
-  else
+  if [[ $1 == ACTIVE ]]; then
     ssh_command "$(first_node)" 0 "${WORKER[@]}" metrics "$file"
     ask '' "${SSH[@]}" 2>/dev/null </dev/null | tr -d '\r' || true
+  else
+    ask '' gcloud storage cat "--range=-20000" "$(on_bucket "$file")" "--project=${CONFIG[PROJECT]}" 2>/dev/null </dev/null || true
   fi
 }
 
@@ -376,10 +379,8 @@ last_of_each_split() {
 # The newest step with a checkpoint; -1 if there is none or it cannot be asked.
 latest_checkpoint() {
   local folder="${CONFIG[MODEL_DIR]%/}/checkpoints" listing
-  if [[ $folder == gs://* ]]; then
-    listing=$(ask '' gcloud storage ls "$folder/" "--project=${CONFIG[PROJECT]}" 2>/dev/null </dev/null || true)
-  elif [[ $folder == /gcs/* ]]; then
-    listing=$(ask '' gcloud storage ls "gs://${folder#/gcs/}/" "--project=${CONFIG[PROJECT]}" 2>/dev/null </dev/null || true)
+  if [[ $folder == /gcs/* ]]; then
+    listing=$(ask '' gcloud storage ls "$(on_bucket "$folder")/" "--project=${CONFIG[PROJECT]}" 2>/dev/null </dev/null || true)
   else
     ssh_command "$(first_node)" 0 "${WORKER[@]}" checkpoints "$folder"
     listing=$(ask '' "${SSH[@]}" 2>/dev/null </dev/null || true)

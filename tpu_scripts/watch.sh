@@ -44,8 +44,8 @@ if [[ $state == ACTIVE ]]; then
 fi
 
 say "metrics in ${CONFIG[MODEL_DIR]%/}/metrics.jsonl, the last of each split:"
-if [[ $state == ACTIVE || ${CONFIG[MODEL_DIR]} == gs://* ]]; then
-  last_metrics | last_of_each_split
+if [[ $state == ACTIVE || ${CONFIG[MODEL_DIR]} == /gcs/* ]]; then
+  last_metrics "$state" | last_of_each_split
 else
   say "  on the slice's own disk, which is gone"
 fi

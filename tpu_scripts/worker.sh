@@ -72,7 +72,9 @@ mount_bucket() {
   command -v gcsfuse >/dev/null || fail "gcsfuse is not installed; see https://cloud.google.com/storage/docs/cloud-storage-fuse/install"
   sudo mkdir -p "$point"
   sudo chown "$(id -u):$(id -g)" "$point"
-  gcsfuse --implicit-dirs "$1" "$point" || fail "could not mount gs://$1"
+  # Checkpoints are finished by renaming their folder, and a worker must see at once what another has written.
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+    "$1" "$point" || fail "could not mount gs://$1"
 }
 
 start() {

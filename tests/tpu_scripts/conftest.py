@@ -20,7 +20,8 @@ CONFIG = {
     "RUNTIME_VERSION": "v2-alpha-tpuv5-lite",
     "PROVISIONING": "spot",
     "INSTALL": f"git+https://example.com/jaxalign.git@{COMMIT}",
-    "MODEL_DIR": "gs://bucket/run",
+    "MOUNT_BUCKET": "bucket",
+    "MODEL_DIR": "/gcs/bucket/run",
     "POLL_SECONDS": "7",
     "STOP_GRACE_SECONDS": "14",
 }
@@ -35,7 +36,6 @@ CLOUD = {
     "checkpoints": [],
     "metrics": "",
     "existing": [],
-    "failing": "",
     "events": [],
     "execute": False,
 }

@@ -53,16 +53,16 @@ def test_a_missing_key_is_named(cloud, key):
 
 def test_an_unknown_key_is_named_with_its_line(cloud):
     cloud.configure(ACCELERATOR="v5e")
-    assert "tpu.env:11: unknown key ACCELERATOR" in refusal(cloud)
+    assert "tpu.env:12: unknown key ACCELERATOR" in refusal(cloud)
 
 
 def test_a_key_given_twice_and_a_line_that_is_none_are_refused(cloud):
     file = cloud.work / "tpu.env"
     text = file.read_text()
     file.write_text(text + "ZONE=us-west4-b\n")
-    assert "tpu.env:11: ZONE is there twice" in refusal(cloud)
+    assert "tpu.env:12: ZONE is there twice" in refusal(cloud)
     file.write_text(text + "export A\n")
-    assert "tpu.env:11: not KEY=VALUE: export A" in refusal(cloud)
+    assert "tpu.env:12: not KEY=VALUE: export A" in refusal(cloud)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,8 @@ def test_a_key_given_twice_and_a_line_that_is_none_are_refused(cloud):
         ("INSTALL", "jaxalign"),
         ("INSTALL", "git+https://example.com/jaxalign.git@main"),
         ("MODEL_DIR", "runs/x"),
-        ("MODEL_DIR", "gs://bucket/it's"),
+        ("MODEL_DIR", "/data/it's"),
+        ("MODEL_DIR", "gs://bucket/run"),
         ("POLL_SECONDS", "1.5"),
     ],
 )
@@ -90,7 +91,7 @@ def test_a_wrong_value_is_named_with_what_is_right(cloud, key, value):
 
 
 def test_a_folder_on_a_bucket_that_is_not_mounted_is_refused(cloud):
-    cloud.configure(MODEL_DIR="/gcs/my-bucket/run")
+    cloud.configure(MODEL_DIR="/gcs/my-bucket/run", MOUNT_BUCKET="")
     assert "MOUNT_BUCKET is ''" in refusal(cloud)
 
 
@@ -112,8 +113,8 @@ def test_nothing_in_the_file_is_run(cloud):
 def test_comments_blanks_quotes_and_windows_line_ends(cloud):
     text = (cloud.work / "tpu.env").read_text()
     text = text.replace(
-        "MODEL_DIR=gs://bucket/run", 'MODEL_DIR = x\nMODEL_DIR="gs://bucket/my run"  '
+        "MODEL_DIR=/gcs/bucket/run", 'MODEL_DIR = x\nMODEL_DIR="/gcs/bucket/my run"  '
     )
     text = text.replace("MODEL_DIR = x\n", "")
     (cloud.work / "tpu.env").write_text(f"# a comment\n\n  {text}".replace("\n", "\r\n"))
-    assert values(cloud, "MODEL_DIR", "PROJECT") == ["gs://bucket/my run", "my-project"]
+    assert values(cloud, "MODEL_DIR", "PROJECT") == ["/gcs/bucket/my run", "my-project"]

@@ -36,13 +36,15 @@ def gcloud_problems(words):
     """What gcloud would not understand in a command."""
     node, flags, problems = gcloud_tree(), {}, []
     flags.update(node["flags"])
-    for position, word in enumerate(words[1:]):
+    unknown = ""
+    for word in words[1:]:
         if word not in node.get("commands", {}):
+            unknown = word
             break
         node = node["commands"][word]
         flags.update(node.get("flags", {}))
     if node.get("commands"):
-        problems.append(f"unknown command {words[position + 1]}")
+        problems.append(f"unknown command {unknown}")
     for word in words[1:]:
         if word.startswith("--"):
             name, _, value = word.partition("=")

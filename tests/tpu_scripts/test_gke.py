@@ -36,7 +36,6 @@ def test_the_manifest_is_a_jobset_of_the_whole_slice(gke):
         IMAGE="repo/image:1",
         NUM_SLICES="2",
         ENV_NOTE="a 'b' $(c)",
-        MOUNT_BUCKET="my-bucket",
     )
     jobset = manifest(gke)
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -65,14 +64,14 @@ def test_the_manifest_is_a_jobset_of_the_whole_slice(gke):
         "train",
         "--gin_file=my gin.gin",
         ARGUMENT,
-        "--gin.MODEL_DIR='gs://bucket/run'",
+        "--gin.MODEL_DIR='/gcs/bucket/run'",
     ]
     environment = {
         entry["name"]: kubernetes_expands(entry["value"], variables) for entry in container["env"]
     }
     assert environment["NOTE"] == "a 'b' $(c)"
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts == {"shared-memory": "/dev/shm", "gin": "/job", "bucket": "/gcs/my-bucket"}
+    assert mounts == {"shared-memory": "/dev/shm", "gin": "/job", "bucket": "/gcs/bucket"}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert set(volumes) == set(mounts)
     assert volumes["gin"]["configMap"]["items"] == [{"key": "file-0", "path": "my gin.gin"}]
@@ -154,8 +153,8 @@ def test_delete_names_each_thing_and_asks_for_each(gke):
 def test_a_shape_that_machines_cannot_make_up_and_a_local_run_folder_are_refused(gke):
     gke.configure(CLUSTER="pods", IMAGE="i", TPU_TOPOLOGY="1x3")
     assert "TPU_TOPOLOGY 1x3 has 3 chips" in gke.run("gke/launch", "--", "--gin_file=x").stderr
-    gke.configure(CLUSTER="pods", IMAGE="i", MODEL_DIR="/data/run")
-    assert "must be on a bucket" in gke.run("gke/launch", "--", "--gin_file=x").stderr
+    gke.configure(CLUSTER="pods", IMAGE="i", MODEL_DIR="/data/run", MOUNT_BUCKET="")
+    assert "must be on the mounted bucket" in gke.run("gke/launch", "--", "--gin_file=x").stderr
     gke.configure()
     assert "CLUSTER is missing" in gke.run("gke/watch").stderr
 
@@ -174,5 +173,5 @@ def test_xpk_gets_the_command_as_one_safe_line(gke):
         "train",
         "--gin_file=x.gin",
         ARGUMENT,
-        "--gin.MODEL_DIR='gs://bucket/run'",
+        "--gin.MODEL_DIR='/gcs/bucket/run'",
     ]

@@ -13,8 +13,8 @@ start "$@"
 train_command
 need IMAGE
 need_cluster
-[[ ${CONFIG[MODEL_DIR]} == gs://* || ${CONFIG[MODEL_DIR]} == /gcs/* ]] ||
-  mistake "$CONFIG_FILE: MODEL_DIR must be on a bucket: a pod's own disk goes with the pod"
+[[ ${CONFIG[MODEL_DIR]} == /gcs/* ]] ||
+  mistake "$CONFIG_FILE: MODEL_DIR must be on the mounted bucket, below /gcs: a pod's own disk goes with the pod"
 machines=$(hosts)
 
 # --- xpk ---------------------------------------------------------------------------------------------------------
@@ -22,7 +22,6 @@ machines=$(hosts)
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   ((${#GIN_FILES[@]} == 0)) ||
     mistake "xpk uploads no files; put ${GIN_FILES[*]} into the image, or use GKE_VIA=jobset"
-  [[ -z ${CONFIG[MOUNT_BUCKET]} ]] || mistake "$CONFIG_FILE: MOUNT_BUCKET: attach the bucket with xpk storage attach, or use GKE_VIA=jobset"
   mapfile -t where < <(xpk_place)
   command=(xpk workload create "${where[@]}" "--workload=${CONFIG[NAME]}" "--tpu-type=${CONFIG[ACCELERATOR_TYPE]}"
     "--num-slices=${CONFIG[NUM_SLICES]}" "--docker-image=${CONFIG[IMAGE]}" "--max-restarts=${CONFIG[MAX_RESTARTS]}"
@@ -77,7 +76,8 @@ manifest() {
     fuse=true
     mounts+=("- name: bucket" "  mountPath: /gcs/${CONFIG[MOUNT_BUCKET]}")
     volumes+=("- name: bucket" "  csi:" "    driver: gcsfuse.csi.storage.gke.io" "    volumeAttributes:"
-      "      bucketName: ${CONFIG[MOUNT_BUCKET]}" "      mountOptions: implicit-dirs")
+      "      bucketName: ${CONFIG[MOUNT_BUCKET]}" 
+      "      mountOptions: implicit-dirs,file-system:rename-dir-limit:200000,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0")
   fi
   while IFS= read -r line; do
     case $line in

@@ -20,9 +20,7 @@ pods=("--selector=jobset.sigs.k8s.io/jobset-name=${CONFIG[NAME]}")
 ask '' "${KUBECTL[@]}" get jobset "${CONFIG[NAME]}" --ignore-not-found
 ask '' "${KUBECTL[@]}" get pods "${pods[@]}" --output=wide
 say "metrics in ${CONFIG[MODEL_DIR]%/}/metrics.jsonl, the last of each split:"
-file=${CONFIG[MODEL_DIR]%/}/metrics.jsonl
-[[ $file != /gcs/* ]] || file=gs://${file#/gcs/}
-ask '' gcloud storage cat --range=-20000 "$file" "--project=${CONFIG[PROJECT]}" 2>/dev/null </dev/null | last_of_each_split || true
+last_metrics bucket | last_of_each_split
 say "log of pod ${OPTION[worker]}:"
 follow=()
 ! on follow || follow=(--follow)
