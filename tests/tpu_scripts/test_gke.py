@@ -164,10 +164,10 @@ def test_xpk_gets_the_command_as_one_safe_line(gke):
     assert gke.run("gke/launch", "--", "--gin_file=x.gin", ARGUMENT).returncode == 0
     [call] = gke.calls("xpk", "workload", "create")
     assert {"--tpu-type=v5litepod-32", "--spot", "--env=NOTE=a b", "--max-restarts=50"} <= set(call)
-    command = next(word for word in call if word.startswith("--command=")).removeprefix(
-        "--command="
-    )
-    words = gke.bash(f"printf '%s\\n' {command}").stdout.splitlines()
+    [command] = [word for word in call if word.startswith("--command=")]
+    command = kubernetes_expands(command.removeprefix("--command="), {"HOME": "/root"})
+    # It is run in a shell, which it replaces: xpk sends SIGTERM there.
+    words = gke.bash(f"exec() {{ printf '%s\\n' \"$@\"; }}; {command}").stdout.splitlines()
     assert words == [
         "jaxalign",
         "train",

@@ -181,7 +181,7 @@ def test_no_answer_about_the_slice_for_long_ends_the_watch_and_deletes_nothing(c
 
 def test_workers_that_never_answer_are_replaced(cloud):
     mute = workers(["silent", "-"], RUNNING)
-    cloud.set(events=[mute] + [{}] * 10 + [workers(ABSENT, ABSENT), DONE])
+    cloud.set(events=[mute] + [{}] * 10 + [DONE])
     assert cloud.run("run", "--yes", *ARGUMENTS).returncode == 0
     assert cloud.verbs() == ["setup", "start", "delete", "create", "setup", "start"]
 

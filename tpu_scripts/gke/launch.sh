@@ -17,6 +17,12 @@ need_cluster
   mistake "$CONFIG_FILE: MODEL_DIR must be on the mounted bucket, below /gcs: a pod's own disk goes with the pod"
 machines=$(hosts)
 
+# Kubernetes reads $(NAME) in a command as a variable and $$ as one $.
+escaped() {
+  local dollar='$'
+  printf '%s' "${1//$dollar/$dollar$dollar}"
+}
+
 # --- xpk ---------------------------------------------------------------------------------------------------------
 
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
@@ -31,8 +37,9 @@ if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
     spot) command+=(--spot) ;;
     on_demand) command+=(--on-demand) ;;
   esac
-  for variable in "${JOB_ENVIRONMENT[@]}"; do command+=("--env=$variable"); done
-  command+=("--command=$(quoted "${COMMAND[@]}")")
+  for variable in "${JOB_ENVIRONMENT[@]}"; do command+=("--env=$(escaped "$variable")"); done
+  # xpk passes SIGTERM on to the shell that it starts for the command; exec makes that shell our process.
+  command+=("--command=$(escaped "exec $(quoted "${COMMAND[@]}")")")
   run "${command[@]}" </dev/null || fail "xpk did not start ${CONFIG[NAME]}; its reason is above"
   exit
 fi
@@ -44,12 +51,6 @@ yaml_string() {
   local quote="'"
   [[ $1 != *$'\n'* ]] || mistake "a value has a line break in it: ${1@Q}"
   printf "'%s'" "${1//$quote/$quote$quote}"
-}
-
-# Kubernetes reads $(NAME) in a command as a variable and $$ as one $.
-escaped() {
-  local dollar='$'
-  printf '%s' "${1//$dollar/$dollar$dollar}"
 }
 
 # Prints the template with its placeholders filled in. A placeholder alone on a line stands for any number of lines.
