@@ -13,7 +13,7 @@ case $state in
   ABSENT) say "nothing to delete: there is no queued resource ${CONFIG[NAME]} in ${CONFIG[ZONE]} of ${CONFIG[PROJECT]}"; exit ;;
   NO_ANSWER) fail "could not ask for the queued resource ${CONFIG[NAME]}" ;;
 esac
-nodes=$(node_names | paste -sd' ')
+nodes=$(node_names | paste -sd' ' -)
 [[ ${CONFIG[MODEL_DIR]} == /gcs/* ]] ||
   say "MODEL_DIR ${CONFIG[MODEL_DIR]} is on the slice's own disks and is deleted with them"
 confirm "Delete the queued resource ${CONFIG[NAME]} ($state) and its nodes ($nodes) in ${CONFIG[ZONE]} of ${CONFIG[PROJECT]}?"

@@ -185,7 +185,8 @@ ask() {
   fi
 }
 
-# Asks before something is deleted; --yes answers yes. What it is has been said in the question.
+# Asks before something is deleted; --yes answers yes. What it is has been said in the question. Answers that are not
+# typed count only with ANSWERS_FROM_STDIN=true.
 confirm() {
   local answer
   if on yes || on dry_run; then
@@ -332,15 +333,19 @@ WORKER_SCRIPT=jaxalign_worker.sh
 WORKER=(bash "$WORKER_SCRIPT")
 
 # One line for each worker that answered: NODE HOST STATE CODE SECONDS. STATE is running, exited, lost or absent.
+# gcloud talks about every connection it makes; what it says is shown only if something went wrong.
 worker_states() {
-  local node line
+  local node line talk
+  talk=$(mktemp)
   while read -r node <&3; do
     ssh_command "$node" all "${WORKER[@]}" status "${CONFIG[NAME]}"
-    { ask "JOB_STATUS worker-0 running - 0" "${SSH[@]}" </dev/null || true; } | tr -d '\r' |
+    { ask "JOB_STATUS worker-0 running - 0" "${SSH[@]}" </dev/null 2>"$talk" ||
+      { grep -v 'Attempting to connect' "$talk" | tail -n 3 >&2 || true; }; } | tr -d '\r' |
       while read -r line; do
         [[ $line != JOB_STATUS\ * ]] || say "$node ${line#JOB_STATUS }"
       done
   done 3< <(node_names)
+  rm -f "$talk"
 }
 
 # How many workers there ought to be, as the nodes' descriptions say; ? if they could not be asked.

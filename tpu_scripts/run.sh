@@ -131,7 +131,7 @@ judge() {
   if [[ -n $misused && ( $launched == true || $running -gt 0 ) ]]; then
     other stop --force || true
     other watch --lines=40 || true
-    note "the job ended with code 2, a mistake in its command or configuration; its log is above. Correct it and run again"
+    note "the job ended with code 2, a mistake in its command or configuration; its log is above. Correct it and run again; the slice is still there and costs money, delete.sh deletes it"
     exit 2
   elif [[ $running -gt 0 && $launched == false ]]; then
     # Workers that run this very command are left alone, others are started; another command is refused.

@@ -53,7 +53,7 @@ setup() {
   if ! "python$python" -m venv "$VENV" 2>/dev/null; then
     # The images of TPU machines come with an older Python; uv brings its own.
     rm -rf "$VENV"
-    python3 -m pip install --quiet --disable-pip-version-check --user uv || fail "could not install uv"
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --disable-pip-version-check --user uv || fail "could not install uv"
     python3 -m uv venv --quiet --seed --python "$python" "$VENV" || fail "there is no Python $python and uv could not get it"
   fi
   case $requirement in

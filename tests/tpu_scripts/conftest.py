@@ -37,6 +37,7 @@ CLOUD = {
     "metrics": "",
     "existing": [],
     "events": [],
+    "ssh_error": "",
     "execute": False,
 }
 

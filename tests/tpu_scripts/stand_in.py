@@ -55,6 +55,10 @@ def on_workers(cloud, node, words):
         return [worker(node, index, flags["command"]) for index in chosen]
     verb = flags["command"].split()[2]
     if verb == "status":
+        print(f"SSH: Attempting to connect to worker {chosen[0]}...", file=sys.stderr)
+        if cloud["ssh_error"]:
+            print(cloud["ssh_error"], file=sys.stderr)
+            return [255]
         for index in chosen:
             if cloud["workers"][index][0] != "silent":
                 print("JOB_STATUS", f"{node}-w-{index}", *cloud["workers"][index], 60, end="\r\n")

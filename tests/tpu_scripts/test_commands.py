@@ -206,6 +206,20 @@ def test_watch_shows_every_worker_and_the_last_metrics_of_each_split(cloud):
     assert '"step": 1' not in output and '"loss": 2' in output and '"validation"' in output
 
 
+def test_the_metrics_of_a_slice_that_is_gone_are_read_from_the_bucket(cloud):
+    cloud.set(queued="SUSPENDED", metrics='{"step": 2, "split": "train"}')
+    assert '"step": 2' in cloud.run("watch").stdout
+    [call] = cloud.calls("gcloud", "storage", "cat")
+    assert "gs://bucket/run/metrics.jsonl" in call
+
+
+def test_what_gcloud_says_of_every_connection_is_not_repeated(cloud):
+    cloud.set(workers=[["running", "-"]])
+    assert "Attempting" not in cloud.run("watch").stderr
+    cloud.set(workers=[["running", "-"]], ssh_error="ssh: permission denied")
+    assert "ssh: permission denied" in cloud.run("watch").stderr
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [

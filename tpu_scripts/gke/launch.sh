@@ -66,7 +66,10 @@ manifest() {
     spot_toleration=("- key: cloud.google.com/gke-spot" "  operator: Equal" "  value: 'true'" "  effect: NoSchedule")
   fi
   if ((${#GIN_FILES[@]})); then
-    mounts+=("- name: gin" "  mountPath: /job")
+    # File by file: a mounted folder could not be written to, and the job may keep a cache there.
+    while IFS= read -r target; do
+      mounts+=("- name: gin" "  mountPath: $(yaml_string "/job/$target")" "  subPath: $(yaml_string "$target")")
+    done < <(gin_targets)
     volumes+=("- name: gin" "  configMap:" "    name: $(config_map)" "    items:")
     while IFS= read -r target; do
       volumes+=("      - key: file-$index" "        path: $(yaml_string "$target")")
