@@ -190,7 +190,7 @@ ask() {
 confirm() {
   local answer
   if on yes || on dry_run; then
-    say "$1 yes"
+    say "$(on dry_run && printf "# ")$1 yes"
     return
   fi
   [[ -t 0 || ${ANSWERS_FROM_STDIN:-} == true ]] || mistake "$1 There is nobody to ask; give --yes if you mean it"
