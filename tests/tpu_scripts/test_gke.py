@@ -71,7 +71,11 @@ def test_the_manifest_is_a_jobset_of_the_whole_slice(gke):
     }
     assert environment["NOTE"] == "a 'b' $(c)"
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts == {"shared-memory": "/dev/shm", "gin": "/job/my gin.gin", "bucket": "/gcs/bucket"}
+    assert mounts == {
+        "shared-memory": "/dev/shm",
+        "gin": "/job/my gin.gin",
+        "bucket": "/gcs/bucket",
+    }
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert set(volumes) == set(mounts)
     assert volumes["gin"]["configMap"]["items"] == [{"key": "file-0", "path": "my gin.gin"}]
