@@ -34,7 +34,7 @@ interrupted() {
 trap interrupted INT TERM
 
 launches=0 failures=0 silent=0 stragglers=0
-set_up=false launched=false
+reached=false set_up=false launched=false
 best=$(latest_checkpoint)
 
 look_again() { sleep "${CONFIG[POLL_SECONDS]}"; }
@@ -85,7 +85,7 @@ recreate() {
   log "$1: deleting ${CONFIG[NAME]} and asking for it again"
   other delete || fail "${CONFIG[NAME]} was not deleted, so it cannot be asked for again"
   other create || fail "could not ask for ${CONFIG[NAME]} again"
-  set_up=false launched=false silent=0 stragglers=0
+  reached=false set_up=false launched=false silent=0 stragglers=0
 }
 
 finish() {
@@ -165,6 +165,17 @@ judge() {
   fi
 }
 
+# Workers can say nothing before they have the script that says it.
+reach() {
+  [[ $reached == false ]] || return 0
+  if (copy_to_workers "$WORKER_SCRIPT" "$HERE/worker.sh"); then
+    reached=true
+  else
+    silent=$((silent + 1))
+    return 1
+  fi
+}
+
 # States of nodes that have to be replaced.
 nodes_gone() {
   local node state
@@ -216,7 +227,7 @@ while :; do
       else
         waiting=$(nodes_not_ready | head -n1)
         if [[ -z $waiting ]]; then
-          judge "$(worker_states)"
+          ! reach || judge "$(worker_states)"
         else
           log "$waiting"
           [[ $waiting != *" is ABSENT" && $waiting != *" is NO_ANSWER" ]] || silent=$((silent + 1))

@@ -1,6 +1,7 @@
 """A made-up cloud, and the scripts run against it."""
 
-import json
+import ast
+import marshal
 import os
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ CLOUD = {
     "reason": "",
     "node": "READY",
     "workers": [["absent", "-"], ["absent", "-"]],
+    "reached": False,
     "starts": [],
     "checkpoints": [],
     "metrics": "",
@@ -51,10 +53,13 @@ class Cloud:
         self.programs = folder / "programs"
         for path in (self.work, self.programs):
             path.mkdir()
-        source = (Path(__file__).with_name("stand_in.py")).read_text(encoding="utf-8")
         # Isolated and without site-packages it starts in a few milliseconds.
         stand_in = self.programs / "gcloud"
-        stand_in.write_text(f"#!{sys.executable} -IS\n{source}", encoding="utf-8")
+        stand_in.write_text(
+            f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "import stand_in\nstand_in.main()\n",
+            encoding="utf-8",
+        )
         stand_in.chmod(0o755)
         for name in ("kubectl", "xpk", "sleep"):
             (self.programs / name).symlink_to(stand_in)
@@ -63,10 +68,10 @@ class Cloud:
 
     def set(self, **state) -> None:
         """Puts the cloud into a state."""
-        (self.folder / "state.json").write_text(json.dumps({**CLOUD, **state}), encoding="utf-8")
+        (self.folder / "state").write_bytes(marshal.dumps({**CLOUD, **state}))
 
     def state(self) -> dict:
-        return json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        return marshal.loads((self.folder / "state").read_bytes())
 
     def configure(self, *, without=(), **values) -> None:
         """Writes tpu.env."""
@@ -104,9 +109,9 @@ class Cloud:
 
     def calls(self, *start) -> list[list[str]]:
         """The calls of stand-ins that begin with these words."""
-        path = self.folder / "calls.jsonl"
+        path = self.folder / "calls"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        calls = [json.loads(line) for line in text.splitlines()]
+        calls = [ast.literal_eval(line) for line in text.splitlines()]
         return [call for call in calls if call[: len(start)] == list(start)]
 
     def verbs(self) -> list[str]:

@@ -1,18 +1,19 @@
 """Stands in for gcloud, kubectl, xpk and sleep: writes down how it was called, and answers from a small made-up cloud.
 
-The cloud is `state.json` in the folder that $STAND_IN names; calls go to `calls.jsonl` beside it. A `sleep` of POLL
+The cloud is the file `state` in the folder that $STAND_IN names; calls go to `calls` beside it. It is started some
+thirty times in a test, so it imports as little as it can. A `sleep` of POLL
 seconds lets time pass: the next entry of "events" changes the state. With "execute" set, commands for workers run
 on this machine, each worker with a home folder of its own.
 """
 
 import fcntl
-import json
+import marshal
 import os
 import sys
 
 POLL = "7"
 FOLDER = os.environ["STAND_IN"]
-STATE = f"{FOLDER}/state.json"
+STATE = f"{FOLDER}/state"
 
 
 def refuse(message, code=1):
@@ -31,7 +32,7 @@ def queued_resources(cloud, verb, words):
     if verb == "create":
         if state != "ABSENT":
             refuse("ERROR: (gcloud) ALREADY_EXISTS")
-        cloud.update(queued=cloud["after_create"], node="READY")
+        cloud.update(queued=cloud["after_create"], node="READY", reached=False)
         cloud["workers"] = [["absent", "-"] for _ in cloud["workers"]]
         return
     if state == "NO_ANSWER":
@@ -53,7 +54,10 @@ def on_workers(cloud, node, words):
         chosen = [int(flags["worker"])]
     if cloud["execute"]:
         return [worker(node, index, flags["command"]) for index in chosen]
-    verb = flags["command"].split()[2]
+    _, program, verb, *_ = flags["command"].split()
+    if program == "jaxalign_worker.sh" and not cloud["reached"]:
+        print(f"bash: {program}: No such file or directory", file=sys.stderr)
+        return [127]
     if verb == "status":
         print(f"SSH: Attempting to connect to worker {chosen[0]}...", file=sys.stderr)
         if cloud["ssh_error"]:
@@ -97,6 +101,7 @@ def copy(cloud, words):
     node, _, path = target.partition(":")
     for index in range(len(cloud["workers"]) if cloud["execute"] else 0):
         subprocess.run(["cp", "-r", *sources, f"{home_of(node, index)}/{path}"], check=True)
+    cloud["reached"] = cloud["reached"] or path == "jaxalign_worker.sh"
 
 
 def gcloud(cloud, words):
@@ -152,19 +157,16 @@ def main():
     program, words = os.path.basename(sys.argv[0]), sys.argv[1:]
     with open(f"{FOLDER}/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with open(f"{FOLDER}/calls.jsonl", "a") as calls:
-            calls.write(json.dumps([program, *words]) + "\n")
-        with open(STATE) as file:
-            cloud = json.load(file)
+        with open(f"{FOLDER}/calls", "a") as calls:
+            calls.write(repr([program, *words]) + "\n")
+        with open(STATE, "rb") as file:
+            cloud = marshal.load(file)
         code = 0
         if program == "sleep":
             if words == [POLL]:
                 pass_time(cloud)
         elif program != "xpk":
             code = {"gcloud": gcloud, "kubectl": kubectl}[program](cloud, words)
-        with open(STATE, "w") as file:
-            json.dump(cloud, file)
+        with open(STATE, "wb") as file:
+            marshal.dump(cloud, file)
     sys.exit(code)
-
-
-main()

@@ -197,6 +197,7 @@ def test_launch_says_which_workers_do_not_run(cloud):
 
 def test_watch_shows_every_worker_and_the_last_metrics_of_each_split(cloud):
     cloud.set(
+        reached=True,
         workers=[["running", "-"], ["exited", "76"], ["silent", "-"]],
         metrics='{"step": 1, "split": "train", "loss": 3}\n{"step": 2, "split": "train", "loss": 2}\n{"step": 2, "split": "validation"}',
     )
@@ -214,9 +215,9 @@ def test_the_metrics_of_a_slice_that_is_gone_are_read_from_the_bucket(cloud):
 
 
 def test_what_gcloud_says_of_every_connection_is_not_repeated(cloud):
-    cloud.set(workers=[["running", "-"]])
+    cloud.set(reached=True, workers=[["running", "-"]])
     assert "Attempting" not in cloud.run("watch").stderr
-    cloud.set(workers=[["running", "-"]], ssh_error="ssh: permission denied")
+    cloud.set(reached=True, workers=[["running", "-"]], ssh_error="ssh: permission denied")
     assert "ssh: permission denied" in cloud.run("watch").stderr
 
 

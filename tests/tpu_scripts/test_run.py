@@ -69,7 +69,7 @@ def test_nothing_is_deleted_without_yes_when_nobody_can_be_asked(cloud):
     assert "give --yes" in result.stderr and "was not deleted" in result.stderr
 
 
-@pytest.mark.parametrize("codes", [(75, 75), (76, 75), (76, 76), (0, 76)])
+@pytest.mark.parametrize("codes", [(76, 75), (0, 76)])
 def test_a_stopped_job_is_launched_again_without_a_new_setup(cloud, codes):
     cloud.set(events=[{}, workers(*map(exited, codes)), {}, DONE])
     assert cloud.run("run", *ARGUMENTS).returncode == 0
@@ -90,39 +90,39 @@ def test_a_mistake_is_not_tried_again(cloud):
     assert "Correct it" in result.stderr
 
 
-@pytest.mark.parametrize("code", [1, 134, 139])
+@pytest.mark.parametrize("code", [1, 139])
 def test_a_defect_is_tried_again_a_few_times_only(cloud, code):
-    cloud.configure(MAX_FAILURES_WITHOUT_PROGRESS=3)
-    cloud.set(events=[workers(exited(code), exited(76))] * 4)
+    cloud.configure(MAX_FAILURES_WITHOUT_PROGRESS=2)
+    cloud.set(events=[workers(exited(code), exited(76))] * 3)
     result = cloud.run("run", *ARGUMENTS)
     assert result.returncode == 1
-    assert cloud.verbs() == ["setup", "start", "start", "start"]
-    assert "3 times without a checkpoint" in result.stderr
+    assert cloud.verbs() == ["setup", "start", "start"]
+    assert "2 times without a checkpoint" in result.stderr
 
 
 def test_progress_between_defects_starts_the_count_anew(cloud):
     cloud.configure(MAX_FAILURES_WITHOUT_PROGRESS=2)
     crash = workers(exited(1), exited(1))
-    events = [{**crash, "checkpoints": list(range(0, step, 10))} for step in (20, 30, 40, 40)]
+    events = [{**crash, "checkpoints": list(range(0, step, 10))} for step in (20, 30, 30)]
     cloud.set(events=events)
     result = cloud.run("run", *ARGUMENTS)
     assert result.returncode == 1
-    assert cloud.verbs().count("start") == 4
-    assert "after step 30" in result.stderr
+    assert cloud.verbs().count("start") == 3
+    assert "after step 20" in result.stderr
 
 
 def test_launches_without_progress_are_limited(cloud):
-    cloud.configure(MAX_LAUNCHES_WITHOUT_PROGRESS=4)
+    cloud.configure(MAX_LAUNCHES_WITHOUT_PROGRESS=2)
     cloud.set(checkpoints=[500], events=[workers(exited(75), exited(75))] * 9)
     result = cloud.run("run", *ARGUMENTS)
     assert result.returncode == 1
-    assert cloud.verbs().count("start") == 4
-    assert "4 launches without a checkpoint after step 500" in result.stderr
+    assert cloud.verbs().count("start") == 2
+    assert "2 launches without a checkpoint after step 500" in result.stderr
 
 
 def test_preemptions_with_progress_go_on_for_ever(cloud):
     cloud.configure(MAX_LAUNCHES_WITHOUT_PROGRESS=2)
-    events = [{"queued": "SUSPENDED", "checkpoints": [step]} for step in range(10, 80, 10)]
+    events = [{"queued": "SUSPENDED", "checkpoints": [step]} for step in range(10, 50, 10)]
     # Between two preemptions: one look at the new slice launches the job.
     cloud.set(events=[event for preemption in events for event in (preemption, {})] + [DONE])
     result = cloud.run("run", "--yes", *ARGUMENTS)
@@ -131,11 +131,11 @@ def test_preemptions_with_progress_go_on_for_ever(cloud):
 
 
 def test_a_request_that_always_fails_is_given_up(cloud):
-    cloud.configure(MAX_LAUNCHES_WITHOUT_PROGRESS=3)
+    cloud.configure(MAX_LAUNCHES_WITHOUT_PROGRESS=2)
     cloud.set(queued="FAILED", after_create="FAILED", reason="no quota", events=[{}] * 9)
     result = cloud.run("run", "--yes", *ARGUMENTS)
     assert result.returncode == 1
-    assert cloud.verbs() == ["delete", "create"] * 3
+    assert cloud.verbs() == ["delete", "create"] * 2
 
 
 def test_workers_that_outlive_the_others_are_stopped_after_the_grace_and_launched_again(cloud):
