@@ -181,12 +181,19 @@ log() {
 }
 
 main() {
-  case ${1:-} in
-    setup | start | supervise | status | stop | log) "$@" ;;
-    mount) mount_bucket "$2" ;;
-    metrics) tail -c 20000 "$2" 2>/dev/null || true ;;
-    checkpoints) ls "$2" 2>/dev/null || true ;;
-    *) fail "unknown command ${1:-}" ;;
+  local command=${1:-}
+  shift
+  case $command in
+    setup) setup "$@" ;;
+    mount) mount_bucket "$@" ;;
+    start) start "$@" ;;
+    supervise) supervise "$@" ;;
+    status) status "$@" ;;
+    stop) stop "$@" ;;
+    log) log "$@" ;;
+    metrics) tail -c 20000 "$1" 2>/dev/null || true ;;
+    checkpoints) ls "$1" 2>/dev/null || true ;;
+    *) fail "unknown command $command" ;;
   esac
 }
 
