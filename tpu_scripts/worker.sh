@@ -181,9 +181,9 @@ log() {
 }
 
 main() {
-  local command=${1:-}
-  shift
-  case $command in
+  local verb=${1:-}
+  shift || true
+  case $verb in
     setup) setup "$@" ;;
     mount) mount_bucket "$@" ;;
     start) start "$@" ;;
@@ -193,7 +193,7 @@ main() {
     log) log "$@" ;;
     metrics) tail -c 20000 "$1" 2>/dev/null || true ;;
     checkpoints) ls "$1" 2>/dev/null || true ;;
-    *) fail "unknown command $command" ;;
+    *) fail "unknown command $verb" ;;
   esac
 }
 
