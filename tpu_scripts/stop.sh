@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Stops the job on every worker: its process gets SIGTERM, saves a checkpoint and ends with code 75. Nothing else on
-# the machines is touched, and the slice stays (and costs money) until delete.sh.
+# the machines is touched, and the slice stays (and costs money) until delete.sh. End run.sh first, or it starts the job
+# again.
 #
 # usage: tpu_scripts/stop.sh [--config=tpu.env] [--force] [--dry_run]
 #   --force   kill what has not ended after STOP_GRACE_SECONDS; steps since the last checkpoint are lost
