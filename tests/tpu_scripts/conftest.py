@@ -3,6 +3,7 @@
 import ast
 import marshal
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -133,3 +134,56 @@ def cloud(tmp_path) -> Cloud:
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")
     return Cloud(tmp_path)
+
+
+TRAIN = ("--", "--gin_file=experiments/x.gin")
+SCRIPTS_AND_ARGUMENTS = [
+    ("create", ()),
+    ("create", ("--wait",)),
+    ("setup", ()),
+    ("launch", TRAIN),
+    ("watch", ("--follow",)),
+    ("stop", ("--force",)),
+    ("run", ("--delete_when_done", *TRAIN)),
+    ("delete", ()),
+    ("gke/create", ()),
+    ("gke/launch", TRAIN),
+    ("gke/watch", ()),
+    ("gke/delete", ("--node_pools",)),
+    ("gke/delete", ("--cluster",)),
+]
+VARIANTS = [
+    {},
+    {
+        "PROVISIONING": "on_demand",
+        "NUM_SLICES": "2",
+        "SSH_VIA": "iap",
+        "SERVICE_ACCOUNT": "a@b.iam.gserviceaccount.com",
+        "NETWORK": "net",
+        "SUBNETWORK": "sub",
+    },
+    {"PROVISIONING": "reserved", "SSH_VIA": "internal", "MODEL_DIR": "/data/run"},
+    {"GKE_VIA": "xpk"},
+]
+
+
+def printed_commands(result):
+    """The commands that --dry_run printed, as words."""
+    assert result.returncode == 0, result.stderr
+    lines = [
+        shlex.split(line)
+        for line in result.stdout.splitlines()
+        if line.startswith(("gcloud ", "kubectl ", "xpk "))
+    ]
+    return [[word for word in line if word != ">"] for line in lines]
+
+
+def dry_runs(cloud):
+    """Every script with every kind of configuration, in --dry_run."""
+    for variant in VARIANTS:
+        cloud.configure(**{"CLUSTER": "pods", "IMAGE": "image:1", **variant})
+        for script, arguments in SCRIPTS_AND_ARGUMENTS:
+            gke = script.startswith("gke/")
+            if gke == bool({"SSH_VIA", "MODEL_DIR"} & set(variant)) and variant:
+                continue
+            yield printed_commands(cloud.run(script, "--dry_run", *arguments))

@@ -1,60 +1,8 @@
 """What each script does to the slice, when it asks, and what it says when there is nothing to do."""
 
-import shlex
-
 import pytest
 
-TRAIN = ("--", "--gin_file=experiments/x.gin")
-SCRIPTS_AND_ARGUMENTS = [
-    ("create", ()),
-    ("create", ("--wait",)),
-    ("setup", ()),
-    ("launch", TRAIN),
-    ("watch", ("--follow",)),
-    ("stop", ("--force",)),
-    ("run", ("--delete_when_done", *TRAIN)),
-    ("delete", ()),
-    ("gke/create", ()),
-    ("gke/launch", TRAIN),
-    ("gke/watch", ()),
-    ("gke/delete", ("--node_pools",)),
-    ("gke/delete", ("--cluster",)),
-]
-VARIANTS = [
-    {},
-    {
-        "PROVISIONING": "on_demand",
-        "NUM_SLICES": "2",
-        "SSH_VIA": "iap",
-        "SERVICE_ACCOUNT": "a@b.iam.gserviceaccount.com",
-        "NETWORK": "net",
-        "SUBNETWORK": "sub",
-    },
-    {"PROVISIONING": "reserved", "SSH_VIA": "internal", "MODEL_DIR": "/data/run"},
-    {"GKE_VIA": "xpk"},
-]
-
-
-def printed_commands(result):
-    """The commands that --dry_run printed, as words."""
-    assert result.returncode == 0, result.stderr
-    lines = [
-        shlex.split(line)
-        for line in result.stdout.splitlines()
-        if line.startswith(("gcloud ", "kubectl ", "xpk "))
-    ]
-    return [[word for word in line if word != ">"] for line in lines]
-
-
-def dry_runs(cloud):
-    """Every script with every kind of configuration, in --dry_run."""
-    for variant in VARIANTS:
-        cloud.configure(**{"CLUSTER": "pods", "IMAGE": "image:1", **variant})
-        for script, arguments in SCRIPTS_AND_ARGUMENTS:
-            gke = script.startswith("gke/")
-            if gke == bool({"SSH_VIA", "MODEL_DIR"} & set(variant)) and variant:
-                continue
-            yield printed_commands(cloud.run(script, "--dry_run", *arguments))
+from tests.tpu_scripts.conftest import SCRIPTS_AND_ARGUMENTS, TRAIN, dry_runs, printed_commands
 
 
 def test_a_dry_run_prints_every_command_and_runs_none(cloud):

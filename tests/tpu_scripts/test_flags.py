@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tpu_scripts.conftest import REPOSITORY, SCRIPTS
-from tests.tpu_scripts.test_commands import dry_runs
+from tests.tpu_scripts.conftest import REPOSITORY, SCRIPTS, dry_runs
 
 
 @functools.cache
