@@ -1,0 +1,59 @@
+# shellcheck shell=bash
+# From the arguments after -- to the command on a worker, and the gin files that it needs from this machine.
+
+declare -A GIN_FILES=() # path below the job's folder -> path here
+declare -a COMMAND=()   # jaxalign train ...
+
+# Notes a local gin file and those that it includes. Sets TARGET, the name that the job knows it by.
+add_gin_file() {
+  local file=$1 included
+  case $file in
+    /* | ../* | */../*) TARGET=uploaded/$(basename "$file") ;;
+    *) TARGET=${file#./} ;;
+  esac
+  if [[ -v GIN_FILES[$TARGET] ]]; then
+    [[ ${GIN_FILES[$TARGET]} -ef $file ]] || mistake "two gin files would be uploaded as $TARGET: ${GIN_FILES[$TARGET]} and $file"
+    return
+  fi
+  GIN_FILES[$TARGET]=$file
+  while IFS= read -r included; do
+    # gin looks in the current folder first; what is not there is jaxalign's own.
+    if [[ -f $included ]]; then
+      case $included in
+        /* | ../* | */../*) mistake "$file includes $included, which has no such name on a worker; include it by a path below this folder" ;;
+      esac
+      local target=$TARGET
+      add_gin_file "$included"
+      TARGET=$target
+    fi
+  done < <(sed -nE "s/^[[:space:]]*include[[:space:]]+['\"]([^'\"]+)['\"].*/\1/p" "$file")
+}
+
+# Fills COMMAND and GIN_FILES from TRAIN_ARGS and MODEL_DIR.
+train_command() {
+  local argument files file sent
+  local -a rest=("${TRAIN_ARGS[@]}")
+  ((${#rest[@]})) || mistake "give the arguments of jaxalign train after --, for example: -- --gin_file=experiments/dro_t5_xl_ultrafeedback.gin"
+  COMMAND=(jaxalign train)
+  while ((${#rest[@]})); do
+    argument=${rest[0]}
+    rest=("${rest[@]:1}")
+    case $argument in
+      train) mistake "the arguments after -- start after 'jaxalign train'" ;;
+      --gin.MODEL_DIR | --gin.MODEL_DIR=*) mistake "MODEL_DIR is set in $CONFIG_FILE, not after --" ;;
+      --gin_search_paths*) mistake "--gin_search_paths names folders, which are not uploaded; give the gin files by their paths" ;;
+      --gin_file) ((${#rest[@]})) || mistake "--gin_file needs a value"
+        files=${rest[0]} rest=("${rest[@]:1}") ;;
+      --gin_file=*) files=${argument#*=} ;;
+      *) COMMAND+=("$argument"); continue ;;
+    esac
+    sent=''
+    while IFS= read -r -d , file; do
+      TARGET=$file
+      [[ ! -f $file ]] || add_gin_file "$file"
+      sent+=,$TARGET
+    done <<<"$files,"
+    COMMAND+=("--gin_file=${sent#,}")
+  done
+  COMMAND+=("--gin.MODEL_DIR='${CONFIG[MODEL_DIR]}'")
+}
