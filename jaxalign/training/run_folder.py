@@ -34,13 +34,16 @@ def earlier_launch(folder: Path) -> dict[str, Any]:
 
 
 def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objective) -> None:
-    """Refuses to continue a run with another method.
+    """Refuses to continue a run with another method, or with other hyperparameters.
 
     Raises:
       UserError: naming both.
     """
-    for what, ours in loading.describe_method(objective).items():
-        theirs = earlier.get(what, ours)
+    ours_by_name = loading.describe_method(objective)
+    ours_by_name |= ours_by_name.pop("hyperparameters")
+    theirs_by_name = {**earlier, **earlier.get("hyperparameters", {})}
+    for what, ours in ours_by_name.items():
+        theirs = theirs_by_name.get(what, ours)
         if theirs != ours:
             raise UserError(
                 f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"
