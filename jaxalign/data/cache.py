@@ -65,6 +65,7 @@ def cache(
       duplicates: "reject" or "keep" repeated records; logged data often repeats, and then "keep" is right.
       kind, train_file, validation_file: your own JSON Lines files; without a validation file a tenth of the prompts is used.
       responses_per_example: above 1, joins the records of one prompt into examples of up to that many responses.
+      overwrite: replace a different cache in `output_dir`.
 
     Raises:
       DataError: too many bad records (all listed in a side file), no records, or a different cache in the way.
