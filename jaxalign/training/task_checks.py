@@ -24,6 +24,8 @@ _FIELDS_OF = {
     "scores": ("scores",),
     "reference_feedback": ("reference_rewards",),
 }
+# In every batch, or computed before training.
+_ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
 _STORE_WITH = {
     "advantages": "jaxalign advantages",
     "density_ratios": "jaxalign density_ratios",
@@ -157,7 +159,7 @@ def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
 
 def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
     provided = {field for source in metadata["fields"] for field in _FIELDS_OF.get(source, ())}
-    provided |= {"prompt_ids", "reference_log_probs", *data.stored}
+    provided |= {*_ALWAYS, *data.stored}
     missing = [field for field in objective.required_fields() if field not in provided]
     if not missing:
         return

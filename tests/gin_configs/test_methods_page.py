@@ -5,6 +5,7 @@ import re
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.studies.gin_methods import objective_from_gin
+from jaxalign.training.hyperparameters import hyperparameters
 
 SHAPE_ONLY = T5Config(
     vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
@@ -41,3 +42,16 @@ def test_an_objective_is_called_after_its_gin_file(repository):
         macros = {key: value for key, value in MACROS.items() if key in text}
         with objective_from_gin([stem], macros, policy=Policy(SHAPE_ONLY)) as objective:
             assert objective.name == stem
+
+
+def test_what_gin_binds_to_a_loss_is_among_the_hyperparameters():
+    for stem, name in (
+        ("dpo", "beta"),
+        ("rebel", "eta"),
+        ("gold", "horizon"),
+        ("dro_v", "temperature"),
+    ):
+        with objective_from_gin([stem], {}, policy=Policy(SHAPE_ONLY)) as objective:
+            assert isinstance(hyperparameters(objective)[name], (int, float))
+    with objective_from_gin(["dpo"], {"BETA": 0.7}, policy=Policy(SHAPE_ONLY)) as objective:
+        assert hyperparameters(objective)["beta"] == 0.7

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 
+from jaxalign.data.reference import STORED_FIELDS
 from jaxalign.errors import UserError
 from jaxalign.losses import pairwise, regression, unpaired, weighted_likelihood
 from jaxalign.losses.policy_gradient import nll_loss
@@ -13,6 +14,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.ift import IFT
 from jaxalign.objectives.responses import Pairwise, Responses
 from jaxalign.objectives.sft import SFT
+from jaxalign.studies.gin_methods import objective_from_gin
 from jaxalign.training import task_checks
 from jaxalign.training.inputs import TaskData
 
@@ -136,3 +138,19 @@ def test_a_cache_without_ranges_is_left_to_the_batches():
     facts = metadata(low=-2.0)
     del facts["feedback_ranges"]
     task_checks.check(CLONING, DATA, facts, quiet=True)
+
+
+def test_a_task_with_everything_suits_every_gin_file(repository):
+    """Or a field that an objective asks for would be refused although every batch has it."""
+    stems = sorted(path.stem for path in (repository / "gin_configs" / "objectives").glob("*.gin"))
+    data = dataclasses.replace(DATA, stored={field: field for field in STORED_FIELDS})
+    fields = ["feedback", "scores", "reference_feedback"]
+    for stem in stems:
+        text = (repository / "gin_configs" / "objectives" / f"{stem}.gin").read_text()
+        macros = {"VALUE_TOKEN": 3} if "VALUE_TOKEN" in text else {}
+        macros |= {"NUM_FEATURES": 3} if "NUM_FEATURES" in text else {}
+        policy = Policy(POLICY.config, value_token=macros.get("VALUE_TOKEN"))
+        with objective_from_gin([stem], macros, policy=policy) as objective:
+            responses = objective.responses_per_prompt or 2
+            facts = metadata("multi", responses, fields=fields)
+            assert task_checks.check(objective, data, facts, quiet=True).responses == "all"
