@@ -36,8 +36,12 @@ def check(
     del others
     folder = Path(model_dir).expanduser().absolute()
     run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
-    if initial_checkpoint_path is not None:
-        loading.load_info(initial_checkpoint_path, initial_checkpoint_step)
+    if initial_checkpoint_path is not None and "://" not in initial_checkpoint_path:
+        start = Path(initial_checkpoint_path).expanduser()
+        if not start.exists():
+            raise UserError(f"INITIAL_CHECKPOINT_PATH {initial_checkpoint_path} does not exist")
+        if (start / loading.NETWORKS_FILE).exists():
+            loading.load_info(start, initial_checkpoint_step)
     trained = objective.trained()
     optimizers: Mapping[str, Optimizer] = {
         role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
@@ -51,5 +55,7 @@ def check(
     if (Path(data.cache_dir) / cache.METADATA_FILE).exists():
         metadata = cache.load_metadata(data.cache_dir) if data.train_file else data.prepare()
         task_checks.check(objective, data, metadata)
-    elif data.vocabulary not in (None, "bytes") and not Path(str(data.vocabulary)).exists():
-        raise UserError(f"VOCABULARY {data.vocabulary} does not exist")
+        return
+    vocabulary = data.vocabulary or "bytes"
+    if vocabulary != "bytes" and "://" not in vocabulary and not Path(vocabulary).exists():
+        raise UserError(f"VOCABULARY {vocabulary} does not exist")

@@ -220,7 +220,7 @@ def test_a_strength_that_makes_no_sense_is_refused_by_a_dry_run(name, macro, cap
     [
         ("LEARNING_RATE", "'big'", "but adafactor.learning_rate takes a number"),
         ("STORED_FIELDS", "{'advantages': 3}", "takes Mapping[str, str]"),
-        ("INITIAL_CHECKPOINT_PATH", "'runs/nowhere'", "no checkpoint under"),
+        ("INITIAL_CHECKPOINT_PATH", "'runs/nowhere'", "runs/nowhere does not exist"),
     ],
 )
 def test_a_dry_run_tells_a_wrong_value_in_one_line(macro, value, message, capsys):
