@@ -245,8 +245,8 @@ def _best_responses(
     kind, found = data.metadata["kind"], []
     for start in range(0, len(data), _BLOCK):
         for example in data.read(range(start, min(start + _BLOCK, len(data)))):
-            best = best_response(example, kind)
-            found.append((best, int(example.target_lengths[best])))
+            index = best_response(example, kind)
+            found.append((index, int(example.target_lengths[index])))
     best, lengths = np.asarray(found, np.int64).T
     return best, lengths
 
