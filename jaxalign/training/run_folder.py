@@ -40,10 +40,12 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
       UserError: naming both.
     """
     ours_by_name = loading.describe_method(objective)
-    ours_by_name |= ours_by_name.pop("hyperparameters")
-    theirs_by_name = {**earlier, **earlier.get("hyperparameters", {})}
-    for what, ours in ours_by_name.items():
-        theirs = theirs_by_name.get(what, ours)
+    hyperparameters = ours_by_name.pop("hyperparameters")
+    # Runs of before hyperparameters were written have none to compare.
+    written = earlier.get("hyperparameters", {})
+    compared = [(what, earlier.get(what, ours), ours) for what, ours in ours_by_name.items()]
+    compared += [(name, written.get(name, ours), ours) for name, ours in hyperparameters.items()]
+    for what, theirs, ours in compared:
         if theirs != ours:
             raise UserError(
                 f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"
