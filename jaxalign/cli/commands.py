@@ -23,7 +23,8 @@ class UsageError(UserError):
 class Command:
     """One command: the function that does it, a line for the list of commands, and what it says when it is done.
 
-    ``done`` is a format string over the function's ``result``; empty for functions that print for themselves.
+    ``done`` is a format string over the function's ``result``; empty for functions that print for themselves. ``dry_run`` names a module
+    whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon have raised.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Command:
     function: str
     summary: str
     done: str = ""
+    dry_run: str = ""
 
     @property
     def source(self) -> Path:
@@ -53,6 +55,7 @@ COMMANDS = {
             "train",
             "train the networks of an objective on a task",
             "finished at step {result[step]}; metrics, checkpoints and summary.json are in the run folder",
+            dry_run="jaxalign.training.dry_run",
         ),
         Command(
             "cache",
@@ -181,12 +184,13 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """Splits a docstring into what comes before `Args:` and each argument's description.
 
     Returns:
-      The text before the first section, and a dict from argument name to its description on one line.
+      The text before the first section, and a dict from argument name to its description on one line; names that are documented
+      together, as in `a, b: text`, share it.
     """
     summary, _, rest = docstring.partition("\nArgs:\n")
     summary = re.split(r"\n(?:Returns|Raises|Yields):\n", summary)[0].strip()
     descriptions: dict[str, str] = {}
-    name = None
+    names: list[str] = []
     indent = None
     for line in rest.splitlines():
         if not line.strip():
@@ -195,10 +199,11 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
         if depth == 0:
             break
         indent = depth if indent is None else indent
-        start = re.match(r"\s*(\w+)(?: \([^)]*\))?:\s*(.*)", line)
+        start = re.match(r"\s*(\w+(?:, \w+)*)(?: \([^)]*\))?:\s*(.*)", line)
         if depth == indent and start:
-            name = start.group(1)
-            descriptions[name] = start.group(2)
-        elif name is not None:
-            descriptions[name] += " " + line.strip()
+            names = start.group(1).split(", ")
+            descriptions |= dict.fromkeys(names, start.group(2))
+        else:
+            for name in names:
+                descriptions[name] += " " + line.strip()
     return summary, descriptions

@@ -103,7 +103,7 @@ def _takes_no_value(name: str, signature: Signature) -> bool:
     if name in _SWITCHES:
         return True
     parameter = signature.parameters.get(name)
-    return parameter is not None and _alternatives(parameter.annotation)[0] == "bool"
+    return parameter is not None and alternatives(parameter.annotation)[0] == "bool"
 
 
 def _add_gin_binding(flags: Flags, argument: str, value: str | None) -> None:
@@ -138,7 +138,7 @@ def parse_value(parameter: Parameter, text: str) -> Any:
     Raises:
       UsageError: if it is not of that type, or the parameter's type cannot be written as a flag.
     """
-    kinds = _alternatives(parameter.annotation)
+    kinds = alternatives(parameter.annotation)
     if "None" in kinds and text.lower() == "none":
         return None
     # Numbers before text, so that `int | str` reads digits as a number.
@@ -181,15 +181,15 @@ def _only_gin(annotation: str) -> bool:
         r"str|Path|os\.PathLike|int|float|bool|None|(?:typing\.)?Literal\[.*\]"
         r"|(?:list|Sequence|tuple|Iterable)\[(?:str|int|float)(?:, \.\.\.)?\]"
     )
-    return not any(simple.fullmatch(kind) and kind != "None" for kind in _alternatives(annotation))
+    return not any(simple.fullmatch(kind) and kind != "None" for kind in alternatives(annotation))
 
 
-def _alternatives(annotation: str) -> list[str]:
+def alternatives(annotation: str) -> list[str]:
     """The members of a union annotation, outermost bars only."""
     text = annotation.strip("'\" ")
     optional = re.fullmatch(r"(?:typing\.)?Optional\[(.*)\]", text)
     if optional:
-        return [*_alternatives(optional.group(1)), "None"]
+        return [*alternatives(optional.group(1)), "None"]
     parts, depth, current = [], 0, ""
     for character in text:
         depth += {"[": 1, "]": -1}.get(character, 0)

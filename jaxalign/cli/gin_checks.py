@@ -37,8 +37,8 @@ _SET_BY = {
 Key = tuple[str, str]  # (scope, selector); a macro is (its name, "gin.macro")
 
 
-def check(selector: str, command_line_keys: Iterable[str]) -> None:
-    """Checks the configuration that gin holds for the function with this selector.
+def check(selector: str, command_line_keys: Iterable[str]) -> set[Key]:
+    """Checks the configuration that gin holds for the function with this selector, and returns the keys of all that it reads.
 
     Args:
       selector: full name of the command's function.
@@ -56,6 +56,7 @@ def check(selector: str, command_line_keys: Iterable[str]) -> None:
         _check_effect(key, read, used_selectors)
     _check_required(config, reached)
     registrations()
+    return reached
 
 
 def registrations() -> list[Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import gin
 import gin.config
 
-from jaxalign.cli import gin_checks
+from jaxalign.cli import gin_checks, gin_types
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 
@@ -71,7 +71,7 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     selector = f"{command.module}.{command.function}"
     for name, value in flags.parameters.items():
         gin.bind_parameter(("", selector, name), value)
-    gin_checks.check(selector, command_line_keys)
+    gin_types.check(gin_checks.check(selector, command_line_keys))
     required = [name for name, parameter in signature.parameters.items() if parameter.required]
     bound = gin.config._CONFIG.get(("", selector), {})
     missing = [f"--{name}" for name in required if name not in bound]
@@ -89,14 +89,16 @@ def _read_plain_files_only() -> None:
     gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
 
 
-def describe(function: Callable[..., Any]) -> str:
+def describe(function: Callable[..., Any], command: Command) -> str:
     """Builds everything that the configuration refers to, without calling the command, and returns its text.
 
     Raises:
-      UserError: if a value is refused by the function or class that it is for.
+      UserError: if a value is refused by the function or class that it is for, or a file that the command needs is missing.
     """
     with _construction_explained():
-        gin.get_bindings(function)
+        arguments = gin.get_bindings(function)
+    if command.dry_run:
+        importlib.import_module(command.dry_run).check(**arguments)
     return gin.config_str()
 
 

@@ -81,7 +81,7 @@ def _run(arguments: list[str]) -> int:
 
     function = gin_setup.configure(flags, command, signature)
     if flags.dry_run:
-        print(gin_setup.describe(function))
+        print(gin_setup.describe(function, command))
         return 0
     result = gin_setup.run(function)
     if command.done:

@@ -65,6 +65,7 @@ def cache(
       duplicates: "reject" or "keep" repeated records; logged data often repeats, and then "keep" is right.
       kind, train_file, validation_file: your own JSON Lines files; without a validation file a tenth of the prompts is used.
       responses_per_example: above 1, joins the records of one prompt into examples of up to that many responses.
+      overwrite: replace a different cache in `output_dir`.
 
     Raises:
       DataError: too many bad records (all listed in a side file), no records, or a different cache in the way.
@@ -157,9 +158,11 @@ def load_metadata(cache_dir: str) -> dict[str, Any]:
     Keys: name, kind, responses_per_example (K), fields (which of feedback, scores, reference_feedback the batches have),
     reference_samples (numbers in reference_feedback; caches of before it lack the key), score_names,
     num_examples (by split), num_prompts (by split), feedback {"mean", "std"} of the training split's responses or None,
+    num_responses (by split) and feedback_ranges (by split: {"feedback", "chosen_feedback"} {"min", "max"} of all and of the first
+    responses; older caches lack both),
     vocabulary (see `load_vocabulary`), lengths (percentiles of prompt and response tokens by split), num_read (records
     read, good and bad, by split), rejected (counts by split and reason), notes (other counts by split, such as
-    truncated_prompts), limits, fingerprint (of the content).
+    truncated_prompts, or without_margin of pairs), limits, fingerprint (of the content).
     """
     path = os.path.join(cache_dir, METADATA_FILE)
     try:
@@ -259,6 +262,8 @@ def _write(
         "score_names": list(source.score_names),
         "num_examples": {name: len(s.prompt_lengths) for name, s in summaries.items()},
         "num_prompts": {name: len(s.prompts) for name, s in summaries.items()},
+        "num_responses": {name: len(s.response_lengths) for name, s in summaries.items()},
+        "feedback_ranges": {name: s.feedback_ranges() for name, s in summaries.items()},
         "feedback": summaries["train"].feedback_statistics() if "train" in summaries else None,
         "lengths": {name: s.lengths() for name, s in summaries.items()},
         "rejected": rejected,

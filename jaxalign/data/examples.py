@@ -49,6 +49,26 @@ class CachedExample:
         return self.targets[end - int(self.target_lengths[response]) : end]
 
 
+def best_response(example: CachedExample, kind: str) -> int:
+    """Which response to imitate: the chosen one of a pair, else the first with the highest feedback; without feedback the first."""
+    if kind == "pair" or example.feedback is None:
+        return 0
+    return int(np.argmax(example.feedback))
+
+
+def only_response(example: CachedExample, response: int) -> CachedExample:
+    """The example with one of its responses alone."""
+    kept = slice(response, response + 1)
+    return dataclasses.replace(
+        example,
+        targets=example.target(response),
+        target_lengths=example.target_lengths[kept],
+        feedback=None if example.feedback is None else example.feedback[kept],
+        scores=None if example.scores is None else example.scores[kept],
+        responses=example.responses[kept],
+    )
+
+
 def make_example(
     inputs: Sequence[int],
     targets: Sequence[Sequence[int]],

@@ -19,11 +19,19 @@ from jaxtyping import Int
 from jaxalign.data import packing, reference
 from jaxalign.data.batches import Batch, make_batch
 from jaxalign.data.cache import lengths_path, load_metadata, split_path
-from jaxalign.data.examples import CachedExample, decode_example
+from jaxalign.data.examples import (
+    CachedExample,
+    best_response,
+    decode_example,
+    only_response,
+)
 from jaxalign.data.validation import DataError
 
 if TYPE_CHECKING:
     from jaxalign.data.sampling import Sampling
+
+
+_BLOCK = 1024
 
 
 class CachedSplit:
@@ -100,6 +108,7 @@ def make_dataset(
     reference_scores: str | None = None,
     stored: Mapping[str, str] | None = None,
     sampling: Sampling | None = None,
+    best_only: bool = False,
     drop_remainder: bool = True,
     read_threads: int = 2,
 ) -> grain.IterDataset:
@@ -121,6 +130,7 @@ def make_dataset(
       stored: {batch field: name of a stored array} to add, for fields of `reference.STORED_FIELDS`.
       sampling: which examples are drawn how often (`sampling.open_sampling`); None for all alike. An epoch has as many draws as
         examples are kept, and the processes share the draws.
+      best_only: of every example keep the response that `examples.best_response` names, so that K = 1.
       drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows. All processes give
         the same number of batches, except when packing a finite number of epochs.
       read_threads: threads that read and decode; 0 does everything in the caller's thread.
@@ -130,9 +140,9 @@ def make_dataset(
     """
     data = CachedSplit.open(cache_dir, split)
     metadata = data.metadata
-    responses = metadata["responses_per_example"]
+    responses = 1 if best_only else metadata["responses_per_example"]
     lengths = _row_lengths(feature_lengths, row_lengths, responses, pack)
-    _check_lengths(data, feature_lengths, lengths)
+    _check_lengths(data, feature_lengths, lengths, responses)
     if batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes.")
     if not 0 <= process_index < process_count:
@@ -144,6 +154,20 @@ def make_dataset(
             f"The cache {cache_dir} has no training split, so no statistics to standardise rewards with; "
             "cache the split 'train' too, or pass standardize=False."
         )
+    reference_log_probs = (
+        reference.read_reference_scores(cache_dir, split, reference_scores)[0]
+        if reference_scores
+        else None
+    )
+    arrays = reference.read_stored_fields(cache_dir, split, stored or {})
+    example_lengths = data.lengths()
+    if best_only and (pack or arrays or reference_log_probs is not None):
+        best, best_lengths = _best_responses(data)
+        example_lengths = np.stack([example_lengths[:, 0], best_lengths], axis=1)
+        every = np.arange(len(data))
+        arrays = {field: array[every, best][:, None] for field, array in arrays.items()}
+        if reference_log_probs is not None:
+            reference_log_probs = reference_log_probs[every, best][:, None]
     collate = functools.partial(
         make_batch,
         num_rows=rows,
@@ -158,16 +182,16 @@ def make_dataset(
         reference_samples=(
             metadata["reference_samples"] if "reference_feedback" in metadata["fields"] else 0
         ),
-        reference_log_probs=(
-            reference.read_reference_scores(cache_dir, split, reference_scores)[0]
-            if reference_scores
-            else None
-        ),
-        stored=reference.read_stored_fields(cache_dir, split, stored or {}),
+        reference_log_probs=reference_log_probs,
+        stored=arrays,
     )
 
     def read_and_collate(index_rows: Sequence[Sequence[int]]) -> Batch:
-        examples = iter(data.read([index for row in index_rows for index in row]))
+        found = data.read([index for row in index_rows for index in row])
+        if best_only:
+            kind = metadata["kind"]
+            found = [only_response(example, best_response(example, kind)) for example in found]
+        examples = iter(found)
         return collate([[(index, next(examples)) for index in row] for row in index_rows])
 
     # Grain moves indices only; a batch's examples are read together at its end.
@@ -189,7 +213,7 @@ def make_dataset(
     if pack:
         return packing.pack_and_batch(
             indices.repeat(num_epochs),
-            example_lengths=data.lengths(),
+            example_lengths=example_lengths,
             row_lengths=lengths,
             rows=rows,
             max_examples_per_row=max_examples_per_row,
@@ -212,6 +236,19 @@ def make_dataset(
     return batches.map(read_and_collate).to_iter_dataset(
         grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
     )
+
+
+def _best_responses(
+    data: CachedSplit,
+) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
+    """`examples.best_response` of every example, and its tokens."""
+    kind, found = data.metadata["kind"], []
+    for start in range(0, len(data), _BLOCK):
+        for example in data.read(range(start, min(start + _BLOCK, len(data)))):
+            index = best_response(example, kind)
+            found.append((index, int(example.target_lengths[index])))
+    best, lengths = np.asarray(found, np.int64).T
+    return best, lengths
 
 
 def _num_batches(
@@ -264,11 +301,13 @@ def _row_lengths(
 
 
 def _check_lengths(
-    data: CachedSplit, feature_lengths: Mapping[str, int], row_lengths: Mapping[str, int]
+    data: CachedSplit,
+    feature_lengths: Mapping[str, int],
+    row_lengths: Mapping[str, int],
+    responses: int,
 ) -> None:
     """The longest example must fit, or training would stop at it hours later."""
     found = data.metadata["lengths"][data.split]
-    responses = data.metadata["responses_per_example"]
     for feature, key, per_row in (("inputs", "prompt", 1), ("targets", "response", responses)):
         longest = int(found[key]["max"])
         limit = min(feature_lengths[feature], row_lengths[feature] // per_row)

@@ -51,6 +51,8 @@ REASONS = (
     "reference_mismatch",
 )
 _THUMBS = {"up": 1.0, "down": 0.0}
+# Kinds whose feedback may be left out, since the order of the responses implies it, and what a count of such records is called.
+ASSUMED_FEEDBACK = {"pair": "without_margin", "ranked": "without_feedback"}
 
 
 class RecordError(ValueError):
@@ -102,6 +104,13 @@ def check_kind(kind: str) -> str:
     if kind not in KINDS:
         raise ValueError(f"Unknown record kind {kind!r}; known: {', '.join(KINDS)}.")
     return kind
+
+
+def states_feedback(obj: Any, kind: str, fields: Mapping[str, str] | None = None) -> bool:
+    """Whether a record of a kind of `ASSUMED_FEEDBACK` has its feedback in the data, and not only by the order of its responses."""
+    return (
+        _Reader(obj, fields or {}).optional("margin" if kind == "pair" else "feedback") is not None
+    )
 
 
 def parse_record(

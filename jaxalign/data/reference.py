@@ -31,12 +31,17 @@ _ANY = (
 
 
 def check_stored_fields(stored: Mapping[str, str]) -> None:
-    """DataError if a key of {batch field: name of a stored array} is not one of `STORED_FIELDS`."""
+    """DataError unless {batch field: name of a stored array} has fields of `STORED_FIELDS` for keys and names for values."""
     unknown = [field for field in stored if field not in STORED_FIELDS]
     if unknown:
         raise DataError(
             f"Stored arrays cannot fill the batch field {unknown[0]!r}; known: {', '.join(STORED_FIELDS)}."
         )
+    for field, name in stored.items():
+        if not isinstance(name, str):
+            raise DataError(
+                f"STORED_FIELDS[{field!r}] must be the name of a stored array, text in quotes, not {name!r}."
+            )
 
 
 def write_stored(

@@ -134,6 +134,7 @@ class SplitSummary:
         self.response_lengths: list[int] = []
         self.decoder_lengths: list[int] = []
         self.feedback: list[float] = []
+        self.first_feedback: list[float] = []
         self.fields: set[str] = {"feedback", "scores", "reference_feedback"}
         self.responses = 0
         self.reference_samples = 0
@@ -148,6 +149,7 @@ class SplitSummary:
             self.fields.discard("feedback")
         else:
             self.feedback.extend(example.feedback.tolist())
+            self.first_feedback.append(float(example.feedback[0]))
         if example.scores is None:
             self.fields.discard("scores")
         if example.reference_feedback is None:
@@ -166,6 +168,13 @@ class SplitSummary:
         values = np.asarray(self.feedback, np.float64)
         std = float(values.std())
         return {"mean": float(values.mean()), "std": std if std > 1e-12 else 1.0}
+
+    def feedback_ranges(self) -> dict[str, dict[str, float]]:
+        """Least and largest feedback, of all responses and of the first ones; nothing without feedback."""
+        if "feedback" not in self.fields:
+            return {}
+        named = {"feedback": self.feedback, "chosen_feedback": self.first_feedback}
+        return {name: {"min": min(found), "max": max(found)} for name, found in named.items()}
 
     def lengths(self) -> dict[str, dict[str, float]]:
         result = {}

@@ -8,7 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
-from jaxalign.data.records import Record, RecordError, parse_record
+from jaxalign.data.records import (
+    ASSUMED_FEEDBACK,
+    Record,
+    RecordError,
+    parse_record,
+    states_feedback,
+)
 from jaxalign.errors import UserError
 
 _MAX_QUOTED = 2000
@@ -25,7 +31,7 @@ class RejectionLog:
     Attributes:
       seen: records read, good and bad.
       entries: one dictionary a rejected record: file, line, reason, message, split, record (the start of its text).
-      notes: other counts worth reporting (truncated prompts).
+      notes: other counts worth reporting (truncated prompts, pairs without a margin).
     """
 
     def __init__(self) -> None:
@@ -140,6 +146,8 @@ def parse_objects(
             continue
         if kind == "multi" and score_names is None:
             score_names = record_score_names(obj, fields)
+        if log is not None and kind in ASSUMED_FEEDBACK and not states_feedback(obj, kind, fields):
+            log.notes[ASSUMED_FEEDBACK[kind]] += 1
         yield record
 
 

@@ -96,7 +96,7 @@ def rpo_diagonal_loss(
     return _kept(own_weight * jnp.diagonal(cells) + (1 - own_weight) * others, pairs)
 
 
-@requires(distinct_prompts=True)
+@requires(distinct_prompts=True, threshold=("threshold", "feedback"))
 def rpo_unpaired_loss(
     log_ratios: PerResponse,
     feedback: PerResponse,
@@ -133,7 +133,7 @@ def rpo_unpaired_loss(
     return losses.reshape(mask.shape), counts.reshape(mask.shape)
 
 
-@requires(distinct_prompts=True)
+@requires(distinct_prompts=True, threshold=("threshold", "feedback"))
 def rpo_unpaired_uniform_loss(
     log_ratios: PerResponse,
     feedback: PerResponse,

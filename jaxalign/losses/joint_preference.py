@@ -14,7 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.hyperparameters import require_nonnegative, require_one_of, require_positive
 from jaxalign.losses.masking import as_float32
 from jaxalign.losses.pairwise import difference, per_token
-from jaxalign.losses.requirements import requires
+from jaxalign.losses.requirements import named, requires
 
 PerPair = Float[Array, " pairs"]
 PerExample = Float[Array, " examples"]
@@ -68,6 +68,7 @@ def jpo_loss(
     return jax.nn.softplus(-beta * (margins + difference(chosen, rejected)))
 
 
+@named("jpo")
 @requires(distinct_prompts=True)
 def in_batch_jpo_loss(
     log_ratios: PerResponse,

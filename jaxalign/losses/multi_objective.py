@@ -18,9 +18,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxalign.errors import UserError
-from jaxalign.losses.hyperparameters import require_nonnegative, require_one_of, require_positive
+from jaxalign.losses.hyperparameters import (
+    HyperparameterError,
+    require_nonnegative,
+    require_one_of,
+    require_positive,
+)
 from jaxalign.losses.masking import as_float32
 from jaxalign.losses.pairwise import difference
+from jaxalign.losses.requirements import named
 
 PerPair = Float[Array, " pairs"]
 PerPairAndScore = Float[Array, "pairs scores"]
@@ -59,6 +65,7 @@ def modpo_loss(
     return jax.nn.softplus(-logits) if form == "logistic" else jax.nn.relu(1 - logits)
 
 
+@named("modpo")
 def modpo_rewards_loss(
     chosen_log_ratios: PerPair,
     rejected_log_ratios: PerPair,
@@ -186,10 +193,16 @@ def modpo_scores_loss(
       UserError: if there is not one weight for every score, or the labelling objective's is not positive.
     """
     require_one_of("modpo", "labels", labels, ("scores", "pair"))
-    differences = difference(chosen_scores, rejected_scores)
-    weights = _one_per_score("modpo", weights, differences)
+    weights = _finite("modpo", weights)
     if not 0 <= objective < len(weights):
-        raise UserError(f"modpo.objective is {objective}; there are {len(weights)} scores")
+        raise HyperparameterError(
+            f"modpo.objective is {objective}; there are {len(weights)} scores"
+        )
+    require_positive("modpo", beta=beta)
+    require_one_of("modpo", "form", form, FORMS)
+    _check_weight(weights[objective])
+    differences = difference(chosen_scores, rejected_scores)
+    _check_one_per_score("modpo", weights, differences)
     others = jnp.asarray([0.0 if i == objective else w for i, w in enumerate(weights)])
     margins = score_scale * jnp.sum(differences * others, axis=1)
     signs = jnp.sign(differences[:, objective])
@@ -229,11 +242,12 @@ def dpo_loss_weighting_loss(
       Losses, in which an objective that ties adds nothing; and weights that are 0 where all of them tie.
     """
     require_positive("dpo_loss_weighting", beta=beta)
-    differences = difference(chosen_scores, rejected_scores)
-    weights = _one_per_score("dpo_loss_weighting", weights, differences)
+    weights = _finite("dpo_loss_weighting", weights)
     for index, weight in enumerate(weights):
         require_nonnegative("dpo_loss_weighting", **{f"weights[{index}]": weight})
     require_positive("dpo_loss_weighting", sum_of_weights=sum(weights))
+    differences = difference(chosen_scores, rejected_scores)
+    _check_one_per_score("dpo_loss_weighting", weights, differences)
     signs = jnp.sign(differences)
     logits = beta * difference(chosen_log_ratios, rejected_log_ratios)
     losses = jnp.where(signs != 0, jax.nn.softplus(-signs * logits[:, None]), 0)
@@ -243,20 +257,23 @@ def dpo_loss_weighting_loss(
 
 def _check_weight(weight: float) -> None:
     if not (weight > 0 and math.isfinite(weight)):
-        raise UserError(
+        raise HyperparameterError(
             f"modpo divides by the weight of the objective that labels the pairs, which must be positive, not {weight}. "
             "For weight 0 train DPO on another objective's pairs."
         )
 
 
-def _one_per_score(
-    name: str, weights: Sequence[float], differences: PerPairAndScore
-) -> tuple[float, ...]:
+def _finite(name: str, weights: Sequence[float]) -> tuple[float, ...]:
     weights = tuple(float(weight) for weight in weights)
+    if not all(map(math.isfinite, weights)):
+        raise HyperparameterError(f"{name}.weights must be finite, not {weights}")
+    return weights
+
+
+def _check_one_per_score(
+    name: str, weights: tuple[float, ...], differences: PerPairAndScore
+) -> None:
     if len(weights) != differences.shape[1]:
         raise UserError(
             f"{name}.weights has {len(weights)} numbers, but responses have {differences.shape[1]} scores"
         )
-    if not all(map(math.isfinite, weights)):
-        raise UserError(f"{name}.weights must be finite, not {weights}")
-    return weights

@@ -173,6 +173,7 @@ def hinge_loss(chosen_log_ratios: PerPair, rejected_log_ratios: PerPair, *, beta
     return jax.nn.relu(1 - beta * difference(chosen_log_ratios, rejected_log_ratios))
 
 
+@requires(margins=True)
 def rebel_loss(
     chosen_log_ratios: PerPair,
     rejected_log_ratios: PerPair,
@@ -195,6 +196,7 @@ def rebel_loss(
     return jnp.square(difference(chosen_log_ratios, rejected_log_ratios) - eta * rewards)
 
 
+@requires(margins=True)
 def two_sample_dro_loss(
     chosen_log_ratios: PerPair,
     rejected_log_ratios: PerPair,
@@ -269,7 +271,7 @@ def soft_preference_loss(
     return soft_logistic(margins, 1 - jax.lax.stop_gradient(probabilities))
 
 
-@requires(probabilities=("chosen_feedback",))
+@requires(probabilities=("chosen_feedback",), margins=True)
 def osp_loss(
     chosen_log_ratios: PerPair,
     rejected_log_ratios: PerPair,
@@ -293,6 +295,7 @@ def osp_loss(
     return _outside_band(chosen_log_ratios, rejected_log_ratios, chosen_feedback, beta, band)
 
 
+@requires(margins=True)
 def osp_logistic_loss(
     chosen_log_ratios: PerPair,
     rejected_log_ratios: PerPair,

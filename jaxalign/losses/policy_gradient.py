@@ -21,6 +21,7 @@ PerResponse = Float[Array, "examples responses"]
 _MAX_LOG_RATIO = 60.0
 
 
+@requires(imitates=True)
 def nll_loss(log_probs: PerResponse) -> PerResponse:
     """``-log pi(y|x)``: fine-tuning on all responses, as a mean over responses instead of tokens. The floor that A-LoL is compared with.
 

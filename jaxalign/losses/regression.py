@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from jaxalign.errors import UserError
 from jaxalign.losses.dro import policy_loss, value_target
 from jaxalign.losses.hyperparameters import (
+    HyperparameterError,
     require_nonnegative,
     require_one_of,
     require_positive,
@@ -300,7 +301,7 @@ def quantile_log_partition(beta: float, *, transform: str, approximate: bool = F
       UserError: if an approximation is asked of a transform that has none.
     """
     if approximate and transform != "identity":
-        raise UserError(
+        raise HyperparameterError(
             f"qrpo: log_partition 'approximate' is for transform 'identity', not {transform!r}"
         )
     if transform == "log":

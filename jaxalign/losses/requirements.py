@@ -1,4 +1,4 @@
-"""What a loss function needs of a batch beyond the arrays its parameters name, declared beside the function."""
+"""What a loss function needs of a batch beyond the arrays its parameters name, and its method's name, declared beside the function."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _ATTRIBUTE = "batch_requirements"
+_NAME = "method_name"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,12 +22,19 @@ class Requirements:
       distinct_prompts: the batch must hold at least two prompts.
       probabilities: fields of the first response, or of all, that must lie in [0, 1]; by the names of parameters.
       nonnegative: fields that must not be negative; by the names of parameters.
+      margins: the loss regresses on how much better a response is, so the feedback of a pair or a ranked group must be in the data
+        and not only implied by the order of its responses.
+      imitates: the loss raises the likelihood of every response it gets, whatever its feedback.
+      threshold: (hyperparameter, 'feedback' or 'rewards') where responses count as good if that field exceeds the hyperparameter.
     """
 
     min_responses: int = 1
     distinct_prompts: bool = False
     probabilities: tuple[str, ...] = ()
     nonnegative: tuple[str, ...] = ()
+    margins: bool = False
+    imitates: bool = False
+    threshold: tuple[str, str] | None = None
 
 
 def requires(**requirements: Any) -> Callable[[Function], Function]:
@@ -34,6 +42,16 @@ def requires(**requirements: Any) -> Callable[[Function], Function]:
 
     def declare(function: Function) -> Function:
         setattr(function, _ATTRIBUTE, Requirements(**requirements))
+        return function
+
+    return declare
+
+
+def named(name: str) -> Callable[[Function], Function]:
+    """Decorator that says what a loss function's method is called, where that is not the function's name."""
+
+    def declare(function: Function) -> Function:
+        setattr(function, _NAME, name)
         return function
 
     return declare
@@ -66,7 +84,8 @@ def quantities_of(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[
 
 
 def method_name(function: Callable[..., Any]) -> str:
-    """``ipo`` for ``ipo_loss``; for error messages and metrics."""
+    """``ipo`` for ``ipo_loss``, or what `named` says; for runs, error messages and metrics."""
     while isinstance(function, functools.partial):
         function = function.func
-    return str(function.__name__).removesuffix("_loss")
+    declared = inspect.unwrap(function, stop=lambda wrapped: hasattr(wrapped, _NAME))
+    return str(getattr(declared, _NAME, str(function.__name__).removesuffix("_loss")))

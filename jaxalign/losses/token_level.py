@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxalign.errors import UserError
 from jaxalign.losses.hyperparameters import (
+    HyperparameterError,
     require_nonnegative,
     require_one_of,
     require_probability,
@@ -73,6 +73,7 @@ def cross_entropy(
     return losses
 
 
+@requires(imitates=True)
 def gold_loss(
     log_probs: PerToken,
     reference_log_probs: PerToken,
@@ -242,4 +243,4 @@ def ift_equation_21_loss(losses: PerToken, segments: Segments) -> PerToken:
 def _require_discount(method: str, discount: float) -> None:
     require_probability(method, discount=discount)
     if discount == 1:
-        raise UserError(f"{method}.discount must be below 1")
+        raise HyperparameterError(f"{method}.discount must be below 1")

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxalign.errors import UserError
-from jaxalign.losses.hyperparameters import require_positive
+from jaxalign.losses.hyperparameters import HyperparameterError, require_positive
 from jaxalign.losses.masking import as_float32, masked_mean, masked_sum
-from jaxalign.losses.requirements import requires
+from jaxalign.losses.requirements import named, requires
 
 PerResponse = Float[Array, "examples responses"]
 PerPair = Float[Array, " pairs"]
@@ -66,6 +65,7 @@ def kto_reference_point(
     return jax.lax.stop_gradient(jnp.maximum(0.0, masked_mean(mismatched_log_ratios, where)))
 
 
+@requires(threshold=("desirable_threshold", "feedback"))
 def apo_zero_unpaired_loss(
     log_ratios: PerResponse,
     feedback: PerResponse,
@@ -91,6 +91,7 @@ def apo_zero_unpaired_loss(
     return kto_loss(log_ratios, jnp.asarray(feedback) > desirable_threshold, 0.0, beta=beta)
 
 
+@requires(threshold=("desirable_threshold", "feedback"))
 def bco_loss(
     log_ratios: PerResponse,
     feedback: PerResponse,
@@ -122,7 +123,8 @@ def bco_loss(
     return -jax.nn.log_sigmoid(jnp.where(desirable, logits, -logits))
 
 
-@requires(nonnegative=("density_ratios",))
+@named("bco_density_ratios")
+@requires(nonnegative=("density_ratios",), threshold=("desirable_threshold", "feedback"))
 def density_weighted_bco_loss(
     log_ratios: PerResponse,
     feedback: PerResponse,
@@ -153,7 +155,7 @@ def density_weighted_bco_loss(
       UserError: if beta is not positive, or the bounds are not positive and in order.
     """
     if not 0 < min_density_ratio <= max_density_ratio:
-        raise UserError(
+        raise HyperparameterError(
             "density_weighted_bco: 0 < min_density_ratio <= max_density_ratio must hold, not "
             f"{min_density_ratio} and {max_density_ratio}"
         )

@@ -21,6 +21,7 @@ from jaxalign.losses.requirements import requires
 PerResponse = Float[Array, "examples responses"]
 
 
+@requires(threshold=("threshold", "rewards"))
 def filtered_sft_loss(
     log_probs: PerResponse,
     rewards: PerResponse,

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jaxalign.errors import UserError
 from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_sum
+from jaxalign.losses.requirements import Requirements
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -120,6 +121,10 @@ class Objective:
         """Batch fields that the data must provide."""
         return self.batch_fields
 
+    def requirements(self) -> Requirements:
+        """What the method needs of the data beyond fields: ranges of values, stated margins ..."""
+        return Requirements()
+
     def update_scales(self) -> dict[str, float]:
         """Factors on the optimizer's update (the learning rate) by role; 1 for the roles that are absent."""
         return {}
@@ -137,6 +142,11 @@ class Objective:
             raise UserError(
                 f"objective {self.name} needs {self.responses_per_prompt} response(s) per prompt, "
                 f"but the task has {responses}"
+                + (
+                    ": give it a task of pairs, such as tasks/jsonl_pairs.gin"
+                    if self.responses_per_prompt == 2
+                    else ""
+                )
             )
 
     def initial_statistics(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.errors import UserError
+from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.segments import first_tokens, shifted
 from jaxalign.losses.token_level import (
     ift_algorithm_1_loss,
@@ -65,6 +66,9 @@ class IFT(Objective):
             raise UserError(f"IFT.discount must lie in [0, 1), not {self.discount}")
         if self.form not in FORMS:
             raise UserError(f"IFT.form must be one of {', '.join(FORMS)}, not {self.form!r}")
+
+    def requirements(self) -> Requirements:
+        return Requirements(imitates=True)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
         policy: Any = self.policy

@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign.errors import UserError
+from jaxalign.losses.hyperparameters import require_nonnegative, require_positive
 from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_mean, masked_sum
+from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.unpaired import kto_loss, kto_reference_point
 from jaxalign.objectives.base import (
     Batch,
@@ -74,13 +76,29 @@ class KTO(ReferenceObjective):
     labels: str = "feedback"
     desirable_threshold: float = 0.5
 
-    name: ClassVar[str] = "kto"
     batch_fields: ClassVar[tuple[str, ...]] = ("feedback", "rewards", "prompt_ids")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels not in ("feedback", "batch_mean"):
             raise UserError(f"KTO.labels must be 'feedback' or 'batch_mean', not {self.labels!r}")
+
+        require_positive("KTO", beta=self.beta)
+        require_nonnegative(
+            "KTO",
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        )
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The name of its gin file: the DRO paper's form is `kto`, the authors' own `kto_reference`."""
+        return "kto" if self.labels == "batch_mean" else "kto_reference"
+
+    def requirements(self) -> Requirements:
+        if self.labels == "batch_mean":
+            return Requirements()
+        return Requirements(threshold=("desirable_threshold", "feedback"))
 
     def frozen_roles(self) -> tuple[str, ...]:
         return ("reference",)

@@ -19,7 +19,12 @@ from jaxtyping import Array, Bool, Float
 from jaxalign.errors import UserError
 from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_sum
-from jaxalign.losses.requirements import method_name, quantities_of, requirements_of
+from jaxalign.losses.requirements import (
+    Requirements,
+    method_name,
+    quantities_of,
+    requirements_of,
+)
 from jaxalign.networks.value import pool_segments
 from jaxalign.objectives.base import (
     Batch,
@@ -33,6 +38,7 @@ from jaxalign.objectives.base import (
     mask_of,
     mean_metric,
 )
+from jaxalign.objectives.tracing import abstract_array, check_hyperparameters
 
 # Arrays that stand in the batch as they are, one number a response.
 _STORED = ("advantages", "density_ratios", "margin_rewards", "margin_log_probs")
@@ -97,6 +103,11 @@ class Responses(ReferenceObjective):
             )
         if "statistics" in self._names() and self.statistics is None:
             raise UserError(f"objective {self.name} needs {type(self).__name__}.statistics")
+        required, _ = quantities_of(self.loss_function)
+        arguments = {name: abstract_array(name, self._base_name(name)) for name in required}
+        if "statistics" in arguments and self.statistics is not None:
+            arguments["statistics"] = jax.eval_shape(self.statistics.initial)
+        check_hyperparameters(self.name, self.loss_function, arguments)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -113,6 +124,9 @@ class Responses(ReferenceObjective):
         if self._needs_reference() and self.reference == "cached":
             fields.append("reference_log_probs")
         return tuple(dict.fromkeys(fields))
+
+    def requirements(self) -> Requirements:
+        return requirements_of(self.loss_function)
 
     def initial_statistics(self) -> dict[str, Any]:
         return {} if self.statistics is None else self.statistics.initial()

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import UserError
 from jaxalign.losses.masking import masked_sum
+from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.reward_modelling import bradley_terry_loss, won
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.scoring import per_response_sum
@@ -78,6 +79,9 @@ class RewardModel(Objective):
     def required_fields(self) -> tuple[str, ...]:
         reads_feedback = self.preferred == "feedback" or self.margin > 0
         return (*self.batch_fields, *(("feedback",) if reads_feedback else ()))
+
+    def requirements(self) -> Requirements:
+        return Requirements(min_responses=2, margins=self.margin > 0)
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

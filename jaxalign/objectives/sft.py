@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.token_level import cross_entropy
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params
 
@@ -28,6 +29,9 @@ class SFT(Objective):
     loss_normalizing_factor: float | None = None
 
     name: ClassVar[str] = "sft"
+
+    def requirements(self) -> Requirements:
+        return Requirements(imitates=True)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
         statistics = self.policy.token_statistics(  # type: ignore[attr-defined]

@@ -13,7 +13,12 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import UserError
 from jaxalign.losses.log_ratios import log_ratio
-from jaxalign.losses.requirements import method_name, quantities_of, requirements_of
+from jaxalign.losses.requirements import (
+    Requirements,
+    method_name,
+    quantities_of,
+    requirements_of,
+)
 from jaxalign.losses.segments import (
     first_tokens,
     segment_lengths,
@@ -21,6 +26,7 @@ from jaxalign.losses.segments import (
     spread,
 )
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params, mean_metric
+from jaxalign.objectives.tracing import check_hyperparameters
 
 PerToken = Float[Array, "rows length"]
 
@@ -126,6 +132,10 @@ class TokenWeighted(Objective):
                 raise UserError(
                     f"the loss function of objective {self.name} asks for {name!r}; TokenWeighted knows {', '.join(QUANTITIES)}"
                 )
+        tokens = jax.ShapeDtypeStruct((2, 8), jnp.float32)
+        segments = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+        arrays = {name: segments if name == "segments" else tokens for name in self._names()}
+        check_hyperparameters(self.name, self.loss_function, arrays)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -137,6 +147,9 @@ class TokenWeighted(Objective):
 
     def required_fields(self) -> tuple[str, ...]:
         return tuple(name for name in self._names() if name in _FIELDS)
+
+    def requirements(self) -> Requirements:
+        return requirements_of(self.loss_function)
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

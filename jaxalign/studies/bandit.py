@@ -258,11 +258,19 @@ def main() -> None:
     text = (
         "# Exact optimum: which methods reach the optimal policy\n\n"
         "    python -m jaxalign.studies.bandit\n\n"
-        "Six prompts, five responses, behaviour policy mu different from pi_ref, trained through the training step on the whole data at\n"
-        "once. The optimum of `E r - tau KL(pi || pi_ref)` is pi* = pi_ref exp(r / tau) / Z. Each cell: KL(pi* || pi) in nats, averaged\n"
-        "over prompts, and the share of the attainable gain in that objective which is lost (over 100 %: worse than not training).\n\n"
+        "A bandit small enough to know the answer: six prompts with five possible responses each, whose probabilities are the policy's\n"
+        "parameters. Logged responses come from a behaviour policy mu that is not the reference policy "
+        "pi_ref, and rewards r have no noise. Each\n"
+        "method trains on all of it in every step, through the same step as a T5.\n"
+        "\n"
+        "DRO's aim is the largest `E r - tau KL(pi || pi_ref)`, and pi* = pi_ref exp(r / tau) / Z has it (Z "
+        "normalises). A cell says how far the\n"
+        "trained policy is from pi*: KL(pi* || pi) in nats, averaged over prompts (0: reached), then which "
+        "share of what training can gain in that\n"
+        "aim was lost (0 %: nothing; 100 %: no better than not training; more: worse than not training).\n"
+        "\n"
         "## DRO and its values\n\n"
-        f"{arguments.steps:,} steps of gradient descent.\n\n"
+        f"{arguments.steps:,} steps of gradient descent. The rows differ in what stands for the value V(x) of a prompt.\n\n"
         + table(temperatures, arguments.steps)
         + "\n"
         + bandit_methods.section(temperatures)

@@ -431,8 +431,10 @@ def section(temperatures: tuple[float, ...], steps: int = STEPS) -> str:
     lines = [
         "## Other methods\n",
         f"{steps:,} steps of Adam, cosine from {LEARNING_RATE}. Pairs: all ordered ones, labelled by Bradley-Terry with",
-        "the rewards themselves, in exact expectation; lists: all five responses. Reaches pi*: KL below 1e-4. `own aim`:",
-        "KL(what the method aims at || pi), the largest over tau, where that is known in closed form.\n",
+        "the rewards themselves, in exact expectation; lists: all five responses. Cells as above; a method reaches pi* if its KL is below",
+        "1e-4 at every tau. Many methods aim at something else: `own aim` is KL(what it aims at || pi), the "
+        "largest over tau, where that is",
+        "known in closed form, so a small number there says that the method did what it is meant to do.\n",
         "| method | "
         + " | ".join(f"tau {tau:g}" for tau in temperatures)
         + " | own aim | reaches pi* | because |",

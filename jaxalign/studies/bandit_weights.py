@@ -100,8 +100,10 @@ def section() -> str:
         "## Two objectives\n",
         f"One prompt, {ARMS} responses, rewards with correlation -0.6, beta {BETA}, Bradley-Terry pairs of either",
         "reward in exact expectation,",
-        f"{STEPS:,} steps of Adam. The optimum of weight w is pi_ref exp((w r1 + (1 - w) r2) / beta) / Z. Total variation from it,",
-        "KL(optimum || pi), and `E[w r1 + (1 - w) r2] - beta KL`, whose largest value is the optimum's.\n",
+        f"{STEPS:,} steps of Adam. For a weight w the optimum is pi_ref exp((w r1 + (1 - w) r2) / beta) / Z. `distance` is the total",
+        "variation from it, `KL` is KL(optimum || pi), and `value` is `E[w r1 + (1 - w) r2] - beta KL(pi || "
+        "pi_ref)`, which the optimum has the",
+        "largest of. MODPO reaches it; adding up weighted losses does not, though it comes close in value.\n",
         "| w | MODPO: distance | KL | value | loss weighting: distance | KL | value | optimum: value |",
         "|---" * 8 + "|",
     ]

@@ -10,16 +10,10 @@ import numpy as np
 
 from jaxalign.evaluation.statistics import Estimate, bootstrap_mean
 from jaxalign.studies.command_line import write_report
-from jaxalign.studies.equal_footing import (
-    ACTS,
-    JUDGED,
-    LEARNING_RATES,
-    METHODS,
-    SEEDS,
-    UPDATES,
-    seed_results,
-    selected,
-)
+from jaxalign.studies.equal_footing import SEEDS, UPDATES, seed_results, selected
+from jaxalign.studies.equal_footing_forms import ACTS
+from jaxalign.studies.equal_footing_judging import JUDGED
+from jaxalign.studies.equal_footing_methods import LEARNING_RATES, METHODS
 from jaxalign.studies.jobs import read_result
 
 # The method that the others are compared with.

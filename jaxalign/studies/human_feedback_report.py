@@ -5,7 +5,9 @@ python -m jaxalign.studies.human_feedback_report --runs runs/human_feedback --ou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from jaxalign.evaluation.tables import markdown_table
@@ -61,6 +63,63 @@ def _row(name: str, rankings: list[dict[str, Any]], chosen: str) -> dict[str, An
     }
 
 
+def caveats(folder: Path, source: Source) -> list[str]:
+    """What a source's table cannot say, as a list in Markdown."""
+    edges, orders, pairs, longer = [], [], 0, 0.0
+    for method, strengths in STRENGTHS.items():
+        found = [read_result(folder, f"{source.name}/final/{method}/seed{seed}") for seed in SEEDS]
+        results = [result for result in found if result is not None]
+        if not results:
+            continue
+        strength, _ = selected(folder, source, method)
+        name = "tau" if method == "dro_v" else "beta"
+        if strength in (min(strengths), max(strengths)):
+            edges.append(f"{TITLES[method]}'s {name} {strength:g}")
+        score = next(score for score in results[0]["ranking"] if score.startswith("tau"))
+        mean = fmean(result["ranking"][score]["pairwise_accuracy"] for result in results)
+        orders.append((TITLES[method], mean))
+        pairs = results[0]["ranking"][score]["pairs"]
+        longer = results[0]["ranking"]["longer wins"]["pairwise_accuracy"]
+    return caveat_lines(edges, orders, pairs, longer)
+
+
+def caveat_lines(
+    edges: Sequence[str], orders: Sequence[tuple[str, float]], pairs: int, longer: float
+) -> list[str]:
+    """The list of `caveats`.
+
+    Args:
+      edges: settings chosen at an edge of their grid.
+      orders: every method's share of the pairs within a prompt that it orders rightly.
+      pairs: how many pairs there are.
+      longer: the share that 'the longer response is better' orders rightly.
+    """
+    lines = []
+    if edges:
+        verb = "is an edge" if len(edges) == 1 else "are edges"
+        lines.append(
+            f"{' and '.join(edges)} {verb} of the grid of three, and only {len(LEARNING_RATES)} learning rate was tried: other settings "
+            "may be better."
+        )
+    if orders:
+        error = 0.5 / pairs**0.5
+        shares = ", ".join(f"{share:.2f} ({name})" for name, share in orders)
+        best = max(share for _, share in orders)
+        verdict = (
+            "no evidence that a method orders the responses to one prompt better than their length does"
+            if best < longer + 2 * error
+            else "more than length explains"
+        )
+        lines.append(
+            f"Within a prompt: {shares} against {longer:.2f} for 'the longer one wins', on {pairs} pairs (standard error about "
+            f"{error:.2f}): {verdict}. Much of a Spearman correlation over all responses can come from telling prompts apart."
+        )
+    lines.append(
+        "KL from the reference was not measured, so the methods may stand at different distances from it."
+    )
+    return [f"- {line}" for line in lines]
+
+
 def report(folder: Path) -> str:
     """The whole page."""
     lines = [
@@ -88,6 +147,8 @@ def report(folder: Path) -> str:
             f"{source.sft_steps} steps of SFT, {source.updates} updates of about 35 responses.",
             "",
             source_table(folder, source),
+            "",
+            *caveats(folder, source),
             "",
         ]
     return "\n".join(lines)

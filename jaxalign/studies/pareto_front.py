@@ -23,14 +23,9 @@ from jaxalign.evaluation.statistics import spearman
 from jaxalign.networks.policy import Policy
 from jaxalign.studies import human_feedback
 from jaxalign.studies.command_line import run_study
-from jaxalign.studies.equal_footing import (
-    POLICIES,
-    RATINGS,
-    SCORES,
-    constant_loop,
-    rating_log_probs,
-    read_rows,
-)
+from jaxalign.studies.equal_footing import POLICIES, SCORES, constant_loop
+from jaxalign.studies.equal_footing_forms import RATINGS, read_rows
+from jaxalign.studies.equal_footing_judging import rating_log_probs
 from jaxalign.studies.gin_methods import objective_from_gin
 from jaxalign.studies.jobs import Job
 from jaxalign.training.inputs import TaskData

@@ -171,6 +171,44 @@ def search_table(folder: Path) -> str:
     return markdown_table(rows)
 
 
+def caveats(results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    """What the tables cannot say, as a list in Markdown."""
+    runs = {
+        family: next(iter(results[family].values())) for family in FAMILIES if family in results
+    }
+    at_the_edge = [
+        TITLES[family]
+        for family, run in runs.items()
+        if run.get("learning_rate") in (min(LEARNING_RATES), max(LEARNING_RATES))
+    ]
+    kl = {
+        TITLES[family]: float(np.mean([run["kl"]["mean"] for run in results[family].values()]))
+        for family in runs
+    }
+    lines = [
+        "The search was not equal: the two forms of KTO chose among "
+        f"{len(LEARNING_RATES) * len(KTO_BETAS)} settings ({len(LEARNING_RATES)} learning rates, {len(KTO_BETAS)} betas), every other "
+        f"method among {len(LEARNING_RATES)} (DRO's tau stayed at 1), all with one seed.",
+    ]
+    if at_the_edge:
+        lines.append(
+            f"With {len(LEARNING_RATES)} learning rates every choice is an edge of the grid"
+            + (
+                f", and all methods chose the larger one ({max(LEARNING_RATES):g}): a still larger one may suit some better."
+                if all(run.get("learning_rate") == max(LEARNING_RATES) for run in runs.values())
+                else "."
+            )
+        )
+    if kl:
+        least, most = min(kl, key=lambda name: kl[name]), max(kl, key=lambda name: kl[name])
+        lines.append(
+            f"Methods end at different distances from SFT, from {kl[least]:.2f} nats ({least}) to {kl[most]:.2f} ({most}): more reward at "
+            "more KL is another point of a trade-off and not by itself a better method. Equal footing: "
+            "[equal_footing.md](equal_footing.md)."
+        )
+    return [f"- {line}" for line in lines]
+
+
 def report(folder: Path) -> str:
     """The whole page."""
     results = load(folder)
@@ -206,6 +244,10 @@ def report(folder: Path) -> str:
             "SFT policy, by sampling. Ablations use DRO-V's learning rate; with the factor 1/tau on the update, tau 0.1 learns",
             "ten times as fast and tau 5 five times as slow, a confound that the paper's sweep has too.",
             f"Total compute: {hours:.1f} core-hours.",
+            "",
+            "## Before you compare",
+            "",
+            *caveats(results),
             "",
             "## Methods",
             "",

@@ -18,6 +18,8 @@ from jaxalign.data.validation import DataError
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
 from jaxalign.errors import UserError
 
+RESPONSES = ("auto", "all", "best")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskData:
@@ -43,6 +45,8 @@ class TaskData:
       train_split: the split to train on.
       eval_split: the split for evaluation during training; '' for none.
       stored: {batch field: name of a stored array}, for fields of `data.reference.STORED_FIELDS`.
+      responses: which responses to a prompt are read: 'all'; 'best', the chosen one of a pair or that with the highest feedback; or 'auto',
+        'best' where an objective that only imitates (sft, nll, gold, ift) meets pairs or ranked records, else 'all'.
       sampling: which training examples are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.sampling.open_sampling`).
       sampling_field: the stored field that 'positive' and 'priority' draw by.
     """
@@ -66,6 +70,7 @@ class TaskData:
     train_split: str = "train"
     eval_split: str = "validation"
     stored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    responses: str = "auto"
     sampling: str = "uniform"
     sampling_field: str = "advantages"
 
@@ -77,6 +82,10 @@ class TaskData:
                 )
         reference.check_stored_fields(self.stored)
         sampling.check_mode(self.sampling)
+        if self.responses not in RESPONSES:
+            raise UserError(
+                f"TaskData.responses must be one of {', '.join(RESPONSES)}, not {self.responses!r}"
+            )
 
     def prepare(self) -> dict[str, Any]:
         """Makes the cache unless it is there, checks that it has what is stored for this run, and returns its metadata.
@@ -179,6 +188,7 @@ class TaskData:
             reference_scores=reference_scores,
             stored=self.stored,
             sampling=self._sampling(),
+            best_only=self.responses == "best",
             **self._options(),
         )
 
@@ -198,6 +208,7 @@ class TaskData:
                 standardize=self.standardize_rewards,
                 reference_scores=reference_scores,
                 stored=self.stored,
+                best_only=self.responses == "best",
             )
         )
 

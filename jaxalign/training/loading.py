@@ -13,6 +13,7 @@ from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.training import checkpoints
+from jaxalign.training.hyperparameters import hyperparameters
 
 NETWORKS_FILE = "networks.json"
 _REWARD_NETWORKS = {
@@ -113,11 +114,12 @@ def describe_networks(objective: Any) -> dict[str, Any]:
 
 
 def describe_method(objective: Any) -> dict[str, Any]:
-    """JSON: the method's name, and its temperature or beta where that is an attribute."""
+    """JSON: the method's name, its temperature or beta where that is an attribute, and all its hyperparameters."""
     described: dict[str, Any] = {"objective": objective.name}
     temperature = getattr(objective, "temperature", getattr(objective, "beta", None))
     if temperature is not None:
         described["temperature"] = temperature
+    described["hyperparameters"] = hyperparameters(objective)
     return described
 
 

@@ -14,7 +14,7 @@ import jax
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
-from jaxalign.training import initial_checkpoint, partitioning, run_folder, score
+from jaxalign.training import initial_checkpoint, partitioning, run_folder, score, task_checks
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
@@ -93,6 +93,7 @@ def train(
     finished = run_folder.finished_summary(folder, loop.train_steps)
     if finished is not None:
         return finished
+    data = task_checks.check(objective, data, metadata, quiet=not loop.progress)
     run_id = earlier.get("run_id") or uuid.uuid4().hex[:12]
     start = earlier.get("initial_checkpoint")
     if start and initial_checkpoint_path and initial_checkpoint_step is None:
@@ -110,7 +111,8 @@ def train(
     if "reference_log_probs" in objective.required_fields():
         # Before hours of scoring: does the task have the other fields?
         probe = next(iter(data.training_dataset(batch_size, random_seed, None)))
-        objective.check_batch({**probe, "reference_log_probs": probe["response_mask"]})
+        probe = {**probe, "reference_log_probs": probe["response_mask"]}
+        task_checks.check_batch(objective, probe, data.task)
         reference_scores = _ensure_reference_scores(
             objective, data, params, reference_scores, reference, device_mesh, batch_size
         )
@@ -128,7 +130,7 @@ def train(
     beginning = iterator.get_state()
     first = next(iterator)
     iterator.set_state(beginning)
-    objective.check_batch(first)
+    task_checks.check_batch(objective, first, data.task)
     step = jit_train_step(
         make_train_step(
             objective,

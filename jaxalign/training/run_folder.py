@@ -34,13 +34,18 @@ def earlier_launch(folder: Path) -> dict[str, Any]:
 
 
 def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objective) -> None:
-    """Refuses to continue a run with another method.
+    """Refuses to continue a run with another method, or with other hyperparameters.
 
     Raises:
       UserError: naming both.
     """
-    for what, ours in loading.describe_method(objective).items():
-        theirs = earlier.get(what, ours)
+    ours_by_name = loading.describe_method(objective)
+    hyperparameters = ours_by_name.pop("hyperparameters")
+    # Runs of before hyperparameters were written have none to compare.
+    written = earlier.get("hyperparameters", {})
+    compared = [(what, earlier.get(what, ours), ours) for what, ours in ours_by_name.items()]
+    compared += [(name, written.get(name, ours), ours) for name, ours in hyperparameters.items()]
+    for what, theirs, ours in compared:
         if theirs != ours:
             raise UserError(
                 f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"

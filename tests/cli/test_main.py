@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from jaxalign.cli import commands
+from jaxalign.cli import commands, gin_types
 from jaxalign.cli.main import main
 
 STANDARD = """
@@ -61,7 +61,13 @@ class TestHelp:
     def test_every_command_exists_and_explains_its_parameters(self, name):
         signature = commands.read_signature(commands.COMMANDS[name])
         assert signature.summary
-        assert all(parameter.annotation for parameter in signature.parameters.values())
+        for parameter in signature.parameters.values():
+            assert parameter.annotation and parameter.description, parameter.name
+
+    def test_parameters_documented_together_share_their_description(self):
+        text = "Does.\n\nArgs:\n  a, b: two\n    lines.\n  c (int): one."
+        _, found = commands.split_docstring(text)
+        assert found == {"a": "two lines.", "b": "two lines.", "c": "one."}
 
 
 class TestFlags:
@@ -208,6 +214,47 @@ class TestFailures:
     def test_verbose_shows_the_traceback(self, calls):
         with pytest.raises(Exception, match=r"records.jsonl:3"):
             main(["drive", "--model_dir=x", "--fail=user", "--verbose"])
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        ("binding", "message"),
+        [
+            (
+                "STEPS='many'",
+                "STEPS = 'many', but drive.steps takes a whole number",
+            ),
+            ("STEPS=1e3", "STEPS = 1000.0, but drive.steps takes a whole number"),
+            ("drive.rate='big'", "drive.rate = 'big'; it takes a number"),
+            ("drive.loud=1", "drive.loud = 1; it takes True or False"),
+            ("drive.places=[1]", "drive.places = [1]; it takes list[str]"),
+            ("drive.at=0.5", "drive.at = 0.5; it takes a whole number or text"),
+            ("Engine.fuel=3", "Engine.fuel = 3; it takes text"),
+        ],
+    )
+    def test_a_value_of_another_type_is_one_line(self, calls, gin_file, capsys, binding, message):
+        arguments = ["drive", f"--gin_file={gin_file(STANDARD)}", "--gin.MODEL_DIR='m'"]
+        assert main([*arguments, f"--gin.{binding}"]) == 2
+        assert error_line(capsys) == message
+        assert calls == []
+
+    @pytest.mark.parametrize(
+        ("value", "annotation", "fits"),
+        [
+            (1, "float", True),
+            (True, "int | None", False),
+            (None, "int | None", True),
+            ({"advantages": 3}, "Mapping[str, str]", False),
+            ({"a": 1}, "dict[str, int] | None", True),
+            (("a", "b"), "tuple[str, ...]", True),
+            (("a", 1.0), "Sequence[str | tuple[str, float]]", True),
+            ("x", "Callable[..., Any] | int", True),
+            ("x", "Literal['x', 'y']", True),
+            ("z", "Literal['x', 'y']", False),
+        ],
+    )
+    def test_only_annotations_of_plain_types_refuse(self, value, annotation, fits):
+        assert gin_types.fits(value, annotation) == fits
 
 
 def test_the_module_form_of_t5x_gives_the_same_line_and_code():

@@ -69,6 +69,24 @@ def test_statistics_are_those_of_the_training_split(make_cache):
     assert metadata["fields"] == ["feedback"]
 
 
+def test_metadata_say_the_range_of_feedback_and_how_many_pairs_have_no_margin(
+    write_lines, tmp_path
+):
+    pairs = [{"prompt": f"p{i}", "chosen": "c", "rejected": "r"} for i in range(60)]
+    pairs = [pair | ({"strength": i / 60} if i % 3 else {}) for i, pair in enumerate(pairs)]
+    source = sources.JsonlSource(
+        {"train": write_lines(pairs)}, "pair", fields={"margin": "strength"}
+    )
+    folder = str(tmp_path / "pairs")
+    vocabulary = ByteVocabulary()
+    metadata = cache.cache_source(source, folder, name="pairs", vocabulary=vocabulary)
+    assert sum(notes.get("without_margin", 0) for notes in metadata["notes"].values()) == 20
+    ranges = metadata["feedback_ranges"]["train"]
+    assert ranges["feedback"] == {"min": 0.0, "max": 1.0}
+    assert 0 < ranges["chosen_feedback"]["min"] < 0.2
+    assert metadata["num_responses"]["train"] == 2 * metadata["num_examples"]["train"]
+
+
 def test_every_rejection_is_in_the_side_file_and_the_counts(write_lines, tmp_path):
     bad = [
         {"prompt": "long", "response": "x" * 40, "feedback": 1},

@@ -98,6 +98,29 @@ def test_per_response_arrays_belong_to_their_example(pack, make_cache):
         assert (batch["rewards"][empty] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["pair", "ranked"])
+@pytest.mark.parametrize("pack", [False, True])
+def test_best_only_batches_hold_the_chosen_response_and_its_numbers(kind, pack, make_cache):
+    folder = make_cache(kind)
+    data = CachedSplit.open(folder, "train")
+    shape = (len(data), data.metadata["responses_per_example"])
+    numbers = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    reference.write_stored(folder, "train", "numbers", numbers, {})
+    options = {"best_only": True, "stored": {"advantages": "numbers"}, "num_epochs": 1}
+    options |= {"drop_remainder": False, **(PACKED if pack else {})}
+    found = {}
+    for batch in dataset(folder, **options):
+        assert batch["response_mask"].shape[-1] == 1
+        found |= responses_of(batch, 1)
+        for row, p in np.argwhere(batch["example_ids"] >= 0):
+            index = int(batch["example_ids"][row, p])
+            best = 0 if kind == "pair" else int(np.argmax(data[index].feedback))
+            assert found[index][1] == tuple(data[index].target(best))
+            assert batch["feedback"][row, p, 0] == data[index].feedback[best]
+            assert batch["advantages"][row, p, 0] == numbers[index, best]
+    assert sorted(found) == list(range(len(data)))
+
+
 def test_validation_rewards_use_training_statistics(make_cache):
     folder = make_cache()
     statistics = cache.load_metadata(folder)["feedback"]

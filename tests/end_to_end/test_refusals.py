@@ -12,8 +12,8 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.dro import DROP
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
+from jaxalign.training import loading, run_folder
 from jaxalign.training import run as training
-from jaxalign.training import run_folder
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import sgd
@@ -97,3 +97,22 @@ def test_another_method_does_not_continue_a_run_and_a_finished_run_is_left_alone
         UserError, match="holds a run with objective sft, and this command says dro_p"
     ):
         launch(folder, batch_size=8, objective=DROP)
+
+
+def test_other_hyperparameters_do_not_continue_a_run(tmp_path):
+    sizes = dict.fromkeys(("emb_dim", "num_heads", "head_dim", "mlp_dim"), 8)
+    layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+    policy = Policy(T5Config(vocab_size=64, **sizes, **layers))
+    earlier, same, other = (
+        Pairwise(policy=policy, loss_function=functools.partial(dpo_loss, beta=beta))
+        for beta in (0.1, 0.1, 0.2)
+    )
+    written = json.loads(json.dumps(loading.describe_method(earlier)))
+    run_folder.check_same_method(tmp_path, written, same)
+    live = Pairwise(policy=policy, loss_function=DPO, reference="live")
+    run_folder.check_same_method(tmp_path, written, live)
+    with pytest.raises(UserError, match=r"a run with beta 0\.1, and this command says 0\.2"):
+        run_folder.check_same_method(tmp_path, written, other)
+    # A run of before; its `beta` is something else.
+    written = {"objective": "dpo", "beta": {"mean": 0.0}}
+    run_folder.check_same_method(tmp_path, written, other)

@@ -101,6 +101,22 @@ def _fresh_gin():
     gin.clear_config()
 
 
+@pytest.fixture(autouse=True)
+def _files_that_a_dry_run_looks_for(tmp_path, monkeypatch):
+    """Those of `OPEN` and of the tasks' files, which are relative paths."""
+    folder = tmp_path / "work"
+    start = folder / "runs" / "start"
+    (start / "checkpoints" / "1").mkdir(parents=True)
+    (start / "networks.json").write_text('{"networks": {}}')
+    (folder / "train.jsonl").touch()
+    for name in names("tasks"):
+        text = (CONFIGS / "tasks" / f"{name}.gin").read_text()
+        for path in re.findall(r"_FILE = '(.+)'", text):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).touch()
+    monkeypatch.chdir(folder)
+
+
 @pytest.mark.parametrize("model", [name for name in names("models") if name != "t5"])
 def test_a_model_file_builds_its_network_abstractly(model):
     policy = configured_policy(model)
@@ -179,6 +195,50 @@ def test_a_wrong_size_is_refused_before_anything_compiles(capsys):
     assert error.count("\n") == 1
 
 
+def _macros_that_must_be_positive():
+    for name in names("objectives"):
+        text = (CONFIGS / "objectives" / f"{name}.gin").read_text()
+        for macro in re.findall(r"^(BETA|TEMPERATURE|TAU|ETA) = ", text, re.MULTILINE):
+            yield name, macro
+
+
+@pytest.mark.parametrize(("name", "macro"), list(_macros_that_must_be_positive()))
+def test_a_strength_that_makes_no_sense_is_refused_by_a_dry_run(name, macro, capsys):
+    files = COMPLETE | {"objectives": f"objectives/{name}.gin"}
+    arguments = ["train", *(f"--gin_file={file}" for file in files.values()), "--dry_run"]
+    arguments += ["--gin.MODEL_DIR='runs/x'", "--gin.TRAIN_STEPS=1"]
+    opened = required_macros(CONFIGS / files["objectives"]) & set(OPEN)
+    arguments += [f"--gin.{macro}={OPEN[macro]}" for macro in opened]
+    for value in ("-1.0", "'big'"):
+        assert main([*arguments, f"--gin.{macro}={value}"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and value.strip("'").removesuffix(".0") in error
+
+
+@pytest.mark.parametrize(
+    ("macro", "value", "message"),
+    [
+        ("LEARNING_RATE", "'big'", "but adafactor.learning_rate takes a number"),
+        ("STORED_FIELDS", "{'advantages': 3}", "takes Mapping[str, str]"),
+        ("INITIAL_CHECKPOINT_PATH", "'runs/nowhere'", "runs/nowhere does not exist"),
+    ],
+)
+def test_a_dry_run_tells_a_wrong_value_in_one_line(macro, value, message, capsys):
+    files = [f"--gin_file={file}" for file in COMPLETE.values()]
+    settings = ["--gin.MODEL_DIR='runs/x'", "--gin.TRAIN_STEPS=10", f"--gin.{macro}={value}"]
+    assert main(["train", *files, *settings, "--dry_run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_dry_run_misses_the_training_file(capsys):
+    files = COMPLETE | {"tasks": "tasks/jsonl_pairs.gin", "objectives": "objectives/dpo.gin"}
+    arguments = ["train", *(f"--gin_file={file}" for file in files.values()), "--dry_run"]
+    arguments += ["--gin.MODEL_DIR='runs/x'", "--gin.TRAIN_STEPS=1"]
+    assert main([*arguments, "--gin.TRAIN_FILE='nowhere.jsonl'"]) == 2
+    assert "TRAIN_FILE nowhere.jsonl does not exist" in capsys.readouterr().err
+
+
 def test_a_missing_family_is_named(capsys):
     arguments = ["train", "--gin_file=runs/train.gin", "--gin.MODEL_DIR='x'", "--gin.TRAIN_STEPS=1"]
     assert main(arguments) == 2
@@ -200,4 +260,4 @@ def test_tasks_are_registered_before_the_command_runs(tmp_path, capsys):
     assert main(["train", *files, *settings]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("jaxalign: register_ultrafeedback_task: Unknown reward_field 'beauty'")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,18 @@
-"""docs/methods.md has a row for every objective's gin file, and for nothing else."""
+"""docs/methods.md has a row for every objective's gin file and for nothing else, and a run says which file it came from."""
 
 import re
+
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.studies.gin_methods import objective_from_gin
+from jaxalign.training.hyperparameters import hyperparameters
+
+SHAPE_ONLY = T5Config(
+    vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
+    num_encoder_layers=1, num_decoder_layers=1, mlp_activations=("relu",),
+)  # fmt: skip
+# What a file leaves open.
+MACROS = {"VALUE_TOKEN": 300, "NUM_FEATURES": 3}
 
 
 def test_every_gin_file_has_a_row_and_every_row_a_gin_file(repository):
@@ -11,3 +23,35 @@ def test_every_gin_file_has_a_row_and_every_row_a_gin_file(repository):
             named += re.findall(r"`(\w+)`", line.split("|")[1])
     files = [path.stem for path in (repository / "gin_configs" / "objectives").glob("*.gin")]
     assert sorted(named) == sorted(files)
+
+
+def base_files(repository):
+    """Files of objectives that include no other: the variants of a method share its name."""
+    folder = repository / "gin_configs" / "objectives"
+    return {
+        path.stem: path.read_text()
+        for path in sorted(folder.glob("*.gin"))
+        if "include 'objectives/" not in path.read_text()
+    }
+
+
+def test_an_objective_is_called_after_its_gin_file(repository):
+    files = base_files(repository)
+    assert len(files) > 40
+    for stem, text in files.items():
+        macros = {key: value for key, value in MACROS.items() if key in text}
+        with objective_from_gin([stem], macros, policy=Policy(SHAPE_ONLY)) as objective:
+            assert objective.name == stem
+
+
+def test_what_gin_binds_to_a_loss_is_among_the_hyperparameters():
+    for stem, name in (
+        ("dpo", "beta"),
+        ("rebel", "eta"),
+        ("gold", "horizon"),
+        ("dro_v", "temperature"),
+    ):
+        with objective_from_gin([stem], {}, policy=Policy(SHAPE_ONLY)) as objective:
+            assert isinstance(hyperparameters(objective)[name], (int, float))
+    with objective_from_gin(["dpo"], {"BETA": 0.7}, policy=Policy(SHAPE_ONLY)) as objective:
+        assert hyperparameters(objective)["beta"] == 0.7

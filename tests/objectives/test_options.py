@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.losses.contrastive import rpo_loss
+from jaxalign.losses.multi_objective import modpo_scores_loss
 from jaxalign.losses.pairwise import dpo_loss
+from jaxalign.losses.regression import agro_loss
+from jaxalign.losses.token_level import gold_loss
+from jaxalign.losses.unpaired import RunningMean, bco_loss
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.kto import KTO
-from jaxalign.objectives.responses import Pairwise
+from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
 from jaxalign.objectives.sft import SFT
+from jaxalign.objectives.token_weighted import TokenWeighted
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step
@@ -47,6 +53,29 @@ DPO = functools.partial(dpo_loss, beta=0.1)
 def test_an_unknown_option_is_refused(toy, make, message):
     with pytest.raises(UserError, match=message):
         make(toy.policy, ValueNetwork(toy.policy.config))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: Pairwise(policy=p, loss_function=functools.partial(dpo_loss, beta=-1.0)), "dpo.beta must be positive"),
+        (lambda p: Pairwise(policy=p, loss_function=dpo_loss), "objective dpo: the loss function has no value for 'beta'"),
+        (lambda p: Responses(policy=p, loss_function=functools.partial(agro_loss, temperature=0.0)), "agro.temperature must be positive"),
+        (
+            lambda p: Responses(policy=p, loss_function=functools.partial(bco_loss, beta=0.0), statistics=RunningMean()),
+            "bco.beta must be positive",
+        ),
+        (lambda p: WholeBatch(policy=p, loss_function=functools.partial(rpo_loss, beta=0.1, tau=0.0)), "rpo.tau must be positive"),
+        (
+            lambda p: Pairwise(policy=p, loss_function=functools.partial(modpo_scores_loss, beta=1.0, weights=(0.0, 1.0, 2.0))),
+            "which must be positive, not 0.0",
+        ),
+        (lambda p: TokenWeighted(policy=p, loss_function=functools.partial(gold_loss, discount=2.0)), "gold.discount is a probability"),
+    ],
+)  # fmt: skip
+def test_a_hyperparameter_is_refused_when_the_objective_is_built(toy, make, message):
+    with pytest.raises(UserError, match=message):
+        make(toy.policy)
 
 
 def test_the_number_of_responses_is_checked(toy):

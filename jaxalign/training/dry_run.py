@@ -1,0 +1,61 @@
+"""What `jaxalign train --dry_run` looks at besides the configuration: files, folders and an existing cache. Nothing is read or computed."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data import cache
+from jaxalign.errors import UserError
+from jaxalign.objectives.base import Objective
+from jaxalign.training import loading, run_folder, task_checks
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.state import build_transformations
+
+
+def check(
+    *,
+    model_dir: str,
+    objective: Objective,
+    data: TaskData,
+    optimizer: Optimizer,
+    value_optimizer: Optimizer | None = None,
+    initial_checkpoint_path: str | None = None,
+    initial_checkpoint_step: int | str | None = None,
+    **others: Any,
+) -> None:
+    """Checks the arguments of `run.train` as far as that is cheap.
+
+    Raises:
+      UserError: a file or checkpoint is missing, the cache or the run folder there is of something else, or the task does not suit
+        the objective.
+    """
+    del others
+    folder = Path(model_dir).expanduser().absolute()
+    run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
+    if initial_checkpoint_path is not None and "://" not in initial_checkpoint_path:
+        start = Path(initial_checkpoint_path).expanduser()
+        if not start.exists():
+            raise UserError(f"INITIAL_CHECKPOINT_PATH {initial_checkpoint_path} does not exist")
+        if (start / loading.NETWORKS_FILE).exists():
+            loading.load_info(start, initial_checkpoint_step)
+    trained = objective.trained()
+    optimizers: Mapping[str, Optimizer] = {
+        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
+        for role in trained
+    }
+    build_transformations(optimizers, objective.update_scales())
+    for name in ("train_file", "validation_file"):
+        pattern = getattr(data, name)
+        if pattern is not None and not (Path(pattern).exists() or glob.glob(pattern)):
+            raise UserError(f"{name.upper()} {pattern} does not exist")
+    if (Path(data.cache_dir) / cache.METADATA_FILE).exists():
+        metadata = cache.load_metadata(data.cache_dir) if data.train_file else data.prepare()
+        task_checks.check(objective, data, metadata)
+        return
+    vocabulary = data.vocabulary or "bytes"
+    if vocabulary != "bytes" and "://" not in vocabulary and not Path(vocabulary).exists():
+        raise UserError(f"VOCABULARY {vocabulary} does not exist")

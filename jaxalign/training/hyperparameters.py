@@ -1,0 +1,67 @@
+"""The hyperparameters of an objective by name: its own options, and what is bound to its loss function by gin or `functools.partial`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jaxalign.objectives.base import Objective
+
+# How a method is computed, not what it optimises.
+_NOT_HYPERPARAMETERS = ("reference",)
+
+
+def hyperparameters(objective: Objective) -> dict[str, Any]:
+    """Plain values (numbers, text, truth values, None and lists of them) by name, as JSON can hold them."""
+    found = {
+        field.name: getattr(objective, field.name)
+        for field in dataclasses.fields(objective)
+        if field.name not in _NOT_HYPERPARAMETERS
+    }
+    for name in ("loss_function", "divergence"):
+        function = found.pop(name, None)
+        if callable(function):
+            found |= bound_values(function)
+    return {name: _plain(value) for name, value in found.items() if _is_plain(value)}
+
+
+def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
+    """Values of a function's keyword-only parameters: given by a partial, else bound by gin, else the default."""
+    given: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    parameters = inspect.signature(function).parameters.values()
+    keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    values = {
+        parameter.name: parameter.default
+        for parameter in keywords
+        if parameter.default is not parameter.empty
+    }
+    return {**values, **_gin_bindings(function), **given}
+
+
+def _gin_bindings(function: Callable[..., Any]) -> dict[str, Any]:
+    """What gin has bound, if gin drives this run; it is never imported for it."""
+    gin = sys.modules.get("gin")
+    if gin is None:
+        return {}
+    try:
+        return dict(gin.get_bindings(function))
+    except ValueError:
+        # Not one of gin's functions.
+        return {}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

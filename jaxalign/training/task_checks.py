@@ -1,0 +1,227 @@
+"""Does a task have what an objective needs? Answered from the cache's metadata, before parameters are made or anything compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from jaxalign.data import reference
+from jaxalign.data.cache import REJECTED_FILE
+from jaxalign.data.records import ASSUMED_FEEDBACK
+from jaxalign.errors import UserError
+from jaxalign.objectives.base import Batch, Objective
+from jaxalign.training.hyperparameters import hyperparameters
+from jaxalign.training.inputs import TaskData
+
+# Batch fields by the field of the cache that they come from.
+_FIELDS_OF = {
+    "feedback": ("feedback", "rewards"),
+    "scores": ("scores",),
+    "reference_feedback": ("reference_rewards",),
+}
+# In every batch, or computed before training.
+_ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
+_STORE_WITH = {
+    "advantages": "jaxalign advantages",
+    "density_ratios": "jaxalign density_ratios",
+    "margin_rewards": "jaxalign score --role=reward",
+    "margin_log_probs": "jaxalign score",
+}
+_GROUPS = "join the records of each prompt with --gin.inputs.TaskData.responses_per_example=4 and another CACHE_DIR"
+
+
+def check(
+    objective: Objective, data: TaskData, metadata: Mapping[str, Any], *, quiet: bool = False
+) -> TaskData:
+    """Checks the task for the objective, says on standard error what is trained on, and returns the data to train on.
+
+    Args:
+      objective: the method.
+      data: the task, prepared.
+      metadata: of its cache.
+      quiet: leave out the line about the data; warnings stay.
+
+    Returns:
+      ``data``, with the choice of responses that 'auto' stands for.
+
+    Raises:
+      UserError: naming the objective, the task and what to do.
+    """
+    best_only = _best_only(objective, data, metadata)
+    responses = 1 if best_only else metadata["responses_per_example"]
+    _check_responses(objective, data, responses)
+    _check_fields(objective, data, metadata)
+    _check_margins(objective, data, metadata)
+    _check_ranges(objective, data, metadata)
+    if jax.process_index() == 0:
+        lines = [] if quiet else [describe(data, metadata)]
+        if best_only and not quiet:
+            lines.append(
+                f"{objective.name} imitates, so of the responses to each prompt it gets the best one alone; "
+                "TaskData.responses = 'all' trains on every one"
+            )
+        lines += [f"warning: {text}" for text in warnings(objective, data, metadata)]
+        print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
+    return dataclasses.replace(data, responses="best" if best_only else "all")
+
+
+def check_batch(objective: Objective, batch: Batch, task: str) -> None:
+    """`Objective.check_batch`, whose errors name the task as well."""
+    try:
+        objective.check_batch(batch)
+    except UserError as error:
+        raise UserError(f"task {task!r}: {error}") from error
+
+
+def describe(data: TaskData, metadata: Mapping[str, Any]) -> str:
+    """One line: the task, its examples by split, and the records that were rejected."""
+    examples = ", ".join(f"{count} {split}" for split, count in metadata["num_examples"].items())
+    text = f"task {data.task}: {examples} examples"
+    reasons: dict[str, int] = {}
+    for by_reason in metadata.get("rejected", {}).values():
+        for reason, count in by_reason.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    if not reasons:
+        return f"{text}, no record rejected"
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"{text}; rejected records: {counts} (listed in {data.cache_dir}/{REJECTED_FILE})"
+
+
+def warnings(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What makes training pointless although nothing forbids it: feedback that is all alike, or all on one side of a threshold."""
+    found = metadata.get("feedback_ranges", {}).get(data.train_split, {}).get("feedback")
+    reads = {"feedback", "rewards"}.intersection(objective.required_fields())
+    if found is None or not reads:
+        return
+    low, high = found["min"], found["max"]
+    if low == high and not objective.requirements().imitates:
+        yield (
+            f"all feedback of {data.task!r}, split {data.train_split!r}, is {low:g}: objective {objective.name} has nothing to tell "
+            "good responses from bad ones by"
+        )
+        return
+    threshold = objective.requirements().threshold
+    if threshold is None:
+        return
+    name, field = threshold
+    chosen = hyperparameters(objective)
+    value = chosen.get(name)
+    # Relative to the mean of a prompt's responses, no range says what is above.
+    if not isinstance(value, (int, float)) or chosen.get("baseline", "none") != "none":
+        return
+    statistics = metadata["feedback"]
+    if field == "rewards" and data.standardize_rewards and statistics:
+        low, high = ((end - statistics["mean"]) / statistics["std"] for end in (low, high))
+    if low > value or high <= value:
+        share = "100 %" if low > value else "0 %"
+        yield (
+            f"{share} of the training responses of {data.task!r} exceed {objective.name}'s {name} {value:g}, for their {field} "
+            f"{'are' if field == 'rewards' else 'is'} between {low:g} and {high:g}: set a threshold in between"
+        )
+
+
+def _best_only(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> bool:
+    several = metadata["responses_per_example"] > 1
+    if data.responses == "auto":
+        return (
+            several and metadata["kind"] in ASSUMED_FEEDBACK and objective.requirements().imitates
+        )
+    return several and data.responses == "best"
+
+
+def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
+    wanted = objective.responses_per_prompt
+    if wanted is not None and found != wanted:
+        advice = {
+            1: "give it a task of single responses (kind 'triplet' or 'seq2seq'), or set TaskData.responses = 'best'",
+            2: "give it a task of pairs, such as tasks/jsonl_pairs.gin",
+        }.get(wanted, f"give it ranked records of {wanted} responses (kind 'ranked')")
+        raise UserError(
+            f"objective {objective.name} needs {wanted} response(s) per prompt, but the task {data.task!r} has {found}: {advice}"
+        )
+    least = objective.requirements().min_responses
+    if found < least:
+        advice = (
+            f"no prompt has more than one record within responses_per_example={data.responses_per_example}"
+            if data.responses_per_example > 1
+            else f"{_GROUPS}, or give it ranked records"
+        )
+        raise UserError(
+            f"objective {objective.name} compares the responses to one prompt: it needs at least {least} per prompt, but the task "
+            f"{data.task!r} has {found}: {advice}"
+        )
+
+
+def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
+    provided = {field for source in metadata["fields"] for field in _FIELDS_OF.get(source, ())}
+    provided |= {*_ALWAYS, *data.stored}
+    missing = [field for field in objective.required_fields() if field not in provided]
+    if not missing:
+        return
+    field = missing[0]
+    if field in reference.STORED_FIELDS:
+        advice = (
+            f"make them with `{_STORE_WITH[field]}` and set STORED_FIELDS = {{'{field}': NAME}}"
+        )
+    elif field in ("feedback", "rewards"):
+        advice = f"its records are of kind {metadata['kind']!r}; feedback comes with the kinds triplet, pair, ranked and multi"
+    elif field == "scores":
+        advice = "records of kind 'multi' have scores: --gin.inputs.TaskData.kind=\"'multi'\""
+    elif field == "reference_rewards":
+        advice = "give every record the field reference_feedback, the feedback of samples of the reference policy"
+    else:
+        advice = "no data pipeline makes it"
+    raise UserError(
+        f"objective {objective.name} needs {', '.join(missing)}, which the task {data.task!r} does not have: {advice}. See docs/data.md."
+    )
+
+
+def _check_margins(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
+    note = ASSUMED_FEEDBACK.get(metadata["kind"])
+    if note is None or not objective.requirements().margins:
+        return
+    assumed = sum(counts.get(note, 0) for counts in metadata.get("notes", {}).values())
+    if assumed:
+        field = "margin" if metadata["kind"] == "pair" else "feedback"
+        raise UserError(
+            f"objective {objective.name} regresses on how much better a response is, but {assumed} of the "
+            f"{sum(metadata['num_read'].values())} records of the task {data.task!r} have no field {field!r}: give them one, or use a "
+            "method that only needs to know which response is better, such as dpo or ipo"
+        )
+
+
+def _check_ranges(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
+    needs = objective.requirements()
+    for names, least, most, what, advice in (
+        (needs.probabilities, 0.0, 1.0, "probabilities in [0, 1]", "divide them by their scale"),
+        (needs.nonnegative, 0.0, math.inf, "not negative", "shift them so that the least is 0"),
+    ):
+        for name in names:
+            for split in filter(None, (data.train_split, data.eval_split)):
+                found = _range_of(name, split, data, metadata)
+                if found is None or (found[0] >= least and found[1] <= most):
+                    continue
+                outside = found[0] if found[0] < least else found[1]
+                raise UserError(
+                    f"objective {objective.name} needs {name} that are {what}, but the task {data.task!r} has {outside:g} in the split "
+                    f"{split!r}: {advice}, or use another method"
+                )
+
+
+def _range_of(
+    name: str, split: str, data: TaskData, metadata: Mapping[str, Any]
+) -> tuple[float, float] | None:
+    """Least and largest value of a field in a split; None where only the batches can tell."""
+    found = metadata.get("feedback_ranges", {}).get(split, {}).get(name)
+    if found is not None:
+        return found["min"], found["max"]
+    if name not in data.stored or metadata["responses_per_example"] > 1:
+        # Where responses are missing, a stored array holds any number.
+        return None
+    values, _ = reference.read_stored(data.cache_dir, split, data.stored[name])
+    return float(values.min()), float(values.max())

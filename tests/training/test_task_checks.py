@@ -1,0 +1,156 @@
+"""A task that does not suit an objective is refused, or warned of, from its metadata alone."""
+
+import dataclasses
+import functools
+
+import pytest
+
+from jaxalign.data.reference import STORED_FIELDS
+from jaxalign.errors import UserError
+from jaxalign.losses import pairwise, regression, unpaired, weighted_likelihood
+from jaxalign.losses.policy_gradient import nll_loss
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.objectives.ift import IFT
+from jaxalign.objectives.responses import Pairwise, Responses
+from jaxalign.objectives.sft import SFT
+from jaxalign.studies.gin_methods import objective_from_gin
+from jaxalign.training import task_checks
+from jaxalign.training.inputs import TaskData
+
+POLICY = Policy(
+    T5Config(
+        vocab_size=16, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
+        num_encoder_layers=1, num_decoder_layers=1, mlp_activations=("relu",),
+    )
+)  # fmt: skip
+DATA = TaskData(task="mine", cache_dir="c", feature_lengths={"inputs": 8, "targets": 8})
+
+
+def metadata(kind="triplet", responses=1, low=0.0, high=1.0, notes=None, **more):
+    both = {"min": low, "max": high}
+    ranges = {"feedback": both, "chosen_feedback": both}
+    return {
+        "kind": kind,
+        "responses_per_example": responses,
+        "fields": [] if kind == "seq2seq" else ["feedback"],
+        "num_examples": {"train": 90, "validation": 10},
+        "num_read": {"train": 91, "validation": 10},
+        "rejected": {"train": {"duplicate": 1}, "validation": {}},
+        "notes": {"train": notes or {}, "validation": {}},
+        "feedback_ranges": {"train": ranges, "validation": ranges},
+        "feedback": {"mean": (low + high) / 2, "std": (high - low) / 2 or 1.0},
+        **more,
+    }
+
+
+def pairwise_of(function, **hyperparameters):
+    return Pairwise(policy=POLICY, loss_function=functools.partial(function, **hyperparameters))
+
+
+def responses_of(function, **hyperparameters):
+    return Responses(policy=POLICY, loss_function=functools.partial(function, **hyperparameters))
+
+
+OSP = pairwise_of(pairwise.osp_loss, beta=0.1)
+REBEL = pairwise_of(pairwise.rebel_loss, eta=1.0)
+DPO = pairwise_of(pairwise.dpo_loss, beta=0.1)
+AGRO = responses_of(regression.agro_loss, temperature=1.0)
+CLONING = responses_of(weighted_likelihood.weighted_behaviour_cloning_loss)
+
+
+@pytest.mark.parametrize(
+    ("objective", "facts", "message"),
+    [
+        (
+            REBEL,
+            metadata("pair", 2, notes={"without_margin": 7}),
+            "rebel .* 7 of the 101 records of the task 'mine' have no field 'margin'",
+        ),
+        (
+            OSP,
+            metadata("ranked", 2, notes={"without_feedback": 1}),
+            "osp .* have no field 'feedback'",
+        ),
+        (
+            OSP,
+            metadata("pair", 2, high=3.0),
+            r"osp needs chosen_feedback that are probabilities in \[0, 1\], but the task 'mine' has 3 in the split 'train'",
+        ),
+        (
+            CLONING,
+            metadata(low=-2.0),
+            "needs feedback that are not negative, but the task 'mine' has -2",
+        ),
+        (AGRO, metadata(), "the task 'mine' has 1: join .*TaskData.responses_per_example=4"),
+        (DPO, metadata(), r"needs 2 response\(s\) .* task 'mine' has 1: .*tasks/jsonl_pairs.gin"),
+        (AGRO, metadata("seq2seq", 2), "agro needs rewards, which the task 'mine' does not have"),
+        (
+            responses_of(
+                weighted_likelihood.reward_weighted_regression_loss, temperature=1.0
+            ),
+            metadata("seq2seq"),
+            "its records are of kind 'seq2seq'",
+        ),
+    ],
+)  # fmt: skip
+def test_a_task_that_does_not_suit_an_objective_is_refused_by_name(objective, facts, message):
+    with pytest.raises(UserError, match=message) as refused:
+        task_checks.check(objective, DATA, facts, quiet=True)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "objective", [SFT(policy=POLICY), IFT(policy=POLICY), responses_of(nll_loss)]
+)
+def test_imitation_gets_the_best_response_of_pairs_alone_and_says_so(objective, capsys):
+    for kind in ("pair", "ranked"):
+        assert task_checks.check(objective, DATA, metadata(kind, 2)).responses == "best"
+        assert "TaskData.responses = 'all' trains on every one" in capsys.readouterr().err
+    # Grouped records of single responses were all logged, and none of them was rejected.
+    assert task_checks.check(objective, DATA, metadata("triplet", 4)).responses == "all"
+    every = dataclasses.replace(DATA, responses="all")
+    assert task_checks.check(objective, every, metadata("pair", 2)).responses == "all"
+    assert task_checks.check(DPO, DATA, metadata("pair", 2)).responses == "all"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warning"),
+    [
+        (0.0, 1.0, None),
+        (1.0, 5.0, "100 % of the training responses of 'mine' exceed apo_zero_unpaired's desirable_threshold 0.5"),
+        (-1.0, 0.5, "0 % of the training responses"),
+        (3.0, 3.0, "all feedback of 'mine', split 'train', is 3: "),
+    ],
+)  # fmt: skip
+def test_feedback_that_is_all_alike_is_warned_of_in_one_line(low, high, warning, capsys):
+    objective = responses_of(unpaired.apo_zero_unpaired_loss, beta=0.1)
+    task_checks.check(objective, DATA, metadata(low=low, high=high))
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == (
+        "task mine: 90 train, 10 validation examples; rejected records: 1 duplicate (listed in c/rejected.jsonl)"
+    )
+    assert len(others) == (warning is not None)
+    assert not others or others[0].startswith(f"warning: {warning}")
+
+
+def test_a_cache_without_ranges_is_left_to_the_batches():
+    facts = metadata(low=-2.0)
+    del facts["feedback_ranges"]
+    task_checks.check(CLONING, DATA, facts, quiet=True)
+
+
+def test_a_task_with_everything_suits_every_gin_file(repository):
+    """Or a field that an objective asks for would be refused although every batch has it."""
+    stems = sorted(path.stem for path in (repository / "gin_configs" / "objectives").glob("*.gin"))
+    data = dataclasses.replace(DATA, stored={field: field for field in STORED_FIELDS})
+    fields = ["feedback", "scores", "reference_feedback"]
+    for stem in stems:
+        text = (repository / "gin_configs" / "objectives" / f"{stem}.gin").read_text()
+        macros = {"VALUE_TOKEN": 3} if "VALUE_TOKEN" in text else {}
+        macros |= {"NUM_FEATURES": 3} if "NUM_FEATURES" in text else {}
+        policy = Policy(POLICY.config, value_token=macros.get("VALUE_TOKEN"))
+        with objective_from_gin([stem], macros, policy=policy) as objective:
+            responses = objective.responses_per_prompt or 2
+            facts = metadata("multi", responses, fields=fields)
+            assert task_checks.check(objective, data, facts, quiet=True).responses == "all"
