@@ -10,7 +10,7 @@ from typing import Any
 from jaxalign.data import cache
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
-from jaxalign.training import loading, run_folder, task_checks
+from jaxalign.training import initial_checkpoint, run_folder, task_checks
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.state import build_transformations
@@ -40,8 +40,7 @@ def check(
         start = Path(initial_checkpoint_path).expanduser()
         if not start.exists():
             raise UserError(f"INITIAL_CHECKPOINT_PATH {initial_checkpoint_path} does not exist")
-        if (start / loading.NETWORKS_FILE).exists():
-            loading.load_info(start, initial_checkpoint_step)
+        initial_checkpoint.check(start, initial_checkpoint_step, objective.policy)
     trained = objective.trained()
     optimizers: Mapping[str, Optimizer] = {
         role: value_optimizer if role == "value" and value_optimizer is not None else optimizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,6 +76,20 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     return InitialCheckpoint(
         identity, lambda policy, _, shardings: _read_source(source, policy, shardings)
     )
+
+
+def check(path: Path | str, step: int | str | None, policy: Any) -> None:
+    """Finds a local checkpoint and, where it is not a run's, compares its names and shapes with a policy's.
+
+    Raises:
+      UserError: as `open_checkpoint`, or it is not this policy's.
+    """
+    from jaxalign.interop import sources
+
+    if sources.is_run(path):
+        loading.load_info(path, step)
+    else:
+        sources.open_source(path, step).configured(getattr(policy, "config", None))
 
 
 def _read_source(source: Any, policy: Any, shardings: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxalign.networks.stacking import stack_layers
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.training import partitioning, run
-from jaxalign.training.initial_checkpoint import open_checkpoint
+from jaxalign.training.initial_checkpoint import check, open_checkpoint
 from jaxalign.training.partitioning import MeshShape
 from jaxalign.training.score import reference_name, score
 from jaxalign.training.state import role_shardings
@@ -96,9 +96,14 @@ def test_another_model_is_refused(folders):
         ("t5x", r"wi_0\.kernel"),
         ("huggingface", "mlp_activations"),
     ):
+        policy = Policy(CONFIG.replace(mlp_activations=("relu",)))
         with pytest.raises(UserError, match=message):
-            policy = Policy(CONFIG.replace(mlp_activations=("relu",)))
             open_checkpoint(str(folders / name)).restore(policy, mesh)
+        with pytest.raises(UserError, match=message):
+            check(folders / name, None, policy)
+        check(folders / name, None, Policy(CONFIG))
+    with pytest.raises(UserError, match="no checkpoint at"):
+        check(folders / "t5x" / "nowhere", None, Policy(CONFIG))
     with pytest.raises(UserError, match="no checkpoint of step 4"):
         open_checkpoint(str(folders / "huggingface"), 4)
 
