@@ -29,12 +29,14 @@ class BuiltStep:
 
     Attributes:
       step: the jitted step; ``step.lower(state, frozen, batch)`` takes arrays or their shapes.
+      function: the same, not jitted.
       transformations: trained role -> optax transformation.
       abstract: shapes of the state.
       shardings: of the state.
     """
 
     step: StepFunction
+    function: StepFunction
     transformations: dict[str, optax.GradientTransformation]
     abstract: TrainState
     shardings: TrainState
@@ -77,20 +79,15 @@ def build_step(
     transformations = build_transformations(optimizers, objective.update_scales())
     abstract = jax.eval_shape(lambda tree: create_state(tree, transformations), dict(params))
     shardings = state_shardings(mesh, abstract, logical_axes(objective), rules)
-    step = jit_train_step(
-        make_train_step(
-            objective,
-            transformations,
-            seed=random_seed,
-            microbatches=microbatches,
-            dropout=_uses_dropout(objective),
-        ),
-        mesh,
-        shardings,
-        frozen_shardings,
-        batch,
+    function = make_train_step(
+        objective,
+        transformations,
+        seed=random_seed,
+        microbatches=microbatches,
+        dropout=_uses_dropout(objective),
     )
-    return BuiltStep(step, transformations, abstract, shardings)
+    step = jit_train_step(function, mesh, shardings, frozen_shardings, batch)
+    return BuiltStep(step, function, transformations, abstract, shardings)
 
 
 def abstract_params(objective: Objective) -> dict[str, Any]:
