@@ -82,7 +82,7 @@ def module_text(bound="constant(7)", step="constant(2)"):
           %two = s32[]{{:T(128)}} {step}
           %c = s32[]{{:T(128)}} copy(%i)
           %next = s32[]{{:T(128)}} add(%c, %two)
-          %s = (f32[4]{{0:T(128)}}, f32[4]{{0:T(128)}}, u32[]{{:S(2)}}) collective-permute-start(%x), channel_id=1, source_target_pairs={{{{0,1}}}}
+          %s = (f32[4]{{0}}, f32[4]{{0}}, u32[]{{:S(2)}}) collective-permute-start(%x), channel_id=1, source_target_pairs={{{{0,1}}}}
           %d = f32[4]{{0:T(128)}} collective-permute-done(%s)
           ROOT %t = (s32[], f32[4]) tuple(%next, %d)
         }}
