@@ -74,7 +74,7 @@ def plan(
     Raises:
       UserError: without libtpu, on an unknown topology, or if mesh and batch do not fit together.
     """
-    if not jax.config.jax_platforms:
+    if not getattr(jax.config, "jax_platforms", None):
         # Otherwise JAX finds libtpu and looks for a TPU to run on.
         jax.config.update("jax_platforms", "cpu")
     batch = batch_shapes(
@@ -155,7 +155,8 @@ def plan_topology(
 
     outcome = compile_one(setting)
     found = describe_outcome(setting, outcome, accelerator, devices)
-    change, trials = None, []
+    change: search.Trial | None = None
+    trials: list[search.Trial] = []
     if not outcome.fits and search_change:
         change, trials = search.smallest_change(setting, outcome.mesh, compile_one)
     with_change = None
@@ -182,7 +183,7 @@ def plan_topology(
 
 def describe_run(setting: Setting) -> dict[str, Any]:
     """What is planned, in numbers."""
-    config = getattr(setting.objective.policy, "config", None)
+    config: Any = getattr(setting.objective.policy, "config", None)
     shapes = {name: list(shape.shape) for name, shape in setting.batch.items()}
     return {
         "objective": setting.objective.name,
