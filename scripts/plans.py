@@ -28,10 +28,10 @@ PLANS = {
 }
 HEAD = """# Plans
 
-What `jaxalign plan` says of the runs of the DRO paper (Richemond et al. 2024, arXiv 2405.19107, section 5) on the slices that it names, and of
-T5-XXL. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives are the compiler's, operations are
-counted, and step times are bounds; [plan.md](../../plan.md) says how each number comes about. Compile times are of a shared machine with two
-cores. Made by `python scripts/plans.py`; the command of each row is
+What `jaxalign plan` says of the runs of the DRO paper (Richemond et al. 2024, arXiv 2405.19107, section 5) on the slices that it
+names, and of T5-XXL. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives are the
+compiler's, operations are counted, and step times are bounds; [plan.md](../../plan.md) says how each number comes about. Compile
+times are of a shared machine with two cores. Made by `python scripts/plans.py`; the command of each row is
 
 """
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,8 +119,9 @@ def compare(setting: Setting) -> dict[str, Any]:
     """What each of `topologies.DEFAULT_TOPOLOGIES` would do with a run, without looking for changes."""
     rows = []
     for name in topologies.DEFAULT_TOPOLOGIES:
-        accelerator, devices = topologies.describe(name)
+        print(f"compiling for {name}", file=sys.stderr)
         try:
+            accelerator, devices = topologies.describe(name)
             found = plan_topology(setting, name, accelerator, devices, search_change=False)
         except UserError as error:
             rows.append({"topology": name, "fits": False, "reason": str(error)})

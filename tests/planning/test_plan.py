@@ -8,6 +8,7 @@ import pytest
 
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
+from jaxalign.planning import plan as plan_module
 from jaxalign.planning import report, topologies
 from jaxalign.training.accelerators import ACCELERATORS
 
@@ -109,6 +110,29 @@ def test_the_json_of_a_plan_has_its_schema(slice_of_cpus, tmp_path, capsys):
     assert output.with_suffix(".md").read_text().strip() in printed
     assert printed.startswith("# Tiny\n\n**Fits:**")
     assert report.table(plan).startswith("# Tiny")
+
+
+def test_auto_goes_on_where_a_topology_does_not_do(monkeypatch, slice_of_cpus, capsys):
+    def found(setting, name, accelerator, devices, search_change):
+        assert not search_change
+        if name == "v5e:4x4":
+            raise UserError("batch size 8 is not a multiple of 16 devices")
+        fits = name != "v5e:2x4"
+        return {
+            "fits": fits,
+            "reason": None if fits else "the peak exceeds the chip's memory",
+            "memory": {"peak": 2**30, "chip": 2**34},
+            "roofline": {"lower_seconds": 0.5} if fits else None,
+            "compile": {"seconds": 1.0},
+        }
+
+    monkeypatch.setattr(plan_module, "plan_topology", found)
+    monkeypatch.setattr(topologies, "require_libtpu", lambda: None)
+    assert main(["plan", *FILES, "--topology=auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "| v5e:2x4 | no | 1.00 GiB of 16.00 GiB | the peak exceeds" in printed
+    assert "| v5e:4x4 | no |  | batch size 8 is not a multiple" in printed
+    assert "| v4:2x2x4 | yes | 1.00 GiB of 16.00 GiB | 500.0 ms | 1 s |" in printed
 
 
 @pytest.mark.slow
