@@ -12,7 +12,7 @@ _ITEM_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|called_computations|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
+    r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[\w.\-]+)"
 )
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SAME_VALUE = ("copy", "bitcast", "convert", "copy-done", "optimization-barrier")
