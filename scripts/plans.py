@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from jaxalign.cli.main import main as jaxalign
-from jaxalign.planning.report import gib, macros, seconds
+from jaxalign.planning.report import gib, macros, seconds, table
 
 FOLDER = Path("docs/results/plans")
 LARGE = ("--gin_file=experiments/dro_t5_large_ultrafeedback.gin",)
@@ -37,13 +37,14 @@ times are of a shared machine with two cores. Made by `python scripts/plans.py`;
 
 
 def write_index() -> None:
-    """Write the index of the plans that are there."""
+    """Write the tables of the plans that are there, and their index."""
     commands, rows = [], []
     for name, (title, flags) in PLANS.items():
         path = FOLDER / f"{name}.json"
         if not path.exists():
             continue
         plan = json.loads(path.read_text(encoding="utf-8"))
+        (FOLDER / f"{name}.md").write_text(table(plan) + "\n", encoding="utf-8")
         commands.append(f"jaxalign plan {' '.join(flags)}")
         found = plan["with_change"] or plan
         memory, bound = found["memory"], found["roofline"]

@@ -69,7 +69,7 @@ def macros(changes: Mapping[str, Any]) -> str:
 
 def gib(number: float) -> str:
     """Bytes, for people."""
-    return f"{number / GIB:.2f} GiB"
+    return f"{number / GIB:.2f} GiB" if number >= 0.1 * GIB else f"{number * 1024 / GIB:.2f} MiB"
 
 
 def seconds(number: float) -> str:
