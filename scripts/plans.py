@@ -34,6 +34,13 @@ compiler's, operations are counted, and step times are bounds; [plan.md](../../p
 times are of a shared machine with two cores. Made by `python scripts/plans.py`; the command of each row is
 
 """
+FOOT = """
+
+The lower bound of a step's time supposes that products, memory and links all run at their published peaks at once; the upper one adds the
+three up. The paper reports 2 seconds a step for T5-L and 10 for T5-XL on these slices, and says neither its lengths nor what else a
+step did. All these runs leave most of a chip's memory free, and with one or two rows a chip gathering the parameters takes about as
+long as the products or longer: more rows per step, or less recomputation, would cost little.
+"""
 
 
 def write_index() -> None:
@@ -86,7 +93,7 @@ def write_index() -> None:
     ]
     lines[-1] = "| " + " | ".join(["---"] * len(columns)) + " |"
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    (FOLDER / "README.md").write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    (FOLDER / "README.md").write_text(HEAD + "\n".join(lines) + FOOT, encoding="utf-8")
 
 
 def main(names: list[str]) -> int:
