@@ -25,7 +25,10 @@ from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.partitioning import AxisRules, MeshShape
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_USED = re.compile(r"Used ([\d.]+)([BKMGT])\w* of ([\d.]+)([BKMGT])")
+# What XLA says of a program that is too large, in the two forms that it has.
+_USED = re.compile(
+    r"(?:Used |\()([\d.]+)([BKMGT])\w*\)? (?:of|exceeds available HBM) \(?([\d.]+)([BKMGT])"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +179,15 @@ def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _USED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        peak, usable = (int(float(used[i]) * _UNITS[used[i + 1]]) for i in (1, 3))
-        outcome["usable_bytes"] = usable
-        seconds = time.perf_counter() - started
+        peak, outcome["usable_bytes"] = refused_bytes(str(error))
         return Outcome(
             **outcome,
-            peak_bytes=peak,
-            compile_seconds=seconds,
-            reason="the compiler found no schedule that fits",
+            peak_bytes=state if peak is None else peak,
+            compile_seconds=time.perf_counter() - started,
+            reason="the compiler found no schedule that fits"
+            + (", and did not say by how much" if peak is None else ""),
         )
     memory = compiled.memory_analysis()
     peak = (
@@ -203,6 +204,15 @@ def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int)
         compile_seconds=time.perf_counter() - started,
         reason=None if peak <= memory_bytes else "the peak exceeds the chip's memory",
     )
+
+
+def refused_bytes(message: str) -> tuple[int | None, int | None]:
+    """What a program would have used and what it may use, from XLA's message on a program that is too large; None if it says neither."""
+    used = _USED.search(message)
+    if used is None:
+        return None, None
+    peak, usable = (int(float(used[i]) * _UNITS[used[i + 1]]) for i in (1, 3))
+    return peak, usable
 
 
 def device_bytes(shapes: Any, shardings: Any) -> int:
@@ -280,5 +290,6 @@ __all__ = [
     "batch_shapes",
     "compile_setting",
     "device_bytes",
+    "refused_bytes",
     "replace_configs",
 ]

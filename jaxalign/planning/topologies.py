@@ -26,8 +26,9 @@ DEFAULT_TOPOLOGIES = (
 )
 INSTALL = 'jaxalign plan compiles with libtpu, which is not installed; pip install "jaxalign[tpu]" or pip install libtpu'
 _NAME = re.compile(r"(v\d+[a-z]?):(\d+)x(\d+)(?:x(\d+))?(?:\*(\d+))?")
-# libtpu asks the machine about TPUs that are not there, and complains at length.
-_QUIET = {
+# libtpu asks the machine about TPUs that are not there, and complains at length; and it takes a lock, as if it held them.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -69,7 +70,7 @@ def describe(name: str) -> tuple[Accelerator, list[Any]]:
     """
     accelerator, extent, num_slices = parse_topology(name)
     require_libtpu()
-    for variable, value in _QUIET.items():
+    for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 

@@ -11,7 +11,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.planning.search import candidates, smallest_change
-from jaxalign.planning.setting import Outcome, Setting, replace_configs
+from jaxalign.planning.setting import Outcome, Setting, refused_bytes, replace_configs
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.partitioning import MeshShape
 
@@ -132,3 +132,18 @@ def test_a_mesh_change_keeps_the_other_axes(field):
     _, changed = next(iter(candidates(setting_of(), MESH)))
     expected = {"slice": None, "data": 1, "fsdp": 8, "tensor": None}
     assert getattr(changed.mesh, field) == expected[field]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G.",
+        "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (20.50G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_sizes_are_read_from_the_compilers_refusal(message):
+    assert refused_bytes(message) == (int(20.5 * 2**30), int(15.75 * 2**30))
+
+
+def test_a_refusal_without_sizes_is_still_a_refusal():
+    assert refused_bytes("RESOURCE_EXHAUSTED: too large") == (None, None)
