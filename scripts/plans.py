@@ -13,17 +13,19 @@ from jaxalign.cli.main import main as jaxalign
 from jaxalign.planning.report import gib, macros, seconds, table
 
 FOLDER = Path("docs/results/plans")
-LARGE = ("--gin_file=experiments/dro_t5_large_ultrafeedback.gin",)
-XL = ("--gin_file=experiments/dro_t5_xl_ultrafeedback.gin",)
-KTO = ("--gin_file=objectives/kto.gin",)
+PAPER = "--gin_file=experiments/dro_paper"
+XXL = "--gin_file=models/flan_t5_xxl.gin"
 PLANS = {
-    "t5_large_dro_v": ("T5-L, DRO-V, v5e 4x4", (*LARGE, "--topology=v5e:4x4")),
-    "t5_large_kto": ("T5-L, KTO, v5e 4x4", (*LARGE, *KTO, "--topology=v5e:4x4")),
-    "t5_xl_dro_v": ("T5-XL, DRO-V, v5e 4x8", (*XL, "--topology=v5e:4x8")),
-    "t5_xl_kto": ("T5-XL, KTO, v5e 4x8", (*XL, *KTO, "--topology=v5e:4x8")),
+    "t5_large_dro_v": (
+        "T5-L, DRO-V, v5e 4x4",
+        (f"{PAPER}/t5_large_dro_v.gin", "--topology=v5e:4x4"),
+    ),
+    "t5_large_kto": ("T5-L, KTO, v5e 4x4", (f"{PAPER}/t5_large_kto.gin", "--topology=v5e:4x4")),
+    "t5_xl_dro_v": ("T5-XL, DRO-V, v5e 4x8", (f"{PAPER}/t5_xl_dro_v.gin", "--topology=v5e:4x8")),
+    "t5_xl_kto": ("T5-XL, KTO, v5e 4x8", (f"{PAPER}/t5_xl_kto.gin", "--topology=v5e:4x8")),
     "t5_xxl_dro_v": (
         "T5-XXL, DRO-V, v5e 4x8",
-        (*XL, "--gin_file=models/flan_t5_xxl.gin", "--topology=v5e:4x8"),
+        (f"{PAPER}/t5_xl_dro_v.gin", XXL, "--topology=v5e:4x8"),
     ),
 }
 HEAD = """# Plans
@@ -37,9 +39,9 @@ times are of a shared machine with two cores. Made by `python scripts/plans.py`;
 FOOT = """
 
 The lower bound of a step's time supposes that products, memory and links all run at their published peaks at once; the upper one adds the
-three up. The paper reports 2 seconds a step for T5-L and 10 for T5-XL on these slices, and says neither its lengths nor what else a
-step did. All these runs leave most of a chip's memory free, and with one or two rows a chip gathering the parameters takes about as
-long as the products or longer: more rows per step, or less recomputation, would cost little.
+three up. The paper reports 2 seconds a step for T5-L and 10 for T5-XL on these slices, and does not say its
+lengths. All these runs leave most of a chip's memory free. With one or two rows a chip, gathering the parameters takes about as long as
+the matrix products, or longer: more rows a step would use the chips better.
 """
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data.batches import make_batch
-from jaxalign.losses.requirements import requirements_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
@@ -246,8 +245,7 @@ def batch_shapes(
     """
     responses = responses_per_prompt or objective.responses_per_prompt
     if responses is None:
-        needed = requirements_of(getattr(objective, "loss_function", None) or (lambda: None))
-        responses = max(data.responses_per_example, needed.min_responses)
+        responses = max(data.responses_per_example, objective.requirements().min_responses)
     lengths = {
         "inputs": data.feature_lengths["inputs"],
         "targets": responses * data.feature_lengths["targets"],

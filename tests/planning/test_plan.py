@@ -23,7 +23,7 @@ FILES = (
     "--gin.PACK=False",
     "--gin.DROPOUT_RATE=0.0",
 )
-PAPER = "--gin_file=experiments/dro_t5_large_ultrafeedback.gin"
+PAPER = "--gin_file=experiments/dro_paper/t5_large_dro_v.gin"
 
 
 @pytest.fixture
