@@ -7,7 +7,9 @@ that function, so that help and spelling mistakes are answered at once, before J
 import ast
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jaxalign
 from jaxalign.errors import UserError
@@ -23,8 +25,17 @@ class UsageError(UserError):
 class Command:
     """One command: the function that does it, a line for the list of commands, and what it says when it is done.
 
-    ``done`` is a format string over the function's ``result``; empty for functions that print for themselves. ``dry_run`` names a module
-    whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon have raised.
+    Attributes:
+      name: as typed.
+      module: of the function.
+      function: its name.
+      summary: the line for the list of commands.
+      done: a format string over the function's ``result``; empty for functions that print for themselves.
+      configured_as: another command, whose gin bindings this one takes for the parameters that both have.
+      dispensable: gin macros that this command can do without, and the values they get where they have none.
+      registers_tasks: whether the command reads tasks, so that what REGISTER_TASKS lists is called first.
+      dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon
+        have raised.
     """
 
     name: str
@@ -33,6 +44,14 @@ class Command:
     summary: str
     done: str = ""
     dry_run: str = ""
+    configured_as: str | None = None
+    dispensable: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    registers_tasks: bool = True
+
+    @property
+    def selector(self) -> str:
+        """The function's full name."""
+        return f"{self.module}.{self.function}"
 
     @property
     def source(self) -> Path:
@@ -56,6 +75,24 @@ COMMANDS = {
             "train the networks of an objective on a task",
             "finished at step {result[step]}; metrics, checkpoints and summary.json are in the run folder",
             dry_run="jaxalign.training.dry_run",
+        ),
+        Command(
+            "plan",
+            "jaxalign.planning.plan",
+            "plan",
+            "memory, FLOPs, communication and step time of a run on a TPU slice, without a TPU",
+            configured_as="train",
+            dispensable={
+                "MODEL_DIR": None,
+                "INITIAL_CHECKPOINT_PATH": None,
+                "TRAIN_STEPS": None,
+                "TRAIN_FILE": None,
+                "VOCABULARY": None,
+                "CACHE_DIR": "",
+                "EXTRA_IDS": 0,
+                "MIXTURE_OR_TASK_NAME": "",
+            },
+            registers_tasks=False,
         ),
         Command(
             "cache",

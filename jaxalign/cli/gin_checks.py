@@ -37,21 +37,30 @@ _SET_BY = {
 Key = tuple[str, str]  # (scope, selector); a macro is (its name, "gin.macro")
 
 
-def check(selector: str, command_line_keys: Iterable[str]) -> set[Key]:
+def check(
+    selector: str,
+    command_line_keys: Iterable[str],
+    *,
+    also_used: str | None = None,
+    with_tasks: bool = True,
+) -> set[Key]:
     """Checks the configuration that gin holds for the function with this selector, and returns the keys of all that it reads.
 
     Args:
       selector: full name of the command's function.
       command_line_keys: names bound on the command line, which must have an effect.
+      also_used: full name of a function whose bindings may stand on the command line too, to no effect here.
+      with_tasks: whether the functions of `REGISTER_TASKS` are called.
 
     Raises:
       UsageError: on a macro that is read but never set, a required value that is missing, an unknown
         reference, or a command-line binding that nothing reads.
     """
     config: Mapping[Key, Mapping[str, Any]] = gin.config._CONFIG
-    reached = _reachable(config, selector)
-    read = {scope for scope, name in reached if name == _MACRO}
-    used_selectors = {name for _, name in reached}
+    reached = _reachable(config, selector, with_tasks=with_tasks)
+    known = reached if also_used is None else reached | _reachable(config, also_used)
+    read = {scope for scope, name in known if name == _MACRO}
+    used_selectors = {name for _, name in known}
     for key in command_line_keys:
         _check_effect(key, read, used_selectors)
     _check_required(config, reached)
@@ -84,7 +93,7 @@ def _check_required(config: Mapping[Key, Mapping[str, Any]], reached: set[Key]) 
         scope if name == _MACRO else f"{_label((scope, name))}.{parameter}"
         for scope, name in reached
         for parameter, value in config.get((scope, name), {}).items()
-        if _is_required(value)
+        if is_required(value)
     )
     if unset or required:
         missing = [*unset, *required]
@@ -118,13 +127,17 @@ def _check_effect(key: str, read: set[str], used_selectors: set[str]) -> None:
         raise UsageError(f"--gin.{key} has no effect: this configuration does not use {name}")
 
 
-def _reachable(config: Mapping[Key, Mapping[str, Any]], selector: str) -> set[Key]:
+def _reachable(
+    config: Mapping[Key, Mapping[str, Any]], selector: str, *, with_tasks: bool = True
+) -> set[Key]:
     """Keys of all bindings that calling the function can read: its own, and those of what they refer to."""
     by_selector: dict[str, list[Key]] = {}
     for key in config:
         by_selector.setdefault(key[1], []).append(key)
     reached: set[Key] = set()
-    queue: list[Key] = [*by_selector.get(selector, []), ("", selector), (REGISTER_TASKS, _MACRO)]
+    queue: list[Key] = [*by_selector.get(selector, []), ("", selector)]
+    if with_tasks:
+        queue.append((REGISTER_TASKS, _MACRO))
     while queue:
         key = queue.pop()
         if key in reached or (key[1] == _MACRO and key not in config):
@@ -148,7 +161,8 @@ def _macros_read(parameters: Mapping[str, Any]) -> set[str]:
     }
 
 
-def _is_required(value: Any) -> bool:
+def is_required(value: Any) -> bool:
+    """Whether a bound value is ``%gin.REQUIRED``."""
     return (
         isinstance(value, gin.config.ConfigurableReference)
         and value.configurable.selector == _CONSTANT

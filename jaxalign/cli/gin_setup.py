@@ -68,10 +68,14 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     for file in flags.gin_files:
         _parse_file(file)
     command_line_keys = [_bind(binding) for binding in flags.gin_bindings]
-    selector = f"{command.module}.{command.function}"
+    selector = command.selector
+    also_used = _take_bindings(command, signature)
     for name, value in flags.parameters.items():
         gin.bind_parameter(("", selector, name), value)
-    gin_types.check(gin_checks.check(selector, command_line_keys))
+    read = gin_checks.check(
+        selector, command_line_keys, also_used=also_used, with_tasks=command.registers_tasks
+    )
+    gin_types.check(read)
     required = [name for name, parameter in signature.parameters.items() if parameter.required]
     bound = gin.config._CONFIG.get(("", selector), {})
     missing = [f"--{name}" for name in required if name not in bound]
@@ -81,6 +85,27 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
         )
     _set_data_folders(flags)
     return gin.get_configurable(function)
+
+
+def _take_bindings(command: Command, signature: Signature) -> str | None:
+    """Copies what is bound for the command that this one is configured as, and fills in what it can do without.
+
+    Returns:
+      The full name of the other command's function.
+    """
+    if command.configured_as is None:
+        return None
+    source = COMMANDS[command.configured_as]
+    config = gin.config._CONFIG
+    with gin.unlock_config():
+        for name, placeholder in command.dispensable.items():
+            value = config.get((name, "gin.macro"), {}).get("value", gin.REQUIRED)
+            if gin_checks.is_required(value) or value is gin.REQUIRED:
+                gin.bind_parameter(f"{name}/gin.macro.value", placeholder)
+        for name, value in config.get(("", source.selector), {}).items():
+            if name in signature.parameters and name not in config.get(("", command.selector), {}):
+                gin.bind_parameter(("", command.selector, name), value)
+    return source.selector
 
 
 def _read_plain_files_only() -> None:
@@ -102,15 +127,20 @@ def describe(function: Callable[..., Any], command: Command) -> str:
     return gin.config_str()
 
 
-def run(function: Callable[..., Any]) -> Any:
+def run(function: Callable[..., Any], *, registers_tasks: bool = True) -> Any:
     """Registers the tasks that `REGISTER_TASKS` lists, calls the command with what gin has bound, and returns its result.
+
+    Args:
+      function: the command's, with its parameters bound.
+      registers_tasks: False for a command that reads no task.
 
     Raises:
       UsageError: if a class or function that the configuration refers to refuses its values.
     """
     with _construction_explained():
-        for register in copy.deepcopy(gin_checks.registrations()):
-            register()
+        if registers_tasks:
+            for register in copy.deepcopy(gin_checks.registrations()):
+                register()
         return function()
 
 

@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     if flags.dry_run:
         print(gin_setup.describe(function, command))
         return 0
-    result = gin_setup.run(function)
+    result = gin_setup.run(function, registers_tasks=command.registers_tasks)
     if command.done:
         print(command.done.format(result=result))
     return 0

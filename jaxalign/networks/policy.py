@@ -35,7 +35,7 @@ class Policy:
 
     Attributes:
       config: the network.
-      logits_chunk_size: tokens whose float32 logits may exist at once; None keeps all of them, without recomputation.
+      logits_chunk_size: tokens whose float32 logits may exist at once on a device; None keeps all of them, without recomputation.
       value_token: a token id taken out of the softmax, whose logit at a response's first position (which sees the prompt only)
         serves as a value; None for an ordinary policy.
     """

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -75,8 +76,8 @@ def token_statistics(
       hidden: decoder states before the vocabulary projection.
       kernel: the projection; for tied embeddings the transposed table.
       targets: token ids; padding is fine, its values are meant to be masked later.
-      chunk_size: tokens whose logits may exist at once. Chunks run along `length`, so that sharding over rows survives; at
-        least one position of every row is projected at a time. None: all at once, and kept for the backward pass.
+      chunk_size: tokens whose logits may exist at once on a device. Chunks run along `length`, so that sharding over rows survives;
+        at least one position of every row is projected at a time. None: all at once, and kept for the backward pass.
       scale: factor on the logits, 1/sqrt(emb) for tied embeddings.
       with_mean_log_probs: also return the mean over the vocabulary.
       forbidden_token: a token to take out of the softmax.
@@ -176,8 +177,20 @@ def per_response_sum(
 def _num_chunks(rows: int, length: int, chunk_size: int | None) -> int:
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None.")
-    positions = length if chunk_size is None else max(1, chunk_size // max(rows, 1))
+    local_rows = rows // _num_shards(rows)
+    positions = length if chunk_size is None else max(1, chunk_size // max(local_rows, 1))
     return max(1, math.ceil(length / positions))
+
+
+def _num_shards(rows: int) -> int:
+    """Over how many devices the rows of a batch are spread, by the mesh and the axis rules in force; 1 without them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = nn.logical_to_mesh_axes(("batch",))
+    if mesh.empty or axes is None or axes[0] is None:
+        return 1
+    names = (axes[0],) if isinstance(axes[0], str) else axes[0]
+    shards = math.prod(mesh.shape[name] for name in names)
+    return shards if rows % shards == 0 else 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -242,26 +255,38 @@ def _backward(num_chunks, scale, forbidden, with_mean, residuals, cotangents):
             grad = jnp.where(vocabulary == forbidden, 0.0, grad)
         return grad * scale if scale != 1.0 else grad
 
+    # One sum per device, added up after the last chunk: otherwise every chunk ends in an all-reduce as large as the projection.
+    shards = _num_shards(targets.shape[0])
+
     def pull_back(grad, hidden):
         d_hidden = jnp.dot(grad, kernel.astype(jnp.float32).T).astype(hidden.dtype)
-        d_kernel = jnp.einsum("rte,rtv->ev", hidden.astype(jnp.float32), grad)
-        return d_hidden, d_kernel
+        states, grad = (
+            x.astype(jnp.float32).reshape(shards, -1, *x.shape[1:]) for x in (hidden, grad)
+        )
+        return d_hidden, per_shard(jnp.einsum("srte,srtv->sev", states, grad))
+
+    def per_shard(d_kernel):
+        return nn.with_logical_constraint(d_kernel, ("batch", None, "vocab"))
+
+    def total(d_kernel):
+        d_kernel = nn.with_logical_constraint(jnp.sum(d_kernel, axis=0), ("embed", "vocab"))
+        return d_kernel.astype(kernel.dtype)
 
     per_token = (targets, log_normalizers, d_log_probs, d_softmax, d_mean)
     if num_chunks == 1:
         d_hidden, d_kernel = pull_back(d_logits(logits, *per_token), hidden)
-        return d_hidden, d_kernel.astype(kernel.dtype), None
+        return d_hidden, total(d_kernel), None
 
     def chunk(d_kernel, index):
         states = _slice(hidden, index, num_chunks)
         logits = _project(states, kernel, scale, forbidden)
         grad = d_logits(logits, *(_slice(values, index, num_chunks) for values in per_token))
         d_states, d_kernel_here = pull_back(grad, states)
-        return d_kernel + d_kernel_here, d_states
+        return per_shard(d_kernel + d_kernel_here), d_states
 
-    zeros = jnp.zeros(kernel.shape, jnp.float32)
+    zeros = per_shard(jnp.zeros((shards, *kernel.shape), jnp.float32))
     d_kernel, d_hidden = jax.lax.scan(chunk, zeros, jnp.arange(num_chunks))
-    return _join(d_hidden, targets.shape[1]), d_kernel.astype(kernel.dtype), None
+    return _join(d_hidden, targets.shape[1]), total(d_kernel), None
 
 
 def _slice(values, index, num_chunks):

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
 from jaxalign.training import initial_checkpoint, partitioning, run_folder, score, task_checks
+from jaxalign.training.build import build_step, logical_axes
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
@@ -22,14 +23,8 @@ from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.partitioning import AxisRules, MeshShape
-from jaxalign.training.state import (
-    TrainState,
-    build_transformations,
-    create_state,
-    role_shardings,
-    state_shardings,
-)
-from jaxalign.training.step import jit_eval_step, jit_train_step, make_eval_step, make_train_step
+from jaxalign.training.state import TrainState, create_state, role_shardings
+from jaxalign.training.step import jit_eval_step, make_eval_step
 
 # On TPUs and GPUs parameters are sharded over a slice or host; on a CPU every device holds a copy.
 DEFAULT_MESH = MeshShape()
@@ -118,41 +113,34 @@ def train(
         )
     else:
         reference_scores = None
-    optimizers = {
-        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
-        for role in objective.trained()
-    }
-    transformations = build_transformations(optimizers, objective.update_scales())
-    abstract = jax.eval_shape(lambda tree: create_state(tree, transformations), params)
-    shardings = state_shardings(device_mesh, abstract, _logical_axes(objective), rules)
     dataset = data.training_dataset(batch_size, random_seed, reference_scores)
     iterator = iter(dataset)
     beginning = iterator.get_state()
     first = next(iterator)
     iterator.set_state(beginning)
     task_checks.check_batch(objective, first, data.task)
-    step = jit_train_step(
-        make_train_step(
-            objective,
-            transformations,
-            seed=random_seed,
-            microbatches=microbatches,
-            dropout=_uses_dropout(objective),
-        ),
-        device_mesh,
-        shardings,
-        jax.tree.map(lambda leaf: leaf.sharding, frozen),
-        first,
+    built = build_step(
+        objective,
+        optimizer=optimizer,
+        value_optimizer=value_optimizer,
+        mesh=device_mesh,
+        rules=rules,
+        params=params,
+        frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
+        batch=first,
+        random_seed=random_seed,
+        microbatches=microbatches,
     )
+    shardings = built.shardings
     checkpointer = Checkpointer(folder, loop.checkpoint)
     resumed = checkpointer.latest_step()
     if resumed is None:
         with partitioning.activate(device_mesh):
             state = jax.jit(
-                lambda tree: create_state(tree, transformations), out_shardings=shardings
+                lambda tree: create_state(tree, built.transformations), out_shardings=shardings
             )(params)
     else:
-        state, data_state = checkpointer.restore(abstract, shardings)
+        state, data_state = checkpointer.restore(built.abstract, shardings)
         if data_state is not None:
             iterator.set_state(data_state)
     del params
@@ -163,12 +151,12 @@ def train(
             folder, objective, data, metadata, {"run_id": run_id, **start_info}
         )
         (folder / run_folder.MODEL_INFO_FILE).write_text(
-            model_info(abstract, _logical_axes(objective), {"one device": device_mesh}, rules),
+            model_info(built.abstract, logical_axes(objective), {"one device": device_mesh}, rules),
             encoding="utf-8",
         )
     with MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer:
         runner = Loop(
-            step=step,
+            step=built.step,
             objective=objective,
             mesh=device_mesh,
             config=loop,
@@ -219,7 +207,7 @@ def _initial_params(
     run_id: str,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Parameters of the trained roles, of the frozen ones, and who the reference policy is."""
-    axes = _logical_axes(objective)
+    axes = logical_axes(objective)
     networks = objective.trained()
     keys = dict(zip(networks, jax.random.split(jax.random.key(seed), len(networks)), strict=True))
     shapes = {role: jax.eval_shape(net.init, keys[role]) for role, net in networks.items()}
@@ -311,22 +299,6 @@ def _objective_evaluator(
 
     step = jit_eval_step(make_eval_step(objective), mesh, places, example_batch)
     return {data.eval_split: make_evaluator(step, objective, mesh, batches)}
-
-
-def _logical_axes(objective: Objective) -> dict[str, Any]:
-    return {
-        role: network.logical_axes()
-        for role, network in objective.trained().items()
-        if hasattr(network, "logical_axes")
-    }
-
-
-def _uses_dropout(objective: Objective) -> bool:
-    rates = (
-        getattr(getattr(net, "config", None), "dropout_rate", 0.0)
-        for net in objective.trained().values()
-    )
-    return any(rate > 0 for rate in rates)
 
 
 def _check_vocabulary(objective: Objective, data: TaskData) -> None:

@@ -1,0 +1,100 @@
+"""What chips send to each other in one run of a compiled program, read from its text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from jaxalign.planning.hlo import Computation, Instruction, Module
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind.
+
+    Attributes:
+      kind: one of `KINDS`.
+      count: how many run, bodies of loops multiplied by their trip counts.
+      num_bytes: bytes per chip of the larger of operand and result, all of them together.
+      sent_bytes: bytes that a chip sends if each is done in the best way on a ring of its n chips: ``(n - 1) / n`` of the bytes, twice
+        that for all-reduce, all of them for collective-permute.
+    """
+
+    kind: str
+    count: float
+    num_bytes: float
+    sent_bytes: float
+
+
+def count_collectives(module: Module) -> dict[str, Collective]:
+    """The collectives of one run, by kind; kinds that do not occur are left out."""
+    totals: dict[str, list[float]] = {}
+    seen: set[str] = set()
+    for computation, instruction, times in module.executed():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        if computation.name.startswith("async_collective_fusion"):
+            # One collective drawn out over several fusions with other work: they share its channel.
+            channel = re.search(r"channel_id=\d+", instruction.attributes)
+            key = channel[0] if channel else instruction.name
+            if key in seen:
+                continue
+            seen.add(key)
+        if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
+            kind = "reduce-scatter"  # which is how a TPU writes it down
+            size = sum(array.num_bytes for array in instruction.arrays)
+        else:
+            size = _num_bytes(kind, instruction, computation, group_size(instruction, module))
+        members = group_size(instruction, module)
+        total = totals.setdefault(kind, [0.0, 0.0, 0.0])
+        total[0] += times
+        total[1] += times * size
+        total[2] += times * size * _sent_share(kind, members)
+    return {kind: Collective(kind, *totals[kind]) for kind in KINDS if kind in totals}
+
+
+def group_size(instruction: Instruction, module: Module) -> int:
+    """How many chips take part in a collective."""
+    text = instruction.attributes
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
+    if mesh:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        # An axis may stand there in part: 'axis':(major)size.
+        named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part) if part else sizes[name] for name, part in named)
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=", text)
+    if iota:
+        return math.prod(int(size) for size in iota[1].split(",")[1:])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", text)
+    if listed and listed[1]:
+        return listed[1].count(",") + 1
+    return module.num_partitions
+
+
+def _num_bytes(kind: str, instruction: Instruction, computation: Computation, members: int) -> int:
+    arrays = instruction.arrays
+    started = instruction.opcode.endswith("-start")
+    if started and kind in ("all-gather", "collective-permute"):
+        # (operands, results, ...): as many results as operands.
+        operands = len(instruction.operands)
+        return sum(array.num_bytes for array in arrays[operands : 2 * operands])
+    size = sum(array.num_bytes for array in arrays)
+    return size * members if kind == "reduce-scatter" else size
+
+
+def _sent_share(kind: str, members: int) -> float:
+    if kind in ("collective-permute", "collective-broadcast"):
+        return 1.0
+    share = (members - 1) / members
+    return 2 * share if kind == "all-reduce" else share

@@ -1,0 +1,135 @@
+"""Floating-point operations of matrix products: of a T5's parts by formula, of a whole step by walking what JAX traced.
+
+A multiplication with its addition counts as two operations. Everything that is not a matrix product is left out; on a TPU it runs on other
+units and is limited by memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.extend.core
+
+from jaxalign.networks.config import T5Config
+
+
+def encoder_flops(config: T5Config, source: int) -> int:
+    """Forward operations of the encoder for one row.
+
+    Args:
+      config: the network.
+      source: tokens of the row.
+    """
+    embedding = 2 * source * config.vocab_size * config.emb_dim if config.one_hot_embedding else 0
+    return embedding + config.num_encoder_layers * layer_flops(config, source)
+
+
+def decoder_flops(config: T5Config, source: int, target: int) -> int:
+    """Forward operations of the decoder for one row, without the vocabulary projection.
+
+    Args:
+      config: the network.
+      source: encoder tokens of the row.
+      target: decoder tokens of the row.
+    """
+    joined = config.num_heads * config.head_dim
+    # Queries and the output at decoder positions, keys and values at encoder positions.
+    cross = 4 * config.emb_dim * joined * (target + source) + 4 * target * source * joined
+    embedding = 2 * target * config.vocab_size * config.emb_dim if config.one_hot_embedding else 0
+    return embedding + config.num_decoder_layers * (layer_flops(config, target) + cross)
+
+
+def logits_flops(config: T5Config, target: int) -> int:
+    """Forward operations of the vocabulary projection for one row of `target` tokens."""
+    return 2 * target * config.emb_dim * config.vocab_size
+
+
+def layer_flops(config: T5Config, length: int) -> int:
+    """Forward operations of self-attention and feed-forward of one layer for one row."""
+    joined = config.num_heads * config.head_dim
+    projections = 8 * length * config.emb_dim * joined
+    attention = 4 * length * length * joined
+    return projections + attention + _mlp_flops(config, length)
+
+
+def recomputed_flops(config: T5Config, length: int) -> int:
+    """What the backward pass of one self-attention layer computes again under ``config.remat_policy``, for one row.
+
+    'full' computes the layer again up to the last product, which no gradient needs; 'minimal' the two products of attention.
+    """
+    joined = config.num_heads * config.head_dim
+    if config.remat_policy == "full":
+        return layer_flops(config, length) - 2 * length * config.mlp_dim * config.emb_dim
+    return 4 * length * length * joined if config.remat_policy == "minimal" else 0
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Operations of all matrix products in a function, bodies of scans multiplied by their lengths.
+
+    What is differentiated, recomputed or computed for a frozen network is all in there; of alternatives the dearest counts.
+
+    Args:
+      function: any JAX function, for example a training step.
+      *arguments: arrays or their shapes.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _mlp_flops(config: T5Config, length: int) -> int:
+    return 2 * length * config.emb_dim * config.mlp_dim * (len(config.mlp_activations) + 1)
+
+
+def _count(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            total += _dot_flops(equation)
+        elif name == "scan":
+            total += parameters["length"] * _count(parameters["jaxpr"].jaxpr)
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in parameters["branches"])
+        else:
+            total += sum(_count(inner) for inner in _inner(parameters))
+    return total
+
+
+def _dot_flops(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
+
+
+def _inner(parameters: dict[str, Any]) -> list[Any]:
+    """The programs that an equation carries with it."""
+    found = []
+    for value in parameters.values():
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(item, jax.extend.core.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, jax.extend.core.Jaxpr):
+                found.append(item)
+    return found
+
+
+def parts(config: T5Config, rows: int, source: int, target: int) -> dict[str, float]:
+    """Forward operations of a batch by part of the network."""
+    return {
+        "encoder": float(rows * encoder_flops(config, source)),
+        "decoder": float(rows * decoder_flops(config, source, target)),
+        "logits": float(rows * logits_flops(config, target)),
+    }
+
+
+__all__ = [
+    "count_flops",
+    "decoder_flops",
+    "encoder_flops",
+    "layer_flops",
+    "logits_flops",
+    "parts",
+    "recomputed_flops",
+]

@@ -1,0 +1,300 @@
+"""`jaxalign plan`: what a run's step needs on a TPU topology, found by compiling it there without a TPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.errors import UserError
+from jaxalign.objectives.base import Objective
+from jaxalign.planning import collectives, flops, hlo, report, roofline, search, topologies, traffic
+from jaxalign.planning.setting import Outcome, Setting, batch_shapes, compile_setting
+from jaxalign.training import partitioning
+from jaxalign.training.accelerators import Accelerator
+from jaxalign.training.build import abstract_params
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.partitioning import AxisRules, MeshShape
+from jaxalign.training.run import DEFAULT_MESH
+
+SCHEMA = 1
+AUTO = "auto"
+
+
+def plan(
+    *,
+    topology: str,
+    objective: Objective,
+    data: TaskData,
+    optimizer: Optimizer,
+    batch_size: int,
+    value_optimizer: Optimizer | None = None,
+    microbatches: int = 1,
+    mesh: MeshShape = DEFAULT_MESH,
+    axis_rules: Mapping[str, AxisRules] | None = None,
+    random_seed: int = 0,
+    responses_per_prompt: int | None = None,
+    num_scores: int = 2,
+    search_change: bool = True,
+    title: str = "",
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Says whether a run fits a TPU slice and how fast it could be, by compiling its step with libtpu on a CPU.
+
+    Takes the gin files and flags of `jaxalign train`; folders, checkpoints and data files may be missing. Prints a table, and the same as
+    JSON. See docs/plan.md for how each number comes about.
+
+    Args:
+      topology: generation and chips along each axis, such as 'v5e:4x4', with '*2' for two slices; 'auto' compares the usual ones.
+      objective: as in train.
+      data: as in train; only lengths and packing are read.
+      optimizer: as in train.
+      batch_size: as in train.
+      value_optimizer: as in train.
+      microbatches: as in train.
+      mesh: as in train.
+      axis_rules: as in train.
+      random_seed: as in train.
+      responses_per_prompt: of the task, if it is neither what the objective needs nor data.responses_per_example.
+      num_scores: scores of a response, for objectives on several.
+      search_change: where the run does not fit, try what would make it fit; every trial is one more compilation.
+      title: heading of the table.
+      output: path without suffix; the table goes to .md and the JSON to .json as well.
+
+    Returns:
+      The content of the JSON.
+
+    Raises:
+      UserError: without libtpu, on an unknown topology, or if mesh and batch do not fit together.
+    """
+    if not getattr(jax.config, "jax_platforms", None):
+        # Otherwise JAX finds libtpu and looks for a TPU to run on.
+        jax.config.update("jax_platforms", "cpu")
+    batch = batch_shapes(
+        objective,
+        data,
+        batch_size,
+        responses_per_prompt=responses_per_prompt,
+        num_scores=num_scores,
+    )
+    rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
+    setting = Setting(
+        objective=objective,
+        optimizer=optimizer,
+        value_optimizer=value_optimizer,
+        batch=batch,
+        microbatches=microbatches,
+        mesh=mesh,
+        rules=rules,
+        random_seed=random_seed,
+    )
+    if topology == AUTO:
+        topologies.require_libtpu()
+        result: dict[str, Any] = compare(setting)
+        text = report.comparison(result)
+    else:
+        accelerator, devices = topologies.describe(topology)
+        result = plan_topology(setting, topology, accelerator, devices, search_change)
+        result["title"] = title or _title(result)
+        text = report.table(result)
+    print(text)
+    print(json.dumps(result, indent=2))
+    if output is not None:
+        path = Path(output).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{path}.md").write_text(text + "\n", encoding="utf-8")
+        Path(f"{path}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def compare(setting: Setting) -> dict[str, Any]:
+    """What each of `topologies.DEFAULT_TOPOLOGIES` would do with a run, without looking for changes."""
+    rows = []
+    for name in topologies.DEFAULT_TOPOLOGIES:
+        print(f"compiling for {name}", file=sys.stderr)
+        try:
+            accelerator, devices = topologies.describe(name)
+            found = plan_topology(setting, name, accelerator, devices, search_change=False)
+        except UserError as error:
+            rows.append({"topology": name, "fits": False, "reason": str(error)})
+            continue
+        rows.append(
+            {
+                "topology": name,
+                "fits": found["fits"],
+                "reason": found["reason"],
+                "memory": found["memory"],
+                "roofline": found["roofline"],
+                "compile_seconds": found["compile"]["seconds"],
+            }
+        )
+    return {"schema": SCHEMA, "run": describe_run(setting), "topologies": rows}
+
+
+def plan_topology(
+    setting: Setting,
+    name: str,
+    accelerator: Accelerator,
+    devices: Sequence[Any],
+    search_change: bool,
+) -> dict[str, Any]:
+    """The plan of a run on one topology, as JSON.
+
+    Raises:
+      UserError: if mesh and batch do not fit together.
+    """
+
+    def compile_one(changed: Setting) -> Outcome:
+        return compile_setting(changed, devices, accelerator.memory_bytes)
+
+    outcome = compile_one(setting)
+    found = describe_outcome(setting, outcome, accelerator, devices)
+    change: search.Trial | None = None
+    trials: list[search.Trial] = []
+    if not outcome.fits and search_change:
+        change, trials = search.smallest_change(setting, outcome.mesh, compile_one)
+    with_change = None
+    if change is not None and change.outcome is not None:
+        with_change = describe_outcome(change.setting, change.outcome, accelerator, devices)
+    return {
+        "schema": SCHEMA,
+        "run": describe_run(setting),
+        "topology": {
+            "name": name,
+            "chips": len(devices),
+            **{
+                field.name: getattr(accelerator, field.name)
+                for field in dataclasses.fields(accelerator)
+                if field.name not in ("device_kinds", "max_fsdp")
+            },
+        },
+        **found,
+        "change": None if change is None else change.changes,
+        "with_change": with_change,
+        "trials": [_describe_trial(trial) for trial in trials],
+    }
+
+
+def describe_run(setting: Setting) -> dict[str, Any]:
+    """What is planned, in numbers."""
+    config: Any = getattr(setting.objective.policy, "config", None)
+    shapes = {name: list(shape.shape) for name, shape in setting.batch.items()}
+    return {
+        "objective": setting.objective.name,
+        "parameters": {
+            role: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+            for role, tree in abstract_params(setting.objective).items()
+        },
+        "frozen_roles": list(setting.objective.frozen_roles()),
+        "network": config.to_dict() if hasattr(config, "to_dict") else None,
+        "logits_chunk_size": getattr(setting.objective.policy, "logits_chunk_size", None),
+        "batch_size": setting.rows,
+        "input_tokens": shapes["encoder_input_tokens"][1],
+        "target_tokens": shapes["decoder_input_tokens"][1],
+        "microbatches": setting.microbatches,
+    }
+
+
+def describe_outcome(
+    setting: Setting, outcome: Outcome, accelerator: Accelerator, devices: Sequence[Any]
+) -> dict[str, Any]:
+    """Memory, operations, communication and time bounds of one compiled setting."""
+    mesh = partitioning.make_mesh(setting.mesh, list(devices))
+    chips = len(devices)
+    step = setting.flops(mesh)
+    model = setting.without_recomputation().flops(mesh)
+    found: dict[str, Any] = {
+        "mesh": outcome.mesh,
+        "fits": outcome.fits,
+        "reason": outcome.reason,
+        "memory": _describe_memory(outcome, accelerator),
+        "flops": {
+            "step": step,
+            "per_chip": step / chips,
+            "model_step": model,
+            "forward_parts": _parts(setting),
+        },
+        "collectives": None,
+        "roofline": None,
+        "compile": {
+            "seconds": round(outcome.compile_seconds, 1),
+            "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+        },
+    }
+    if outcome.compiled is None:
+        return found
+    module = hlo.parse_module(outcome.compiled.as_text())
+    sent = collectives.count_collectives(module)
+    bound = roofline.roofline(
+        accelerator,
+        flops=step / chips,
+        model_flops=model / chips,
+        memory_bytes=(moved := traffic.memory_bytes(module)),
+        sent_bytes=sum(each.sent_bytes for each in sent.values()),
+    )
+    found["memory"]["traffic"] = moved
+    found["collectives"] = {
+        "kinds": {
+            kind: {"count": each.count, "bytes": each.num_bytes, "sent_bytes": each.sent_bytes}
+            for kind, each in sent.items()
+        },
+        "unknown_loops": list(module.unknown_loops),
+    }
+    found["roofline"] = dataclasses.asdict(bound)
+    return found
+
+
+def _describe_memory(outcome: Outcome, accelerator: Accelerator) -> dict[str, Any]:
+    held = outcome.parameter_bytes + outcome.optimizer_bytes + outcome.batch_bytes
+    return {
+        "chip": accelerator.memory_bytes,
+        "peak": outcome.peak_bytes,
+        "parameters": outcome.parameter_bytes,
+        "optimizer": outcome.optimizer_bytes,
+        "batch": outcome.batch_bytes,
+        "program": outcome.program_bytes,
+        "activations": max(0, outcome.peak_bytes - held - outcome.program_bytes),
+        "usable": outcome.usable_bytes,
+        "traffic": None,
+    }
+
+
+def _parts(setting: Setting) -> dict[str, float] | None:
+    """Forward operations of the policy by part, if it is a T5."""
+    config = getattr(setting.objective.policy, "config", None)
+    if config is None or not hasattr(config, "num_encoder_layers"):
+        return None
+    source = setting.batch["encoder_input_tokens"].shape[1]
+    target = setting.batch["decoder_input_tokens"].shape[1]
+    return flops.parts(config, setting.rows, source, target)
+
+
+def _describe_trial(trial: search.Trial) -> dict[str, Any]:
+    outcome = trial.outcome
+    return {
+        "changes": trial.changes,
+        "fits": outcome is not None and outcome.fits,
+        "peak": None if outcome is None else outcome.peak_bytes,
+        "reason": trial.refusal if outcome is None else outcome.reason,
+    }
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    millions = sum(result["run"]["parameters"].values()) / 1e6
+    objective, topology = result["run"]["objective"], result["topology"]["name"]
+    return f"{objective} with {millions:,.0f} M parameters on {topology}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,293 @@
+"""One arrangement of a run: what is compiled for a topology, and what the compiler says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.data.batches import make_batch
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.objectives.base import Objective
+from jaxalign.planning.flops import count_flops
+from jaxalign.training import partitioning
+from jaxalign.training.build import BuiltStep, abstract_frozen, abstract_params, build_step
+from jaxalign.training.inputs import TaskData
+from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.partitioning import AxisRules, MeshShape
+
+_UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# What XLA says of a program that is too large, in the two forms that it has.
+_USED = re.compile(
+    r"(?:Used |\()([\d.]+)([BKMGT])\w*\)? (?:of|exceeds available HBM) \(?([\d.]+)([BKMGT])"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a run's step is made of, without data and parameters.
+
+    Attributes:
+      objective: the method, with its networks.
+      optimizer: of all trained roles, the value's aside if it has its own.
+      value_optimizer: of the role ``value``.
+      batch: shapes of the global batch.
+      microbatches: parts of the batch whose gradients are accumulated.
+      mesh: how devices are arranged.
+      rules: axis rules by role.
+      random_seed: of dropout.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    value_optimizer: Optimizer | None
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    microbatches: int
+    mesh: MeshShape
+    rules: Mapping[str, AxisRules]
+    random_seed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the global batch."""
+        return self.batch["encoder_input_tokens"].shape[0]
+
+    @property
+    def remat_policy(self) -> str | None:
+        """Of the policy; None if it is not a T5."""
+        config = getattr(self.objective.policy, "config", None)
+        return config.remat_policy if isinstance(config, T5Config) else None
+
+    def with_config(self, **changes: Any) -> Setting:
+        """The same with fields of every T5's configuration, or of every policy, changed."""
+        return dataclasses.replace(self, objective=replace_configs(self.objective, **changes))
+
+    def flops(self, mesh: Mesh) -> float:
+        """Operations of matrix products in one step, on all devices together."""
+        built, frozen, _ = self.build(mesh)
+        with partitioning.activate(mesh):
+            return count_flops(built.function, built.abstract, frozen, dict(self.batch))
+
+    def without_recomputation(self) -> Setting:
+        """The same with every activation and all logits kept, and no microbatches: the operations that the method itself needs."""
+        whole = dataclasses.replace(self, microbatches=1)
+        return whole.with_config(remat_policy="none", logits_chunk_size=None)
+
+    def build(self, mesh: Mesh) -> tuple[BuiltStep, dict[str, Any], dict[str, Any]]:
+        """The step on a mesh, and the shapes and shardings of the frozen roles.
+
+        Raises:
+          UserError: if the mesh divides neither the batch nor a parameter.
+        """
+        partitioning.check_batch_size(mesh, self.rows, self.microbatches)
+        frozen, frozen_shardings = abstract_frozen(self.objective, mesh, self.rules)
+        built = build_step(
+            self.objective,
+            optimizer=self.optimizer,
+            value_optimizer=self.value_optimizer,
+            mesh=mesh,
+            rules=self.rules,
+            params=abstract_params(self.objective),
+            frozen_shardings=frozen_shardings,
+            batch=self.batch,
+            random_seed=self.random_seed,
+            microbatches=self.microbatches,
+        )
+        return built, frozen, frozen_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of compiling a setting.
+
+    Attributes:
+      mesh: sizes by axis.
+      parameter_bytes: per chip, of trained and frozen roles.
+      optimizer_bytes: per chip.
+      batch_bytes: per chip.
+      peak_bytes: per chip; with the compiler's own figure where it refused.
+      usable_bytes: what the compiler lets a program use, where it said so.
+      program_bytes: the program itself, which lies in the chip's memory too.
+      compile_seconds: tracing, lowering and compiling.
+      compiled: None if the compiler refused, or was not asked because the state alone does not fit.
+      reason: why it does not fit; None if it does.
+    """
+
+    mesh: dict[str, int]
+    parameter_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
+    peak_bytes: int
+    usable_bytes: int | None
+    program_bytes: int
+    compile_seconds: float
+    compiled: Any
+    reason: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step runs on these chips."""
+        return self.reason is None
+
+
+def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int) -> Outcome:
+    """Compiles a step for devices that need not be there.
+
+    Args:
+      setting: the run.
+      devices: of a topology.
+      memory_bytes: of one chip.
+
+    Raises:
+      UserError: if mesh and batch do not fit together.
+    """
+    started = time.perf_counter()
+    mesh = partitioning.make_mesh(setting.mesh, list(devices))
+    built, frozen, frozen_shardings = setting.build(mesh)
+    held = {
+        "parameter_bytes": device_bytes(built.abstract.params, built.shardings.params)
+        + device_bytes(frozen, frozen_shardings),
+        "optimizer_bytes": device_bytes(built.abstract.opt_state, built.shardings.opt_state),
+        "batch_bytes": device_bytes(
+            dict(setting.batch), partitioning.batch_shardings(mesh, setting.batch)
+        ),
+    }
+    outcome: dict[str, Any] = {
+        **held,
+        "mesh": dict(mesh.shape),
+        "usable_bytes": None,
+        "program_bytes": 0,
+        "compiled": None,
+    }
+    state = sum(held.values())
+    if state > memory_bytes:
+        return Outcome(
+            **outcome,
+            peak_bytes=state,
+            compile_seconds=0.0,
+            reason="parameters and optimizer alone exceed the chip's memory",
+        )
+    lowered = built.step.lower(built.abstract, frozen, dict(setting.batch))  # type: ignore[attr-defined]
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        peak, outcome["usable_bytes"] = refused_bytes(str(error))
+        return Outcome(
+            **outcome,
+            peak_bytes=state if peak is None else peak,
+            compile_seconds=time.perf_counter() - started,
+            reason="the compiler found no schedule that fits"
+            + (", and did not say by how much" if peak is None else ""),
+        )
+    memory = compiled.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    outcome |= {"program_bytes": memory.generated_code_size_in_bytes, "compiled": compiled}
+    return Outcome(
+        **outcome,
+        peak_bytes=peak,
+        compile_seconds=time.perf_counter() - started,
+        reason=None if peak <= memory_bytes else "the peak exceeds the chip's memory",
+    )
+
+
+def refused_bytes(message: str) -> tuple[int | None, int | None]:
+    """What a program would have used and what it may use, from XLA's message on a program that is too large; None if it says neither."""
+    used = _USED.search(message)
+    if used is None:
+        return None, None
+    peak, usable = (int(float(used[i]) * _UNITS[used[i + 1]]) for i in (1, 3))
+    return peak, usable
+
+
+def device_bytes(shapes: Any, shardings: Any) -> int:
+    """Bytes that one device holds of a tree of arrays."""
+
+    def one(leaf: Any, sharding: Any) -> int:
+        return int(np.prod(sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(one, shapes, shardings)))
+
+
+def batch_shapes(
+    objective: Objective,
+    data: TaskData,
+    batch_size: int,
+    *,
+    responses_per_prompt: int | None = None,
+    num_scores: int = 2,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a run's global batch, from its configuration alone.
+
+    Args:
+      objective: says which fields it needs and how many responses.
+      data: lengths and packing.
+      batch_size: rows.
+      responses_per_prompt: if neither objective nor task says it right.
+      num_scores: scores of a response, for objectives on several.
+
+    Raises:
+      UserError: if the objective needs a field that no batch has.
+    """
+    responses = responses_per_prompt or objective.responses_per_prompt
+    if responses is None:
+        responses = max(data.responses_per_example, objective.requirements().min_responses)
+    lengths = {
+        "inputs": data.feature_lengths["inputs"],
+        "targets": responses * data.feature_lengths["targets"],
+        **((data.row_lengths or {}) if data.pack else {}),
+    }
+    required = objective.required_fields()
+    batch = make_batch(
+        [],
+        num_rows=batch_size,
+        input_length=lengths["inputs"],
+        target_length=lengths["targets"],
+        examples_per_row=data.max_examples_per_row if data.pack else 1,
+        responses_per_example=responses,
+        num_scores=num_scores if "scores" in required else 0,
+        reference_samples=1 if "reference_rewards" in required else 0,
+    )
+    batch |= {name: batch["rewards"] for name in (*data.stored, *required) if name not in batch}
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
+
+
+def replace_configs(value: Any, **changes: Any) -> Any:
+    """A dataclass with every T5 configuration and every policy in it, at any depth, changed in the fields that it has."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fields = {
+        field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init
+    }
+    own = set(changes) & set(fields) if isinstance(value, (T5Config, Policy)) else set()
+    replaced = {
+        name: changes[name] if name in own else replace_configs(item, **changes)
+        for name, item in fields.items()
+    }
+    changed = {name: item for name, item in replaced.items() if item is not fields[name]}
+    return dataclasses.replace(value, **changed) if changed else value
+
+
+__all__ = [
+    "Outcome",
+    "Setting",
+    "batch_shapes",
+    "compile_setting",
+    "device_bytes",
+    "refused_bytes",
+    "replace_configs",
+]

@@ -1,0 +1,124 @@
+"""What a chip moves between its units and its main memory in one run of a compiled program: an estimate from its text."""
+
+from __future__ import annotations
+
+import functools
+
+from jaxalign.planning.hlo import Computation, Instruction, Module
+
+_FREE = frozenset(
+    (
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "call",
+        "conditional",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "optimization-barrier",
+        "async-start",
+        "async-update",
+        "async-done",
+    )
+)
+_READS_A_PART = ("dynamic-slice", "gather", "slice")
+
+
+def memory_bytes(module: Module) -> float:
+    """Bytes read from and written to main memory, loops multiplied by their trip counts.
+
+    Every instruction outside a fusion reads its operands and writes its result; a fusion that slices an operand reads the slice, one
+    that updates a part of an array in place writes the part. Arrays that the compiler placed in the memory beside the units are free.
+    """
+    fused = {
+        called
+        for computation in module.computations.values()
+        for each in computation.instructions.values()
+        if each.opcode == "fusion"
+        for called in each.called
+    }
+    cost = functools.cache(lambda name: _computation_bytes(module, module.computations[name]))
+    return sum(times * cost(name) for name, times in module.runs.items() if name not in fused)
+
+
+def _computation_bytes(module: Module, computation: Computation) -> int:
+    return sum(
+        _instruction_bytes(module, computation, each)
+        for each in computation.instructions.values()
+        if each.opcode not in _FREE and not each.opcode.endswith("-done")
+    )
+
+
+def _instruction_bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
+    operands = [
+        computation.instructions[name]
+        for name in instruction.operands
+        if name in computation.instructions
+    ]
+    if instruction.opcode == "slice-start" and len(instruction.arrays) > 1:
+        # (source, slice, ...): only the slice moves.
+        moved = instruction.arrays[1]
+        return moved.num_bytes * (2 if moved.in_main_memory else 1)
+    if instruction.opcode.endswith("-start"):
+        # The result holds the operands too.
+        return _main(instruction)
+    if instruction.opcode in _READS_A_PART:
+        return 2 * _main(instruction)
+    if instruction.opcode == "dynamic-update-slice" and len(operands) > 1:
+        return 2 * _main(operands[1])
+    inner = [
+        module.computations[name] for name in instruction.called if name in module.computations
+    ]
+    if instruction.opcode == "fusion" and inner:
+        return _fusion_bytes(inner[0], operands, instruction)
+    return _main(instruction) + sum(map(_main, operands))
+
+
+def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: Instruction) -> int:
+    users: dict[str, list[Instruction]] = {}
+    for each in inner.instructions.values():
+        for name in each.operands:
+            users.setdefault(name, []).append(each)
+    written = _main(instruction)
+    updated = None
+    root = inner.root
+    while root.opcode in ("bitcast", "copy") and root.operands[0] in inner.instructions:
+        root = inner.instructions[root.operands[0]]
+    if root.opcode == "dynamic-update-slice":
+        part = sum(array.num_bytes for array in inner.instructions[root.operands[1]].arrays)
+        written = min(written, part)
+        updated = root.operands[0]
+    total = written
+    for number, operand in enumerate(operands):
+        full = _main(operand)
+        parameter = inner.parameters.get(number)
+        if parameter is None or not full:
+            total += full
+            continue
+        names = _aliases(parameter.name, users)
+        if updated in names:
+            continue
+        uses = [use for name in names for use in users.get(name, []) if use.opcode != "bitcast"]
+        if uses and all(use.opcode in _READS_A_PART and use.operands[0] in names for use in uses):
+            full = min(full, sum(array.num_bytes for use in uses for array in use.arrays))
+        total += full
+    return total
+
+
+def _aliases(name: str, users: dict[str, list[Instruction]]) -> set[str]:
+    """An instruction and the bitcasts of it."""
+    found, queue = {name}, [name]
+    while queue:
+        for user in users.get(queue.pop(), []):
+            if user.opcode == "bitcast" and user.name not in found:
+                found.add(user.name)
+                queue.append(user.name)
+    return found
+
+
+def _main(instruction: Instruction) -> int:
+    return sum(array.num_bytes for array in instruction.arrays if array.in_main_memory)

@@ -1,0 +1,134 @@
+"""From an objective, optimizers, a mesh and the shapes of a batch to the step: what a run executes and a plan compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxalign.objectives.base import Batch, Objective
+from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.partitioning import AxisRules
+from jaxalign.training.state import (
+    TrainState,
+    build_transformations,
+    create_state,
+    role_shardings,
+    state_shardings,
+)
+from jaxalign.training.step import StepFunction, jit_train_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltStep:
+    """A step ready to be compiled, and what it is called with.
+
+    Attributes:
+      step: the jitted step; ``step.lower(state, frozen, batch)`` takes arrays or their shapes.
+      function: the same, not jitted.
+      transformations: trained role -> optax transformation.
+      abstract: shapes of the state.
+      shardings: of the state.
+    """
+
+    step: StepFunction
+    function: StepFunction
+    transformations: dict[str, optax.GradientTransformation]
+    abstract: TrainState
+    shardings: TrainState
+
+
+def build_step(
+    objective: Objective,
+    *,
+    optimizer: Optimizer,
+    value_optimizer: Optimizer | None,
+    mesh: Mesh,
+    rules: Mapping[str, AxisRules],
+    params: Mapping[str, Any],
+    frozen_shardings: Any,
+    batch: Batch,
+    random_seed: int = 0,
+    microbatches: int = 1,
+) -> BuiltStep:
+    """Builds the step of a run.
+
+    Args:
+      objective: the method, with its networks.
+      optimizer: of every trained role, the value's aside if it has one of its own.
+      value_optimizer: of the role ``value``.
+      mesh: of devices that are there, or of a topology to compile for.
+      rules: role -> axis rules before the standard ones.
+      params: arrays or shapes of the trained roles, and ``statistics``.
+      frozen_shardings: of the frozen roles.
+      batch: arrays or shapes; only the names are read.
+      random_seed: of dropout.
+      microbatches: parts of the batch whose gradients are accumulated.
+
+    Raises:
+      UserError: if the mesh does not divide a parameter.
+    """
+    optimizers = {
+        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
+        for role in objective.trained()
+    }
+    transformations = build_transformations(optimizers, objective.update_scales())
+    abstract = jax.eval_shape(lambda tree: create_state(tree, transformations), dict(params))
+    shardings = state_shardings(mesh, abstract, logical_axes(objective), rules)
+    function = make_train_step(
+        objective,
+        transformations,
+        seed=random_seed,
+        microbatches=microbatches,
+        dropout=_uses_dropout(objective),
+    )
+    step = jit_train_step(function, mesh, shardings, frozen_shardings, batch)
+    return BuiltStep(step, function, transformations, abstract, shardings)
+
+
+def abstract_params(objective: Objective) -> dict[str, Any]:
+    """Shapes of the parameters of the trained roles, and of ``statistics`` if the method carries any."""
+    key = jax.random.key(0)
+    params = {
+        role: jax.eval_shape(network.init, key) for role, network in objective.trained().items()
+    }
+    if objective.initial_statistics():
+        params["statistics"] = jax.eval_shape(objective.initial_statistics)
+    return params
+
+
+def abstract_frozen(
+    objective: Objective, mesh: Mesh, rules: Mapping[str, AxisRules]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shapes and shardings of the roles that are only read: copies of the policy, or networks of other runs."""
+    shapes: dict[str, Any] = {}
+    shardings: dict[str, Any] = {}
+    sources = objective.frozen_sources()
+    for role in objective.frozen_roles():
+        network: Any = sources[role][0] if role in sources else objective.policy
+        own = () if role in sources else rules.get("policy", ())
+        axes = network.logical_axes() if hasattr(network, "logical_axes") else None
+        shapes[role] = jax.eval_shape(network.init, jax.random.key(0))
+        shardings[role] = role_shardings(mesh, shapes[role], axes, own)
+    return shapes, shardings
+
+
+def logical_axes(objective: Objective) -> dict[str, Any]:
+    """Trained role -> tree of logical `PartitionSpec`, for the networks that have any."""
+    return {
+        role: network.logical_axes()
+        for role, network in objective.trained().items()
+        if hasattr(network, "logical_axes")
+    }
+
+
+def _uses_dropout(objective: Objective) -> bool:
+    rates = (
+        getattr(getattr(net, "config", None), "dropout_rate", 0.0)
+        for net in objective.trained().values()
+    )
+    return any(rate > 0 for rate in rates)
