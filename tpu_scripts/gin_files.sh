@@ -33,7 +33,7 @@ add_gin_file() {
 train_command() {
   local argument files file sent
   local -a rest=("${TRAIN_ARGS[@]}")
-  ((${#rest[@]})) || mistake "give the arguments of jaxalign train after --, for example: -- --gin_file=experiments/dro_t5_xl_ultrafeedback.gin"
+  ((${#rest[@]})) || mistake "give the arguments of jaxalign train after --, for example: -- --gin_file=experiments/dro_paper/t5_xl_dro_v.gin"
   COMMAND=(jaxalign train)
   while ((${#rest[@]})); do
     argument=${rest[0]}
