@@ -25,6 +25,7 @@ class Command:
 
     ``done`` is a format string over the function's ``result``; empty for functions that print for themselves. ``dry_run`` names a module
     whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon have raised.
+    ``distributed``: whether several processes can do it together.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Command:
     summary: str
     done: str = ""
     dry_run: str = ""
+    distributed: bool = False
 
     @property
     def source(self) -> Path:
@@ -56,6 +58,7 @@ COMMANDS = {
             "train the networks of an objective on a task",
             "finished at step {result[step]}; metrics, checkpoints and summary.json are in the run folder",
             dry_run="jaxalign.training.dry_run",
+            distributed=True,
         ),
         Command(
             "cache",
