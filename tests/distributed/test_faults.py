@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-STEPS = 120
+STEPS = 240
 PERIOD = 3
 KILLED = -signal.SIGKILL
 METHOD = {"method": "dro_v"}
@@ -31,14 +31,20 @@ def test_twenty_kills_at_random_moments_change_nothing(runs, start, whole, tmp_p
     for kill in range(20):
         before = saved(tmp_path) if kill else 0
         if kill % 2:
-            step = before + PERIOD
-            plan = {"kill_writing": step, "delay": moments.choice([0, moments.uniform(0, 0.2)])}
+            plan = {
+                "kill_writing": before + PERIOD,
+                "delay": moments.choice([0, moments.random() / 8]),
+            }
         else:
-            step = before + moments.randint(1, 2 * PERIOD - 1)
-            plan = {"kill_at": step, "delay": moments.choice([0, moments.uniform(0, 0.5)])}
+            # One of the steps after the next checkpoint, and some time into it.
+            plan = {
+                "kill_at": before + PERIOD + moments.randint(0, PERIOD),
+                "saved_first": before + PERIOD,
+                "delay": moments.choice([0, moments.random() / 10]),
+            }
         start(tmp_path, STEPS, devices=1, period=PERIOD, best=True, **METHOD, **plan).finish(KILLED)
         # What was being written may be lost, what was written is not.
-        assert saved(tmp_path) >= max(before, step // PERIOD * PERIOD - PERIOD)
+        assert saved(tmp_path) >= plan.get("saved_first", before)
     start(tmp_path, STEPS, devices=1, period=PERIOD, best=True, **METHOD).finish(0)
     runs.assert_identical(whole, tmp_path, STEPS)
     assert runs.measured(tmp_path) == runs.measured(whole)
