@@ -2,6 +2,7 @@
 #
 #   make demo    align a small T5 with DRO on bundled data: SFT, DRO-V, evaluation, a table and plots
 #   make test    the fast tests
+#   make test-faults   several processes, kill -9, SIGTERM: a quarter of an hour
 #   make check   format, lint, types, fast tests
 #   PYTHON=/path/to/python3.12 make test      choose the interpreter
 
@@ -22,10 +23,10 @@ VERSION_TEST := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	"$$python" -c '$(VERSION_TEST)' >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
-.PHONY: help install demo test test-slow check format docs bench clean
+.PHONY: help install demo test test-slow test-faults check format docs bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(VERSION_TEST)' 2>/dev/null; then \
@@ -50,6 +51,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@"$(BIN)/python" -m pytest -q -m slow $(PYTEST_ARGS)
+
+test-faults: $(STAMP)
+	@"$(BIN)/python" -m pytest -q -m faults tests/distributed $(PYTEST_ARGS)
 
 check: $(STAMP)
 	"$(BIN)/ruff" format --check .

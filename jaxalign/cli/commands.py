@@ -36,6 +36,7 @@ class Command:
       registers_tasks: whether the command reads tasks, so that what REGISTER_TASKS lists is called first.
       dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon
         have raised.
+      distributed: whether several processes can do it together.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Command:
     configured_as: str | None = None
     dispensable: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     registers_tasks: bool = True
+    distributed: bool = False
 
     @property
     def selector(self) -> str:
@@ -75,6 +77,7 @@ COMMANDS = {
             "train the networks of an objective on a task",
             "finished at step {result[step]}; metrics, checkpoints and summary.json are in the run folder",
             dry_run="jaxalign.training.dry_run",
+            distributed=True,
         ),
         Command(
             "plan",

@@ -18,11 +18,15 @@ COMMON_FLAGS = {
     "gin_search_paths": "folders, separated by commas, in which gin files are looked up first",
     "tfds_data_dir": "where TensorFlow Datasets keeps its data",
     "seqio_additional_cache_dirs": "folders, separated by commas, with seqio caches",
+    "coordinator_address": "of a job of several processes (train): host:port of the first one, if it is not found by itself",
+    "num_processes": "how many processes the job has",
+    "process_id": "which of them this one is, from 0",
     "dry_run": "check everything in the configuration, print it, and stop",
     "verbose": "show the full traceback of an error",
     "help": "this text",
 }
 _LISTS = ("gin_file", "gin_bindings", "gin_search_paths", "seqio_additional_cache_dirs")
+_NUMBERS = ("num_processes", "process_id")
 _SWITCHES = ("dry_run", "verbose", "help")
 _TRUE = ("true", "1", "yes", "t", "y")
 _FALSE = ("false", "0", "no", "f", "n")
@@ -43,6 +47,9 @@ class Flags:
     gin_search_paths: list[str] = dataclasses.field(default_factory=list)
     tfds_data_dir: str | None = None
     seqio_additional_cache_dirs: list[str] = dataclasses.field(default_factory=list)
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
     dry_run: bool = False
     verbose: bool = False
     help: bool = False
@@ -122,6 +129,12 @@ def _store(flags: Flags, name: str, value: str, signature: Signature) -> None:
         getattr(flags, name).extend(part for part in value.split(",") if part)
     elif name in _SWITCHES:
         setattr(flags, name, _parse_bool(name, value))
+    elif name in _NUMBERS:
+        if not value.isdigit():
+            raise UsageError(f"--{name}={value} is not a number")
+        setattr(flags, name, int(value))
+    elif name == "coordinator_address":
+        flags.coordinator_address = value
     elif name == "tfds_data_dir" and name not in signature.parameters:
         flags.tfds_data_dir = value
     else:

@@ -1,19 +1,23 @@
 """`jaxalign COMMAND`: finds the command, reads its flags and gin, runs it, and tells errors in one line.
 
-Exit codes: 0 done, 2 a mistake that the user can fix (one line on stderr), 130 interrupted. Anything else is a
-defect of the program and shows its traceback.
+Exit codes: 0 done, 2 a mistake that the user can fix (one line on stderr), 75 stopped by SIGTERM or a maintenance notice after saving,
+76 another process of the job was lost, 130 interrupted. Anything else is a defect of the program and shows its traceback.
 """
 
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxalign import __version__
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
-from jaxalign.cli.flags import COMMON_FLAGS, did_you_mean, parse_flags
+from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags
 from jaxalign.errors import UserError
+from jaxalign.training import processes
+from jaxalign.training.processes import LOST_PROCESS
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -24,28 +28,70 @@ _COLUMN = 32
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = "--verbose" in arguments
+    return told_in_one_line(lambda: _run(arguments), verbose="--verbose" in arguments)
+
+
+def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
+    """The exit code of what runs; its errors are told in one line, or with their traceback if that is wanted or they are defects."""
     try:
-        return _run(arguments)
+        return run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _left(INTERRUPTED, alike=False)
     except UserError as error:
-        if verbose:
+        if verbose and not _joined():
             raise
+        if verbose:
+            traceback.print_exc()
         print(f"jaxalign: {_one_line(error)}", file=sys.stderr)
-        return USER_ERROR
+        return _left(USER_ERROR)
     except BrokenPipeError:
         # The reader of our output (head, less) has left; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except Exception as error:
+        lost = _lost_process(error)
+        if lost is not None:
+            if verbose:
+                traceback.print_exc()
+            print(f"jaxalign: {lost}", file=sys.stderr)
+            return _left(LOST_PROCESS, alike=False)
         # gin's copies of an error keep its text but not its file name.
-        named = re.search(r"\[Errno \d+\] (.+?): '(.+?)'", str(error))
+        named = isinstance(error, OSError) and re.search(
+            r"\[Errno \d+\] (.+?): '(.+?)'", str(error)
+        )
         if verbose or not named:
-            raise
+            if not _joined():
+                raise
+            traceback.print_exc()
+            return _left(1)
         print(f"jaxalign: {named.group(2)}: {named.group(1)}", file=sys.stderr)
-        return USER_ERROR
+        return _left(USER_ERROR)
+
+
+def _distributed() -> Any:
+    """The module that knows other processes, if anything has started it."""
+    return sys.modules.get("jaxalign.training.distributed")
+
+
+def _joined() -> bool:
+    module = _distributed()
+    return module is not None and module.joined()
+
+
+def _lost_process(error: Exception) -> str | None:
+    return _distributed().lost_process(error) if _joined() else None
+
+
+def _left(code: int, *, alike: bool = True) -> int:
+    """Ends a process of a job at once, for JAX's own exit waits for the others; ``alike``: they may be failing too."""
+    if _joined():
+        if alike:
+            _distributed().leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -75,6 +121,24 @@ def _run(arguments: list[str]) -> int:
         print(_command_help(command, signature))
         return 0
 
+    launch = processes.find_launch(flags.coordinator_address, flags.num_processes, flags.process_id)
+    if not command.distributed and flags.coordinator_address is not None:
+        raise UsageError(
+            f"{name} runs in one process; --coordinator_address is for: jaxalign train"
+        )
+    if launch is None or not command.distributed or flags.dry_run:
+        return _run_command(command, signature, flags, None)
+    verbose = flags.verbose
+    return processes.guarded(
+        lambda: told_in_one_line(
+            lambda: _run_command(command, signature, flags, launch), verbose=verbose
+        )
+    )
+
+
+def _run_command(
+    command: Command, signature: Signature, flags: Flags, launch: processes.Launch | None
+) -> int:
     # TensorFlow and XLA write their start-up notes to stderr otherwise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxalign.cli import gin_setup
@@ -83,8 +147,14 @@ def _run(arguments: list[str]) -> int:
     if flags.dry_run:
         print(gin_setup.describe(function, command))
         return 0
+    first = True
+    if launch is not None:
+        from jaxalign.training import distributed
+
+        distributed.start(launch)
+        first = distributed.is_first()
     result = gin_setup.run(function, registers_tasks=command.registers_tasks)
-    if command.done:
+    if command.done and first:
         print(command.done.format(result=result))
     return 0
 

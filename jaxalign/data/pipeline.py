@@ -1,4 +1,4 @@
-"""Training input: a cached split read by Grain, shuffled, sharded, packed on request, and batched.
+"""Training input: a cached split read by Grain, shuffled, packed on request, and batched.
 
 The iterator of `make_dataset` has Grain's `get_state()` and `set_state()`: a small JSON-able dictionary, after which the
 batches continue bit for bit. Needs neither TensorFlow nor seqio.
@@ -7,10 +7,9 @@ batches continue bit for bit. Needs neither TensorFlow nor seqio.
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grain
 import numpy as np
@@ -86,6 +85,8 @@ class CachedSplit:
 
     def read(self, indices: Sequence[int]) -> list[CachedExample]:
         """Several examples at once, without their text."""
+        if len(indices) == 0:
+            return []
         data = self._reader.read([int(index) for index in indices])
         return [decode_example(item, with_text=False, where=self._path) for item in data]
 
@@ -102,8 +103,7 @@ def make_dataset(
     shuffle: bool = True,
     seed: int = 0,
     num_epochs: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    local_rows: Sequence[int] | None = None,
     standardize: bool = True,
     reference_scores: str | None = None,
     stored: Mapping[str, str] | None = None,
@@ -118,21 +118,22 @@ def make_dataset(
       cache_dir, split: the cache and its split.
       feature_lengths: {"inputs": S, "targets": T}; T is for one response, so an unpacked decoder row is K * T long.
         Longer examples are an error: make the cache with these limits.
-      batch_size: rows of the global batch; this process gets batch_size // process_count of them.
+      batch_size: rows of the global batch.
       pack: put several examples in a row, first fit.
       max_examples_per_row: P when packing (1 otherwise).
       row_lengths: when packing, encoder and decoder lengths of a row if they should not be S and K * T.
-      shuffle, seed: a global order drawn anew every epoch, the same for every number of processes.
+      shuffle, seed: a global order drawn anew every epoch.
       num_epochs: None repeats for ever.
-      process_index, process_count: which share of the examples this process reads; all shares together are the data set.
+      local_rows: which rows of every global batch this process reads and makes, in this order; all by default. What a row holds
+        does not depend on it: every process orders and packs all indices (microseconds an example) and reads its own rows only.
+        So the order of the data and the iterator's state are the same for any number of processes and any mesh.
       standardize: rewards = (feedback - mean) / std of the training split; otherwise rewards = feedback.
       reference_scores: name of stored reference log-probabilities to add.
       stored: {batch field: name of a stored array} to add, for fields of `reference.STORED_FIELDS`.
       sampling: which examples are drawn how often (`sampling.open_sampling`); None for all alike. An epoch has as many draws as
-        examples are kept, and the processes share the draws.
+        examples are kept.
       best_only: of every example keep the response that `examples.best_response` names, so that K = 1.
-      drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows. All processes give
-        the same number of batches, except when packing a finite number of epochs.
+      drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows.
       read_threads: threads that read and decode; 0 does everything in the caller's thread.
 
     Returns:
@@ -143,11 +144,9 @@ def make_dataset(
     responses = 1 if best_only else metadata["responses_per_example"]
     lengths = _row_lengths(feature_lengths, row_lengths, responses, pack)
     _check_lengths(data, feature_lengths, lengths, responses)
-    if batch_size % process_count:
-        raise ValueError(f"batch_size={batch_size} does not divide over {process_count} processes.")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} with process_count={process_count}.")
-    rows = batch_size // process_count
+    mine = range(batch_size) if local_rows is None else local_rows
+    if not all(0 <= row < batch_size for row in mine):
+        raise ValueError(f"local_rows={list(mine)} are not all rows of a batch of {batch_size}.")
     statistics = metadata["feedback"] if standardize else None
     if standardize and "feedback" in metadata["fields"] and statistics is None:
         raise DataError(
@@ -170,7 +169,7 @@ def make_dataset(
             reference_log_probs = reference_log_probs[every, best][:, None]
     collate = functools.partial(
         make_batch,
-        num_rows=rows,
+        num_rows=len(mine),
         input_length=lengths["inputs"],
         target_length=lengths["targets"],
         examples_per_row=max_examples_per_row if pack else 1,
@@ -187,12 +186,13 @@ def make_dataset(
     )
 
     def read_and_collate(index_rows: Sequence[Sequence[int]]) -> Batch:
-        found = data.read([index for row in index_rows for index in row])
+        own = [index_rows[row] if row < len(index_rows) else [] for row in mine]
+        found = data.read([index for row in own for index in row])
         if best_only:
             kind = metadata["kind"]
             found = [only_response(example, best_response(example, kind)) for example in found]
         examples = iter(found)
-        return collate([[(index, next(examples)) for index in row] for row in index_rows])
+        return collate([[(index, next(examples)) for index in row] for row in own])
 
     # Grain moves indices only; a batch's examples are read together at its end.
     if sampling is None:
@@ -206,33 +206,27 @@ def make_dataset(
     number = len(indices)
     if shuffle:
         indices = indices.shuffle(seed=seed)
-    if process_count > 1:
-        indices = indices[process_index::process_count]
-    if number < process_count:
-        raise DataError(f"{number} examples cannot be shared by {process_count} processes.")
     if pack:
         return packing.pack_and_batch(
             indices.repeat(num_epochs),
             example_lengths=example_lengths,
             row_lengths=lengths,
-            rows=rows,
+            rows=batch_size,
             max_examples_per_row=max_examples_per_row,
             drop_remainder=drop_remainder,
             read_and_collate=read_and_collate,
             prefetch=read_threads,
         )
     batches = indices.repeat(num_epochs).batch(
-        rows, drop_remainder=drop_remainder, batch_fn=lambda batch: [[index] for index in batch]
+        batch_size,
+        drop_remainder=drop_remainder,
+        batch_fn=lambda batch: [[index] for index in batch],
     )
-    if num_epochs is not None:
-        batches = _FixedLength(
-            batches, _num_batches(number, num_epochs, rows, process_count, drop_remainder)
+    if len(batches) == 0:
+        raise DataError(
+            f"The split {split!r} of {cache_dir} has {number} examples, too few for one batch of "
+            f"{batch_size} rows; use a smaller batch, or drop_remainder=False."
         )
-        if len(batches) == 0:
-            raise DataError(
-                f"The split {split!r} of {cache_dir} has {number} examples, too few for one batch of "
-                f"{batch_size} rows; use a smaller batch, or drop_remainder=False."
-            )
     return batches.map(read_and_collate).to_iter_dataset(
         grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
     )
@@ -249,31 +243,6 @@ def _best_responses(
             found.append((index, int(example.target_lengths[index])))
     best, lengths = np.asarray(found, np.int64).T
     return best, lengths
-
-
-def _num_batches(
-    examples: int, epochs: int, rows: int, process_count: int, drop_remainder: bool
-) -> int:
-    """Batches every process gives: full ones of the smallest share, or enough for the largest share."""
-    if drop_remainder:
-        return (examples // process_count) * epochs // rows
-    return math.ceil(math.ceil(examples / process_count) * epochs / rows)
-
-
-class _FixedLength(grain.MapDataset):
-    """The first `length` batches; past the parent's end, empty ones (another process still has examples)."""
-
-    def __init__(self, parent: grain.MapDataset, length: int):
-        super().__init__(parent)
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        return self._parent[index] if index < len(self._parent) else []
 
 
 def _row_lengths(

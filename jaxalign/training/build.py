@@ -72,12 +72,8 @@ def build_step(
     Raises:
       UserError: if the mesh does not divide a parameter.
     """
-    optimizers = {
-        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
-        for role in objective.trained()
-    }
-    transformations = build_transformations(optimizers, objective.update_scales())
-    abstract = jax.eval_shape(lambda tree: create_state(tree, transformations), dict(params))
+    transformations = make_transformations(objective, optimizer, value_optimizer)
+    abstract = abstract_state(params, transformations)
     shardings = state_shardings(mesh, abstract, logical_axes(objective), rules)
     function = make_train_step(
         objective,
@@ -88,6 +84,24 @@ def build_step(
     )
     step = jit_train_step(function, mesh, shardings, frozen_shardings, batch)
     return BuiltStep(step, function, transformations, abstract, shardings)
+
+
+def make_transformations(
+    objective: Objective, optimizer: Optimizer, value_optimizer: Optimizer | None
+) -> dict[str, optax.GradientTransformation]:
+    """Trained role -> optax transformation; the role ``value`` may have an optimizer of its own."""
+    optimizers = {
+        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
+        for role in objective.trained()
+    }
+    return build_transformations(optimizers, objective.update_scales())
+
+
+def abstract_state(
+    params: Mapping[str, Any], transformations: Mapping[str, optax.GradientTransformation]
+) -> TrainState:
+    """The shapes of a fresh state; ``params`` may be shapes too."""
+    return jax.eval_shape(lambda tree: create_state(tree, transformations), dict(params))
 
 
 def abstract_params(objective: Objective) -> dict[str, Any]:

@@ -1,27 +1,34 @@
 """Orbax checkpoints: asynchronous, one item each for parameters, optimizer, data iterator and metadata.
 
-Restoring always passes explicit shardings, so a run can move to another mesh. Nothing is unpickled; metadata is JSON.
+Restoring always passes explicit shardings, so a run can move to another mesh and to another number of processes: the iterator's
+state is a position in the global order of the data. Nothing is unpickled; metadata is JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jaxalign.errors import UserError
+from jaxalign.training import distributed, files, manifests
 from jaxalign.training.state import TrainState
 
 CHECKPOINTS = "checkpoints"
-_ITEMS = ("params", "optimizer", "data", "metadata")
+_DISK = re.compile(
+    r"no space left|RESOURCE_EXHAUSTED|disk quota|read-only file system|permission denied|file too large|input/output error",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +52,6 @@ class CheckpointPolicy:
     asynchronous: bool = True
 
 
-class _IteratorState:
-    """Lets Grain's handler, which writes one file a process, store a state that was taken when its batch was made."""
-
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self.state = state
-
-    def get_state(self) -> bytes:
-        return json.dumps(self.state).encode()
-
-    def set_state(self, state: bytes) -> None:
-        self.state = json.loads(state.decode())
-
-    def start_prefetch(self) -> None:
-        """Nothing to prefetch: the state is applied to a dataset later."""
-
-
 class Checkpointer:
     """Saves and restores the train state of one run under ``<model_dir>/checkpoints/<step>``."""
 
@@ -70,6 +61,8 @@ class Checkpointer:
         if policy.best_mode not in ("min", "max"):
             raise UserError(f"best_mode must be 'min' or 'max', not {policy.best_mode!r}")
         self.policy = policy
+        self._folder = Path(model_dir).absolute() / CHECKPOINTS
+        self._saving: int | None = None
         rules: list[Any] = [checkpoint_managers.LatestN(policy.keep_latest)]
         if policy.best_metric is not None and policy.keep_latest is not None:
             metric = policy.best_metric
@@ -83,10 +76,15 @@ class Checkpointer:
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(rules),
-            enable_async_checkpointing=policy.asynchronous,
+            # Orbax calls back only when it writes in the background; `save` waits if that is not wanted.
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            # What a killed process was writing.
+            cleanup_tmp_directories=True,
             step_prefix=None,
         )
-        self._manager = _manager(Path(model_dir) / CHECKPOINTS, options)
+        with self._disk_errors_explained():
+            self._manager = _manager(self._folder, options)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
@@ -110,16 +108,24 @@ class Checkpointer:
                     f"best_metric {self.policy.best_metric!r} was not measured; available: {', '.join(sorted(metrics)) or 'none'}"
                 )
             kept = {name: float(value) for name, value in metrics.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                data=grain.checkpoint.CheckpointSave(_IteratorState(data_state)),
-                metadata=ocp.args.JsonSave(dict(metadata)),
-            ),
-            metrics=kept,
-        )
+        with self._disk_errors_explained():
+            # The callback of the checkpoint before has to know its step.
+            self._manager.wait_until_finished()
+            self._saving = step
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(
+                        {"step": state.step, "opt_state": state.opt_state}
+                    ),
+                    data=ocp.args.JsonSave({"iterator": data_state}),
+                    metadata=ocp.args.JsonSave(dict(metadata)),
+                ),
+                metrics=kept,
+            )
+            if not self.policy.asynchronous:
+                self._manager.wait_until_finished()
 
     def restore(
         self, abstract_state: TrainState, shardings: TrainState, step: int | None = None
@@ -132,14 +138,13 @@ class Checkpointer:
           step: the latest by default.
 
         Returns:
-          The state, and the data iterator's state of this process (None if none was saved).
+          The state, and the data iterator's state (None if none was saved), the same for all processes.
 
         Raises:
           UserError: if the checkpoint's tree or shapes differ from the model's.
         """
         step = self._manager.latest_step() if step is None else step
         target = _with_shardings(abstract_state, shardings)
-        iterator = _IteratorState()
         try:
             restored = self._manager.restore(
                 step,
@@ -148,7 +153,6 @@ class Checkpointer:
                     optimizer=ocp.args.StandardRestore(
                         {"step": target.step, "opt_state": target.opt_state}
                     ),
-                    data=grain.checkpoint.CheckpointRestore(iterator),
                 ),
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -160,16 +164,72 @@ class Checkpointer:
             params=restored["params"],
             opt_state=restored["optimizer"]["opt_state"],
         )
-        return state, iterator.state
+        return state, _iterator_state(self._folder / str(step) / "data")
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The JSON that a checkpoint carries."""
+        return read_json(self._folder / str(step) / "metadata" / "metadata")
 
     def wait(self) -> None:
         """Blocks until saving has finished."""
-        self._manager.wait_until_finished()
+        with self._disk_errors_explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the manager's threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def _write_manifest(self) -> None:
+        """Called by Orbax on the first process when all files of a checkpoint are there and its name is still a temporary one."""
+        (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        manifests.write_manifest(folder)
+
+    @contextlib.contextmanager
+    def _disk_errors_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            found = _DISK.search(str(error))
+            if isinstance(error, UserError) or not found:
+                raise
+            steps = _steps(self._folder)
+            kept = f"the last whole one is step {steps[-1]}" if steps else "there is none yet"
+            raise UserError(
+                f"could not write a checkpoint under {self._folder}: {found.group()}; {kept}"
+            ) from error
+
+
+def open_run(model_dir: Path, policy: CheckpointPolicy) -> Checkpointer:
+    """The checkpointer of a run that starts or goes on; damaged checkpoints at the end are set aside, which is printed.
+
+    Raises:
+      UserError: if all checkpoints are damaged, or the folder cannot be written.
+    """
+    folder = model_dir / CHECKPOINTS
+    for line in distributed.first(lambda: manifests.set_damaged_aside(folder, _steps(folder))):
+        if distributed.is_first():
+            print(f"jaxalign: {line}", file=sys.stderr)
+    return Checkpointer(model_dir, policy)
+
+
+def check_space(
+    model_dir: Path, policy: CheckpointPolicy, train_steps: int, abstract_state: TrainState
+) -> None:
+    """Refuses a run whose checkpoints do not fit on the disk.
+
+    Raises:
+      UserError: naming sizes.
+    """
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
+    number = -(-train_steps // policy.period) if policy.period else 1
+    if policy.keep_latest is not None:
+        # The oldest goes when the newest is whole.
+        best = policy.keep_best if policy.best_metric is not None else 0
+        number = min(number, policy.keep_latest + best + 1)
+    there = _steps(model_dir / CHECKPOINTS)
+    more = max(number - len(there), 0 if there and there[-1] >= train_steps else 1)
+    distributed.first(lambda: files.check_space(model_dir, size, more))
 
 
 def restore_params(
@@ -194,6 +254,7 @@ def restore_params(
     """
     run, found = find_checkpoint(path, step)
     folder = run / CHECKPOINTS / str(found) / "params"
+    refuse_damaged(run, found)
     _quieten()
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
@@ -216,6 +277,22 @@ def restore_params(
             ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True),
         )
     return restored[role]
+
+
+def refuse_damaged(run: Path | str, step: int) -> None:
+    """Refuses a checkpoint whose parameters are damaged.
+
+    Raises:
+      UserError: naming the file and what is wrong with it.
+    """
+    checkpoint = Path(run) / CHECKPOINTS / str(step)
+    damage = distributed.first(lambda: manifests.find_damage(checkpoint, "params"))
+    if damage is not None:
+        others = [other for other in _steps(checkpoint.parent) if other != step]
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged: {damage}; choose another step"
+            + (f" (there are {others})" if others else ", or put a copy back")
+        )
 
 
 def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Path, int]:
@@ -274,6 +351,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _iterator_state(folder: Path) -> Any:
+    """The iterator's state that a checkpoint holds."""
+    if (folder / "metadata").exists():
+        return read_json(folder / "metadata").get("iterator")
+    # As checkpoints were written before they held one position for all processes.
+    earlier = folder / "process_0-of-1.json"
+    if not earlier.exists():
+        raise UserError(
+            f"{folder} holds the positions of several processes, each in a share of its own, as earlier versions wrote them; this "
+            "version cannot continue that order"
+        )
+    return json.loads(earlier.read_text(encoding="utf-8"))
+
+
 def _best_step(run: Path, steps: list[int]) -> int | None:
     summary = run / "best.json"
     if not summary.exists():
@@ -313,7 +404,7 @@ def _quieten() -> None:
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     _quieten()
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=_ITEMS)
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=manifests.ITEMS)
 
 
 def _first_line(error: BaseException) -> str:

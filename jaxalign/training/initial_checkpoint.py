@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxalign.networks.config import T5Config
-from jaxalign.training import checkpoints, loading
+from jaxalign.training import checkpoints, distributed, loading
 from jaxalign.training.partitioning import AxisRules
 from jaxalign.training.state import role_shardings
 
@@ -56,7 +56,8 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     from jaxalign.interop import sources
 
     if sources.is_run(path):
-        info = loading.load_info(path, step)
+        # Another run may go on writing there: the first process chooses the step.
+        info = distributed.first(lambda: loading.load_info(path, step))
         identity = {
             "run_id": info.get("run_id", "unnamed"),
             "step": info["step"],
@@ -65,6 +66,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
         def read_run(policy: Any, shapes: Any, shardings: Any) -> Any:
             if _other_layout(info, getattr(policy, "config", None)):
+                checkpoints.refuse_damaged(info["run"], info["step"])
                 return _read_source(sources.open_source(path, info["step"]), policy, shardings)
             return checkpoints.restore_params(
                 path, "policy", step=info["step"], abstract=shapes, shardings=shardings

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from jaxalign.data import cache as cache_module
 from jaxalign.data import pipeline, reference, sampling, sources
@@ -17,6 +15,7 @@ from jaxalign.data.sampling import Sampling
 from jaxalign.data.validation import DataError
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
 from jaxalign.errors import UserError
+from jaxalign.training import distributed
 
 RESPONSES = ("auto", "all", "best")
 
@@ -95,7 +94,9 @@ class TaskData:
         Raises:
           UserError: the cache there is another one, or lacks a stored array that training or evaluation needs.
         """
-        if (Path(self.cache_dir) / cache_module.METADATA_FILE).exists() and not self.train_file:
+        made = Path(self.cache_dir) / cache_module.METADATA_FILE
+        # While another process looks the first may have made it.
+        if distributed.first(made.exists) and not self.train_file:
             metadata = cache_module.load_metadata(self.cache_dir)
             self._check_same_cache(metadata)
         else:
@@ -149,7 +150,7 @@ class TaskData:
             ) from error
 
     def _make_cache(self) -> dict[str, Any]:
-        if jax.process_index() == 0:
+        def make() -> None:
             cache_module.cache(
                 self.task,
                 self.cache_dir,
@@ -165,26 +166,29 @@ class TaskData:
                 validation_file=self.validation_file,
                 responses_per_example=self.responses_per_example,
             )
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
 
-            multihost_utils.sync_global_devices("task cache")
+        distributed.first(make)
         return cache_module.load_metadata(self.cache_dir)
 
     def load_vocabulary(self) -> Vocabulary:
         """The vocabulary of the cache."""
         return cache_module.load_vocabulary(self.cache_dir)
 
-    def training_dataset(self, batch_size: int, seed: int, reference_scores: str | None) -> Any:
-        """Shuffled, endless batches of this process's share."""
+    def training_dataset(
+        self,
+        batch_size: int,
+        seed: int,
+        reference_scores: str | None,
+        local_rows: Sequence[int] | None = None,
+    ) -> Any:
+        """Shuffled, endless batches: of the global batch the rows of this process, all by default."""
         return pipeline.make_dataset(
             self.cache_dir,
             self.train_split,
             feature_lengths=self.feature_lengths,
             batch_size=batch_size,
             seed=seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            local_rows=local_rows,
             reference_scores=reference_scores,
             stored=self.stored,
             sampling=self._sampling(),
@@ -192,7 +196,12 @@ class TaskData:
             **self._options(),
         )
 
-    def evaluation_batches(self, batch_size: int, reference_scores: str | None) -> Iterator[Any]:
+    def evaluation_batches(
+        self,
+        batch_size: int,
+        reference_scores: str | None,
+        local_rows: Sequence[int] | None = None,
+    ) -> Iterator[Any]:
         """One pass over the evaluation split; the last batch is filled with empty rows."""
         return iter(
             pipeline.make_dataset(
@@ -203,8 +212,7 @@ class TaskData:
                 shuffle=False,
                 num_epochs=1,
                 drop_remainder=False,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                local_rows=local_rows,
                 standardize=self.standardize_rewards,
                 reference_scores=reference_scores,
                 stored=self.stored,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Batch, Objective
-from jaxalign.training import partitioning
+from jaxalign.training import distributed, files, partitioning
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
 from jaxalign.training.metrics import (
     METRICS_FILE,
@@ -25,6 +25,7 @@ from jaxalign.training.metrics import (
     MetricWriter,
     read_metrics,
 )
+from jaxalign.training.preemption import StopNotice, Stopped
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
 
@@ -66,6 +67,15 @@ class Count(NamedTuple):
         """Counts the responses and non-padding tokens of a host batch."""
         tokens = (batch["encoder_segment_ids"] > 0).sum() + (batch["decoder_segment_ids"] > 0).sum()
         return cls(int((batch["response_mask"] > 0).sum()), int(tokens))
+
+
+class _Pending(NamedTuple):
+    """A step whose metrics are still on the device; ``view`` is what `distributed.GlobalView` saw, None if this process saw it all."""
+
+    number: int
+    metrics: Any
+    batch: Batch
+    view: Any
 
 
 class Throughput:
@@ -116,6 +126,7 @@ class Loop:
       metadata: JSON that every checkpoint carries.
       evaluators: called as ``(step, params by role)``; their metrics are prefixed with the evaluator's name.
       frozen: frozen parameters by role.
+      notice: says when to save and stop early; never by default.
     """
 
     def __init__(
@@ -131,10 +142,13 @@ class Loop:
         metadata: Mapping[str, Any],
         evaluators: Mapping[str, Evaluator],
         frozen: Mapping[str, Any],
+        notice: StopNotice | None = None,
     ) -> None:
         self._step, self._objective, self._mesh, self._config = step, objective, mesh, config
         self._model_dir, self._writer, self._checkpointer = model_dir, writer, checkpointer
         self._metadata, self._evaluators, self._frozen = dict(metadata), evaluators, frozen
+        self._notice = notice
+        self._view = distributed.GlobalView(mesh) if distributed.several() else None
         self._accumulator = MetricAccumulator()
         self._throughput = Throughput()
         # A run that is resumed at its end reports what it measured before.
@@ -154,7 +168,7 @@ class Loop:
 
     @property
     def throughput(self) -> Throughput:
-        """Examples and tokens seen by this process in this launch."""
+        """Examples and tokens of this launch, of all processes."""
         return self._throughput
 
     def run(
@@ -169,12 +183,17 @@ class Loop:
 
         Raises:
           NonFiniteError: on NaN or Inf; checkpoints written before stay.
+          Stopped: when told to, after saving.
           UserError: if the data end before ``train_steps``.
         """
         config = self._config
         start = int(state.step)
         if start >= config.train_steps:
             return state
+        if start:
+            # A run that was stopped between two lines of metrics goes on with the sums it had.
+            accumulated = self._checkpointer.metadata(start).get("accumulated_metrics", {})
+            self._accumulator.set_state(accumulated)
         with self._bar(start) as bar:
             state = self._run(start, state, batches, data_state, bar)
         self._checkpointer.wait()
@@ -189,24 +208,41 @@ class Loop:
         bar: Any,
     ) -> TrainState:
         config = self._config
-        pending: tuple[int, Any, Count] | None = None
+        pending: _Pending | None = None
         batch, after = self._next(batches, data_state, start)
         for number in range(start + 1, config.train_steps + 1):
-            state, metrics = self._step(
-                state, self._frozen, partitioning.put_batch(self._mesh, batch)
-            )
-            count, consumed = Count.of(batch), after
+            placed = partitioning.put_batch(self._mesh, batch)
+            state, metrics = self._step(state, self._frozen, placed)
+            view = None if self._view is None else self._view(placed)
+            current, consumed = _Pending(number, metrics, batch, view), after
             if number < config.train_steps:
                 batch, after = self._next(batches, data_state, number)
             if pending is not None:
-                self._receive(*pending, bar)
-            pending = (number, metrics, count)
-            if self._due(number, config.eval_period) or self._due(number, config.checkpoint.period):
-                self._receive(*pending, bar)
+                self._receive(pending, bar)
+            pending = current
+            due = self._due(number, config.eval_period) or self._due(
+                number, config.checkpoint.period
+            )
+            stop = self._notice is not None and self._notice.requested(number)
+            if due or stop:
+                self._receive(pending, bar)
                 pending = None
+            if due:
                 self._evaluate_and_save(number, state, consumed)
                 self._throughput.restart()
+            if stop and number < config.train_steps:
+                self._save_and_stop(number, state, consumed)
         return state
+
+    def _save_and_stop(self, number: int, state: TrainState, data_state: Any) -> None:
+        """Saves where no checkpoint is due; sums of metrics that are not written yet go along."""
+        metadata = {**self._metadata, "accumulated_metrics": self._accumulator.state()}
+        self._checkpointer.save(state, data_state, metadata)
+        self._checkpointer.wait()
+        raise Stopped(
+            f"told to stop (SIGTERM or a maintenance notice): saved step {number} of {self._config.train_steps} in "
+            f"{self._model_dir}; the same command goes on from there"
+        )
 
     def _next(
         self, batches: Iterator[Batch], data_state: Callable[[], Any], step: int
@@ -217,14 +253,16 @@ class Loop:
             raise UserError(
                 f"the training data ended after {step} of {self._config.train_steps} steps; train on more epochs or fewer steps"
             ) from None
-        self._objective.check_batch(batch)
+        if self._view is None:
+            self._objective.check_batch(batch)
         return batch, data_state()
 
     def _due(self, number: int, period: int) -> bool:
         return number == self._config.train_steps or (period > 0 and number % period == 0)
 
-    def _receive(self, number: int, metrics: Any, count: Count, bar: Any) -> None:
-        metrics = jax.device_get(metrics)
+    def _receive(self, step: _Pending, bar: Any) -> None:
+        number, metrics = step.number, jax.device_get(step.metrics)
+        count = Count.of(step.batch) if step.view is None else self._check_all_rows(step)
         if metrics["finite"][0] < 1:
             self._checkpointer.wait()
             last = self._checkpointer.latest_step()
@@ -253,6 +291,12 @@ class Loop:
                 f"{values.get('tokens_per_second', 0):.0f} tok/s"
             )
 
+    def _check_all_rows(self, step: _Pending) -> Count:
+        """Checks the batch of all processes, alike on each; a step late, but before anything is saved."""
+        fields, (examples, tokens) = jax.device_get(step.view)
+        self._objective.check_batch({**step.batch, **fields})
+        return Count(int(examples), int(tokens))
+
     def _evaluate_and_save(self, number: int, state: TrainState, data_state: Any) -> None:
         policy = self._config.checkpoint
         saving = self._due(number, policy.period)
@@ -280,11 +324,11 @@ class Loop:
         # Of equals the later one, for that is the one that Orbax keeps.
         if not self.best or sign * value >= sign * self.best["value"]:
             self.best = {"step": step, "metric": metric, "value": value}
-            if jax.process_index() == 0:
-                (self._model_dir / "best.json").write_text(json.dumps(self.best), encoding="utf-8")
+            if distributed.is_first():
+                files.write_text(self._model_dir / "best.json", json.dumps(self.best))
 
     def _bar(self, start: int) -> Any:
-        shown = self._config.progress and jax.process_index() == 0
+        shown = self._config.progress and distributed.is_first()
         return tqdm(
             total=self._config.train_steps,
             initial=start,

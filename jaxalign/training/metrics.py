@@ -36,6 +36,14 @@ class MetricAccumulator:
             name: float(pair[0] / pair[1]) for name, pair in self._totals.items() if pair[1] > 0
         }
 
+    def state(self) -> dict[str, list[float]]:
+        """What was added, as JSON, for `set_state`."""
+        return {name: pair.tolist() for name, pair in self._totals.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another accumulator's sums."""
+        self._totals = {name: np.array(pair, np.float64) for name, pair in state.items()}
+
     def reset(self) -> None:
         """Forgets everything."""
         self._totals = {}

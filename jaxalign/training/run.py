@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -14,15 +16,24 @@ import jax
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
-from jaxalign.training import initial_checkpoint, partitioning, run_folder, score, task_checks
-from jaxalign.training.build import build_step, logical_axes
-from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training import (
+    build,
+    checkpoints,
+    distributed,
+    files,
+    initial_checkpoint,
+    partitioning,
+    run_folder,
+    score,
+    task_checks,
+)
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.partitioning import AxisRules, MeshShape
+from jaxalign.training.preemption import StopNotice, Stopped
 from jaxalign.training.state import TrainState, create_state, role_shardings
 from jaxalign.training.step import jit_eval_step, make_eval_step
 
@@ -74,22 +85,23 @@ def train(
 
     Raises:
       UserError: if configuration, data and checkpoints do not fit together; NonFiniteError on NaN or Inf.
+      Stopped: on SIGTERM or a maintenance notice, after saving.
     """
     started = time.time()
     folder = Path(model_dir).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    distributed.first(lambda: files.make_writable_folder(folder))
     device_mesh = partitioning.make_mesh(mesh)
     partitioning.check_batch_size(device_mesh, batch_size, microbatches)
     rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
     metadata = data.prepare()
     _check_vocabulary(objective, data)
-    earlier = run_folder.earlier_launch(folder)
+    earlier = distributed.first(lambda: run_folder.earlier_launch(folder))
     run_folder.check_same_method(folder, earlier, objective)
-    finished = run_folder.finished_summary(folder, loop.train_steps)
+    finished = distributed.first(lambda: run_folder.finished_summary(folder, loop.train_steps))
     if finished is not None:
         return finished
     data = task_checks.check(objective, data, metadata, quiet=not loop.progress)
-    run_id = earlier.get("run_id") or uuid.uuid4().hex[:12]
+    run_id = distributed.first(lambda: earlier.get("run_id") or uuid.uuid4().hex[:12])
     start = earlier.get("initial_checkpoint")
     if start and initial_checkpoint_path and initial_checkpoint_step is None:
         # That run may have gone on since; this one keeps its reference.
@@ -103,23 +115,28 @@ def train(
         initial_checkpoint_step,
         run_id,
     )
+    transformations = build.make_transformations(objective, optimizer, value_optimizer)
+    abstract = build.abstract_state(params, transformations)
+    checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
+    rows = distributed.local_rows(device_mesh, batch_size)
+    check = functools.partial(task_checks.check_batch, objective, task=data.task)
     if "reference_log_probs" in objective.required_fields():
         # Before hours of scoring: does the task have the other fields?
-        probe = next(iter(data.training_dataset(batch_size, random_seed, None)))
+        probe = next(iter(data.training_dataset(batch_size, random_seed, None, rows)))
         probe = {**probe, "reference_log_probs": probe["response_mask"]}
-        task_checks.check_batch(objective, probe, data.task)
+        distributed.check_batch(check, device_mesh, probe)
         reference_scores = _ensure_reference_scores(
             objective, data, params, reference_scores, reference, device_mesh, batch_size
         )
     else:
         reference_scores = None
-    dataset = data.training_dataset(batch_size, random_seed, reference_scores)
+    dataset = data.training_dataset(batch_size, random_seed, reference_scores, rows)
     iterator = iter(dataset)
     beginning = iterator.get_state()
     first = next(iterator)
     iterator.set_state(beginning)
-    task_checks.check_batch(objective, first, data.task)
-    built = build_step(
+    distributed.check_batch(check, device_mesh, first)
+    built = build.build_step(
         objective,
         optimizer=optimizer,
         value_optimizer=value_optimizer,
@@ -132,29 +149,32 @@ def train(
         microbatches=microbatches,
     )
     shardings = built.shardings
-    checkpointer = Checkpointer(folder, loop.checkpoint)
+    checkpointer = checkpoints.open_run(folder, loop.checkpoint)
     resumed = checkpointer.latest_step()
     if resumed is None:
         with partitioning.activate(device_mesh):
             state = jax.jit(
-                lambda tree: create_state(tree, built.transformations), out_shardings=shardings
+                lambda tree: create_state(tree, transformations), out_shardings=shardings
             )(params)
     else:
-        state, data_state = checkpointer.restore(built.abstract, shardings)
+        state, data_state = checkpointer.restore(abstract, shardings)
         if data_state is not None:
             iterator.set_state(data_state)
     del params
     start_info = {"initial_checkpoint": reference} if initial_checkpoint_path else {}
-    primary = jax.process_index() == 0
+    primary = distributed.is_first()
     if primary:
         run_folder.write_description(
             folder, objective, data, metadata, {"run_id": run_id, **start_info}
         )
-        (folder / run_folder.MODEL_INFO_FILE).write_text(
-            model_info(built.abstract, logical_axes(objective), {"one device": device_mesh}, rules),
-            encoding="utf-8",
+        files.write_text(
+            folder / run_folder.MODEL_INFO_FILE,
+            model_info(abstract, build.logical_axes(objective), {"one device": device_mesh}, rules),
         )
-    with MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer:
+    with (
+        StopNotice() as notice,
+        MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer,
+    ):
         runner = Loop(
             step=built.step,
             objective=objective,
@@ -179,21 +199,27 @@ def train(
                     batch_size,
                     reference_scores,
                     first,
+                    rows,
                 ),
                 **(evaluators or {}),
             },
             frozen=frozen,
+            notice=notice,
         )
         try:
             state = runner.run(state, iterator, iterator.get_state)
-        finally:
-            checkpointer.close()
+        except BaseException as error:
+            # With several processes closing waits for all of them, and one may be gone or waiting for this one.
+            if isinstance(error, Stopped) or not distributed.several():
+                checkpointer.close()
+            if isinstance(error, Stopped) and primary:
+                print(f"jaxalign: {error.message}", file=sys.stderr)
+            raise
+        checkpointer.close()
     summary = run_folder.summarize(runner, state, metadata, started, loop)
     if primary:
         run_folder.write_gin(folder)
-        (folder / run_folder.SUMMARY_FILE).write_text(
-            json.dumps(summary, indent=2) + "\n", encoding="utf-8"
-        )
+        files.write_text(folder / run_folder.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -207,7 +233,7 @@ def _initial_params(
     run_id: str,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Parameters of the trained roles, of the frozen ones, and who the reference policy is."""
-    axes = logical_axes(objective)
+    axes = build.logical_axes(objective)
     networks = objective.trained()
     keys = dict(zip(networks, jax.random.split(jax.random.key(seed), len(networks)), strict=True))
     shapes = {role: jax.eval_shape(net.init, keys[role]) for role, net in networks.items()}
@@ -288,6 +314,7 @@ def _objective_evaluator(
     batch_size: int,
     reference_scores: str | None,
     example_batch: Any,
+    rows: Any,
 ) -> dict[str, Evaluator]:
     """The objective's own metrics on the evaluation split."""
     if not data.eval_split:
@@ -295,7 +322,7 @@ def _objective_evaluator(
     places = {**jax.tree.map(lambda leaf: leaf.sharding, dict(frozen)), **shardings.params}
 
     def batches() -> Any:
-        return data.evaluation_batches(batch_size, reference_scores)
+        return data.evaluation_batches(batch_size, reference_scores, rows)
 
     step = jit_eval_step(make_eval_step(objective), mesh, places, example_batch)
     return {data.eval_split: make_evaluator(step, objective, mesh, batches)}

@@ -17,7 +17,7 @@ import jax
 from jaxalign import __version__
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
-from jaxalign.training import checkpoints, loading
+from jaxalign.training import checkpoints, files, loading
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.state import TrainState
@@ -89,10 +89,8 @@ def write_description(
         "reward": metadata.get("feedback") if data.standardize_rewards else None,
         "task": data.task,
     }
-    (folder / loading.NETWORKS_FILE).write_text(
-        json.dumps(description, indent=2) + "\n", encoding="utf-8"
-    )
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    files.write_text(folder / loading.NETWORKS_FILE, json.dumps(description, indent=2) + "\n")
+    files.write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
     write_gin(folder)
 
 
@@ -106,7 +104,7 @@ def write_gin(folder: Path) -> None:
     """Writes the operative configuration to ``config.gin``."""
     text = gin_text()
     if text:
-        (folder / "config.gin").write_text(text, encoding="utf-8")
+        files.write_text(folder / "config.gin", text)
 
 
 def versions() -> dict[str, Any]:

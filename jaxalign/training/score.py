@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxalign.data import pipeline, reference
 from jaxalign.data.cache import load_metadata
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
-from jaxalign.training import partitioning
+from jaxalign.training import distributed, partitioning
 from jaxalign.training.loading import load_policy, load_reward
 from jaxalign.training.partitioning import MeshShape
 
@@ -116,14 +117,22 @@ def score_splits(
       UserError: if a response has no finite score.
     """
     gives_rewards = hasattr(network, "rewards")
-    compiled = jax.jit(
-        network.rewards
-        if gives_rewards
-        else lambda params, batch: network.score(params, batch).log_probs
-    )
+
+    def compute(params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        if gives_rewards:
+            values = network.rewards(params, batch)
+        else:
+            values = network.score(params, batch).log_probs
+        return values, batch["example_ids"], batch["response_mask"]
+
+    # Every process sees the numbers of all rows; the first one writes them.
+    compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
+    rows = distributed.local_rows(mesh, batch_size)
     metadata = load_metadata(cache_dir)
     for split in splits or list(metadata["num_examples"]):
-        if not overwrite and name in reference.reference_score_names(cache_dir, split):
+        if not overwrite and distributed.first(
+            functools.partial(_is_scored, cache_dir, split, name)
+        ):
             continue
         shape = (metadata["num_examples"][split], metadata["responses_per_example"])
         scores = np.zeros(shape, np.float32)
@@ -138,12 +147,13 @@ def score_splits(
             num_epochs=1,
             drop_remainder=False,
             standardize=False,
+            local_rows=rows,
         )
         for batch in dataset:
             with partitioning.activate(mesh):
-                values = np.asarray(compiled(params, partitioning.put_batch(mesh, batch)))
-            ids = batch["example_ids"].reshape(-1)
-            mask = batch["response_mask"].reshape(-1, shape[1]) > 0
+                found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
+            values, ids = found[0], found[1].reshape(-1)
+            mask = found[2].reshape(-1, shape[1]) > 0
             present = ids >= 0
             scores[ids[present]] = np.where(mask, values, 0)[present]
         if not np.all(np.isfinite(scores)):
@@ -152,4 +162,8 @@ def score_splits(
                 f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache_dir}, split {split}"
             )
         write = reference.write_stored if gives_rewards else reference.write_reference_scores
-        write(cache_dir, split, name, scores, dict(info))
+        distributed.first(functools.partial(write, cache_dir, split, name, scores, dict(info)))
+
+
+def _is_scored(cache_dir: str, split: str, name: str) -> bool:
+    return name in reference.reference_score_names(cache_dir, split)

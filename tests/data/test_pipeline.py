@@ -1,6 +1,4 @@
-import functools
 import json
-import operator
 import subprocess
 import sys
 
@@ -160,28 +158,39 @@ def test_the_shuffle_is_seeded_and_new_every_epoch(make_cache):
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_shares_of_the_processes_partition_every_epoch(pack, process_count, make_cache):
-    folder = make_cache()
-    number = cache.load_metadata(folder)["num_examples"]["train"]
-    shares, counts = [], []
-    for index in range(process_count):
-        share = list(
-            dataset(
-                folder,
-                num_epochs=1,
-                drop_remainder=False,
-                process_index=index,
-                process_count=process_count,
-                **(PACKED if pack else {}),
-            )
-        )
-        assert share[0]["encoder_input_tokens"].shape[0] == 8 // process_count
-        shares.append(example_ids(share))
-        counts.append(len(share))
-    assert sorted(functools.reduce(operator.iadd, shares, [])) == list(range(number))
-    if not pack:
-        assert len(set(counts)) == 1
+@pytest.mark.parametrize("shares", [[range(4), range(4, 8)], [[0, 5], [1, 4], [2, 3, 6], [7]]])
+def test_a_process_makes_its_rows_of_the_global_batches(pack, shares, make_cache):
+    """Also of the last, incomplete one, and with the same iterator state as one process that makes all rows."""
+    options = {"num_epochs": 2, "drop_remainder": False, **(PACKED if pack else {})}
+
+    def start(**more):
+        return iter(dataset(make_cache(), **options, **more))
+
+    whole, parts = start(), [start(local_rows=rows) for rows in shares]
+    for batch in whole:
+        for rows, part in zip(shares, parts, strict=True):
+            own = next(part)
+            assert own.keys() == batch.keys()
+            for name, array in batch.items():
+                np.testing.assert_array_equal(own[name], array[list(rows)])
+            assert part.get_state() == whole.get_state()
+    for part in parts:
+        with pytest.raises(StopIteration):
+            next(part)
+
+
+def test_a_state_is_taken_over_by_another_number_of_processes(make_cache):
+    one = iter(dataset(make_cache(), **PACKED, local_rows=range(2)))
+    for _ in range(9):
+        next(one)
+    state = json.loads(json.dumps(one.get_state()))
+    whole = iter(dataset(make_cache(), **PACKED))
+    expected = [next(whole)["example_ids"] for _ in range(14)][9:]
+    for rows in (range(8), range(4, 8)):
+        other = iter(dataset(make_cache(), **PACKED, local_rows=rows))
+        other.set_state(state)
+        for ids in expected:
+            np.testing.assert_array_equal(next(other)["example_ids"], ids[list(rows)])
 
 
 @pytest.mark.parametrize("options", [{}, PACKED, PACKED | {"read_threads": 0}])
@@ -279,8 +288,8 @@ def test_mistakes_are_told_in_one_sentence(make_cache):
     folder = make_cache()
     with pytest.raises(DataError, match=r"longest response of 'train' .* feature_lengths"):
         dataset(folder, feature_lengths={"inputs": 32, "targets": 5})
-    with pytest.raises(ValueError, match="does not divide over 3 processes"):
-        dataset(folder, process_count=3)
+    with pytest.raises(ValueError, match="are not all rows of a batch of 8"):
+        dataset(folder, local_rows=[7, 8])
     with pytest.raises(DataError, match="too few for one batch"):
         dataset(folder, "validation", batch_size=64, num_epochs=1)
     with pytest.raises(ValueError, match="row_lengths is for pack=True"):

@@ -1,8 +1,6 @@
 """Sampling by advantage or reward: how often each example is drawn, resuming, sharing, packing, and what is refused."""
 
-import functools
 import json
-import operator
 from collections import Counter
 
 import hypothesis
@@ -150,29 +148,14 @@ class TestThePipeline:
                 np.testing.assert_array_equal(again[name], batch[name])
 
     @pytest.mark.parametrize("pack", [False, True])
-    @pytest.mark.parametrize("process_count", [2, 4])
-    def test_the_shares_of_the_processes_are_the_draws_of_an_epoch(
-        self, task, mode, pack, process_count
-    ):
-        shares, counts = [], []
-        for index in range(process_count):
-            share = list(
-                drawn(
-                    task,
-                    mode,
-                    num_epochs=1,
-                    drop_remainder=False,
-                    process_index=index,
-                    process_count=process_count,
-                    **(PACKED if pack else {}),
-                )
-            )
-            shares.append(ids_of(share))
-            counts.append(len(share))
-        together = functools.reduce(operator.iadd, shares, [])
-        assert sorted(together) == sorted(one_epoch(task, mode))
-        if not pack:
-            assert len(set(counts)) == 1
+    def test_the_rows_of_the_processes_are_the_draws_of_an_epoch(self, task, mode, pack):
+        options = {"num_epochs": 1, "drop_remainder": False, **(PACKED if pack else {})}
+        size = next(iter(drawn(task, mode, **options)))["example_ids"].shape[0]
+        shares = [
+            list(drawn(task, mode, local_rows=range(start, size, 2), **options)) for start in (0, 1)
+        ]
+        assert sorted(ids_of(shares[0]) + ids_of(shares[1])) == sorted(one_epoch(task, mode))
+        assert len(shares[0]) == len(shares[1])
 
     def test_packing_draws_the_same_examples(self, task, mode):
         assert sorted(one_epoch(task, mode, **PACKED)) == sorted(one_epoch(task, mode))
@@ -258,15 +241,6 @@ class TestRefusals:
     def test_data_without_feedback(self, make_cache):
         with pytest.raises(DataError, match=r"sampling 'reward' needs feedback, and .* has none"):
             open_sampling(make_cache("seq2seq"), "train", "reward")
-
-    def test_fewer_examples_than_processes(self, tmp_path):
-        values = np.full((36, 1), -1.0)
-        values[5] = 1.0
-        folder = make_task(tmp_path, [1.0] * 36)
-        number = len(CachedSplit.open(folder, "train"))
-        reference.write_stored(folder, "train", "a", values[:number], {})
-        with pytest.raises(DataError, match="1 examples cannot be shared by 2 processes"):
-            drawn(folder, "positive", process_count=2)
 
     def test_sampling_of_a_split_of_another_size(self, task):
         other = Sampling("positive", np.arange(3), None, examples=7)

@@ -58,10 +58,7 @@ def test_metrics_and_so_the_data_order_are_identical(whole, resumed):
 
 def test_the_iterator_stands_at_the_same_example(whole, resumed):
     one, other = (
-        [
-            path.read_text()
-            for path in sorted((folder / "checkpoints" / "8" / "data").glob("*.json"))
-        ]
+        json.loads((folder / "checkpoints" / "8" / "data" / "metadata").read_text())["iterator"]
         for folder in (whole, resumed)
     )
     assert one and one == other

@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+_DEVICES = os.environ.get("TINY_RUN_DEVICES", "2")
+_FLAGS = os.environ.get("TINY_RUN_XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES} {_FLAGS}"
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
@@ -21,6 +24,7 @@ from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train
 
+CHECKPOINTS = CheckpointPolicy(period=4)
 CONFIG = T5Config(
     vocab_size=272,
     emb_dim=8,
@@ -34,7 +38,16 @@ CONFIG = T5Config(
 )
 
 
-def main(feedback: str, cache_dir: str, model_dir: str, steps: int, kill_at: int = 0) -> None:
+def main(
+    feedback: str,
+    cache_dir: str,
+    model_dir: str,
+    steps: int,
+    kill_at: int = 0,
+    *,
+    checkpoint: CheckpointPolicy = CHECKPOINTS,
+    **options: Any,
+) -> None:
     def probe(step: int, params: object) -> dict[str, float]:
         if step == kill_at:
             assert (Path(model_dir) / "checkpoints" / "4").exists()
@@ -58,12 +71,11 @@ def main(feedback: str, cache_dir: str, model_dir: str, steps: int, kill_at: int
             train_steps=steps,
             log_period=3,
             eval_period=6,
-            checkpoint=CheckpointPolicy(period=4),
+            checkpoint=checkpoint,
             progress=False,
         ),
-        batch_size=4,
-        microbatches=2,
         evaluators={"probe": probe},
+        **({"batch_size": 4, "microbatches": 2} | options),
     )
 
 

@@ -1,0 +1,64 @@
+"""A process of a job that trains nothing: all work together in steps until something happens to one of them.
+
+python small_job.py EVENT VICTIM; other processes are found through the environment.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+
+from jaxalign.cli.main import told_in_one_line
+from jaxalign.errors import UserError
+from jaxalign.training import processes
+
+
+def fail() -> None:
+    raise UserError("a mistake that all make")
+
+
+def work(event: str, victim: int) -> int:
+    from jaxalign.training import distributed
+
+    distributed.start(processes.find_launch())
+    import jax
+
+    from jaxalign.training import partitioning
+
+    mesh = partitioning.make_mesh()
+    index = jax.process_index()
+    assert distributed.first(lambda: {"decided by": index}) == {"decided by": 0}
+    rows = distributed.local_rows(mesh, 8)
+    batch = {
+        "response_mask": np.ones((len(rows), 1, 1), np.float32),
+        "encoder_segment_ids": np.ones((len(rows), 3), np.int32),
+        "decoder_segment_ids": np.ones((len(rows), 2), np.int32),
+        "prompt_ids": np.array(rows)[:, None],
+    }
+    view = distributed.GlobalView(mesh)
+    for number in range(20):
+        fields, counts = jax.device_get(view(partitioning.put_batch(mesh, batch)))
+        assert sorted(fields) == ["prompt_ids", "response_mask"]
+        assert fields["prompt_ids"].ravel().tolist() == list(range(8))
+        assert [int(count) for count in counts] == [8, 40]
+        if number < 5:
+            continue
+        if event == "all_fail":
+            distributed.first(fail)
+        if index == victim:
+            {"mistake": fail, "defect": lambda: [][0], "killed": kill, "silent": kill}[event]()
+        if event == "silent":
+            # The others wait for nothing that could fail.
+            time.sleep(3600)
+    return 0
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    event, victim = sys.argv[1], int(sys.argv[2])
+    sys.exit(processes.guarded(lambda: told_in_one_line(lambda: work(event, victim))))

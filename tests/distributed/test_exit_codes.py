@@ -1,0 +1,57 @@
+"""When something happens to one process the others end soon, with one line and a code of their own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("small_job.py")
+LOST_PROCESS, KILLED = 76, 137
+faults = pytest.mark.faults
+
+
+@pytest.fixture
+def small_job(spawn_job, repository):
+    def start(event, victim, processes):
+        path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {
+            "PYTHONPATH": path,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        }
+        return spawn_job([str(SCRIPT), event, str(victim)], environment, processes)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("event", "victim", "processes", "own"),
+    [
+        ("killed", 1, 2, KILLED),
+        ("mistake", 1, 2, 2),
+        pytest.param("killed", 0, 2, KILLED, marks=faults),
+        pytest.param("killed", 2, 4, KILLED, marks=faults),
+        pytest.param("silent", 0, 4, KILLED, marks=faults),
+        pytest.param("silent", 1, 2, KILLED, marks=faults),
+        pytest.param("mistake", 0, 2, 2, marks=faults),
+        pytest.param("defect", 1, 2, 1, marks=faults),
+    ],
+)
+def test_the_others_say_that_a_process_was_lost(small_job, event, victim, processes, own):
+    codes = [LOST_PROCESS] * processes
+    codes[victim] = own
+    outputs = small_job(event, victim, processes).finish(*codes)
+    for index, output in enumerate(outputs):
+        last = output.splitlines()[-1]
+        if index != victim:
+            assert last.startswith("jaxalign: ") and "launch all processes again" in last
+    if event == "mistake":
+        assert outputs[victim].splitlines()[-1] == "jaxalign: a mistake that all make"
+    if event == "defect":
+        assert "IndexError" in outputs[victim].splitlines()[-1]
+
+
+def test_a_mistake_of_all_has_its_own_code(small_job):
+    outputs = small_job("all_fail", -1, 2).finish(2)
+    assert outputs[0].splitlines()[-1] == "jaxalign: a mistake that all make"
+    assert outputs[1].splitlines()[-1] == "jaxalign: first process: a mistake that all make"

@@ -1,0 +1,135 @@
+"""One process of a tiny training job that a test starts, stops and kills; its exit codes are those of `jaxalign train`.
+
+python worker.py JSON, with the keys of `Options`; other processes are found through the environment.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+
+from jaxalign.cli.main import told_in_one_line
+from jaxalign.training import processes
+
+
+@dataclasses.dataclass
+class Options:
+    """What a test asks for.
+
+    Attributes:
+      feedback, cache, folder: the data and the run folder.
+      steps: updates in total.
+      period: steps between checkpoints.
+      mesh: of `MeshShape`.
+      method: 'sft', 'dro_v', or 'kto' with its check of the whole batch.
+      term_at: step after which this process sends itself SIGTERM, and from which it is slow, by ``pause``.
+      kill_at: step after which it kills itself, some seconds later if ``delay`` is given.
+      saved_first: checkpoint that has to be there before it kills itself.
+      kill_writing: step whose checkpoint is being written when it kills itself.
+      delay, pause: seconds.
+      best: keep the best by validation loss.
+    """
+
+    feedback: str
+    cache: str
+    folder: str
+    steps: int
+    period: int = 4
+    mesh: dict = dataclasses.field(default_factory=dict)
+    method: str = "sft"
+    term_at: int = 0
+    kill_at: int = 0
+    saved_first: int = 0
+    kill_writing: int = 0
+    delay: float = 0.0
+    pause: float = 0.0
+    best: bool = False
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disturb(options: Options) -> None:
+    """Lets something happen when training comes to a step, and lets it be another moment within the step."""
+    from jaxalign.training.loop import Loop
+
+    receive = Loop._receive
+
+    def received(loop, step, bar):
+        receive(loop, step, bar)
+        if step.number == options.term_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if options.term_at and step.number >= options.term_at:
+            # JAX's runtime looks once a second whether the signal came, and then asks the others where they are.
+            time.sleep(options.pause)
+        if step.number == options.kill_at:
+            wait_for(options, options.saved_first)
+            threading.Timer(options.delay, kill).start() if options.delay else kill()
+
+    Loop._receive = received
+    if options.kill_writing:
+        threading.Thread(target=kill_when_writing, args=(options,), daemon=True).start()
+
+
+def wait_for(options: Options, step: int) -> None:
+    while step and not (Path(options.folder) / "checkpoints" / str(step)).exists():
+        time.sleep(0.01)
+
+
+def kill_when_writing(options: Options) -> None:
+    folder = Path(options.folder) / "checkpoints"
+    while not list(folder.glob(f"{options.kill_writing}.orbax-checkpoint-tmp*")):
+        time.sleep(0.0005)
+    time.sleep(options.delay)
+    kill()
+
+
+def work(options: Options, launch: processes.Launch | None) -> int:
+    import tiny_run
+
+    from jaxalign.objectives.kto import KTO
+    from jaxalign.objectives.sft import SFT
+    from jaxalign.training import distributed
+    from jaxalign.training.checkpoints import CheckpointPolicy
+    from jaxalign.training.partitioning import MeshShape
+
+    distributed.start(launch)
+    disturb(options)
+    policy = CheckpointPolicy(
+        period=options.period, best_metric="validation/loss" if options.best else None
+    )
+    methods = {"kto": KTO, "sft": SFT}
+    if options.method in methods:
+        tiny_run.DROV = lambda policy, value: methods[options.method](policy=policy)
+    tiny_run.main(
+        options.feedback,
+        options.cache,
+        options.folder,
+        options.steps,
+        checkpoint=policy,
+        mesh=MeshShape(**options.mesh),
+        batch_size=8,
+        microbatches=2 if options.method == "dro_v" else 1,
+    )
+    return 0
+
+
+def main() -> int:
+    options = Options(**json.loads(sys.argv[1]))
+    launch = processes.find_launch()
+
+    def run() -> int:
+        return told_in_one_line(lambda: work(options, launch))
+
+    return run() if launch is None else processes.guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

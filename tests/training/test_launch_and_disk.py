@@ -1,0 +1,249 @@
+"""Which job a process belongs to, what a disk must have, and notices of maintenance."""
+
+import http.server
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.training import files, preemption, processes
+from jaxalign.training.checkpoints import CheckpointPolicy, check_space
+from jaxalign.training.preemption import StopNotice
+from jaxalign.training.processes import Launch, find_launch
+from jaxalign.training.state import TrainState
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "h:5",
+                "JAX_NUM_PROCESSES": "4",
+                "JAX_PROCESS_ID": "3",
+            },
+            Launch("h:5", 4, 3),
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:5", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+            None,
+        ),
+        # XPK: GPUs, CPUs.
+        (
+            {
+                "JAX_COORDINATOR_IP": "10.0.0.2",
+                "JAX_COORDINATOR_PORT": "6002",
+                "NNODES": "2",
+                "NODE_RANK": "1",
+            },
+            Launch("10.0.0.2:6002", 2, 1),
+        ),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "pod-0.job",
+                "JAX_PROCESS_COUNT": "4",
+                "JOB_INDEX": "1",
+                "PROCESSES_IN_JOB": "2",
+                "JOB_COMPLETION_INDEX": "1",
+            },
+            Launch("pod-0.job:1234", 4, 3),
+        ),
+        # Nodes of another launcher's are no job of JAX's.
+        ({"NNODES": "2", "NODE_RANK": "1"}, None),
+        (SLURM, Launch(cluster="slurm")),
+        (SLURM | {"SLURM_NTASKS": "1"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        (
+            {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1", "OMPI_COMM_WORLD_SIZE": "2"},
+            Launch(cluster="ompi"),
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, Launch(cluster="tpu")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
+        (
+            {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
+            Launch(cluster="tpu"),
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
+    ],
+)
+def test_the_environment_says_which_job(environment, expected):
+    assert find_launch(environment=environment) == expected
+
+
+def test_flags_come_before_the_environment():
+    environment = {"JAX_COORDINATOR_ADDRESS": "h:5", "JAX_NUM_PROCESSES": "4"}
+    assert find_launch("g:6", 2, 1, environment) == Launch("g:6", 2, 1)
+    assert find_launch(None, None, 1, environment) == Launch("h:5", 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("h:5", None, 0), "--num_processes is missing"),
+        (("h:5", None, None), "--num_processes and --process_id are missing"),
+        (("h:5", 2, 2), "--process_id=2 is not one of --num_processes=2"),
+    ],
+)
+def test_half_a_job_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        find_launch(*flags, environment={})
+    with pytest.raises(UserError, match="NNODES='x' is not a number"):
+        find_launch("h:5", environment={"NNODES": "x"})
+
+
+def test_a_process_on_its_own_asks_no_server(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("socket.gethostbyname", refuse)
+    assert find_launch(environment={"HOME": "/"}) is None
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"MODEL_DIR .*run cannot be written: Not a directory"):
+        files.make_writable_folder(tmp_path / "file" / "run")
+    files.make_writable_folder(tmp_path / "new" / "run")
+    assert list((tmp_path / "new" / "run").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission_is_told_at_once(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be written: Permission denied"):
+        files.make_writable_folder(tmp_path)
+
+
+def abstract_state(megabytes):
+    return jax.eval_shape(
+        lambda: TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params={"policy": jnp.zeros(megabytes * 250_000)},
+            opt_state={},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "free", "enough"),
+    [
+        (CheckpointPolicy(period=1, keep_latest=2), 29, False),
+        (CheckpointPolicy(period=1, keep_latest=2), 31, True),
+        (CheckpointPolicy(period=1, keep_latest=2, best_metric="loss"), 39, False),
+        (CheckpointPolicy(period=50, keep_latest=2), 21, True),
+        (CheckpointPolicy(period=1, keep_latest=None), 999, False),
+    ],
+)
+def test_checkpoints_that_will_not_fit_are_refused_before_training(
+    policy, free, enough, tmp_path, monkeypatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free * 1_000_000))
+    if enough:
+        check_space(tmp_path, policy, 100, abstract_state(10))
+        return
+    with pytest.raises(UserError, match=r"MB free, but \d+ checkpoints of 10 MB .* make room"):
+        check_space(tmp_path, policy, 100, abstract_state(10))
+
+
+def test_checkpoints_that_are_there_need_no_more_room(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 11_000_000))
+    for step in (10, 20):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    check_space(tmp_path, CheckpointPolicy(period=10), 100, abstract_state(10))
+
+
+def test_files_are_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "best.json"
+    files.write_text(path, "old")
+
+    def fail(descriptor):
+        raise OSError("the process is killed here")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError):
+        files.write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+@pytest.fixture
+def metadata_server():
+    """A metadata server like Google's; `answers` may be changed."""
+    answers = {"maintenance-event": "NONE", "preempted": "FALSE"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answers[self.path.rpartition("/")[2]].encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}", answers
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"), ("preempted", "TRUE")],
+)
+def test_a_maintenance_notice_stops_as_sigterm_does(metadata_server, monkeypatch, key, value):
+    address, answers = metadata_server
+    monkeypatch.setenv("GCE_METADATA_HOST", address)
+    monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.05)
+    before = signal.getsignal(signal.SIGTERM)
+    assert not preemption.noticed(address)
+    with StopNotice() as notice:
+        assert not notice.requested(1)
+        answers[key] = value
+        assert notice._received.wait(60) and notice.requested(2)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_no_server_is_no_notice():
+    assert not preemption.noticed("127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("os._exit(75)", 75, ""),
+        ("os.abort()", processes.LOST_PROCESS, "another process of the job is lost or never came"),
+        ("os.kill(os.getpid(), 9)", 137, "this process was killed by SIGKILL"),
+        ("os.kill(os.getppid(), 15) or time.sleep(60)", 143, "this process was killed by SIGTERM"),
+    ],
+)
+def test_the_guard_passes_codes_and_signals_on(end, code, said, repository):
+    program = (
+        "import os, sys, time; from jaxalign.training import processes; assert 'jax' not in sys.modules; "
+        f"sys.exit(processes.guarded(lambda: {end}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=repository
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
