@@ -44,7 +44,7 @@ def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
         if verbose:
             traceback.print_exc()
         print(f"jaxalign: {_one_line(error)}", file=sys.stderr)
-        return _left(USER_ERROR)
+        return _left(LOST_PROCESS if _missing_process(error) else USER_ERROR)
     except BrokenPipeError:
         # The reader of our output (head, less) has left; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,6 +77,11 @@ def _distributed() -> Any:
 def _joined() -> bool:
     module = _distributed()
     return module is not None and module.joined()
+
+
+def _missing_process(error: Exception) -> bool:
+    module = _distributed()
+    return module is not None and isinstance(error, module.MissingProcessError)
 
 
 def _lost_process(error: Exception) -> str | None:

@@ -34,11 +34,15 @@ _LOST = re.compile(
 )
 
 
+class MissingProcessError(UserError):
+    """The other processes of the job were not there; all of them may be launched again, as when one is lost."""
+
+
 def start(launch: Launch | None) -> None:
     """Joins the other processes; before anything else of JAX is used.
 
     Raises:
-      UserError: if they are not found in time, or JAX has started already.
+      MissingProcessError: if they are not found in time, or JAX has started already.
     """
     if launch is None:
         return
@@ -53,7 +57,7 @@ def start(launch: Launch | None) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         where = f" at {launch.coordinator_address}" if launch.coordinator_address else ""
-        raise UserError(
+        raise MissingProcessError(
             f"could not join the other processes of the job{where} ({_line(error)}); are all of them started, with the same "
             "--coordinator_address and --num_processes?"
         ) from error

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxalign.cli.main import told_in_one_line
 from jaxalign.errors import UserError
-from jaxalign.training import files, preemption, processes
+from jaxalign.training import distributed, files, preemption, processes
 from jaxalign.training.checkpoints import CheckpointPolicy, check_space
 from jaxalign.training.preemption import StopNotice
-from jaxalign.training.processes import Launch, find_launch
+from jaxalign.training.processes import LOST_PROCESS, Launch, find_launch
 from jaxalign.training.state import TrainState
 
 SLURM = {
@@ -247,3 +248,11 @@ def test_the_guard_passes_codes_and_signals_on(end, code, said, repository):
     )
     assert done.returncode == code, done.stderr
     assert said in done.stderr
+
+
+def test_processes_that_never_came_are_a_reason_to_launch_again(capsys):
+    def run():
+        raise distributed.MissingProcessError("could not join the other processes")
+
+    assert told_in_one_line(run) == LOST_PROCESS
+    assert capsys.readouterr().err == "jaxalign: could not join the other processes\n"
