@@ -42,7 +42,7 @@ def plan(
     axis_rules: Mapping[str, AxisRules] | None = None,
     random_seed: int = 0,
     responses_per_prompt: int | None = None,
-    num_scores: int = 2,
+    num_scores: int | None = None,
     search_change: bool = True,
     title: str = "",
     output: str | None = None,
@@ -64,7 +64,7 @@ def plan(
       axis_rules: as in train.
       random_seed: as in train.
       responses_per_prompt: of the task, if it is neither what the objective needs nor data.responses_per_example.
-      num_scores: scores of a response, for objectives on several.
+      num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
       search_change: where the run does not fit, try what would make it fit; every trial is one more compilation.
       title: heading of the table.
       output: path without suffix; the table goes to .md and the JSON to .json as well.
