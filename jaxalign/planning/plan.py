@@ -169,11 +169,12 @@ def plan_topology(
         "run": describe_run(setting),
         "topology": {
             "name": name,
+            "accelerator": accelerator.name,
             "chips": len(devices),
             **{
                 field.name: getattr(accelerator, field.name)
                 for field in dataclasses.fields(accelerator)
-                if field.name not in ("device_kinds", "max_fsdp")
+                if field.name not in ("name", "device_kinds", "max_fsdp")
             },
         },
         **found,
