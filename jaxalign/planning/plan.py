@@ -42,7 +42,7 @@ def plan(
     axis_rules: Mapping[str, AxisRules] | None = None,
     random_seed: int = 0,
     responses_per_prompt: int | None = None,
-    num_scores: int = 2,
+    num_scores: int | None = None,
     search_change: bool = True,
     title: str = "",
     output: str | None = None,
@@ -64,7 +64,7 @@ def plan(
       axis_rules: as in train.
       random_seed: as in train.
       responses_per_prompt: of the task, if it is neither what the objective needs nor data.responses_per_example.
-      num_scores: scores of a response, for objectives on several.
+      num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
       search_change: where the run does not fit, try what would make it fit; every trial is one more compilation.
       title: heading of the table.
       output: path without suffix; the table goes to .md and the JSON to .json as well.
@@ -169,11 +169,12 @@ def plan_topology(
         "run": describe_run(setting),
         "topology": {
             "name": name,
+            "accelerator": accelerator.name,
             "chips": len(devices),
             **{
                 field.name: getattr(accelerator, field.name)
                 for field in dataclasses.fields(accelerator)
-                if field.name not in ("device_kinds", "max_fsdp")
+                if field.name not in ("name", "device_kinds", "max_fsdp")
             },
         },
         **found,

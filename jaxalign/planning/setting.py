@@ -229,7 +229,7 @@ def batch_shapes(
     batch_size: int,
     *,
     responses_per_prompt: int | None = None,
-    num_scores: int = 2,
+    num_scores: int | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a run's global batch, from its configuration alone.
 
@@ -238,7 +238,7 @@ def batch_shapes(
       data: lengths and packing.
       batch_size: rows.
       responses_per_prompt: if neither objective nor task says it right.
-      num_scores: scores of a response, for objectives on several.
+      num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
 
     Raises:
       UserError: if the objective needs a field that no batch has.
@@ -251,6 +251,8 @@ def batch_shapes(
         "targets": responses * data.feature_lengths["targets"],
         **((data.row_lengths or {}) if data.pack else {}),
     }
+    if num_scores is None:
+        num_scores = getattr(getattr(objective, "reward", None), "num_features", 2)
     required = objective.required_fields()
     batch = make_batch(
         [],

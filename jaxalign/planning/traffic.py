@@ -83,15 +83,7 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
     for each in inner.instructions.values():
         for name in each.operands:
             users.setdefault(name, []).append(each)
-    written = _main(instruction)
-    updated = None
-    root = inner.root
-    while root.opcode in ("bitcast", "copy") and root.operands[0] in inner.instructions:
-        root = inner.instructions[root.operands[0]]
-    if root.opcode == "dynamic-update-slice":
-        part = sum(array.num_bytes for array in inner.instructions[root.operands[1]].arrays)
-        written = min(written, part)
-        updated = root.operands[0]
+    written, updated = _written_bytes(inner, instruction)
     total = written
     for number, operand in enumerate(operands):
         full = _main(operand)
@@ -100,13 +92,31 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
             total += full
             continue
         names = _aliases(parameter.name, users)
-        if updated in names:
+        if names & updated:
             continue
         uses = [use for name in names for use in users.get(name, []) if use.opcode != "bitcast"]
         if uses and all(use.opcode in _READS_A_PART and use.operands[0] in names for use in uses):
             full = min(full, sum(array.num_bytes for use in uses for array in use.arrays))
         total += full
     return total
+
+
+def _written_bytes(inner: Computation, instruction: Instruction) -> tuple[int, set[str]]:
+    """Bytes of a fusion's results, and what it updates in place, of which it writes a part."""
+    root = inner.root
+    names = root.operands if root.opcode == "tuple" else (root.name,)
+    total, updated = 0, set()
+    for name, array in zip(names, instruction.arrays, strict=False):
+        result = inner.instructions[name]
+        while result.opcode in ("bitcast", "copy") and result.operands[0] in inner.instructions:
+            result = inner.instructions[result.operands[0]]
+        size = array.num_bytes
+        if result.opcode == "dynamic-update-slice":
+            part = sum(each.num_bytes for each in inner.instructions[result.operands[1]].arrays)
+            size = min(size, part)
+            updated.add(result.operands[0])
+        total += size if array.in_main_memory else 0
+    return total, updated
 
 
 def _aliases(name: str, users: dict[str, list[Instruction]]) -> set[str]:

@@ -183,3 +183,27 @@ def test_memory_traffic_counts_slices_and_not_the_stack_they_come_from():
         """)
     # The slice is read from main memory into near memory, its negation written to main memory.
     assert traffic.memory_bytes(hlo.parse_module(text)) == 400 + 400
+
+
+def test_memory_traffic_of_results_that_are_updated_in_place_is_the_updated_part():
+    text = textwrap.dedent("""\
+        HloModule m
+
+        %fused (stack: f32[24,100], x: f32[1,100], i: s32[]) -> (f32[24,100], f32[1,100]) {
+          %stack = f32[24,100]{1,0} parameter(0)
+          %x = f32[1,100]{1,0} parameter(1)
+          %i = s32[] parameter(2)
+          %sine = f32[1,100]{1,0} sine(%x)
+          %saved = f32[24,100]{1,0} dynamic-update-slice(%stack, %sine, %i, %i)
+          ROOT %both = (f32[24,100]{1,0}, f32[1,100]{1,0}) tuple(%saved, %sine)
+        }
+
+        ENTRY %main (a: f32[24,100], x: f32[1,100], i: s32[]) -> (f32[24,100], f32[1,100]) {
+          %a = f32[24,100]{1,0} parameter(0)
+          %x = f32[1,100]{1,0} parameter(1)
+          %i = s32[]{:S(1)} parameter(2)
+          ROOT %r = (f32[24,100]{1,0}, f32[1,100]{1,0}) fusion(%a, %x, %i), kind=kLoop, calls=%fused
+        }
+        """)
+    # x is read; the slice of the stack and the second result are written.
+    assert traffic.memory_bytes(hlo.parse_module(text)) == 3 * 400

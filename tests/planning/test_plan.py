@@ -93,6 +93,7 @@ def test_the_json_of_a_plan_has_its_schema(slice_of_cpus, tmp_path, capsys):
         "trials",
         "title",
     ]
+    assert plan["topology"]["name"] == "v5e:2x4" and plan["topology"]["accelerator"] == "v5e"
     assert plan["schema"] == 1 and plan["fits"] and plan["change"] is None
     assert plan["run"]["objective"] == "dro_v" and plan["run"]["batch_size"] == 8
     memory = plan["memory"]
