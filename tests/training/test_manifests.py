@@ -1,5 +1,7 @@
 """A damaged checkpoint is found, set aside by its name and said aloud; the one before it is used."""
 
+import errno
+import os
 import re
 import shutil
 
@@ -183,3 +185,18 @@ def test_what_a_killed_process_was_writing_is_cleared_away(run):
     checkpointer.save(make_state(8), None, {})
     checkpointer.close()
     assert not left.exists() and find_damage(run / CHECKPOINTS / "8") is None
+
+
+def test_a_disk_that_fills_up_is_told_in_one_line(run, monkeypatch):
+    checkpointer = open_run(run, CheckpointPolicy(keep_latest=None))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpointer._manager, "save", full)
+    message = (
+        r"could not write a checkpoint under .*: No space left.*; the last whole one is step 6"
+    )
+    with pytest.raises(UserError, match=message):
+        checkpointer.save(make_state(8), None, {})
+    checkpointer.close()
