@@ -35,40 +35,21 @@ MODELS: dict[str, dict[str, int]] = {
 OBJECTIVES = ("sft", "dro_v")
 
 
-def encoder_flops(config: Any, rows: int, source: int) -> float:
-    """Floating-point operations of the encoder's matrix products, forward; a product of m x k and k x n counts 2 m k n.
+def step_flops(config: Any, objective: str, rows: int, source: int, target: int) -> float:
+    """Operations of a training step: forward, and twice that backward, of the policy and for DRO-V of the value's encoder.
 
     Args:
       config: a `T5Config`.
+      objective: 'sft' or 'dro_v'.
       rows: of the batch, padding included.
       source: encoder tokens of a row, padding included.
+      target: decoder tokens of a row, padding included.
     """
-    joined = config.num_heads * config.head_dim
-    layer = 8 * source * config.emb_dim * joined + 4 * source * source * joined
-    return float(rows * config.num_encoder_layers * (layer + _mlp_flops(config, source)))
+    from jaxalign.planning import flops
 
-
-def policy_flops(config: Any, rows: int, source: int, target: int) -> float:
-    """The same of a policy's forward pass: encoder, decoder (attention over all positions, masked or not) and vocabulary projection."""
-    emb_dim, joined = config.emb_dim, config.num_heads * config.head_dim
-    self_attention = 8 * target * emb_dim * joined + 4 * target * target * joined
-    cross_attention = 4 * (target + source) * emb_dim * joined + 4 * target * source * joined
-    layer = self_attention + cross_attention + _mlp_flops(config, target)
-    logits = 2 * target * emb_dim * config.vocab_size
-    decoder = rows * (config.num_decoder_layers * layer + logits)
-    return encoder_flops(config, rows, source) + float(decoder)
-
-
-def step_flops(config: Any, objective: str, rows: int, source: int, target: int) -> float:
-    """The same of a training step: forward, and twice that backward, of the policy and for DRO-V of the value's encoder."""
-    total = policy_flops(config, rows, source, target)
-    if objective == "dro_v":
-        total += encoder_flops(config, rows, source)
-    return 3 * total
-
-
-def _mlp_flops(config: Any, tokens: int) -> int:
-    return 2 * tokens * config.emb_dim * config.mlp_dim * (len(config.mlp_activations) + 1)
+    parts = flops.parts(config, rows, source, target)
+    value = parts["encoder"] if objective == "dro_v" else 0.0
+    return 3 * (sum(parts.values()) + value)
 
 
 def largest_batch(fits: Callable[[int], bool], limit: int, start: int = 8) -> int:
