@@ -166,7 +166,7 @@ def _entry(
     path: str, key: str, entry: dict[str, Any]
 ) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:
     dtype, shape = entry.get("dtype"), entry.get("shape")
-    if dtype not in _NAMES:
+    if not isinstance(dtype, str) or dtype not in _NAMES:
         raise UserError(
             f"{path}: {key} has dtype {dtype!r}; parameters are read as {', '.join(_NAMES)}"
         )

@@ -13,6 +13,8 @@ from jaxalign.interop import storage
 from jaxalign.interop.arrays import DTYPES, Index, LazyArray
 
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
+# A chunk that is not there would otherwise be read as zeros, silently.
+_COMPLETE = {"fill_missing_data_reads": False}
 _CHUNK_BYTES = 64 * 2**20
 # Norms, steps and optimizer counters may be of other types; parameters may not.
 _COUNTERS = ("int32", "int64", "uint32")
@@ -35,7 +37,7 @@ def read_tree(folder: str) -> dict[str, LazyArray]:
     if not drivers:
         raise UserError(f"{folder} has no arrays; is the checkpoint complete?")
     specs = {
-        name: {"driver": driver, "kvstore": _inside(store, name)}
+        name: {"driver": driver, "kvstore": _inside(store, name), **_COMPLETE}
         for name, driver in drivers.items()
     }
     return open_arrays(folder, specs)
@@ -57,7 +59,7 @@ def open_arrays(folder: str, specs: Mapping[str, dict[str, Any]]) -> dict[str, L
 
 def spec_for(folder: str, name: str) -> dict[str, Any]:
     """TensorStore's description of a zarr array in a folder of a checkpoint."""
-    return {"driver": "zarr", "kvstore": _inside(storage.kvstore(folder), name)}
+    return {"driver": "zarr", "kvstore": _inside(storage.kvstore(folder), name), **_COMPLETE}
 
 
 def write(folder: str, name: str, values: np.ndarray) -> dict[str, Any]:

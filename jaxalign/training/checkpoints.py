@@ -156,6 +156,8 @@ class Checkpointer:
                 ),
             )
         except (ValueError, KeyError, TypeError) as error:
+            if distributed.lost_process(error) is not None:
+                raise
             raise UserError(
                 f"checkpoint {self._manager.directory}/{step} does not fit this model or optimizer: {_first_line(error)}"
             ) from error

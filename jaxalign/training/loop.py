@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -188,6 +189,9 @@ class Loop:
         """
         config = self._config
         start = int(state.step)
+        if self.best.get("step", 0) > start:
+            # Of a run that was here before, or that got further than its last whole checkpoint.
+            self.best = {}
         if start >= config.train_steps:
             return state
         if start:
@@ -321,6 +325,8 @@ class Loop:
             return
         value = self.evaluations[metric]
         sign = 1 if self._config.checkpoint.best_mode == "max" else -1
+        if math.isnan(value):
+            return
         # Of equals the later one, for that is the one that Orbax keeps.
         if not self.best or sign * value >= sign * self.best["value"]:
             self.best = {"step": step, "metric": metric, "value": value}

@@ -58,12 +58,21 @@ def find_damage(folder: Path, item: str = "", *, content: bool = True) -> str | 
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            raise _unreadable(file, error) from error
     try:
         json.loads((folder / _ORBAX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        return f"{_ORBAX} is missing"
+    except OSError as error:
+        raise _unreadable(folder / _ORBAX, error) from error
+    except ValueError as error:
         return f"{_ORBAX} cannot be read ({type(error).__name__})"
     return None
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    """What a file system says for a while, or to one user, is no damage."""
+    return UserError(f"{file} cannot be read ({error.strerror}); nothing was changed, try again")
 
 
 def set_damaged_aside(checkpoints: Path, steps: list[int]) -> list[str]:

@@ -134,16 +134,34 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: list[Any] | None = None) 
         raise UserError(
             f"mesh axis slice of size {sizes[0]} does not fit devices on {num_slices} slices; leave it out or make it {num_slices}"
         )
-    if num_slices > 1:
-        inner = (sizes[0] // num_slices, *sizes[1:])
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            inner, (num_slices, 1, 1, 1), devices=devices
-        )
-    elif everything or accelerator is not None:
-        arranged = mesh_utils.create_device_mesh(sizes, devices=devices)
+    if everything or accelerator is not None:
+        arranged = _arrange(sizes, num_slices, devices)
     else:
         arranged = np.asarray(devices).reshape(sizes)
     return Mesh(arranged, MESH_AXES)
+
+
+def _arrange(sizes: tuple[int, ...], num_slices: int, devices: list[Any]) -> np.ndarray:
+    """Devices by their place on the interconnect; an axis of the mesh may take a part of one of the topology's axes."""
+    inner = (sizes[0] // num_slices, *sizes[1:])
+
+    def arrange(split: bool) -> np.ndarray:
+        if num_slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                inner, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=split
+            )
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+
+    try:
+        try:
+            return arrange(False)
+        except NotImplementedError:
+            return arrange(True)
+    except (NotImplementedError, ValueError) as error:
+        named = ", ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(
+            f"{len(devices)} x {devices[0].device_kind} cannot be arranged as {named}: {error}; choose other mesh axes"
+        ) from error
 
 
 @contextlib.contextmanager

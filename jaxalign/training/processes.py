@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from jaxalign.errors import UserError
 
@@ -25,6 +26,9 @@ LOST_PROCESS = 76  # another process of the job was lost: launch all of them aga
 _DEFAULT_PORT = 1234
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
+# PCI: the maker's number, and the first byte of a device's class.
+_GOOGLE = "0x1ae0"
+_DISK_AND_NETWORK = ("0x01", "0x02")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +124,17 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
         return "," in hosts
     if "TPU_SKIP_MDS_QUERY" in environment or importlib.util.find_spec("libtpu") is None:
         return False
-    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")) and _has_tpu_chip()
+
+
+def _has_tpu_chip(devices: str = "/sys/bus/pci/devices") -> bool:
+    """Whether a PCI device is Google's, and neither one of its disks nor of its network cards; other hosts have vfio groups too."""
+    for folder in map(Path, glob.glob(f"{devices}/*")):
+        with contextlib.suppress(OSError):
+            maker, kind = ((folder / name).read_text().strip() for name in ("vendor", "class"))
+            if maker == _GOOGLE and kind[:4] not in _DISK_AND_NETWORK:
+                return True
+    return False
 
 
 def _address(environment: Mapping[str, str]) -> str | None:

@@ -106,7 +106,8 @@ def train(
     if start and initial_checkpoint_path and initial_checkpoint_step is None:
         # That run may have gone on since; this one keeps its reference.
         initial_checkpoint_step = start["step"]
-    params, frozen, reference = _initial_params(
+    pinned = earlier.get("frozen_checkpoints", {})
+    params, frozen, reference, frozen_checkpoints = _initial_params(
         objective,
         device_mesh,
         rules,
@@ -114,7 +115,10 @@ def train(
         initial_checkpoint_path,
         initial_checkpoint_step,
         run_id,
+        pinned,
     )
+    if initial_checkpoint_path:
+        run_folder.check_same_origin(folder, "initial checkpoint", start, reference)
     transformations = build.make_transformations(objective, optimizer, value_optimizer)
     abstract = build.abstract_state(params, transformations)
     checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
@@ -161,7 +165,11 @@ def train(
         if data_state is not None:
             iterator.set_state(data_state)
     del params
-    start_info = {"initial_checkpoint": reference} if initial_checkpoint_path else {}
+    start_info: dict[str, Any] = {}
+    if initial_checkpoint_path:
+        start_info["initial_checkpoint"] = reference
+    if frozen_checkpoints:
+        start_info["frozen_checkpoints"] = frozen_checkpoints
     primary = distributed.is_first()
     if primary:
         run_folder.write_description(
@@ -231,8 +239,12 @@ def _initial_params(
     path: str | None,
     step: int | str | None,
     run_id: str,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Parameters of the trained roles, of the frozen ones, and who the reference policy is."""
+    pinned: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Parameters of the trained roles, of the frozen ones, who the reference policy is, and who the frozen roles are.
+
+    ``pinned`` are the frozen roles of the run's earlier launch, which may have gone on since.
+    """
     axes = build.logical_axes(objective)
     networks = objective.trained()
     keys = dict(zip(networks, jax.random.split(jax.random.key(seed), len(networks)), strict=True))
@@ -272,9 +284,16 @@ def _initial_params(
         )
     # The reference is a copy: the policy's own buffers are donated to the step.
     frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), policy) for role in copied}
+    identities: dict[str, Any] = {}
     for role, (network, run) in sources.items():
-        frozen[role] = initial_checkpoint.open_checkpoint(run).restore(network, mesh)
-    return params, frozen, reference
+        before = pinned.get(role)
+        opened = initial_checkpoint.open_checkpoint(run, before["step"] if before else None)
+        identities[role] = opened.identity
+        run_folder.check_same_origin(
+            Path(run), f"checkpoint of the {role}", before, opened.identity
+        )
+        frozen[role] = opened.restore(network, mesh)
+    return params, frozen, reference, identities
 
 
 def _ensure_reference_scores(

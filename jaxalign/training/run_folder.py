@@ -52,6 +52,25 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
             )
 
 
+def check_same_origin(
+    folder: Path, what: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]
+) -> None:
+    """Refuses to continue a run whose reference or teacher is another one than when it began.
+
+    Raises:
+      UserError: naming both.
+    """
+    if before is None:
+        return
+    named = [
+        f"{each.get('path')} ({each['run_id']}, step {each['step']})" for each in (before, now)
+    ]
+    if any(before[key] != now[key] for key in ("run_id", "step")):
+        raise UserError(
+            f"{folder}: this run began with the {what} {named[0]}, and now finds {named[1]}; put it back, or choose another MODEL_DIR"
+        )
+
+
 def finished_summary(folder: Path, train_steps: int) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, so that giving its command again changes nothing; None if steps are left."""
     if not (folder / SUMMARY_FILE).exists() or not checkpoints.has_checkpoint(folder):

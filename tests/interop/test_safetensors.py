@@ -53,6 +53,7 @@ def test_what_is_written_is_read(tmp_path, max_shard_bytes):
         ({"x": entry(0, 8, (-2,))}, b"0" * 8, "no valid shape"),
         ({"x": entry(0, 8, (2**62, 2**62))}, b"0" * 8, "and 8 bytes"),
         ({"x": entry(0, 8, (1,), "I64")}, b"0" * 8, "dtype 'I64'"),
+        ({"x": {"dtype": [], "shape": [2], "data_offsets": [0, 8]}}, b"0" * 8, r"dtype \[\]"),
         ({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, "8"]}}, b"0" * 8, "data_offsets"),
         ({"x": 3}, b"", "data_offsets"),
         ([1], b"", "JSON object"),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import flax.serialization
 import numpy as np
@@ -217,3 +218,13 @@ def test_a_missing_array_is_named(index):
     rewrite(broken)
     with pytest.raises(UserError, match=r"encoder_norm\.scale cannot be opened"):
         t5x.read_legacy(folder)
+
+
+def test_a_missing_chunk_is_no_block_of_zeros(values, make_checkpoint):
+    """As an interrupted copy leaves it: the array's description is there, a part of its content is not."""
+    folder = Path(make_checkpoint("t5x", values()))
+    chunk = min(folder.glob("*.mlp.wi_0.kernel/0.0"))
+    chunk.unlink()
+    name = chunk.parent.name.removeprefix("target.")
+    with pytest.raises(UserError, match="missing"):
+        open_source(str(folder)).params[name].read()

@@ -120,8 +120,8 @@ def test_policy_and_value_start_from_it_and_the_values_head_is_made_anew(folders
     mesh = partitioning.make_mesh()
     heads = []
     for seed in (0, 1):
-        started, _, reference = run._initial_params(
-            objective, mesh, {}, seed, str(folders / name), None, "new"
+        started, _, reference, _ = run._initial_params(
+            objective, mesh, {}, seed, str(folders / name), None, "new", {}
         )
         jax.tree.map(np.testing.assert_array_equal, started["policy"], params)
         jax.tree.map(np.testing.assert_array_equal, started["value"]["encoder"], params["encoder"])

@@ -1,5 +1,6 @@
 """Which job a process belongs to, what a disk must have, and notices of maintenance."""
 
+import functools
 import http.server
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from jaxalign.cli.main import told_in_one_line
 from jaxalign.errors import UserError
-from jaxalign.training import distributed, files, preemption, processes
+from jaxalign.training import distributed, files, preemption, processes, run_folder
 from jaxalign.training.checkpoints import CheckpointPolicy, check_space
 from jaxalign.training.preemption import StopNotice
 from jaxalign.training.processes import LOST_PROCESS, Launch, find_launch
@@ -256,3 +257,32 @@ def test_processes_that_never_came_are_a_reason_to_launch_again(capsys):
 
     assert told_in_one_line(run) == LOST_PROCESS
     assert capsys.readouterr().err == "jaxalign: could not join the other processes\n"
+
+
+@pytest.mark.parametrize(
+    ("maker", "kind", "expected"),
+    [
+        ("0x1ae0", "0x088000", True),
+        ("0x1ae0", "0x020000", False),  # Google's network card, which GPU machines have too
+        ("0x10de", "0x030200", False),
+    ],
+)
+def test_a_tpu_is_told_from_other_devices_of_a_host(tmp_path, maker, kind, expected):
+    device = tmp_path / "0000:00:05.0"
+    device.mkdir()
+    (device / "vendor").write_text(maker + "\n")
+    (device / "class").write_text(kind + "\n")
+    (tmp_path / "0000:00:06.0").mkdir()
+    assert processes._has_tpu_chip(str(tmp_path)) is expected
+
+
+def test_another_reference_does_not_continue_a_run(tmp_path):
+    before = {"run_id": "a", "step": 5, "path": "/runs/sft"}
+    check = functools.partial(run_folder.check_same_origin, tmp_path, "initial checkpoint")
+    check(None, before)
+    check(before, {**before, "path": "/moved/sft"})
+    for now in ({**before, "run_id": "b"}, {**before, "step": 6}):
+        with pytest.raises(
+            UserError, match=r"began with the initial checkpoint /runs/sft \(a, step 5\)"
+        ):
+            check(before, now)

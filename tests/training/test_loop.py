@@ -203,3 +203,21 @@ def test_torn_and_later_lines_are_dropped_on_resume(tmp_path):
     keep_lines_up_to(path, 2)
     assert path.read_text() == whole[0] + "\n" + whole[1] + "\n"
     assert read_metrics(tmp_path / "missing.jsonl") == []
+
+
+def test_nan_is_never_the_best(run, tmp_path):
+    scores = {2: float("nan"), 4: 0.5, 6: float("nan")}
+    policy = CheckpointPolicy(period=2, best_metric="validation/score", asynchronous=False)
+    evaluators = {"validation": lambda step, params: {"score": scores[step]}}
+    loop = run(6, evaluators=evaluators, policy=policy, eval_period=2)
+    assert loop.best["step"] == 4
+
+
+def test_the_best_of_a_run_that_was_here_before_is_forgotten(run, tmp_path):
+    (tmp_path / "best.json").write_text(
+        json.dumps({"step": 40, "metric": "validation/score", "value": -1.0})
+    )
+    policy = CheckpointPolicy(period=2, best_metric="validation/score", asynchronous=False)
+    evaluators = {"validation": lambda step, params: {"score": float(step)}}
+    loop = run(4, evaluators=evaluators, policy=policy, eval_period=2)
+    assert loop.best["step"] == 2

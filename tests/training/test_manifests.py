@@ -200,3 +200,17 @@ def test_a_disk_that_fills_up_is_told_in_one_line(run, monkeypatch):
     with pytest.raises(UserError, match=message):
         checkpointer.save(make_state(8), None, {})
     checkpointer.close()
+
+
+def test_what_cannot_be_read_for_a_while_is_not_damaged(run, monkeypatch):
+    """A file system that fails says nothing about the checkpoint; it stays where it is."""
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(manifests, "_crc", fail)
+    folder = run / CHECKPOINTS
+    steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    with pytest.raises(UserError, match=r"cannot be read .Input/output error.; nothing was changed"):
+        manifests.set_damaged_aside(folder, steps)
+    assert all((folder / str(step)).is_dir() for step in steps)

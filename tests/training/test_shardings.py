@@ -154,3 +154,36 @@ def partitioning_state(params):
 def test_rules_that_name_nothing_are_refused(rules, message):
     with pytest.raises(UserError, match=message):
         partitioning.check_axis_rules(rules, {"policy": None})
+
+
+class Chip:
+    """A chip of a simulated TPU slice, as JAX arranges them."""
+
+    platform, device_kind, slice_index, core_on_chip = "tpu", "TPU v5 lite", 0, 0
+
+    def __init__(self, number, coords):
+        self.id, self.coords, self.process_index = number, coords, number // 8
+
+
+@pytest.mark.parametrize(
+    ("topology", "sizes"),
+    [
+        ((4, 4), (1, 1, 16, 1)),
+        ((4, 4), (1, 2, 8, 1)),
+        ((4, 4), (1, 1, 8, 2)),
+        ((4, 8), (1, 2, 16, 1)),
+        ((16, 16), (1, 4, 64, 1)),
+    ],
+)
+def test_an_axis_may_take_part_of_a_topologys_axis(topology, sizes):
+    wide, high = topology
+    chips = [Chip(x + wide * y, (x, y, 0)) for y in range(high) for x in range(wide)]
+    arranged = partitioning._arrange(sizes, 1, chips)
+    assert arranged.shape == sizes
+    assert sorted(chip.id for chip in arranged.flat) == list(range(wide * high))
+
+
+def test_a_mesh_that_a_topology_has_no_place_for_is_refused_by_name():
+    chips = [Chip(x + 4 * y, (x, y, 0)) for y in range(4) for x in range(4)]
+    with pytest.raises(UserError, match="16 x TPU v5 lite cannot be arranged as slice 1, data 1"):
+        partitioning._arrange((1, 1, 5, 3), 1, chips)
