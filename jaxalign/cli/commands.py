@@ -37,6 +37,7 @@ class Command:
       dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon
         have raised.
       distributed: whether several processes can do it together.
+      model_file: a gin file that is read after the user's where these describe a model, so that the command takes it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Command:
     dispensable: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     registers_tasks: bool = True
     distributed: bool = False
+    model_file: str = ""
 
     @property
     def selector(self) -> str:
@@ -117,6 +119,7 @@ COMMANDS = {
             "convert",
             "a checkpoint from T5X, Hugging Face or jaxalign into any of these formats",
             "{result[message]}",
+            model_file="convert.gin",
         ),
         Command(
             "score",

@@ -67,6 +67,8 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     _register(function, command.module)
     for file in flags.gin_files:
         _parse_file(file)
+    if command.model_file and ("MODEL", "gin.macro") in gin.config._CONFIG:
+        _parse_file(command.model_file)
     command_line_keys = [_bind(binding) for binding in flags.gin_bindings]
     selector = command.selector
     also_used = _take_bindings(command, signature)

@@ -35,7 +35,7 @@ class Run:
         if length < 1:
             name = "max_input_length" if feature == "inputs" else "max_target_length"
             raise UserError(
-                f"{self.info.get('run')}: records no length for '{feature}'; give {name}."
+                f"{self.info.get('run')}: records no length for '{feature}'; give --{name}."
             )
         return length
 
@@ -82,6 +82,10 @@ def has_value_network(run: Run) -> bool:
 def _vocabulary(info: dict[str, Any]) -> Any:
     from jaxalign.data.vocabularies import vocabulary_from_dict
 
+    if not info.get("vocabulary"):
+        raise UserError(
+            f"{info['run']} was converted without a vocabulary; convert the checkpoint again, with --vocabulary"
+        )
     try:
         return vocabulary_from_dict(info["vocabulary"], info["run"])
     except (KeyError, ValueError) as error:

@@ -47,7 +47,7 @@ def convert(
       to: jaxalign, t5x (msgpack and zarr, which every version of T5X reads), t5x_orbax, or huggingface.
       step: which checkpoint, where there are several: a number, 'latest' or (of runs) 'best'.
       role: the network of a run to convert.
-      model: what the checkpoint is taken for; from gin: --gin_file=models/FILE --gin_file=convert.gin.
+      model: what the checkpoint is taken for; from gin: --gin_file=models/FILE.
       dtype: float32 or bfloat16; by default as it is, and float32 in a run folder.
       scan_layers: whether a run folder has its layers stacked; by default as the model says.
       vocabulary: a SentencePiece model or 'bytes', for a run folder; by default the checkpoint's own where it has one.
@@ -80,6 +80,7 @@ def convert(
             "--scan_layers, --vocabulary, --extra_ids and the lengths are for run folders (--to=jaxalign)"
         )
     dtype = dtype or _common_dtype(source.params)
+    notes: list[str] = []
     path, new_step = _place(storage.absolute(output), to, source.step)
     if to == RUN:
         description = _describe(source, config, vocabulary, extra_ids)
@@ -88,11 +89,21 @@ def convert(
         description["feature_lengths"] = recorded | {k: v for k, v in lengths.items() if v}
         laid_out = in_layout(source.params, config)
         arrays = {name: cast(array, DTYPES[dtype]) for name, array in laid_out.items()}
+        lacking = [
+            *([] if description["vocabulary"] else ["--vocabulary"]),
+            *(
+                f"--max_{'input' if name == 'inputs' else 'target'}_length"
+                for name in lengths
+                if name not in description["feature_lengths"]
+            ),
+        ]
+        if lacking:
+            notes = [f"not recorded: {', '.join(lacking)}; generate, evaluate and score need them"]
         _write_run(path, arrays, new_step, description)
     else:
         arrays = {name: cast(array, DTYPES[dtype]) for name, array in source.params.items()}
         _write_foreign(path, to, arrays, new_step, config, dtype, source)
-    return _result(source, path, new_step, arrays, dtype, assumed)
+    return _result(source, path, new_step, arrays, dtype, assumed, notes)
 
 
 def _place(output: str, to: str, step: int) -> tuple[str, int]:
@@ -235,6 +246,7 @@ def _result(
     arrays: dict[str, LazyArray],
     dtype: str,
     assumed: str,
+    notes: list[str],
 ) -> dict[str, Any]:
     count = sum(math.prod(array.shape) for array in arrays.values())
     wider = {array.dtype.name for array in source.params.values()} - {dtype}
@@ -243,6 +255,7 @@ def _result(
         *(["rounded to bfloat16"] if dtype == "bfloat16" and wider else []),
         *([f"left out: {', '.join(source.left_out)}"] if source.left_out else []),
         *([assumed] if assumed else []),
+        *notes,
     ]
     return {
         "message": "\n".join(lines),

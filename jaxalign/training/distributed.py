@@ -47,6 +47,12 @@ def start(launch: Launch | None) -> None:
     if launch is None:
         return
     known = (launch.coordinator_address, launch.num_processes, launch.process_id)
+    if None not in known:
+        print(
+            f"process {launch.process_id} of {launch.num_processes} waits for the others at {launch.coordinator_address}, for up to "
+            f"{START_SECONDS // 60} minutes",
+            file=sys.stderr,
+        )
     try:
         jax.distributed.initialize(
             *known,

@@ -61,7 +61,7 @@ def model_info(
             )
         )
     heading = [f"{role}: {count:,} parameters" for role, count in totals.items()]
-    heading += [f"{name}: {dict(mesh.shape)}" for name, mesh in meshes.items()]
+    heading += [f"mesh of {name}: {dict(mesh.shape)}" for name, mesh in meshes.items()]
     return "\n".join([*heading, "", *_aligned(rows)]) + "\n"
 
 

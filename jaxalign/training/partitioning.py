@@ -62,6 +62,11 @@ class MeshShape:
     fsdp: int | None = None
     tensor: int | None = None
 
+    def __str__(self) -> str:
+        sizes = dataclasses.asdict(self).items()
+        given = [f"MESH_{name.upper()}={size}" for name, size in sizes if size is not None]
+        return ", ".join(given) or "the default mesh"
+
     def resolve(
         self, num_devices: int, *, num_slices: int = 1, max_fsdp: int = 1
     ) -> tuple[int, int, int, int]:

@@ -177,7 +177,9 @@ def train(
         )
         files.write_text(
             folder / run_folder.MODEL_INFO_FILE,
-            model_info(abstract, build.logical_axes(objective), {"one device": device_mesh}, rules),
+            model_info(
+                abstract, build.logical_axes(objective), {"each device": device_mesh}, rules
+            ),
         )
     with (
         StopNotice() as notice,

@@ -46,7 +46,6 @@ def test_a_model_file_is_what_the_checkpoint_is_checked_against(checkpoint, tmp_
     arguments = [
         "convert",
         "--gin_file=models/t5_1_1_tiny.gin",
-        "--gin_file=convert.gin",
         f"--checkpoint={checkpoint}",
         f"--output={tmp_path / 'out'}",
     ]

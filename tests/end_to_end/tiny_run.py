@@ -28,8 +28,8 @@ CHECKPOINTS = CheckpointPolicy(period=4)
 CONFIG = T5Config(
     vocab_size=272,
     emb_dim=8,
-    num_heads=1,
-    head_dim=8,
+    num_heads=2,
+    head_dim=4,
     mlp_dim=8,
     num_encoder_layers=1,
     num_decoder_layers=1,

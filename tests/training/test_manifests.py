@@ -211,6 +211,8 @@ def test_what_cannot_be_read_for_a_while_is_not_damaged(run, monkeypatch):
     monkeypatch.setattr(manifests, "_crc", fail)
     folder = run / CHECKPOINTS
     steps = sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
-    with pytest.raises(UserError, match=r"cannot be read .Input/output error.; nothing was changed"):
+    with pytest.raises(
+        UserError, match=r"cannot be read .Input/output error.; nothing was changed"
+    ):
         manifests.set_damaged_aside(folder, steps)
     assert all((folder / str(step)).is_dir() for step in steps)
