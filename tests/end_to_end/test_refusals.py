@@ -65,7 +65,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(launch, tmp_pa
 
 
 def test_a_checkpoint_that_is_not_there_is_reported(launch, tmp_path):
-    with pytest.raises(UserError, match=r"no checkpoint under .*nowhere"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
         launch(tmp_path / "run", initial_checkpoint_path=str(tmp_path / "nowhere"))
 
 
