@@ -100,7 +100,10 @@ class MeshShape:
                 )
             sizes[sizes.index(-1)] = num_devices // known
         if math.prod(sizes) != num_devices:
-            raise UserError(f"{self} needs {math.prod(sizes)} devices, but there are {num_devices}")
+            where = f" on {num_slices} slices (MESH_SLICE)" if num_slices > 1 else ""
+            raise UserError(
+                f"{self} needs {math.prod(sizes)} devices, but there are {num_devices}{where}"
+            )
         return sizes[0], sizes[1], sizes[2], sizes[3]
 
 
