@@ -21,8 +21,13 @@ PLANS = {
         (f"{PAPER}/t5_large_dro_v.gin", "--topology=v5e:4x4"),
     ),
     "t5_large_kto": ("T5-L, KTO, v5e 4x4", (f"{PAPER}/t5_large_kto.gin", "--topology=v5e:4x4")),
+    "t5_large_dro_p": (
+        "T5-L, DRO-P, v5e 4x4",
+        (f"{PAPER}/t5_large_dro_p.gin", "--topology=v5e:4x4"),
+    ),
     "t5_xl_dro_v": ("T5-XL, DRO-V, v5e 4x8", (f"{PAPER}/t5_xl_dro_v.gin", "--topology=v5e:4x8")),
     "t5_xl_kto": ("T5-XL, KTO, v5e 4x8", (f"{PAPER}/t5_xl_kto.gin", "--topology=v5e:4x8")),
+    "t5_xl_dro_p": ("T5-XL, DRO-P, v5e 4x8", (f"{PAPER}/t5_xl_dro_p.gin", "--topology=v5e:4x8")),
     "t5_xxl_dro_v": (
         "T5-XXL, DRO-V, v5e 4x8",
         (f"{PAPER}/t5_xl_dro_v.gin", XXL, "--topology=v5e:4x8"),
