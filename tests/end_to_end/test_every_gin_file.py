@@ -62,7 +62,9 @@ def caches(shared_dir, tmp_path_factory):
             for row in rows:
                 groups.setdefault(row["prompt"], []).append(row)
             with (folder / f"{split}{responses}.jsonl").open("w") as file:
-                for prompt, group in itertools.islice(groups.items(), 200):
+                for prompt, group in itertools.islice(
+                    groups.items(), 200 if responses < 3 else None
+                ):
                     group = sorted(group, key=lambda row: -row["scores"]["quality"])
                     group = (group * responses)[:responses] if len(group) > 1 else group
                     quality = [(row["scores"]["quality"] - 1) / 5 for row in group]
@@ -85,7 +87,7 @@ def caches(shared_dir, tmp_path_factory):
         )  # fmt: skip
         generator = np.random.default_rng(0)
         for split, count in metadata["num_examples"].items():
-            assert count >= 16
+            assert count >= (16 if split == "train" else 4)
             for field in STORED_FIELDS:
                 values = np.abs(generator.normal(size=(count, responses))).astype(np.float32)
                 write_stored(str(cache_dir), split, field, values, {})
