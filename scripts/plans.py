@@ -48,9 +48,9 @@ three up. The paper reports 2 seconds a step for T5-L and 10 for T5-XL on these 
 lengths. All these runs leave most of a chip's memory free. With one or two rows a chip, gathering the parameters takes about as long as
 the matrix products, or longer: more rows a step would use the chips better.
 
-All but those of DRO-P were compiled when results that a fusion updates in place still counted whole in main-memory traffic. For T5-L with DRO-V
-counting the written part changes nothing; for an earlier program of T5-XL it took 6 % off. The figures of the other plans may be too
-high by about as much; none of them is bound by memory.
+All but those of DRO-P were compiled when results that a fusion updates in place still counted whole in main-memory traffic. For T5-L
+with DRO-V counting the written part changes nothing; for an earlier program of T5-XL it took 6 % off. The figures of the others
+may be too high by about as much; none of them is bound by memory.
 """
 
 
