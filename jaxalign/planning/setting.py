@@ -18,7 +18,14 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
 from jaxalign.planning.flops import count_flops
 from jaxalign.training import partitioning
-from jaxalign.training.build import BuiltStep, abstract_frozen, abstract_params, build_step
+from jaxalign.training.build import (
+    BuiltStep,
+    abstract_frozen,
+    abstract_params,
+    abstract_state,
+    build_step,
+    make_transformations,
+)
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.partitioning import AxisRules, MeshShape
@@ -88,13 +95,13 @@ class Setting:
         """
         partitioning.check_batch_size(mesh, self.rows, self.microbatches)
         frozen, frozen_shardings = abstract_frozen(self.objective, mesh, self.rules)
+        transformations = make_transformations(self.objective, self.optimizer, self.value_optimizer)
         built = build_step(
             self.objective,
-            optimizer=self.optimizer,
-            value_optimizer=self.value_optimizer,
+            transformations=transformations,
+            abstract=abstract_state(abstract_params(self.objective), transformations),
             mesh=mesh,
             rules=self.rules,
-            params=abstract_params(self.objective),
             frozen_shardings=frozen_shardings,
             batch=self.batch,
             random_seed=self.random_seed,

@@ -38,10 +38,10 @@ class Accelerator:
 ACCELERATORS: dict[str, Accelerator] = {
     each.name: each
     for each in (
-        Accelerator("v4", ("TPU v4",), 32 * GIB, 275e12, 1228e9, 300e9, 4, 64),
+        Accelerator("v4", ("TPU v4",), 32 * GIB, 275e12, 1200e9, 300e9, 4, 64),
         Accelerator("v5e", ("TPU v5 lite", "TPU v5e"), 16 * GIB, 197e12, 819e9, 200e9, 8, 64),
         Accelerator("v5p", ("TPU v5p", "TPU v5"), 95 * GIB, 459e12, 2765e9, 600e9, 4, 64),
-        Accelerator("v6e", ("TPU v6 lite", "TPU v6e"), 32 * GIB, 918e12, 1638e9, 400e9, 8, 64),
+        Accelerator("v6e", ("TPU v6 lite", "TPU v6e"), 32 * GIB, 918e12, 1640e9, 400e9, 8, 64),
         Accelerator("a100", ("NVIDIA A100",), 80 * GIB, 312e12, 2039e9, 300e9, 8, 8),
         Accelerator("h100", ("NVIDIA H100",), 80 * GIB, 989e12, 3350e9, 450e9, 8, 8),
         Accelerator("h200", ("NVIDIA H200",), 141 * 10**9, 989e12, 4800e9, 450e9, 8, 8),

@@ -30,14 +30,12 @@ class BuiltStep:
     Attributes:
       step: the jitted step; ``step.lower(state, frozen, batch)`` takes arrays or their shapes.
       function: the same, not jitted.
-      transformations: trained role -> optax transformation.
       abstract: shapes of the state.
       shardings: of the state.
     """
 
     step: StepFunction
     function: StepFunction
-    transformations: dict[str, optax.GradientTransformation]
     abstract: TrainState
     shardings: TrainState
 
@@ -45,11 +43,10 @@ class BuiltStep:
 def build_step(
     objective: Objective,
     *,
-    optimizer: Optimizer,
-    value_optimizer: Optimizer | None,
+    transformations: Mapping[str, optax.GradientTransformation],
+    abstract: TrainState,
     mesh: Mesh,
     rules: Mapping[str, AxisRules],
-    params: Mapping[str, Any],
     frozen_shardings: Any,
     batch: Batch,
     random_seed: int = 0,
@@ -59,11 +56,10 @@ def build_step(
 
     Args:
       objective: the method, with its networks.
-      optimizer: of every trained role, the value's aside if it has one of its own.
-      value_optimizer: of the role ``value``.
+      transformations: of `make_transformations`.
+      abstract: of `abstract_state`.
       mesh: of devices that are there, or of a topology to compile for.
       rules: role -> axis rules before the standard ones.
-      params: arrays or shapes of the trained roles, and ``statistics``.
       frozen_shardings: of the frozen roles.
       batch: arrays or shapes; only the names are read.
       random_seed: of dropout.
@@ -72,8 +68,6 @@ def build_step(
     Raises:
       UserError: if the mesh does not divide a parameter.
     """
-    transformations = make_transformations(objective, optimizer, value_optimizer)
-    abstract = abstract_state(params, transformations)
     shardings = state_shardings(mesh, abstract, logical_axes(objective), rules)
     function = make_train_step(
         objective,
@@ -83,7 +77,7 @@ def build_step(
         dropout=_uses_dropout(objective),
     )
     step = jit_train_step(function, mesh, shardings, frozen_shardings, batch)
-    return BuiltStep(step, function, transformations, abstract, shardings)
+    return BuiltStep(step, function, abstract, shardings)
 
 
 def make_transformations(

@@ -142,11 +142,10 @@ def train(
     distributed.check_batch(check, device_mesh, first)
     built = build.build_step(
         objective,
-        optimizer=optimizer,
-        value_optimizer=value_optimizer,
+        transformations=transformations,
+        abstract=abstract,
         mesh=device_mesh,
         rules=rules,
-        params=params,
         frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
         batch=first,
         random_seed=random_seed,
