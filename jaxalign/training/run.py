@@ -21,7 +21,6 @@ from jaxalign.training import (
     checkpoints,
     distributed,
     files,
-    initial_checkpoint,
     partitioning,
     run_folder,
     score,
@@ -34,7 +33,8 @@ from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.partitioning import AxisRules, MeshShape
 from jaxalign.training.preemption import StopNotice, Stopped
-from jaxalign.training.state import TrainState, create_state, role_shardings
+from jaxalign.training.start import Start
+from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import jit_eval_step, make_eval_step
 
 # On TPUs and GPUs parameters are sharded over a slice or host; on a CPU every device holds a copy.
@@ -102,25 +102,20 @@ def train(
         return finished
     data = task_checks.check(objective, data, metadata, quiet=not loop.progress)
     run_id = distributed.first(lambda: earlier.get("run_id") or uuid.uuid4().hex[:12])
-    start = earlier.get("initial_checkpoint")
-    if start and initial_checkpoint_path and initial_checkpoint_step is None:
-        # That run may have gone on since; this one keeps its reference.
-        initial_checkpoint_step = start["step"]
-    pinned = earlier.get("frozen_checkpoints", {})
-    params, frozen, reference, frozen_checkpoints = _initial_params(
+    start = Start(
+        folder,
         objective,
         device_mesh,
         rules,
         random_seed,
-        initial_checkpoint_path,
-        initial_checkpoint_step,
-        run_id,
-        pinned,
+        path=initial_checkpoint_path,
+        step=initial_checkpoint_step,
+        run_id=run_id,
+        earlier=earlier,
     )
-    if initial_checkpoint_path:
-        run_folder.check_same_origin(folder, "initial checkpoint", start, reference)
+    frozen, frozen_checkpoints = start.frozen()
     transformations = build.make_transformations(objective, optimizer, value_optimizer)
-    abstract = build.abstract_state(params, transformations)
+    abstract = build.abstract_state(build.abstract_params(objective), transformations)
     checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
     rows = distributed.local_rows(device_mesh, batch_size)
     check = functools.partial(task_checks.check_batch, objective, task=data.task)
@@ -130,7 +125,7 @@ def train(
         probe = {**probe, "reference_log_probs": probe["response_mask"]}
         distributed.check_batch(check, device_mesh, probe)
         reference_scores = _ensure_reference_scores(
-            objective, data, params, reference_scores, reference, device_mesh, batch_size
+            objective, data, start, reference_scores, device_mesh, batch_size
         )
     else:
         reference_scores = None
@@ -158,22 +153,21 @@ def train(
         with partitioning.activate(device_mesh):
             state = jax.jit(
                 lambda tree: create_state(tree, transformations), out_shardings=shardings
-            )(params)
+            )(start.trained())
     else:
+        start.say_what_is_unreadable()
         state, data_state = checkpointer.restore(abstract, shardings)
         if data_state is not None:
             iterator.set_state(data_state)
-    del params
-    start_info: dict[str, Any] = {}
+    origin: dict[str, Any] = {"run_id": run_id}
     if initial_checkpoint_path:
-        start_info["initial_checkpoint"] = reference
+        origin["initial_checkpoint"] = start.identity
     if frozen_checkpoints:
-        start_info["frozen_checkpoints"] = frozen_checkpoints
+        origin["frozen_checkpoints"] = frozen_checkpoints
+    del start
     primary = distributed.is_first()
     if primary:
-        run_folder.write_description(
-            folder, objective, data, metadata, {"run_id": run_id, **start_info}
-        )
+        run_folder.write_description(folder, objective, data, metadata, origin)
         files.write_text(
             folder / run_folder.MODEL_INFO_FILE,
             model_info(
@@ -232,96 +226,33 @@ def train(
     return summary
 
 
-def _initial_params(
-    objective: Objective,
-    mesh: Any,
-    rules: Mapping[str, AxisRules],
-    seed: int,
-    path: str | None,
-    step: int | str | None,
-    run_id: str,
-    pinned: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Parameters of the trained roles, of the frozen ones, who the reference policy is, and who the frozen roles are.
-
-    ``pinned`` are the frozen roles of the run's earlier launch, which may have gone on since.
-    """
-    axes = build.logical_axes(objective)
-    networks = objective.trained()
-    keys = dict(zip(networks, jax.random.split(jax.random.key(seed), len(networks)), strict=True))
-    shapes = {role: jax.eval_shape(net.init, keys[role]) for role, net in networks.items()}
-    places = {
-        role: role_shardings(mesh, shapes[role], axes.get(role), rules.get(role, ()))
-        for role in networks
-    }
-    reference = {"run_id": f"{run_id}-init", "step": seed}
-    params: dict[str, Any] = {}
-    policy = None
-    if path is not None:
-        initial = initial_checkpoint.open_checkpoint(path, step)
-        reference = initial.identity
-        policy = initial.restore(objective.policy, mesh, rules.get("policy", ()))
-        if "policy" in networks:
-            params["policy"] = policy
-    for role, network in networks.items():
-        if role in params:
-            continue
-        if hasattr(network, "from_policy") and path is not None:
-            from_policy = jax.jit(network.from_policy, out_shardings=places[role])
-            with partitioning.activate(mesh):
-                params[role] = from_policy(keys[role], policy)
-        else:
-            with partitioning.activate(mesh):
-                params[role] = jax.jit(network.init, out_shardings=places[role])(keys[role])
-    statistics = objective.initial_statistics()
-    if statistics:
-        params["statistics"] = jax.device_put(statistics, partitioning.replicated(mesh))
-    policy = params.get("policy", policy)
-    sources = objective.frozen_sources()
-    copied = [role for role in objective.frozen_roles() if role not in sources]
-    if policy is None and copied:
-        raise UserError(
-            f"objective {objective.name} reads a policy that it does not train: set INITIAL_CHECKPOINT_PATH"
-        )
-    # The reference is a copy: the policy's own buffers are donated to the step.
-    frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), policy) for role in copied}
-    identities: dict[str, Any] = {}
-    for role, (network, run) in sources.items():
-        before = pinned.get(role)
-        opened = initial_checkpoint.open_checkpoint(run, before["step"] if before else None)
-        identities[role] = opened.identity
-        run_folder.check_same_origin(
-            Path(run), f"checkpoint of the {role}", before, opened.identity
-        )
-        frozen[role] = opened.restore(network, mesh)
-    return params, frozen, reference, identities
-
-
 def _ensure_reference_scores(
     objective: Objective,
     data: TaskData,
-    params: Mapping[str, Any],
+    start: Start,
     name: str | None,
-    reference: Mapping[str, Any],
     mesh: Any,
     batch_size: int,
 ) -> str:
+    """The name of the reference's log-probabilities, which are computed where they are not stored."""
     if name is not None:
         return name
     assert isinstance(objective.policy, Policy)
-    name = score.reference_name(reference, objective.policy)
+    name = score.reference_name(start.identity, objective.policy)
     splits = [split for split in (data.train_split, data.eval_split) if split]
-    score.score_splits(
-        objective.policy,
-        params["policy"],
-        data.cache_dir,
-        name,
-        splits=splits,
-        feature_lengths=data.feature_lengths,
-        batch_size=batch_size,
-        mesh=mesh,
-        info=reference,
-    )
+    missing = score.unscored(data.cache_dir, splits, name)
+    if missing:
+        score.score_splits(
+            objective.policy,
+            start.policy,
+            data.cache_dir,
+            name,
+            splits=missing,
+            feature_lengths=data.feature_lengths,
+            batch_size=batch_size,
+            mesh=mesh,
+            info=start.identity,
+        )
     return name
 
 

@@ -129,11 +129,8 @@ def score_splits(
     compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
     rows = distributed.local_rows(mesh, batch_size)
     metadata = load_metadata(cache_dir)
-    for split in splits or list(metadata["num_examples"]):
-        if not overwrite and distributed.first(
-            functools.partial(_is_scored, cache_dir, split, name)
-        ):
-            continue
+    splits = list(splits or metadata["num_examples"])
+    for split in splits if overwrite else unscored(cache_dir, splits, name):
         shape = (metadata["num_examples"][split], metadata["responses_per_example"])
         scores = np.zeros(shape, np.float32)
         dataset = pipeline.make_dataset(
@@ -165,5 +162,14 @@ def score_splits(
         distributed.first(functools.partial(write, cache_dir, split, name, scores, dict(info)))
 
 
-def _is_scored(cache_dir: str, split: str, name: str) -> bool:
-    return name in reference.reference_score_names(cache_dir, split)
+def unscored(cache_dir: str, splits: Sequence[str], name: str) -> list[str]:
+    """The splits of a cache that have no such set of scores; as the first process finds them."""
+
+    def find() -> list[str]:
+        return [
+            split
+            for split in splits
+            if name not in reference.reference_score_names(cache_dir, split)
+        ]
+
+    return distributed.first(find)

@@ -29,11 +29,12 @@ def feedback(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start_run(feedback, repository):
-    """`start_run(folder, steps, kill_at=0)` starts a process; runs share one cache."""
+    """`start_run(folder, steps, kill_at=0, *initial_checkpoint)` starts a process; runs share one cache."""
 
-    def start(folder, steps, kill_at=0):
+    def start(folder, steps, kill_at=0, *initial_checkpoint):
         cache = feedback.parent / "cache"
         command = [sys.executable, SCRIPT, feedback, cache, folder, steps, kill_at]
+        command += initial_checkpoint
         path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         return subprocess.Popen(
             list(map(str, command)),

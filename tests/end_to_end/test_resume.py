@@ -1,6 +1,7 @@
 """A run that was killed and started again is the run that was never killed, bit for bit."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -17,6 +18,7 @@ STEPS = 8
 def finish(process, code=0):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output[-3000:]
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +89,13 @@ def test_training_moved_the_parameters(whole):
     early, late = (restore_params(whole, "policy", step=step) for step in (4, 8))
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), early, late)
     assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_a_run_goes_on_when_what_it_began_with_is_gone(start_run, whole, tmp_path):
+    start, folder = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(whole, start)
+    finish(start_run(folder, STEPS, 6, start), -signal.SIGKILL)
+    shutil.rmtree(start)
+    assert "is not needed any more" in finish(start_run(folder, STEPS, 0, start))
+    origin = json.loads((folder / "networks.json").read_text())["initial_checkpoint"]
+    assert origin["path"] == str(start) and origin["step"] == STEPS

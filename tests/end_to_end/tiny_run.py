@@ -1,6 +1,6 @@
 """Trains a tiny DRO-V run from feedback in a JSON Lines file; a test kills it half-way.
 
-python tiny_run.py FEEDBACK CACHE_DIR MODEL_DIR TRAIN_STEPS [KILL_AT]
+python tiny_run.py FEEDBACK CACHE_DIR MODEL_DIR TRAIN_STEPS [KILL_AT [INITIAL_CHECKPOINT]]
 """
 
 import os
@@ -80,4 +80,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    start = {"initial_checkpoint_path": sys.argv[6]} if len(sys.argv) > 6 else {}
+    main(*sys.argv[1:4], *map(int, sys.argv[4:6]), **start)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import gin
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,8 @@ from jaxalign.cli.commands import COMMANDS, read_signature
 from jaxalign.cli.flags import parse_flags
 from jaxalign.cli.main import main
 from jaxalign.data.ultrafeedback import ASPECTS
+from jaxalign.planning.setting import Setting, batch_shapes
+from jaxalign.training import partitioning
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "gin_configs" / "experiments" / "dro_paper"
@@ -147,6 +150,54 @@ def test_the_header_has_a_complete_command_a_plan_and_the_papers_result(name):
 def test_the_documentation_names_every_file(repository):
     page = (repository / "docs" / "reproduction.md").read_text()
     assert [name for name in NAMES if f"`{name}`" not in page] == []
+
+
+# They have no plan in docs/results/plans, for they compile to the program of the file that they are compared with.
+ONLY_NUMBERS = sorted(
+    {"double_network_multiple_values"}
+    | {name for name in NAMES if name.startswith(("learning_rate", "value_learning", "tau", "kto"))}
+)
+
+
+def program(name):
+    """The traced step of a file with a small model, floating-point literals replaced."""
+    lengths = {"TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 32}}
+    changes = [f"--gin.{key}={value}" for key, value in (SMALL_MODEL | QUICK | lengths).items()]
+    function, _ = configured(name, *changes)
+    bound = gin.get_bindings(function)
+    setting = Setting(
+        **{key: bound[key] for key in ("objective", "optimizer", "value_optimizer", "mesh")},
+        batch=batch_shapes(bound["objective"], bound["data"], 32),
+        microbatches=1,
+        rules=partitioning.check_axis_rules({}, bound["objective"].trained()),
+    )
+    mesh = partitioning.make_mesh(setting.mesh, jax.devices())
+    built, frozen, _ = setting.build(mesh)
+    with partitioning.activate(mesh):
+        text = str(jax.make_jaxpr(built.function)(built.abstract, frozen, dict(setting.batch)))
+    text = re.sub(r"0x[0-9a-f]+", "", text)
+    return re.sub(r"-?\b\d+(\.\d*)?(e[-+]?\d+)?:f32", "NUMBER", text)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return {name: program(name) for name in (LARGE, KTO)}
+
+
+@pytest.mark.parametrize("name", ONLY_NUMBERS)
+def test_a_file_that_changes_numbers_has_the_program_of_its_base(name, programs):
+    assert program(name) == programs[CHANGES[name][0]]
+
+
+def test_another_method_or_value_is_another_program(programs):
+    assert programs[KTO] != programs[LARGE] != program("double_network_single_value")
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(ONLY_NUMBERS)))
+def test_a_file_with_a_program_of_its_own_has_a_plan_that_fits(name):
+    plan = json.loads((ROOT / "docs" / "results" / "plans" / f"{name}.json").read_text())
+    assert plan["fits"] and plan["change"] is None
+    assert plan["memory"]["peak"] <= plan["memory"]["chip"]
 
 
 @pytest.fixture(scope="module")

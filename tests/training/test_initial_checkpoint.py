@@ -1,6 +1,7 @@
 """A run may start from any checkpoint: its parameters arrive on the run's mesh as if they had been made there."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,10 +16,11 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.stacking import stack_layers
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
-from jaxalign.training import partitioning, run
+from jaxalign.training import partitioning
 from jaxalign.training.initial_checkpoint import check, open_checkpoint
 from jaxalign.training.partitioning import MeshShape
 from jaxalign.training.score import reference_name, score
+from jaxalign.training.start import Start
 from jaxalign.training.state import role_shardings
 
 CONFIG = T5Config(
@@ -114,18 +116,47 @@ def test_a_converted_run_says_where_it_is_from_and_has_no_method_to_continue(fol
     assert description["converted_from"]["format"] == "t5x"
 
 
+def begin(objective, path, *, seed=0, earlier=None):
+    mesh = partitioning.make_mesh()
+    options = {"step": None, "run_id": "new", "earlier": earlier or {}}
+    return Start(Path("run"), objective, mesh, {}, seed, path=str(path), **options)
+
+
+def test_a_run_that_goes_on_needs_its_start_only_for_a_copy_of_it(folders, tmp_path, capsys):
+    identity = open_checkpoint(str(folders / "t5x")).identity
+    gone, earlier = tmp_path / "gone", {"initial_checkpoint": identity}
+    with pytest.raises(UserError, match="gone"):
+        begin(DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG)), gone)
+    start = begin(DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG)), gone, earlier=earlier)
+    assert start.frozen() == ({}, {}) and start.identity == identity
+    start.say_what_is_unreadable()
+    assert "is not needed any more: " in capsys.readouterr().err
+    with pytest.raises(UserError, match="gone"):
+        start.trained()
+    live = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG), reference="live")
+    with pytest.raises(UserError, match="gone"):
+        begin(live, gone, earlier=earlier).frozen()
+
+
+def test_a_run_goes_on_from_the_start_that_it_had(folders):
+    objective = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG))
+    earlier = {"initial_checkpoint": {"run_id": "another", "step": 3, "path": "runs/another"}}
+    with pytest.raises(
+        UserError, match=r"began with the initial checkpoint runs/another \(another"
+    ):
+        begin(objective, folders / "t5x", earlier=earlier)
+
+
 @pytest.mark.parametrize("name", ["t5x", "huggingface"])
 def test_policy_and_value_start_from_it_and_the_values_head_is_made_anew(folders, params, name):
     objective = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG))
-    mesh = partitioning.make_mesh()
     heads = []
     for seed in (0, 1):
-        started, _, reference, _ = run._initial_params(
-            objective, mesh, {}, seed, str(folders / name), None, "new", {}
-        )
+        start = begin(objective, folders / name, seed=seed)
+        started = start.trained()
         jax.tree.map(np.testing.assert_array_equal, started["policy"], params)
         jax.tree.map(np.testing.assert_array_equal, started["value"]["encoder"], params["encoder"])
-        assert reference == open_checkpoint(str(folders / name)).identity
+        assert start.identity == open_checkpoint(str(folders / name)).identity
         heads.append(np.asarray(started["value"]["head"]["kernel"]))
     assert not np.array_equal(*heads)
 

@@ -1,0 +1,144 @@
+"""Where a run begins: parameters of the roles that it trains and of those that it only reads, made when they are asked for."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.errors import UserError
+from jaxalign.objectives.base import Objective
+from jaxalign.training import build, distributed, initial_checkpoint, partitioning, run_folder
+from jaxalign.training.partitioning import AxisRules
+from jaxalign.training.state import role_shardings
+
+
+class Start:
+    """The parameters that a run begins with.
+
+    A run that goes on has its own checkpoint, and reads where it began only if a frozen role is a copy of it or if reference
+    log-probabilities are still missing. So what it began with may be gone by then.
+
+    Args:
+      folder: the run folder, for messages.
+      objective: the method, with its networks.
+      mesh: the run's devices.
+      rules: role -> axis rules before the standard ones.
+      seed: of random initialisation.
+      path: the initial checkpoint; None for a random initialisation.
+      step: which of its checkpoints; that of the earlier launch by default, for that other run may have gone on since.
+      run_id: of this run.
+      earlier: what an earlier launch of the run wrote about itself; empty if this is the first.
+
+    Attributes:
+      identity: ``run_id`` and ``step`` of the reference policy, which name its stored log-probabilities.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is not the one that the run began with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        objective: Objective,
+        mesh: Any,
+        rules: Mapping[str, AxisRules],
+        seed: int,
+        *,
+        path: str | None,
+        step: int | str | None,
+        run_id: str,
+        earlier: Mapping[str, Any],
+    ) -> None:
+        self._objective, self._mesh, self._rules = objective, mesh, rules
+        networks = objective.trained()
+        keys = jax.random.split(jax.random.key(seed), len(networks))
+        self._keys = dict(zip(networks, keys, strict=True))
+        self._pinned = earlier.get("frozen_checkpoints", {})
+        self._initial: initial_checkpoint.InitialCheckpoint | None = None
+        self._unreadable: UserError | None = None
+        self.identity: dict[str, Any] = {"run_id": f"{run_id}-init", "step": seed}
+        if path is None:
+            return
+        before = earlier.get("initial_checkpoint")
+        if before and step is None:
+            step = before["step"]
+        try:
+            self._initial = initial_checkpoint.open_checkpoint(path, step)
+        except UserError as error:
+            if before is None:
+                raise
+            self._unreadable, self.identity = error, before
+            return
+        self.identity = self._initial.identity
+        run_folder.check_same_origin(folder, "initial checkpoint", before, self.identity)
+
+    @functools.cached_property
+    def policy(self) -> Any:
+        """Parameters of the policy; None if it is neither trained nor read from a checkpoint."""
+        if self._unreadable is not None:
+            raise self._unreadable
+        if self._initial is not None:
+            rules = self._rules.get("policy", ())
+            return self._initial.restore(self._objective.policy, self._mesh, rules)
+        if "policy" not in self._keys:
+            return None
+        return self._initialise("policy", self._objective.policy)
+
+    def trained(self) -> dict[str, Any]:
+        """Parameters of the trained roles, and ``statistics`` if the method carries any."""
+        params: dict[str, Any] = {}
+        for role, network in self._objective.trained().items():
+            params[role] = self.policy if role == "policy" else self._initialise(role, network)
+        statistics = self._objective.initial_statistics()
+        if statistics:
+            params["statistics"] = jax.device_put(statistics, partitioning.replicated(self._mesh))
+        return params
+
+    def frozen(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters of the frozen roles, and which checkpoints those are that come from other runs.
+
+        Raises:
+          UserError: a role has nothing to be copied from, or another checkpoint is there than when the run began.
+        """
+        sources = self._objective.frozen_sources()
+        copied = [role for role in self._objective.frozen_roles() if role not in sources]
+        if copied and self.policy is None:
+            raise UserError(
+                f"objective {self._objective.name} reads a policy that it does not train: set INITIAL_CHECKPOINT_PATH"
+            )
+        # Copies: the policy's own buffers are donated to the step.
+        frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), self.policy) for role in copied}
+        identities: dict[str, Any] = {}
+        for role, (network, run) in sources.items():
+            before = self._pinned.get(role)
+            opened = initial_checkpoint.open_checkpoint(run, before["step"] if before else None)
+            identities[role] = opened.identity
+            run_folder.check_same_origin(
+                Path(run), f"checkpoint of the {role}", before, opened.identity
+            )
+            frozen[role] = opened.restore(network, self._mesh)
+        return frozen, identities
+
+    def say_what_is_unreadable(self) -> None:
+        """Tells on standard error that the run goes on without the checkpoint that it began with."""
+        if self._unreadable is not None and distributed.is_first():
+            print(
+                f"jaxalign: the initial checkpoint cannot be read, and is not needed any more: {self._unreadable}",
+                file=sys.stderr,
+            )
+
+    def _initialise(self, role: str, network: Any) -> Any:
+        shapes = jax.eval_shape(network.init, self._keys[role])
+        axes = build.logical_axes(self._objective).get(role)
+        places = role_shardings(self._mesh, shapes, axes, self._rules.get(role, ()))
+        grown = hasattr(network, "from_policy") and (self._initial or self._unreadable) is not None
+        with partitioning.activate(self._mesh):
+            if grown:
+                make = jax.jit(network.from_policy, out_shardings=places)
+                return make(self._keys[role], self.policy)
+            return jax.jit(network.init, out_shardings=places)(self._keys[role])
