@@ -70,6 +70,7 @@ def make_batch(
     reference_samples: int = 0,
     reference_log_probs: Float[np.ndarray, "examples responses"] | None = None,
     stored: Mapping[str, Float[np.ndarray, "examples responses"]] | None = None,
+    teacher_top: int = 0,
 ) -> Batch:
     """A batch in the package's layout.
 
@@ -84,12 +85,14 @@ def make_batch(
       reference_samples: numbers in an example's `reference_feedback`; 0 leaves `reference_rewards` out.
       reference_log_probs: of the whole split, looked up by example index.
       stored: more such arrays by batch field.
+      teacher_top: tokens of a teacher that an example has at every position; 0 leaves them out.
 
     Returns:
       encoder_input_tokens, encoder_segment_ids [rows, S]; decoder_input_tokens, decoder_target_tokens,
       decoder_segment_ids, decoder_loss_weights [rows, T]; response_mask, feedback, rewards, reference_log_probs and the
       stored fields [rows, P, K]; scores [rows, P, K, scores]; reference_rewards [rows, P, samples], the standardised
-      feedback of samples of the reference policy; prompt_ids, example_ids [rows, P].
+      feedback of samples of the reference policy; prompt_ids, example_ids [rows, P]; teacher_top_ids and
+      teacher_top_log_probs [rows, T, teacher_top], 0 on padding.
     """
     P, K = examples_per_row, responses_per_example
     slots = [row * P + p for row, examples in enumerate(rows) for p in range(len(examples))]
@@ -154,6 +157,15 @@ def make_batch(
         batch["reference_rewards"] = samples.astype(np.float32).reshape(
             num_rows, P, reference_samples
         )
+    if teacher_top:
+        # Positions in row order are the order of the concatenated targets.
+        at = target_segments > 0
+        for field, dtype, arrays in (
+            ("teacher_top_ids", np.int32, [each.teacher_ids for each in examples]),
+            ("teacher_top_log_probs", np.float32, [each.teacher_log_probs for each in examples]),
+        ):
+            batch[field] = np.zeros((*targets.shape, teacher_top), dtype)
+            batch[field][at] = _joined(arrays, dtype).reshape(-1, teacher_top)
     looked_up = dict(stored or {})
     if reference_log_probs is not None:
         looked_up["reference_log_probs"] = reference_log_probs

@@ -27,6 +27,8 @@ class CachedExample:
       reference_feedback: float32 [samples] as given, of samples of the reference policy, or None.
       prompt_id: positive hash of the prompt's text.
       prompt, responses, group, source, file, line: the record the tokens came from.
+      teacher_ids, teacher_log_probs: int32 and float32 [as targets, k], a teacher's likeliest tokens at every position, or None. They
+        are stored beside the cache, not in it.
     """
 
     inputs: np.ndarray
@@ -42,11 +44,17 @@ class CachedExample:
     file: str = ""
     line: int = 0
     reference_feedback: np.ndarray | None = None
+    teacher_ids: np.ndarray | None = None
+    teacher_log_probs: np.ndarray | None = None
 
     def target(self, response: int) -> np.ndarray:
         """Tokens of one response, with EOS."""
+        return self.targets[self.target_slice(response)]
+
+    def target_slice(self, response: int) -> slice:
+        """Where a response's tokens are among `targets`."""
         end = int(self.target_lengths[: response + 1].sum())
-        return self.targets[end - int(self.target_lengths[response]) : end]
+        return slice(end - int(self.target_lengths[response]), end)
 
 
 def best_response(example: CachedExample, kind: str) -> int:
@@ -58,11 +66,15 @@ def best_response(example: CachedExample, kind: str) -> int:
 
 def only_response(example: CachedExample, response: int) -> CachedExample:
     """The example with one of its responses alone."""
-    kept = slice(response, response + 1)
+    kept, tokens = slice(response, response + 1), example.target_slice(response)
     return dataclasses.replace(
         example,
-        targets=example.target(response),
+        targets=example.targets[tokens],
         target_lengths=example.target_lengths[kept],
+        teacher_ids=None if example.teacher_ids is None else example.teacher_ids[tokens],
+        teacher_log_probs=(
+            None if example.teacher_log_probs is None else example.teacher_log_probs[tokens]
+        ),
         feedback=None if example.feedback is None else example.feedback[kept],
         scores=None if example.scores is None else example.scores[kept],
         responses=example.responses[kept],

@@ -6,6 +6,7 @@ batches continue bit for bit. Needs neither TensorFlow nor seqio.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from jaxalign.data.examples import (
     decode_example,
     only_response,
 )
+from jaxalign.data.teacher_tokens import open_teacher_tokens
 from jaxalign.data.validation import DataError
 
 if TYPE_CHECKING:
@@ -129,7 +131,8 @@ def make_dataset(
         So the order of the data and the iterator's state are the same for any number of processes and any mesh.
       standardize: rewards = (feedback - mean) / std of the training split; otherwise rewards = feedback.
       reference_scores: name of stored reference log-probabilities to add.
-      stored: {batch field: name of a stored array} to add, for fields of `reference.STORED_FIELDS`.
+      stored: {batch field: name of a stored array} to add, for fields of `reference.STORED_FIELDS`; the name for 'teacher_top' is that
+        of stored teacher tokens (`data.teacher_tokens`).
       sampling: which examples are drawn how often (`sampling.open_sampling`); None for all alike. An epoch has as many draws as
         examples are kept.
       best_only: of every example keep the response that `examples.best_response` names, so that K = 1.
@@ -158,7 +161,10 @@ def make_dataset(
         if reference_scores
         else None
     )
-    arrays = reference.read_stored_fields(cache_dir, split, stored or {})
+    stored = stored or {}
+    arrays = reference.read_stored_fields(cache_dir, split, stored)
+    teacher = stored.get(reference.TEACHER_TOP)
+    teacher_tokens = open_teacher_tokens(cache_dir, split, teacher) if teacher else None
     example_lengths = data.lengths()
     if best_only and (pack or arrays or reference_log_probs is not None):
         best, best_lengths = _best_responses(data)
@@ -183,11 +189,20 @@ def make_dataset(
         ),
         reference_log_probs=reference_log_probs,
         stored=arrays,
+        teacher_top=teacher_tokens.count if teacher_tokens else 0,
     )
 
     def read_and_collate(index_rows: Sequence[Sequence[int]]) -> Batch:
         own = [index_rows[row] if row < len(index_rows) else [] for row in mine]
-        found = data.read([index for row in own for index in row])
+        indices = [index for row in own for index in row]
+        found = data.read(indices)
+        if teacher_tokens is not None:
+            found = [
+                dataclasses.replace(example, teacher_ids=ids, teacher_log_probs=log_probs)
+                for example, (ids, log_probs) in zip(
+                    found, map(teacher_tokens.of, indices), strict=True
+                )
+            ]
         if best_only:
             kind = metadata["kind"]
             found = [only_response(example, best_response(example, kind)) for example in found]

@@ -20,6 +20,8 @@ from jaxalign.data.validation import DataError
 
 # Batch fields that stored arrays may fill, besides `reference_log_probs`.
 STORED_FIELDS = ("advantages", "margin_log_probs", "margin_rewards", "density_ratios")
+# What stands for a teacher's likeliest tokens among them (`data.teacher_tokens`).
+TEACHER_TOP = "teacher_top"
 
 _FOLDER = "reference_scores"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -30,12 +32,21 @@ _ANY = (
 )
 
 
+def check_name(name: str) -> None:
+    """DataError unless a name of a stored array can be part of a file's name."""
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"The name {name!r} of a stored array must consist of letters, digits, '_', '-' and '.'."
+        )
+
+
 def check_stored_fields(stored: Mapping[str, str]) -> None:
-    """DataError unless {batch field: name of a stored array} has fields of `STORED_FIELDS` for keys and names for values."""
-    unknown = [field for field in stored if field not in STORED_FIELDS]
+    """DataError unless {batch field: name of a stored array} has known fields for keys and names for values."""
+    known = (*STORED_FIELDS, TEACHER_TOP)
+    unknown = [field for field in stored if field not in known]
     if unknown:
         raise DataError(
-            f"Stored arrays cannot fill the batch field {unknown[0]!r}; known: {', '.join(STORED_FIELDS)}."
+            f"Stored arrays cannot fill the batch field {unknown[0]!r}; known: {', '.join(known)}."
         )
     for field, name in stored.items():
         if not isinstance(name, str):
@@ -77,9 +88,16 @@ def read_stored(
 def read_stored_fields(
     cache_dir: str, split: str, stored: Mapping[str, str]
 ) -> dict[str, Float[np.ndarray, "examples responses"]]:
-    """The arrays of {batch field: name of a stored array}, by batch field; errors as `check_stored_fields` and `read_stored`."""
+    """The arrays of {batch field: name of a stored array}, by batch field; errors as `check_stored_fields` and `read_stored`.
+
+    A teacher's tokens are not among them.
+    """
     check_stored_fields(stored)
-    return {field: read_stored(cache_dir, split, name)[0] for field, name in stored.items()}
+    return {
+        field: read_stored(cache_dir, split, name)[0]
+        for field, name in stored.items()
+        if field != TEACHER_TOP
+    }
 
 
 def write_reference_scores(
@@ -170,10 +188,7 @@ def _read(
 
 
 def _paths(cache_dir: str, split: str, name: str) -> tuple[str, str]:
-    if not _NAME.fullmatch(name):
-        raise DataError(
-            f"The name {name!r} of a stored array must consist of letters, digits, '_', '-' and '.'."
-        )
+    check_name(name)
     stem = os.path.join(cache_dir, _FOLDER, f"{split}.{name}")
     return f"{stem}.npy", f"{stem}.json"
 

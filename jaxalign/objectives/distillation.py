@@ -40,8 +40,8 @@ class Distillation(Objective):
       teacher: the teacher's network, with the student's vocabulary; None for one like the policy.
       teacher_path: run folder, or one of its checkpoints, whose policy the teacher is; None for the policy at the start of the run.
       source: 'live' keeps the teacher in memory, in the frozen role ``teacher``. 'stored' reads ``teacher_top_ids`` (int) and
-        ``teacher_top_log_probs`` (float, nats), both ``[rows, length, k]``, the teacher's k likeliest tokens at every target position; all
-        other tokens count as one.
+        ``teacher_top_log_probs`` (float, nats), both ``[rows, length, k]``, the teacher's k likeliest tokens at every target position, as
+        `jaxalign score --top_tokens=K` stores them; all other tokens count as one.
       hard_weight: share of the negative log-probability of the target token in the loss, in [0, 1]; the divergence gets the rest.
       normalization: what the summed losses are divided by: the number of 'responses' or of 'tokens' in the step's batch.
     """

@@ -43,6 +43,7 @@ def plan(
     random_seed: int = 0,
     responses_per_prompt: int | None = None,
     num_scores: int | None = None,
+    teacher_top: int = 32,
     search_change: bool = True,
     title: str = "",
     output: str | None = None,
@@ -65,6 +66,7 @@ def plan(
       random_seed: as in train.
       responses_per_prompt: of the task, if it is neither what the objective needs nor data.responses_per_example.
       num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
+      teacher_top: tokens stored of a teacher, for distillation from them.
       search_change: where the run does not fit, try what would make it fit; every trial is one more compilation.
       title: heading of the table.
       output: path without suffix; the table goes to .md and the JSON to .json as well.
@@ -84,6 +86,7 @@ def plan(
         batch_size,
         responses_per_prompt=responses_per_prompt,
         num_scores=num_scores,
+        teacher_top=teacher_top,
     )
     rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
     setting = Setting(

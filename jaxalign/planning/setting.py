@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data.batches import make_batch
+from jaxalign.data.reference import TEACHER_TOP
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
@@ -237,6 +238,7 @@ def batch_shapes(
     *,
     responses_per_prompt: int | None = None,
     num_scores: int | None = None,
+    teacher_top: int = 32,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a run's global batch, from its configuration alone.
 
@@ -246,6 +248,7 @@ def batch_shapes(
       batch_size: rows.
       responses_per_prompt: if neither objective nor task says it right.
       num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
+      teacher_top: tokens stored of a teacher, for objectives that read them.
 
     Raises:
       UserError: if the objective needs a field that no batch has.
@@ -270,8 +273,10 @@ def batch_shapes(
         responses_per_example=responses,
         num_scores=num_scores if "scores" in required else 0,
         reference_samples=1 if "reference_rewards" in required else 0,
+        teacher_top=teacher_top if "teacher_top_ids" in required else 0,
     )
-    batch |= {name: batch["rewards"] for name in (*data.stored, *required) if name not in batch}
+    stored = [name for name in data.stored if name != TEACHER_TOP]
+    batch |= {name: batch["rewards"] for name in (*stored, *required) if name not in batch}
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch.items()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import cache as cache_module
-from jaxalign.data import pipeline, reference, sampling, sources
+from jaxalign.data import pipeline, reference, sampling, sources, teacher_tokens
 from jaxalign.data.sampling import Sampling
 from jaxalign.data.validation import DataError
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
@@ -43,7 +43,8 @@ class TaskData:
       standardize_rewards: by the training split's stored mean and deviation.
       train_split: the split to train on.
       eval_split: the split for evaluation during training; '' for none.
-      stored: {batch field: name of a stored array}, for fields of `data.reference.STORED_FIELDS`.
+      stored: {batch field: name of a stored array}, for fields of `data.reference.STORED_FIELDS`, and {'teacher_top': name of stored
+        teacher tokens}.
       responses: which responses to a prompt are read: 'all'; 'best', the chosen one of a pair or that with the highest feedback; or 'auto',
         'best' where an objective that only imitates (sft, nll, gold, ift) meets pairs or ranked records, else 'all'.
       sampling: which training examples are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.sampling.open_sampling`).
@@ -138,11 +139,17 @@ class TaskData:
         return vocabulary_from_spec(name, self.extra_ids)
 
     def _check_stored(self) -> None:
-        reference.read_stored_fields(self.cache_dir, self.train_split, self.stored)
+        def check(split: str) -> None:
+            reference.read_stored_fields(self.cache_dir, split, self.stored)
+            if reference.TEACHER_TOP in self.stored:
+                name = self.stored[reference.TEACHER_TOP]
+                teacher_tokens.open_teacher_tokens(self.cache_dir, split, name)
+
+        check(self.train_split)
         if not self.eval_split:
             return
         try:
-            reference.read_stored_fields(self.cache_dir, self.eval_split, self.stored)
+            check(self.eval_split)
         except DataError as error:
             # Said now, for the first evaluation may be an hour away.
             raise UserError(

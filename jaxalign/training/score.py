@@ -14,7 +14,7 @@ from jaxalign.data import pipeline, reference
 from jaxalign.data.cache import load_metadata
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
-from jaxalign.training import distributed, partitioning
+from jaxalign.training import distributed, partitioning, teacher
 from jaxalign.training.loading import load_policy, load_reward
 from jaxalign.training.partitioning import MeshShape
 
@@ -30,8 +30,9 @@ def score(
     max_target_length: int = 0,
     step: str = "",
     role: str = "policy",
+    top_tokens: int = 0,
 ) -> None:
-    """Adds a policy's log-probabilities, or a reward model's rewards, to a cached task, once.
+    """Adds a policy's log-probabilities, a reward model's rewards, or a teacher's likeliest tokens to a cached task, once.
 
     Args:
       checkpoint: run folder of the reference policy or of the reward model.
@@ -44,12 +45,17 @@ def score(
       max_target_length: tokens of a response; the checkpoint's training length by default.
       step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
       role: 'policy' for log-probabilities, 'reward' for rewards.
+      top_tokens: store the policy's so many likeliest tokens at every position instead; distillation reads them with
+        ``TEACHER_SOURCE = 'stored'`` and ``STORED_FIELDS = {'teacher_top': NAME}``.
     """
     wanted = int(step) if step.isdigit() else step or None
+    if top_tokens < 0 or (top_tokens and role != "policy"):
+        raise UserError("top_tokens is a number of tokens, and for the role 'policy' only")
     network: Any
     if role == "policy":
         network, params, info = load_policy(checkpoint, step=wanted)
-        name = name or reference_name(info, network)
+        suffix = f"-top{top_tokens}" if top_tokens else ""
+        name = name or reference_name(info, network) + suffix
     else:
         network, params, info = load_reward(checkpoint, step=wanted, role=role)
         name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
@@ -57,17 +63,20 @@ def score(
         "inputs": max_input_length or _recorded_length(info, "inputs"),
         "targets": max_target_length or _recorded_length(info, "targets"),
     }
-    score_splits(
-        network,
-        params,
-        cache_dir,
-        name,
-        splits=splits,
-        feature_lengths=lengths,
-        batch_size=batch_size,
-        mesh=partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
-        info={"role": role, "checkpoint": info["run"], "step": info["step"]},
-    )
+    options: dict[str, Any] = {
+        "splits": splits,
+        "feature_lengths": lengths,
+        "batch_size": batch_size,
+        "mesh": partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
+        "info": {"role": role, "checkpoint": info["run"], "step": info["step"]},
+    }
+    if top_tokens:
+        teacher.store_top_tokens(network, params, cache_dir, name, count=top_tokens, **options)
+        print(
+            f"wrote the {top_tokens} likeliest tokens {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}"
+        )
+        return
+    score_splits(network, params, cache_dir, name, **options)
     print(f"wrote {role} scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.data import reference
+from jaxalign.data import reference, teacher_tokens
 from jaxalign.data.cache import REJECTED_FILE
 from jaxalign.data.records import ASSUMED_FEEDBACK
 from jaxalign.errors import UserError
@@ -160,6 +160,8 @@ def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
 def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
     provided = {field for source in metadata["fields"] for field in _FIELDS_OF.get(source, ())}
     provided |= {*_ALWAYS, *data.stored}
+    if reference.TEACHER_TOP in data.stored:
+        provided |= set(teacher_tokens.BATCH_FIELDS)
     missing = [field for field in objective.required_fields() if field not in provided]
     if not missing:
         return
@@ -167,6 +169,11 @@ def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, A
     if field in reference.STORED_FIELDS:
         advice = (
             f"make them with `{_STORE_WITH[field]}` and set STORED_FIELDS = {{'{field}': NAME}}"
+        )
+    elif field in teacher_tokens.BATCH_FIELDS:
+        advice = (
+            "store them with `jaxalign score --top_tokens=K`, the teacher's run folder as its checkpoint, and set STORED_FIELDS = "
+            f"{{'{reference.TEACHER_TOP}': NAME}}"
         )
     elif field in ("feedback", "rewards"):
         advice = f"its records are of kind {metadata['kind']!r}; feedback comes with the kinds triplet, pair, ranked and multi"

@@ -19,6 +19,7 @@ from jaxalign.training.loop import LoopConfig
 from jaxalign.training.metrics import read_metrics
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
+from jaxalign.training.score import score
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def run(feedback, tmp_path_factory):
     """`run(name, objective, steps)` trains in a folder and returns it."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def start(name, objective, steps=2, **options):
+    def start(name, objective, steps=2, *, stored=(), **options):
         train(
             model_dir=str(folder / name),
             objective=objective,
@@ -49,6 +50,7 @@ def run(feedback, tmp_path_factory):
                 cache_dir=str(folder / "cache"),
                 feature_lengths={"inputs": 16, "targets": 16},
                 train_file=str(feedback),
+                stored=dict(stored),
             ),
             optimizer=adamw(1e-3),
             loop=LoopConfig(train_steps=steps, log_period=1, eval_period=0, progress=False),
@@ -76,6 +78,21 @@ def test_a_teacher_of_another_size_is_read_from_its_run(run):
     wrong = Distillation(policy=Policy(STUDENT), teacher_path=str(teacher))
     with pytest.raises(UserError, match="shape"):
         run("wrong", wrong)
+
+
+def test_stored_tokens_of_a_teacher_teach_what_it_would(run):
+    teacher = run("wise", SFT(policy=Policy(TEACHER)))
+    count = TEACHER.vocab_size - 1
+    cache_dir = str(teacher.parent / "cache")
+    score(checkpoint=str(teacher), cache_dir=cache_dir, name="all", top_tokens=count)
+    live = Distillation(policy=Policy(STUDENT), teacher=Policy(TEACHER), teacher_path=str(teacher))
+    stored = Distillation(policy=Policy(STUDENT), source="stored")
+    folders = [
+        run("live", live, steps=6),
+        run("stored", stored, steps=6, stored={"teacher_top": "all"}),
+    ]
+    one, other = ([line["loss"] for line in read_metrics(f / "metrics.jsonl")] for f in folders)
+    np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
 def test_a_value_of_prefixes_is_loaded_as_what_it_is(run):

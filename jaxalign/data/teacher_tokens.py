@@ -1,0 +1,172 @@
+"""A teacher's likeliest tokens beside a cache: two arrays a split and name, one row for every target token of the split.
+
+``STORED_FIELDS = {'teacher_top': NAME}`` adds them to batches as ``teacher_top_ids`` and ``teacher_top_log_probs``. The arrays are as
+long as all responses together, so they are written in pieces and mapped into memory, never read whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxalign.data import cache
+from jaxalign.data.reference import check_name
+from jaxalign.data.validation import DataError
+
+BATCH_FIELDS = ("teacher_top_ids", "teacher_top_log_probs")
+
+_FOLDER = "teacher_tokens"
+_ARRAYS = {"ids": np.int32, "log_probs": np.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherTokens:
+    """The stored tokens of a split.
+
+    Attributes:
+      ids: int32 [target tokens of the split, k].
+      log_probs: float32 [target tokens of the split, k], nats, likeliest first.
+      offsets: where an example's tokens begin, and their number after the last.
+      info: who the teacher is.
+    """
+
+    ids: Int[np.ndarray, "tokens k"]
+    log_probs: Float[np.ndarray, "tokens k"]
+    offsets: Int[np.ndarray, " examples_and_end"]
+    info: dict[str, Any]
+
+    @property
+    def count(self) -> int:
+        """k."""
+        return self.ids.shape[1]
+
+    def of(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and log-probabilities of one example's targets, response after response."""
+        rows = slice(self.offsets[example], self.offsets[example + 1])
+        return np.asarray(self.ids[rows]), np.asarray(self.log_probs[rows])
+
+
+class TeacherTokensWriter:
+    """Writes the tokens of a split example by example, in any order.
+
+    Args:
+      cache_dir: the cached task.
+      split: of it.
+      name: of the arrays; those of that name are replaced when `close` is called.
+      count: k, tokens kept a position.
+    """
+
+    def __init__(self, cache_dir: str, split: str, name: str, count: int) -> None:
+        self._paths = _paths(cache_dir, split, name)
+        self._fingerprint = cache.load_metadata(cache_dir)["fingerprint"]
+        self._offsets = _offsets(cache_dir, split)
+        os.makedirs(os.path.dirname(self._paths["info"]), exist_ok=True)
+        shape = (int(self._offsets[-1]), count)
+        self._arrays: dict[str, np.ndarray] = {
+            array: np.lib.format.open_memmap(
+                f"{self._paths[array]}.partial", mode="w+", dtype=dtype, shape=shape
+            )
+            for array, dtype in _ARRAYS.items()
+        }
+        self._written = np.zeros(len(self._offsets) - 1, bool)
+
+    def write(self, examples: Sequence[int], ids: np.ndarray, log_probs: np.ndarray) -> None:
+        """Stores the target tokens ``[tokens, k]`` of these examples, one example after another.
+
+        Raises:
+          DataError: another number of tokens than the examples have, or log-probabilities that are NaN, infinite or above 0.
+        """
+        rows = np.concatenate(
+            [np.arange(self._offsets[each], self._offsets[each + 1]) for each in examples]
+        )
+        if len(rows) != len(ids) or ids.shape != log_probs.shape:
+            raise DataError(
+                f"Examples {list(examples)} have {len(rows)} target tokens; ids have the shape {ids.shape}, log-probabilities "
+                f"{log_probs.shape}."
+            )
+        if not (np.isfinite(log_probs).all() and (log_probs <= 1e-5).all()):
+            raise DataError(
+                f"The teacher's log-probabilities for examples {list(examples)} are not all finite and at most 0."
+            )
+        self._arrays["ids"][rows], self._arrays["log_probs"][rows] = ids, log_probs
+        self._written[list(examples)] = True
+
+    def close(self, info: Mapping[str, Any]) -> None:
+        """Gives the arrays their names.
+
+        Raises:
+          DataError: examples are missing.
+        """
+        if not self._written.all():
+            missing = int((~self._written).sum())
+            raise DataError(f"{missing} of {len(self._written)} examples have no teacher tokens.")
+        for array, values in self._arrays.items():
+            values.flush()  # type: ignore[attr-defined]  # np.memmap
+            os.replace(f"{self._paths[array]}.partial", self._paths[array])
+        partial = f"{self._paths['info']}.partial"
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump({"fingerprint": self._fingerprint, "info": dict(info)}, file, indent=2)
+            file.write("\n")
+        os.replace(partial, self._paths["info"])
+
+
+def open_teacher_tokens(cache_dir: str, split: str, name: str) -> TeacherTokens:
+    """Opens what `TeacherTokensWriter` wrote.
+
+    Raises:
+      DataError: no such arrays (the message lists the names there are), or they belong to another version of the cache.
+    """
+    paths = _paths(cache_dir, split, name)
+    if not os.path.exists(paths["info"]):
+        names = ", ".join(teacher_token_names(cache_dir, split)) or "none"
+        raise DataError(
+            f"{cache_dir} has no teacher tokens {name!r} for the split {split!r} (it has: {names}). Make them with "
+            "`jaxalign score --top_tokens=K`."
+        )
+    with open(paths["info"], encoding="utf-8") as file:
+        description = json.load(file)
+    if description["fingerprint"] != cache.load_metadata(cache_dir)["fingerprint"]:
+        raise DataError(
+            f"{paths['ids']} was computed on other data than {cache_dir} holds now; make it again."
+        )
+    offsets = _offsets(cache_dir, split)
+    ids, log_probs = (np.load(paths[array], mmap_mode="r", allow_pickle=False) for array in _ARRAYS)
+    for array, values in (("ids", ids), ("log_probs", log_probs)):
+        if values.ndim != 2 or values.shape != ids.shape or len(values) != offsets[-1]:
+            raise DataError(
+                f"{paths[array]} has shape {values.shape}; the split {split!r} of {cache_dir} has {offsets[-1]} target tokens."
+            )
+        if values.dtype != _ARRAYS[array]:
+            raise DataError(f"{paths[array]} holds {values.dtype}, not {_ARRAYS[array].__name__}.")
+    return TeacherTokens(ids, log_probs, offsets, description["info"])
+
+
+def teacher_token_names(cache_dir: str, split: str) -> list[str]:
+    """Names of the stored teacher tokens of a split."""
+    folder = os.path.join(cache_dir, _FOLDER)
+    entries = os.listdir(folder) if os.path.isdir(folder) else []
+    prefix, suffix = f"{split}.", ".json"
+    return sorted(
+        entry[len(prefix) : -len(suffix)]
+        for entry in entries
+        if entry.startswith(prefix) and entry.endswith(suffix)
+    )
+
+
+def _offsets(cache_dir: str, split: str) -> np.ndarray:
+    if split not in cache.load_metadata(cache_dir)["num_examples"]:
+        raise DataError(f"The cache {cache_dir} has no split {split!r}.")
+    lengths = np.load(cache.lengths_path(cache_dir, split), allow_pickle=False)[:, 1]
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _paths(cache_dir: str, split: str, name: str) -> dict[str, str]:
+    check_name(name)
+    stem = os.path.join(cache_dir, _FOLDER, f"{split}.{name}")
+    return {"info": f"{stem}.json", **{array: f"{stem}.{array}.npy" for array in _ARRAYS}}
