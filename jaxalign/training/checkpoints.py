@@ -12,13 +12,12 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from jaxalign.errors import UserError
 from jaxalign.training import distributed, files, manifests
@@ -52,6 +51,23 @@ class CheckpointPolicy:
     asynchronous: bool = True
 
 
+class _LatestAndNamed:
+    """Orbax's preservation policy: the newest checkpoints stay, and those that are named."""
+
+    def __init__(self, number: int | None) -> None:
+        self.number, self.named = number, frozenset[int]()
+
+    def kept(self, steps: Sequence[int]) -> list[bool]:
+        """Which of these steps, oldest first, stay."""
+        newest = steps if self.number is None else steps[max(0, len(steps) - self.number) :]
+        return [step in newest or step in self.named for step in steps]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Called by Orbax, the checkpoint that is being saved included."""
+        del context
+        return self.kept([checkpoint.step for checkpoint in checkpoints])
+
+
 class Checkpointer:
     """Saves and restores the train state of one run under ``<model_dir>/checkpoints/<step>``."""
 
@@ -63,19 +79,9 @@ class Checkpointer:
         self.policy = policy
         self._folder = Path(model_dir).absolute() / CHECKPOINTS
         self._saving: int | None = None
-        rules: list[Any] = [checkpoint_managers.LatestN(policy.keep_latest)]
-        if policy.best_metric is not None and policy.keep_latest is not None:
-            metric = policy.best_metric
-            rules.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[metric],
-                    reverse=policy.best_mode == "min",
-                    n=policy.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        self._kept = _LatestAndNamed(policy.keep_latest)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(rules),
+            preservation_policy=self._kept,
             # Orbax calls back only when it writes in the background; `save` waits if that is not wanted.
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
@@ -90,24 +96,32 @@ class Checkpointer:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, that being written included."""
+        return sorted(self._manager.all_steps())
+
+    def keep(self, steps: Sequence[int]) -> None:
+        """Says which checkpoints stay besides the newest, from the next time that one is saved or `prune` is called."""
+        self._kept.named = frozenset(steps)
+
+    def prune(self) -> None:
+        """Deletes checkpoints that are kept neither as the newest nor by `keep`."""
+        self.wait()
+        steps = self.steps()
+        for step, kept in zip(steps, self._kept.kept(steps), strict=True):
+            if not kept:
+                self._manager.delete(step)
+
     def save(
         self,
         state: TrainState,
         data_state: Mapping[str, Any] | None,
         metadata: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Starts saving; a step that is saved already is left alone."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        kept = None
-        if self.policy.best_metric is not None and metrics is not None:
-            if self.policy.best_metric not in metrics:
-                raise UserError(
-                    f"best_metric {self.policy.best_metric!r} was not measured; available: {', '.join(sorted(metrics)) or 'none'}"
-                )
-            kept = {name: float(value) for name, value in metrics.items()}
         with self._disk_errors_explained():
             # The callback of the checkpoint before has to know its step.
             self._manager.wait_until_finished()
@@ -122,7 +136,6 @@ class Checkpointer:
                     data=ocp.args.JsonSave({"iterator": data_state}),
                     metadata=ocp.args.JsonSave(dict(metadata)),
                 ),
-                metrics=kept,
             )
             if not self.policy.asynchronous:
                 self._manager.wait_until_finished()

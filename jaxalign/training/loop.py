@@ -161,6 +161,7 @@ class Loop:
             for metric, value in _last(written, name).items()
         }
         self.best: dict[str, Any] = _read_best(model_dir)
+        self._history = self._read_history(written)
 
     @property
     def objective_name(self) -> str:
@@ -189,9 +190,16 @@ class Loop:
         """
         config = self._config
         start = int(state.step)
+        # The rest is of a run that was here before, or that got further than its last whole checkpoint.
+        self._history = {step: value for step, value in self._history.items() if step <= start}
         if self.best.get("step", 0) > start:
-            # Of a run that was here before, or that got further than its last whole checkpoint.
             self.best = {}
+        self._rank()
+        if start:
+            # A run that was stopped after saving a step and before it was evaluated.
+            owed = distributed.first(lambda: self._not_evaluated(start))
+            if owed:
+                self._evaluate(start, state, owed)
         if start >= config.train_steps:
             return state
         if start:
@@ -200,7 +208,7 @@ class Loop:
             self._accumulator.set_state(accumulated)
         with self._bar(start) as bar:
             state = self._run(start, state, batches, data_state, bar)
-        self._checkpointer.wait()
+        self._checkpointer.prune()
         return state
 
     def _run(
@@ -231,11 +239,11 @@ class Loop:
             if due or stop:
                 self._receive(pending, bar)
                 pending = None
-            if due:
-                self._evaluate_and_save(number, state, consumed)
-                self._throughput.restart()
             if stop and number < config.train_steps:
                 self._save_and_stop(number, state, consumed)
+            if due:
+                self._save_and_evaluate(number, state, consumed)
+                self._throughput.restart()
         return state
 
     def _save_and_stop(self, number: int, state: TrainState, data_state: Any) -> None:
@@ -301,37 +309,93 @@ class Loop:
         self._objective.check_batch({**step.batch, **fields})
         return Count(int(examples), int(tokens))
 
-    def _evaluate_and_save(self, number: int, state: TrainState, data_state: Any) -> None:
-        policy = self._config.checkpoint
-        saving = self._due(number, policy.period)
-        if self._due(number, self._config.eval_period) or (saving and policy.best_metric):
-            self.evaluations = self.evaluate(number, {**self._frozen, **state.params})
-        if saving:
-            self._checkpointer.save(state, data_state, self._metadata, self.evaluations)
-            self._update_best(number)
+    def _save_and_evaluate(self, number: int, state: TrainState, data_state: Any) -> None:
+        """In this order, for an evaluation may take longer than a preempted machine has left."""
+        if self._due(number, self._config.checkpoint.period):
+            self._checkpointer.save(state, data_state, self._metadata)
+        if self._evaluation_due(number):
+            self._evaluate(number, state, list(self._evaluators))
 
-    def evaluate(self, step: int, params: Mapping[str, Any]) -> dict[str, float]:
-        """Runs every evaluator; returns ``{"<evaluator>/<metric>": value}`` and writes them."""
+    def _evaluation_due(self, number: int) -> bool:
+        policy = self._config.checkpoint
+        ranked = policy.best_metric is not None and self._due(number, policy.period)
+        return ranked or self._due(number, self._config.eval_period)
+
+    def _not_evaluated(self, number: int) -> list[str]:
+        """The evaluators that have no line at a step that they are due at."""
+        if not self._evaluation_due(number):
+            return []
+        written = read_metrics(self._model_dir / METRICS_FILE)
+        done = {record["split"] for record in written if record["step"] == number}
+        return [name for name in self._evaluators if name not in done]
+
+    def _evaluate(self, number: int, state: TrainState, names: Sequence[str]) -> None:
+        results = self.evaluate(number, {**self._frozen, **state.params}, names)
+        self.evaluations = self.evaluations | results
+        metric = self._config.checkpoint.best_metric
+        if metric is None or number not in self._checkpointer.steps():
+            return
+        if metric not in self.evaluations:
+            raise UserError(
+                f"best_metric {metric!r} was not measured; available: {', '.join(sorted(self.evaluations)) or 'none'}"
+            )
+        self._history[number] = self.evaluations[metric]
+        self._rank()
+
+    def evaluate(
+        self, step: int, params: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Runs the evaluators, all by default; returns ``{"<evaluator>/<metric>": value}`` and writes them."""
         results: dict[str, float] = {}
-        for name, evaluator in self._evaluators.items():
-            values = evaluator(step, params)
+        for name in self._evaluators if names is None else names:
+            values = self._evaluators[name](step, params)
             self._writer.write(step, name, values)
             results.update({f"{name}/{metric}": value for metric, value in values.items()})
         return results
 
-    def _update_best(self, step: int) -> None:
+    def _read_history(self, written: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+        """The best metric by step, as earlier launches measured it; the first process's, for files may be late."""
         metric = self._config.checkpoint.best_metric
         if metric is None:
+            return {}
+
+        def read() -> list[tuple[int, float]]:
+            found = {}
+            if self.best.get("metric") == metric:
+                found[self.best["step"]] = self.best["value"]
+            for record in written:
+                name = metric.removeprefix(f"{record['split']}/")
+                if name != metric and isinstance(record.get(name), (int, float)):
+                    found[record["step"]] = record[name]
+            return list(found.items())
+
+        return dict(distributed.first(read))
+
+    def _rank(self) -> None:
+        """Tells the checkpointer which saved steps are the best, and writes the first of them to ``best.json``."""
+        policy = self._config.checkpoint
+        if policy.best_metric is None:
             return
-        value = self.evaluations[metric]
-        sign = 1 if self._config.checkpoint.best_mode == "max" else -1
-        if math.isnan(value):
+        sign = 1 if policy.best_mode == "max" else -1
+        saved = set(self._checkpointer.steps())
+        # Of equals the later one.
+        ranked = sorted(
+            (
+                (sign * value, step)
+                for step, value in self._history.items()
+                if step in saved and not math.isnan(value)
+            ),
+            reverse=True,
+        )
+        self._checkpointer.keep([step for _, step in ranked[: policy.keep_best]])
+        if not ranked:
             return
-        # Of equals the later one, for that is the one that Orbax keeps.
-        if not self.best or sign * value >= sign * self.best["value"]:
-            self.best = {"step": step, "metric": metric, "value": value}
+        step = ranked[0][1]
+        best = {"step": step, "metric": policy.best_metric, "value": self._history[step]}
+        if best != self.best:
+            self.best = best
             if distributed.is_first():
-                files.write_text(self._model_dir / "best.json", json.dumps(self.best))
+                files.write_text(self._model_dir / "best.json", json.dumps(best))
 
     def _bar(self, start: int) -> Any:
         shown = self._config.progress and distributed.is_first()

@@ -159,7 +159,8 @@ def train(
         state, data_state = checkpointer.restore(abstract, shardings)
         if data_state is not None:
             iterator.set_state(data_state)
-    origin: dict[str, Any] = {"run_id": run_id}
+    _say_other_batch_size(earlier.get("batch_size", batch_size), batch_size, data)
+    origin: dict[str, Any] = {"run_id": run_id, "batch_size": batch_size}
     if initial_checkpoint_path:
         origin["initial_checkpoint"] = start.identity
     if frozen_checkpoints:
@@ -224,6 +225,19 @@ def train(
         run_folder.write_gin(folder)
         files.write_text(folder / run_folder.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _say_other_batch_size(before: int, now: int, data: TaskData) -> None:
+    """Unpacked data stand at a number of batches; packed data at an example, wherever batches end."""
+    if now == before or data.pack or not distributed.is_first():
+        return
+    told = (
+        "reads some examples of this epoch again" if now < before else "passes some examples over"
+    )
+    print(
+        f"jaxalign: this run had batches of {before} rows; with {now} it goes on at the same number of batches, so it {told}",
+        file=sys.stderr,
+    )
 
 
 def _ensure_reference_scores(

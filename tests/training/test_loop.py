@@ -1,5 +1,6 @@
 """The loop, with a step that computes nothing: metrics, evaluation, checkpoints, and stopping on NaN."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,6 +15,7 @@ from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy, find_c
 from jaxalign.training.loop import Count, Loop, LoopConfig, NonFiniteError, Throughput
 from jaxalign.training.metrics import MetricWriter, keep_lines_up_to, read_metrics
 from jaxalign.training.partitioning import MeshShape, make_mesh
+from jaxalign.training.preemption import Stopped
 from jaxalign.training.state import TrainState
 
 BATCH = {
@@ -47,11 +49,23 @@ def make_step(finite=lambda number: True):
     return step
 
 
+class StopAt:
+    """A notice that comes at a step."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def requested(self, step):
+        return step == self.number
+
+
 @pytest.fixture
 def run(tmp_path):
     """`run(train_steps, ...)` trains and returns the loop."""
 
-    def launch(steps, *, step=None, evaluators=None, policy=None, batches=None, **config):
+    def launch(
+        steps, *, step=None, evaluators=None, policy=None, batches=None, stop_at=None, **config
+    ):
         policy = policy or CheckpointPolicy(period=2, asynchronous=False)
         checkpointer = Checkpointer(tmp_path, policy)
         latest = checkpointer.latest_step() or 0
@@ -77,6 +91,7 @@ def run(tmp_path):
                 metadata={"note": "test"},
                 evaluators=evaluators or {},
                 frozen={},
+                notice=StopAt(stop_at),
             )
             try:
                 loop.state = loop.run(state, batches or iter(lambda: BATCH, None), lambda: {"n": 1})
@@ -188,6 +203,73 @@ def test_an_unknown_best_metric_is_refused_with_the_names_there_are(run):
         UserError, match="'validation/bleu' was not measured; available: validation/loss"
     ):
         run(4, policy=policy, evaluators={"validation": lambda step, params: {"loss": 1.0}})
+
+
+SCORES = {2: 2.0, 4: 1.0, 6: 3.0, 8: 4.0}
+
+
+class TestEvaluationAndStopping:
+    POLICY = CheckpointPolicy(
+        period=2, keep_latest=1, best_metric="validation/score", asynchronous=False
+    )
+
+    def evaluators(self, seen, killed_at=None):
+        def evaluate(step, params):
+            seen.append((step, float(params["policy"]["w"][0])))
+            if step == killed_at:
+                raise KeyboardInterrupt
+            return {"score": SCORES[step]}
+
+        return {"validation": evaluate}
+
+    def whole(self, tmp_path):
+        records = read_metrics(tmp_path / "metrics.jsonl")
+        scored = [(r["step"], r["score"]) for r in records if r["split"] == "validation"]
+        assert scored == list(SCORES.items())
+        trained = [r["step"] for r in records if r["split"] == "train"]
+        assert trained == list(range(1, 9))
+        kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+        assert kept == [4, 8]
+        assert json.loads((tmp_path / "best.json").read_text())["step"] == 4
+
+    def test_told_to_stop_a_run_saves_at_once_and_evaluates_when_it_goes_on(self, run, tmp_path):
+        seen = []
+        options = {"policy": self.POLICY, "evaluators": self.evaluators(seen), "eval_period": 2}
+        with pytest.raises(Stopped):
+            run(8, stop_at=4, **options)
+        assert seen == [(2, 2.0)] and find_checkpoint(tmp_path, "latest") == (tmp_path, 4)
+        run(8, **options)
+        assert seen == [(step, float(step)) for step in (2, 4, 6, 8)]
+        self.whole(tmp_path)
+
+    @pytest.mark.parametrize("step", [4, 8])
+    def test_killed_in_an_evaluation_a_run_has_the_checkpoint_of_that_step(
+        self, run, tmp_path, step
+    ):
+        seen = []
+        with pytest.raises(KeyboardInterrupt):
+            run(8, policy=self.POLICY, evaluators=self.evaluators(seen, killed_at=step))
+        assert find_checkpoint(tmp_path, "latest") == (tmp_path, step)
+        run(8, policy=self.POLICY, evaluators=self.evaluators(seen))
+        assert [number for number, _ in seen].count(step) == 2
+        self.whole(tmp_path)
+
+    def test_what_was_evaluated_is_not_evaluated_again(self, run, tmp_path):
+        seen = []
+        options = {"policy": self.POLICY, "evaluators": self.evaluators(seen)}
+        with pytest.raises(Stopped):
+            run(8, stop_at=5, **options)
+        run(8, **options)
+        assert [number for number, _ in seen] == [2, 4, 6, 8]
+        self.whole(tmp_path)
+
+    def test_several_best_stay_across_launches(self, run, tmp_path):
+        policy = dataclasses.replace(self.POLICY, keep_best=2)
+        options = {"policy": policy, "evaluators": self.evaluators([])}
+        with pytest.raises(Stopped):
+            run(8, stop_at=5, **options)
+        run(8, **options)
+        assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4, 8]
 
 
 def test_data_that_end_too_early_are_reported(run):
