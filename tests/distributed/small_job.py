@@ -1,12 +1,13 @@
 """A process of a job that trains nothing: all work together in steps until something happens to one of them.
 
-python small_job.py EVENT VICTIM; other processes are found through the environment.
+python small_job.py EVENT VICTIM FOLDER; other processes are found through the environment.
 """
 
 import os
 import signal
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,34 @@ def fail() -> None:
     raise UserError("a mistake that all make")
 
 
-def work(event: str, victim: int) -> int:
+def restore_without(victim: int, mesh: Any, folder: str) -> None:
+    """All save a state; then one dies while the others read it."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxalign.training import partitioning
+    from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+    from jaxalign.training.state import TrainState
+
+    def make() -> TrainState:
+        params = {"policy": {"w": jnp.arange(8.0)}}
+        return TrainState(step=jnp.ones((), jnp.int32), params=params, opt_state={"policy": {}})
+
+    abstract = jax.eval_shape(make)
+    shardings = jax.tree.map(lambda _: partitioning.replicated(mesh), abstract)
+    state = jax.jit(make, out_shardings=shardings)()
+    checkpointer = Checkpointer(folder, CheckpointPolicy(asynchronous=False))
+    checkpointer.save(state, {"position": 1}, {"note": "test"})
+    restored, position = checkpointer.restore(abstract, shardings)
+    assert position == {"position": 1}
+    assert jax.device_get(restored.params["policy"]["w"]).tolist() == list(range(8))
+    if jax.process_index() == victim:
+        kill()
+    for _ in range(20):
+        checkpointer.restore(abstract, shardings)
+
+
+def work(event: str, victim: int, folder: str) -> int:
     from jaxalign.training import distributed
 
     distributed.start(processes.find_launch())
@@ -30,6 +58,8 @@ def work(event: str, victim: int) -> int:
     mesh = partitioning.make_mesh()
     index = jax.process_index()
     assert distributed.first(lambda: {"decided by": index}) == {"decided by": 0}
+    if event == "restoring":
+        restore_without(victim, mesh, folder)
     rows = distributed.local_rows(mesh, 8)
     batch = {
         "response_mask": np.ones((len(rows), 1, 1), np.float32),
@@ -60,5 +90,5 @@ def kill() -> None:
 
 
 if __name__ == "__main__":
-    event, victim = sys.argv[1], int(sys.argv[2])
-    sys.exit(processes.guarded(lambda: told_in_one_line(lambda: work(event, victim))))
+    event, victim, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    sys.exit(processes.guarded(lambda: told_in_one_line(lambda: work(event, victim, folder))))

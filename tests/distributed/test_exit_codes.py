@@ -1,6 +1,8 @@
 """When something happens to one process the others end soon, with one line and a code of their own."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ faults = pytest.mark.faults
 
 
 @pytest.fixture
-def small_job(spawn_job, repository):
+def small_job(spawn_job, repository, tmp_path):
     def start(event, victim, processes):
         path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         environment = {
@@ -19,7 +21,7 @@ def small_job(spawn_job, repository):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         }
-        return spawn_job([str(SCRIPT), event, str(victim)], environment, processes)
+        return spawn_job([str(SCRIPT), event, str(victim), str(tmp_path)], environment, processes)
 
     return start
 
@@ -35,6 +37,7 @@ def small_job(spawn_job, repository):
         pytest.param("silent", 1, 2, KILLED, marks=faults),
         pytest.param("mistake", 0, 2, 2, marks=faults),
         pytest.param("defect", 1, 2, 1, marks=faults),
+        pytest.param("restoring", 1, 2, KILLED, marks=faults),
     ],
 )
 def test_the_others_say_that_a_process_was_lost(small_job, event, victim, processes, own):
@@ -55,3 +58,16 @@ def test_a_mistake_of_all_has_its_own_code(small_job):
     outputs = small_job("all_fail", -1, 2).finish(2)
     assert outputs[0].splitlines()[-1] == "jaxalign: a mistake that all make"
     assert outputs[1].splitlines()[-1] == "jaxalign: first process: a mistake that all make"
+
+
+def test_a_process_that_waits_for_the_others_says_so(repository, tmp_path):
+    path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_PROCESS_ID": "1"}
+    environment |= {"JAX_COORDINATOR_ADDRESS": "localhost:9", "JAX_NUM_PROCESSES": "2"}
+    command = [sys.executable, str(SCRIPT), "killed", "1", str(tmp_path)]
+    with subprocess.Popen(
+        command, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        found = next(line for line in process.stderr if "waits" in line)
+        process.terminate()
+    assert found.startswith("process 1 of 2 waits for the others at localhost:9, for up to 5 min")
