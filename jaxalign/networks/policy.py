@@ -124,9 +124,10 @@ class Policy:
         *,
         rng: PRNGKeyArray | None = None,
         with_mean_log_probs: bool = False,
+        encoded: Encoded | None = None,
     ) -> TokenStatistics:
         """Log-probability, log-normaliser and (if asked) mean log-probability at every target token, in nats."""
-        hidden = self.decode(params, batch, rng=rng)
+        hidden = self.decode(params, batch, rng=rng, encoded=encoded)
         return self.token_statistics_of(params, hidden, batch, with_mean_log_probs)
 
     def distributions(self, params: Params, hidden: Decoded) -> TokenDistributions:
@@ -147,6 +148,15 @@ class Policy:
     ) -> ResponseScores:
         """Log-probability of every response, summed over its tokens with EOS, and its length in tokens."""
         return response_scores(self.token_statistics(params, batch, rng=rng), batch)
+
+    def score_and_encode(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> tuple[ResponseScores, Encoded]:
+        """`score`, and the encoder states that it reads, of one forward pass."""
+        encode_rng = None if rng is None else jax.random.split(rng)[0]
+        encoded = self.encode(params, batch, rng=encode_rng)
+        statistics = self.token_statistics(params, batch, rng=rng, encoded=encoded)
+        return response_scores(statistics, batch), encoded
 
     def value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None

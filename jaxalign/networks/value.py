@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import Embedding
-from jaxalign.networks.policy import Policy
+from jaxalign.networks.policy import Policy, ResponseScores
 from jaxalign.networks.shapes import (
     Batch,
     Hidden,
@@ -184,7 +184,20 @@ class SharedTrunkValue:
         rng: PRNGKeyArray | None = None,
     ) -> PerExample:
         """V of every example's prompt, from the encoder of role ``policy`` and the head of role ``value``."""
-        states = self.policy.encode(params["policy"], batch, rng=rng)
+        return self._read(params, batch, self.policy.encode(params["policy"], batch, rng=rng))
+
+    def scores_and_values(
+        self,
+        params: Mapping[str, Params],
+        batch: Batch,
+        *,
+        rng: PRNGKeyArray | None = None,
+    ) -> tuple[ResponseScores, PerExample]:
+        """The policy's `score` and `values`, the prompts encoded once."""
+        scores, states = self.policy.score_and_encode(params["policy"], batch, rng=rng)
+        return scores, self._read(params, batch, states)
+
+    def _read(self, params: Mapping[str, Params], batch: Batch, states: Any) -> PerExample:
         num_examples = batch["response_mask"].shape[1]
         pooled = pool_segments(states, batch["encoder_segment_ids"], num_examples)
         head = ValueHead()

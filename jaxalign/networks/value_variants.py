@@ -86,7 +86,17 @@ class SentinelValue:
         self, params: Mapping[str, Any], batch: Mapping[str, Any], *, rng: Array | None = None
     ) -> Float[Array, " examples"]:
         """V(x) from the roles ``policy`` and ``reference``."""
-        start = self.policy.value_logits(params["reference"], batch)
-        return self.policy.value_logits(params["policy"], batch, rng=rng) - jax.lax.stop_gradient(
-            start
-        )
+        logits = self.policy.value_logits(params["policy"], batch, rng=rng)
+        return logits - self._start(params, batch)
+
+    def scores_and_values(
+        self, params: Mapping[str, Any], batch: Mapping[str, Any], *, rng: Array | None = None
+    ) -> tuple[Any, Float[Array, " examples"]]:
+        """The policy's `score` and `values`, of one forward pass of it."""
+        scores, logits = self.policy.score_and_value_logits(params["policy"], batch, rng=rng)
+        return scores, logits - self._start(params, batch)
+
+    def _start(
+        self, params: Mapping[str, Any], batch: Mapping[str, Any]
+    ) -> Float[Array, " examples"]:
+        return jax.lax.stop_gradient(self.policy.value_logits(params["reference"], batch))

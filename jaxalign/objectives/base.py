@@ -199,8 +199,12 @@ class ReferenceObjective(Objective):
     ) -> tuple[Scores, PerResponse]:
         """The policy's scores and the log-ratios; only the policy's half carries a gradient."""
         scores = self.policy.score(params["policy"], batch, rng=rng)
+        return scores, self.log_ratios_of(scores, params, batch)
+
+    def log_ratios_of(self, scores: Scores, params: Params, batch: Batch) -> PerResponse:
+        """The log-ratios of scores that are there already."""
         reference = self.reference_log_probs(params, batch)
-        return scores, log_ratio(scores.log_probs, reference, scores.lengths)
+        return log_ratio(scores.log_probs, reference, scores.lengths)
 
     def reference_log_probs(self, params: Params, batch: Batch) -> PerResponse:
         """log pi_ref(y|x) of every response, without gradient."""

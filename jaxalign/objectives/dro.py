@@ -21,6 +21,7 @@ from jaxalign.objectives.base import (
     Params,
     PerResponse,
     ReferenceObjective,
+    Scores,
     ValuePredictor,
     log_ratio_metrics,
     mask_of,
@@ -83,16 +84,14 @@ class DROV(ReferenceObjective):
     def prepare(self, params: Params, batch: Batch) -> Batch:
         if self.values_per_batch == "multiple":
             return batch
-        _, log_ratios = self.log_ratios(params, batch, None)
+        _, log_ratios, values = self._log_ratios_and_values(params, batch, None)
         targets = dro.value_target(
             log_ratios, responses_of(batch, "rewards"), temperature=self.temperature
         )
-        return self._with_batch_means(batch, self._values(params, batch, None), targets)
+        return self._with_batch_means(batch, values, targets)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
-        policy_rng, value_rng = (None, None) if rng is None else jax.random.split(rng)
-        scores, log_ratios = self.log_ratios(params, batch, policy_rng)
-        values = self._values(params, batch, value_rng)
+        scores, log_ratios, values = self._log_ratios_and_values(params, batch, rng)
         rewards, mask = responses_of(batch, "rewards"), mask_of(batch)
         targets = dro.value_target(log_ratios, rewards, temperature=self.temperature)
         if self.values_per_batch == "single":
@@ -130,10 +129,20 @@ class DROV(ReferenceObjective):
     def summarize(self, metrics: Mapping[str, float]) -> dict[str, float]:
         return summarize_value_fit(metrics)
 
-    def _values(self, params: Params, batch: Batch, rng: Array | None) -> PerResponse:
-        """V(x) of every response's prompt, ``[examples, responses]``."""
-        values = self.value.values(value_params(self.value, params), batch, rng=rng)
-        return jnp.broadcast_to(values[:, None], responses_of(batch, "rewards").shape)
+    def _log_ratios_and_values(
+        self, params: Params, batch: Batch, rng: Array | None
+    ) -> tuple[Scores, PerResponse, PerResponse]:
+        """The policy's scores, the log-ratios, and V(x) of every response's prompt; in one pass if the value reads the policy's states."""
+        policy_rng, value_rng = (None, None) if rng is None else jax.random.split(rng)
+        one_pass = getattr(self.value, "scores_and_values", None)
+        if one_pass is not None:
+            scores, values = one_pass(params, batch, rng=policy_rng)
+        else:
+            scores = self.policy.score(params["policy"], batch, rng=policy_rng)
+            values = self.value.values(value_params(self.value, params), batch, rng=value_rng)
+        log_ratios = self.log_ratios_of(scores, params, batch)
+        shape = responses_of(batch, "rewards").shape
+        return scores, log_ratios, jnp.broadcast_to(values[:, None], shape)
 
     def _with_batch_means(self, batch: Batch, values: PerResponse, targets: PerResponse) -> Batch:
         mask = mask_of(batch)

@@ -1,5 +1,7 @@
 """V(x) is a function of the prompt's tokens and of nothing else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
+from jaxalign.networks.value_variants import SentinelValue
 
 PACKED = {
     "rows": 2,
@@ -91,3 +94,45 @@ def test_random_parameters_differ_by_key(tiny_config):
     first, second = (network.init(jax.random.key(seed)) for seed in (0, 1))
     assert not np.array_equal(first["head"]["kernel"], second["head"]["kernel"])
     assert jax.tree.map(np.shape, first) == jax.tree.map(np.shape, network.abstract_params())
+
+
+@pytest.mark.parametrize("kind", ["encoder", "sentinel"])
+@pytest.mark.parametrize("dropout", [False, True], ids=["deterministic", "dropout"])
+def test_one_pass_gives_scores_and_values_and_their_gradients(
+    kind, dropout, tiny_config, tiny_params, make_batch, random_examples
+):
+    config = tiny_config.replace(dropout_rate=0.2 if dropout else 0.0)
+    if kind == "encoder":
+        policy = Policy(config)
+        value = SharedTrunkValue(policy)
+    else:
+        policy = Policy(config, value_token=config.vocab_size - 1)
+        value = SentinelValue(policy)
+    batch = make_batch(random_examples(0, 4, 2), **PACKED)
+    started = jax.tree.map(lambda leaf: leaf * 0.9, tiny_params)
+    head = value.init(jax.random.key(3))
+    rng = jax.random.key(5) if dropout else None
+
+    def total(one_pass, params):
+        roles = {"policy": params, "value": head, "reference": started}
+        if one_pass:
+            scores, values = value.scores_and_values(roles, batch, rng=rng)
+        else:
+            scores = policy.score(params, batch, rng=rng)
+            # The encoder's half of the dropout, where the encoder alone is asked for.
+            half = jax.random.split(rng)[0] if dropout and kind == "encoder" else rng
+            values = value.values(roles, batch, rng=half)
+        # One number that depends on each of them in another way.
+        weights = jnp.arange(1.0, 5.0)
+        return jnp.sum(scores.log_probs @ jnp.ones(2) * weights) / 100 + jnp.sum(values * weights)
+
+    both = [
+        jax.jit(jax.value_and_grad(functools.partial(total, one)))(tiny_params)
+        for one in (True, False)
+    ]
+    np.testing.assert_allclose(both[0][0], both[1][0], rtol=1e-5)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5),
+        both[0][1],
+        both[1][1],
+    )

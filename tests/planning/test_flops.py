@@ -7,7 +7,11 @@ import pytest
 from jaxalign.data.batches import make_batch
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import SharedTrunkValue
+from jaxalign.networks.value_variants import ZeroValue
+from jaxalign.objectives.dro import DROV
 from jaxalign.planning import flops
+from jaxalign.training.build import abstract_params
 
 SOURCE, TARGET, ROWS = 48, 32, 2
 CONFIG = T5Config(
@@ -90,6 +94,29 @@ def test_scanned_layers_count_as_often_as_they_run():
         for policy in (policy_of(), policy_of(scan_layers=True))
     ]
     assert counts[1] == pytest.approx(counts[0], rel=0.005)
+
+
+def test_a_value_on_the_policys_states_costs_no_pass_of_its_own():
+    policy = policy_of()
+    alone, shared = (
+        flops.count_flops(jax.grad(loss_of(objective)), *shapes_of(objective))
+        for objective in (
+            DROV(policy=policy, value=ZeroValue()),
+            DROV(policy=policy, value=SharedTrunkValue(policy)),
+        )
+    )
+    assert alone < shared < 1.01 * alone
+
+
+def loss_of(objective):
+    return lambda params, batch: objective.loss(params, batch, None).loss_sum
+
+
+def shapes_of(objective):
+    fields = ("rewards", "reference_log_probs")
+    batch = batch_of()
+    batch |= dict.fromkeys(fields, batch["response_mask"])
+    return abstract_params(objective), batch
 
 
 def test_attention_grows_with_the_square_of_the_length():
