@@ -8,9 +8,14 @@ import pytest
 
 from jaxalign.cli.main import main
 from jaxalign.errors import UserError
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.objectives.distillation import Distillation
 from jaxalign.planning import plan as plan_module
 from jaxalign.planning import report, topologies
+from jaxalign.planning.setting import batch_shapes
 from jaxalign.training.accelerators import ACCELERATORS
+from jaxalign.training.inputs import TaskData
 
 FILES = (
     "--gin_file=models/tiny.gin",
@@ -23,6 +28,15 @@ FILES = (
     "--gin.PACK=False",
     "--gin.DROPOUT_RATE=0.0",
 )
+TINY = {
+    "vocab_size": 32,
+    "emb_dim": 8,
+    "num_heads": 2,
+    "head_dim": 4,
+    "mlp_dim": 8,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+}
 PAPER = "--gin_file=experiments/dro_paper/t5_large_dro_v.gin"
 
 
@@ -69,6 +83,22 @@ def test_a_misspelt_binding_is_still_refused(capsys):
 def test_train_still_demands_what_it_needs(capsys):
     assert main(["train", PAPER, "--dry_run"]) == 2
     assert "MODEL_DIR" in capsys.readouterr().err
+
+
+def test_tokens_of_a_stored_teacher_are_part_of_the_batch():
+    policy = Policy(T5Config(**TINY))
+    data = TaskData(
+        task="any",
+        cache_dir="nowhere",
+        feature_lengths={"inputs": 16, "targets": 24},
+        stored={"teacher_top": "x"},
+    )
+    stored = Distillation(policy=policy, source="stored")
+    shapes = batch_shapes(stored, data, 8, teacher_top=5)
+    for field, dtype in (("teacher_top_ids", "int32"), ("teacher_top_log_probs", "float32")):
+        assert shapes[field].shape == (8, 24, 5) and shapes[field].dtype == dtype
+    assert "teacher_top" not in shapes
+    assert "teacher_top_ids" not in batch_shapes(Distillation(policy=policy), data, 8)
 
 
 def test_the_json_of_a_plan_has_its_schema(slice_of_cpus, tmp_path, capsys):
