@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -67,11 +68,11 @@ def pairs_from_groups(records: Iterable[Record], *, mode: str = "best_worst") ->
 def filter_by_feedback(
     records: Iterable[Record], *, threshold: float | None = None, quantile: float | None = None
 ) -> list[Record]:
-    """seq2seq records of the responses whose feedback is at least a threshold, for filtered SFT.
+    """seq2seq records of the responses whose feedback exceeds a threshold, for filtered SFT.
 
     Args:
-      threshold: keep feedback >= threshold.
-      quantile: instead, the threshold is this quantile (0 to 1) of all feedback, the lower of two neighbours.
+      threshold: keep feedback > threshold.
+      quantile: instead, leave out this share (0 to 1) of all responses, those with the lowest feedback, and what ties with them.
     """
     if (threshold is None) == (quantile is None):
         raise ValueError("Give either threshold or quantile to filter_by_feedback.")
@@ -81,8 +82,9 @@ def filter_by_feedback(
     if threshold is None:
         assert quantile is not None
         ordered = sorted(feedback for _, _, feedback in answers)
-        threshold = ordered[min(int(quantile * len(ordered)), len(ordered) - 1)]
-    return [_seq2seq(record, response) for record, response, value in answers if value >= threshold]
+        dropped = math.ceil(quantile * len(ordered))
+        threshold = ordered[dropped - 1] if dropped else -math.inf
+    return [_seq2seq(record, response) for record, response, value in answers if value > threshold]
 
 
 def best_of_n(records: Iterable[Record]) -> list[Record]:

@@ -175,7 +175,8 @@ def contrast_weights(
 def unit_directions(embeddings: Embeddings, where: Bool[Array, " examples"]) -> Embeddings:
     """Embeddings minus their mean over the batch, normalised; 0 where nothing exists or nothing is left. Without gradient.
 
-    Pooled encoder states all point much the same way, so their cosines say little before they are centred.
+    Pooled encoder states all point much the same way, so their cosines say little before they are centred. The batch's mean stands for
+    that of the data: among N prompts it pushes cosines of different prompts down to -1 / (N - 1) on average, which small batches feel.
     """
     (embeddings,) = as_float32(jax.lax.stop_gradient(embeddings))
     kept = jnp.where(where[:, None], embeddings, 0)

@@ -148,6 +148,8 @@ def two_sample_loss(
 ) -> Float[Array, " examples"]:
     """``1/4 ((r1 - r2) - tau (l1 - l2))^2``: half the variance within a prompt, from two responses (arXiv 2405.19107, appendix).
 
+    The appendix prints 1/2, and responses of pi, which we read as slips: only 1/4 is DRO's loss with V profiled out.
+
     Args:
       log_ratios: ``l`` of both responses.
       rewards: ``r`` of both responses.

@@ -163,12 +163,12 @@ def prefix_filter(
     """Drops a sample at the first token whose Q-value is below the threshold.
 
     Args:
-      values: Q of every prefix, or another score of prefixes, such as the reward head's.
+      values: Q of every prefix, or another score of prefixes, such as the reward head's; entry t is of the first t tokens.
       mask: where tokens are; a prefix of ones in each row.
       threshold: as the public code, 0.
       ignored_tokens: the first so many tokens drop nothing (public code: 5).
     """
-    low = mask & (values < threshold) & (jnp.arange(values.shape[1]) >= ignored_tokens)
+    low = mask & (values < threshold) & (jnp.arange(values.shape[1]) > ignored_tokens)
     dropped = jnp.any(low, axis=1)
     lengths = jnp.sum(mask, axis=1)
     return FilteredPrefixes(~dropped, jnp.where(dropped, jnp.argmax(low, axis=1), lengths))

@@ -69,7 +69,7 @@ def jpo_loss(
 
 
 @named("jpo")
-@requires(distinct_prompts=True)
+@requires(distinct_prompts=True, one_scale=True)
 def in_batch_jpo_loss(
     log_ratios: PerResponse,
     feedback: PerResponse,

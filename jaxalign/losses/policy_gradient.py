@@ -23,7 +23,7 @@ _MAX_LOG_RATIO = 60.0
 
 @requires(imitates=True)
 def nll_loss(log_probs: PerResponse) -> PerResponse:
-    """``-log pi(y|x)``: fine-tuning on all responses, as a mean over responses instead of tokens. The floor that A-LoL is compared with.
+    """``-log pi(y|x)``: fine-tuning, as a mean over responses instead of tokens. The floor that A-LoL is compared with.
 
     Args:
       log_probs: log pi(y|x), summed over tokens, in nats.
@@ -91,7 +91,12 @@ def a_lol_reference_free_loss(
 
 
 def a_lol_kl_loss(
-    log_probs: PerResponse, log_ratios: PerResponse, advantages: PerResponse, *, beta: float
+    log_probs: PerResponse,
+    log_ratios: PerResponse,
+    advantages: PerResponse,
+    *,
+    beta: float,
+    positive_only: bool = True,
 ) -> PerResponse:
     """A-LoL KL: ``-max(A, 0) log pi(y|x) + beta (log pi(y|x) - log pi_ref(y|x))``, no importance weight (arXiv 2305.14718).
 
@@ -103,13 +108,16 @@ def a_lol_kl_loss(
       log_ratios: log pi(y|x) - log pi_ref(y|x); only log pi in it may carry a gradient.
       advantages: ``A = r - V_ref(x)``, constants in units of reward.
       beta: units of reward.
+      positive_only: leave out responses with A <= 0, which the authors' sampler never draws. False keeps their term ``beta log pi``, which
+        has no lower bound.
 
     Raises:
       UserError: if beta is negative.
     """
     require_nonnegative("a_lol_kl", beta=beta)
-    (log_ratios,) = as_float32(log_ratios)
-    return _weighted_nll(log_probs, _positive(advantages)) + beta * log_ratios
+    log_ratios, constants = as_float32(log_ratios, advantages)
+    losses = _weighted_nll(log_probs, _positive(constants)) + beta * log_ratios
+    return jnp.where(constants > 0, losses, 0) if positive_only else losses
 
 
 @requires(nonnegative=("feedback",))

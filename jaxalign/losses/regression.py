@@ -56,7 +56,7 @@ def zero_value_loss(
 def agro_loss(
     log_ratios: PerResponse, rewards: PerResponse, mask: Mask, *, temperature: float
 ) -> tuple[Float[Array, " examples"], Float[Array, " examples"]]:
-    """AGRO with a leave-one-out baseline, arXiv 2503.19612 (formula from secondary sources): half the variance of ``z = r - tau l``.
+    """AGRO with a leave-one-out baseline, arXiv 2503.19612 (formula from memory): half the variance of ``z = r - tau l``.
 
     ``1/2 Var(z)`` over the n responses to a prompt, unbiased (1 / (n - 1)). Divided by tau, its gradient is
     ``-(1/n) sum_j (z_j - mean of the other z) grad log pi(y_j|x)``. At n = 2 this is DRO's two-sample loss. The optimum is the

@@ -24,6 +24,8 @@ class Requirements:
       nonnegative: fields that must not be negative; by the names of parameters.
       margins: the loss regresses on how much better a response is, so the feedback of a pair or a ranked group must be in the data
         and not only implied by the order of its responses.
+      one_scale: responses to different prompts are compared by their feedback, which the margin of a pair or the rank in a group is not
+        made for.
       imitates: the loss raises the likelihood of every response it gets, whatever its feedback.
       threshold: (hyperparameter, 'feedback' or 'rewards') where responses count as good if that field exceeds the hyperparameter.
     """
@@ -33,6 +35,7 @@ class Requirements:
     probabilities: tuple[str, ...] = ()
     nonnegative: tuple[str, ...] = ()
     margins: bool = False
+    one_scale: bool = False
     imitates: bool = False
     threshold: tuple[str, str] | None = None
 

@@ -46,8 +46,9 @@ class DROV(ReferenceObjective):
         `networks.value_variants.SentinelValue` ("single network"), or `networks.value_variants.ScalarValue` (one learned number).
       temperature: ``tau``, in units of (standardised) reward per nat.
       rescale: where the paper's factor 1/tau on the policy acts. 'update' scales the optimizer's update, which has an effect under any
-        optimizer; 'grad' scales the gradient, which Adafactor and Adam normalise away; 'none' is the exact joint loss; 'literal' is
-        the printed algorithm with ``1/2`` in place of ``tau/2``, whose fixed point is wrong unless tau = 1.
+        optimizer, also on the part that a value on the policy's own parameters has in it; 'grad' scales the gradient, which Adafactor and
+        Adam normalise away; 'none' is the exact joint loss; 'literal' is the printed algorithm with ``1/2`` in place of ``tau/2``, whose
+        fixed point is wrong unless tau = 1.
       values_per_batch: 'multiple' uses V(x) of each prompt, 'single' the mean of V over the batch (the paper's ablation).
     """
 

@@ -53,7 +53,8 @@ class SPA(ReferenceObjective):
       window: number of recent margins that the threshold is a quantile of.
       fraction: that quantile.
       until_full: 'none': no suspects until the window is full; 'zero': negative margins are suspects until then, as in the public code.
-      warmup_steps: steps before the first suspect; the public code uses a fifth of all.
+      warmup_fraction: share of all steps before the first suspect; a fifth in the public code.
+      total_steps: of the run.
     """
 
     beta: float = 0.1
@@ -62,7 +63,8 @@ class SPA(ReferenceObjective):
     window: int = 50
     fraction: float = 0.1
     until_full: str = "none"
-    warmup_steps: int = 0
+    warmup_fraction: float = 0.2
+    total_steps: int
 
     name: ClassVar[str] = "spa"
     responses_per_prompt: ClassVar[int | None] = 2
@@ -71,7 +73,8 @@ class SPA(ReferenceObjective):
         super().__post_init__()
         require_positive("SPA", beta=self.beta)
         require_probability("SPA", alpha=self.alpha)
-        require_nonnegative("SPA", strength=self.strength, warmup_steps=self.warmup_steps)
+        require_probability("SPA", warmup_fraction=self.warmup_fraction)
+        require_nonnegative("SPA", strength=self.strength, total_steps=self.total_steps)
         if self.quantile.window < 2:
             raise UserError(f"SPA.window must be at least 2, not {self.window}")
 
@@ -103,9 +106,8 @@ class SPA(ReferenceObjective):
         chosen, rejected = log_ratios[:, 0], log_ratios[:, 1]
         extrapolated = self.extrapolated_log_ratios(params, batch)
         statistics = params["statistics"]
-        threshold = jnp.where(
-            statistics["steps"] > self.warmup_steps, self.quantile.value(statistics), -jnp.inf
-        )
+        warm = statistics["steps"] > self.warmup_fraction * self.total_steps
+        threshold = jnp.where(warm, self.quantile.value(statistics), -jnp.inf)
         suspects = find_suspects(extrapolated[:, 0], extrapolated[:, 1], threshold, beta=self.beta)
         losses = spa_loss(chosen, rejected, suspects, beta=self.beta, alpha=self.alpha)
         mask = mask_of(batch)

@@ -248,7 +248,9 @@ def _run(
     if method.strength is not None:
         macros[method.strength[0]] = strength
     reference = _sft_run(folder, task, seed)
-    with objective_from_gin(method.gin or (name,), macros, policy=POLICIES[task]) as objective:
+    with objective_from_gin(
+        method.gin or (name,), macros, policy=POLICIES[task], train_steps=UPDATES[task]
+    ) as objective:
         summary = train(
             model_dir=str(job / "run"),
             objective=objective,

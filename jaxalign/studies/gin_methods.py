@@ -14,7 +14,7 @@ from jaxalign.objectives.base import Objective
 
 @contextlib.contextmanager
 def objective_from_gin(
-    names: Sequence[str], macros: Mapping[str, Any], *, policy: Any
+    names: Sequence[str], macros: Mapping[str, Any], *, policy: Any, train_steps: int = 1000
 ) -> Iterator[Objective]:
     """The objective of gin files ``objectives/<name>.gin``; gin's values hold until the context ends, since losses read them when traced.
 
@@ -22,6 +22,7 @@ def objective_from_gin(
       names: files, later ones override earlier ones.
       macros: values of macros, such as ``BETA``.
       policy: the policy network, which also gives ``MODEL``.
+      train_steps: the run's, for schedules of a method.
 
     Raises:
       UserError: a macro that no file defines.
@@ -41,7 +42,8 @@ def objective_from_gin(
         known = {scope for scope, name in gin.config._CONFIG if name == "gin.macro"}
         if unknown := sorted(set(macros) - known):
             raise UserError(f"objectives/{names[-1]}.gin has no macro {', '.join(unknown)}")
-        for macro, value in {**macros, "POLICY": policy, "MODEL": policy.config}.items():
+        given = {"POLICY": policy, "MODEL": policy.config, "TRAIN_STEPS": train_steps}
+        for macro, value in {**macros, **given}.items():
             gin.bind_parameter(f"{macro}/gin.macro.value", value)
         yield copy.deepcopy(gin.query_parameter("OBJECTIVE/gin.macro.value"))
     finally:

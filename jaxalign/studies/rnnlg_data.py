@@ -88,7 +88,7 @@ def write_feedback(
     ]
     mean = float(np.mean([record.feedback[0] for record in records if record.feedback]))
     pairs = pairs_from_groups(records)
-    filtered = filter_by_feedback(records, threshold=np.nextafter(mean, 1.0))
+    filtered = filter_by_feedback(records, threshold=mean)
     best = best_of_n(records)
     for name, kind, made in (
         ("triplets", "triplet", records),

@@ -12,7 +12,7 @@ from typing import Any
 from jaxalign.objectives.base import Objective
 
 # How a method is computed, not what it optimises.
-_NOT_HYPERPARAMETERS = ("reference",)
+_NOT_HYPERPARAMETERS = ("reference", "total_steps")
 
 
 def hyperparameters(objective: Objective) -> dict[str, Any]:

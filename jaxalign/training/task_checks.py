@@ -57,6 +57,7 @@ def check(
     _check_responses(objective, data, responses)
     _check_fields(objective, data, metadata)
     _check_margins(objective, data, metadata)
+    _check_scale(objective, data, metadata)
     _check_ranges(objective, data, metadata)
     if jax.process_index() == 0:
         lines = [] if quiet else [describe(data, metadata)]
@@ -199,6 +200,23 @@ def _check_margins(objective: Objective, data: TaskData, metadata: Mapping[str, 
             f"objective {objective.name} regresses on how much better a response is, but {assumed} of the "
             f"{sum(metadata['num_read'].values())} records of the task {data.task!r} have no field {field!r}: give them one, or use a "
             "method that only needs to know which response is better, such as dpo or ipo"
+        )
+
+
+def _check_scale(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
+    if (
+        not objective.requirements().one_scale
+        or hyperparameters(objective).get("joint_weight") == 0
+    ):
+        return
+    kind = metadata["kind"]
+    note = ASSUMED_FEEDBACK.get(kind)
+    assumed = sum(counts.get(note, 0) for counts in metadata.get("notes", {}).values())
+    if kind == "pair" or (note is not None and assumed):
+        raise UserError(
+            f"objective {objective.name} compares responses to different prompts by their feedback, but the task {data.task!r} has "
+            f"{'margins of pairs' if kind == 'pair' else 'ranks'}, which say nothing across prompts: give it rated responses (triplets "
+            "with responses_per_example, or ranked records with feedback), or set JOINT_WEIGHT = 0"
         )
 
 

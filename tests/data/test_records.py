@@ -134,12 +134,15 @@ def test_pairs_from_groups():
 
 def test_filter_and_best_of_n():
     data = triplets(("p", "a", 1), ("p", "b", 3), ("q", "c", 2), ("q", "d", 2))
-    assert [r.responses for r in derived.filter_by_feedback(data, threshold=2)] == [
-        ("b",),
-        ("c",),
-        ("d",),
-    ]
-    assert [r.responses for r in derived.filter_by_feedback(data, quantile=0.75)] == [("b",)]
+
+    def kept(**options):
+        return ["".join(r.responses) for r in derived.filter_by_feedback(data, **options)]
+
+    # As the loss does it: strictly above.
+    assert kept(threshold=2) == ["b"] and kept(threshold=1) == ["b", "c", "d"]
+    assert kept(quantile=0.75) == kept(quantile=0.5) == ["b"]
+    assert kept(quantile=0.25) == ["b", "c", "d"]
+    assert kept(quantile=0.0) == ["a", "b", "c", "d"] and kept(quantile=1.0) == []
     best = derived.best_of_n(data)
     assert [(r.prompt, r.responses, r.feedback) for r in best] == [
         ("p", ("b",), None),

@@ -217,7 +217,13 @@ def test_the_filter_drops_at_the_first_low_value_and_counts_what_was_read():
     values = jnp.array(
         [
             [0.5, 0.1, 0.2, 0.0, 0.3],  # 0 is not below 0
-            [-1.0, 0.1, -0.2, 0.5, -0.3],  # the empty prefix is ignored; dropped after two tokens
+            [
+                -1.0,
+                -0.1,
+                -0.2,
+                0.5,
+                -0.3,
+            ],  # the empty prefix and the first token are ignored; dropped after two tokens
             [0.5, 0.4, -0.1, -0.1, -0.1],  # low on padding only
         ]
     )
@@ -227,5 +233,6 @@ def test_the_filter_drops_at_the_first_low_value_and_counts_what_was_read():
     np.testing.assert_array_equal(read, [5, 2, 2])
     kept, read = prefix_filter(values, mask)
     assert kept.all(), "the default ignores five tokens"
-    kept, _ = prefix_filter(values, mask, threshold=0.2, ignored_tokens=0)
+    kept, read = prefix_filter(values, mask, threshold=0.2, ignored_tokens=0)
     np.testing.assert_array_equal(kept, [False, False, True])
+    np.testing.assert_array_equal(read, [1, 1, 2])

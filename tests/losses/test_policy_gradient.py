@@ -22,6 +22,7 @@ from jaxalign.losses.policy_gradient import (
     r_lol_loss,
 )
 from jaxalign.losses.requirements import requirements_of
+from jaxalign.losses.token_level import a_lol_seq_loss
 from jaxalign.losses.weighted_likelihood import weighted_behaviour_cloning_loss
 
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -93,19 +94,36 @@ def test_without_importance_weights_a_lol_is_the_reference_free_loss(arrays):
     close(untruncated, -advantages * log_probs)
 
 
+@pytest.mark.parametrize("positive_only", [True, False])
 @pytest.mark.parametrize("beta", [0.0, 0.05, 0.7])
-def test_the_kl_variant_is_a_threshold_on_the_advantage(arrays, beta):
+def test_the_kl_variant_is_a_threshold_on_the_advantage(arrays, beta, positive_only):
     """Its gradient is the reference-free one with weight max(A, 0) - beta: smaller advantages are pushed down."""
     log_probs, log_ratios, advantages = arrays
     reference = log_probs - log_ratios
 
     def loss(log_probs):
-        return jnp.sum(a_lol_kl_loss(log_probs, log_probs - reference, advantages, beta=beta))
+        ratios = log_probs - reference
+        losses = a_lol_kl_loss(
+            log_probs, ratios, advantages, beta=beta, positive_only=positive_only
+        )
+        return jnp.sum(losses)
 
     shifted = jnp.maximum(advantages, 0) - beta
+    if positive_only:
+        shifted = jnp.where(advantages > 0, shifted, 0)
     expected = gradient(a_lol_reference_free_loss, log_probs, shifted, positive_only=False)
     close(jax.grad(loss)(log_probs), expected)
     close(expected, -shifted)
+
+
+def test_the_kl_variant_leaves_out_what_its_authors_never_draw(arrays):
+    """Pushing those responses down has no end."""
+    log_probs, log_ratios, advantages = arrays
+    kl = functools.partial(a_lol_kl_loss, beta=0.3)
+    value, slope = jax.value_and_grad(lambda p: kl(p, log_ratios + p, -abs(advantages)).sum())(
+        log_probs
+    )
+    assert value == 0 and not slope.any()
 
 
 def test_values_by_hand():
@@ -253,12 +271,14 @@ PUBLISHED = {
     "reference_free": (0.94, 0.32),
     "a_lol, uniform": (0.93, 0.31),
     "a_lol": (0.98, 0.11),
+    "a_lol_seq": (0.995, 0.04),
     "kl 0.05": (0.943, 0.30),
     "kl 0.3": (1.00, 0.00),
 }
 
 
-# Losses of log-probabilities, log-ratios, advantages and rewards, `[responses, 1]` each.
+# Losses of log-probabilities, log-ratios, advantages and rewards, `[responses, 1]` each; those of PER_TOKEN `[responses, tokens]`.
+PER_TOKEN = ("a_lol_seq",)
 METHODS = {
     "nll": lambda p, _, advantages, rewards: nll_loss(p),
     "wbc": lambda p, _, advantages, rewards: weighted_behaviour_cloning_loss(p, rewards),
@@ -266,6 +286,7 @@ METHODS = {
     "reference_free": lambda p, _, advantages, rewards: a_lol_reference_free_loss(p, advantages),
     "a_lol, uniform": lambda p, ratios, advantages, rewards: a_lol_loss(p, ratios, advantages),
     "a_lol": lambda p, ratios, advantages, rewards: a_lol_loss(p, ratios, advantages),
+    "a_lol_seq": lambda p, ratios, advantages, rewards: a_lol_seq_loss(p, ratios, advantages),
     "kl 0.05": lambda p, ratios, advantages, rewards: a_lol_kl_loss(
         p, ratios, advantages, beta=0.05
     ),
@@ -312,14 +333,18 @@ def trained():
 
     def score(table, batch):
         picked = table[prompts_[batch][:, None], jnp.arange(TOKENS), tokens_[batch]]
-        return picked.sum(axis=-1, keepdims=True)
+        return picked
 
     def total(tables, batch):
         found = 0.0
-        for table, rows, loss in zip(tables, batch, METHODS.values(), strict=True):
+        for table, rows, (name, loss) in zip(tables, batch, METHODS.items(), strict=True):
             log_probs = score(jax.nn.log_softmax(table), rows)
             ratios = log_probs - score(log_reference, rows)
-            found += loss(log_probs, ratios, *(column[rows] for column in columns)).mean()
+            if name not in PER_TOKEN:
+                log_probs, ratios = (a.sum(axis=-1, keepdims=True) for a in (log_probs, ratios))
+            given = (jnp.broadcast_to(column[rows], log_probs.shape) for column in columns)
+            losses = loss(log_probs, ratios, *given)
+            found += losses.sum(axis=-1).mean()
         return found
 
     def step(carry, batch):

@@ -83,19 +83,23 @@ def bandit():
 
 def minimise(loss, start):
     """The log-probabilities whose logits minimise a loss, from those of the reference policy."""
-    objective = jax.jit(
-        jax.value_and_grad(lambda logits: loss(jax.nn.log_softmax(logits.reshape(start.shape))))
-    )
+    found = minimum(lambda logits: loss(jax.nn.log_softmax(logits.reshape(start.shape))), start)
+    return jax.nn.log_softmax(found.reshape(start.shape))
 
-    def on_host(logits):
-        value, gradient = objective(logits)
+
+def minimum(function, start):
+    """Where a function of a vector is least."""
+    objective = jax.jit(jax.value_and_grad(function))
+
+    def on_host(variables):
+        value, gradient = objective(variables)
         return float(value), np.asarray(gradient)
 
     options = {"gtol": 1e-11, "maxiter": 3000}
     found = scipy.optimize.minimize(
         on_host, np.ravel(start), jac=True, method="BFGS", options=options
     )
-    return jax.nn.log_softmax(jnp.asarray(found.x.reshape(start.shape)))
+    return jnp.asarray(found.x)
 
 
 def kl(expected, found):
@@ -204,6 +208,32 @@ BIASED = [
     ("mean reward", 1.0, 0.076, 0.094),
     ("mean reward", 5.0, 0.004, 0.022),
 ]
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0, 5.0])
+def test_dro_reaches_the_optimum_with_its_value_fitted_or_profiled_out(bandit, tau):
+    """V of its own, and V that is at every moment the mean of the targets: the specification's first and last rows."""
+
+    def loss(log_probs, values):
+        ratios = bandit.log_ratios(log_probs)
+        if values is None:
+            targets = dro.value_target(ratios, bandit.rewards, temperature=tau)
+            values = jnp.sum(bandit.behaviour * targets, axis=-1)
+        values = jnp.broadcast_to(values[:, None], ratios.shape)
+        delta = dro.residual(ratios, bandit.rewards, values, temperature=tau)
+        return jnp.sum(bandit.behaviour * jnp.square(delta)) / 2
+
+    profiled = minimise(lambda log_probs: loss(log_probs, None), bandit.reference)
+    assert kl(bandit.optimum(tau)[0], profiled) < 1e-6
+
+    def of_both(variables):
+        table = variables.reshape(6, 6)
+        return loss(jax.nn.log_softmax(table[:, :5]), table[:, 5])
+
+    start = jnp.pad(bandit.reference, ((0, 0), (0, 1)))
+    table = minimum(of_both, start).reshape(6, 6)
+    assert kl(bandit.optimum(tau)[0], jax.nn.log_softmax(table[:, :5])) < 1e-6
+    np.testing.assert_allclose(table[:, 5], bandit.optimum(tau)[1].ravel(), atol=1e-4)
 
 
 @pytest.mark.parametrize(("value", "tau", "divergence", "lost"), BIASED)

@@ -217,6 +217,27 @@ def test_apo_zero_has_no_finite_optimum(probability):
     assert np.all(np.sign(slopes) == np.sign(0.5 - probability))
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 1.5), (3.0, 1.0)])
+@pytest.mark.parametrize("probability", [0.2, 0.45, 0.9])
+def test_kto_pushes_to_where_the_weighted_majority_is_without_end(probability, weights):
+    desirable, undesirable = weights
+
+    def expected(log_ratio):
+        both = kto_loss(
+            jnp.full((1, 2), log_ratio),
+            jnp.array([[True, False]]),
+            0.7,
+            beta=0.5,
+            desirable_weight=desirable,
+            undesirable_weight=undesirable,
+        )
+        return probability * both[0, 0] + (1 - probability) * both[0, 1]
+
+    slopes = jax.vmap(jax.grad(expected))(jnp.linspace(-20.0, 20.0, 41))
+    direction = np.sign(desirable * probability - undesirable * (1 - probability))
+    assert direction != 0 and np.all(np.sign(slopes) == -direction)
+
+
 def test_feedback_equal_to_the_threshold_is_undesirable():
     ratios, equal = jnp.ones((1, 1)), jnp.full((1, 1), 0.5)
     assert bco(ratios, equal) == bco(ratios, jnp.zeros((1, 1)))

@@ -81,18 +81,18 @@ def expected(toy, batch):
 def test_chunks_of_positions_give_what_full_logits_give(toy, log_ratios, expected, chunk):
     """8 rows of 14 tokens: one position at a time, three (which do not divide the length), or all."""
     policy = dataclasses.replace(toy.policy, logits_chunk_size=chunk)
-    found = log_ratios(SPA(policy=policy, strength=0.5))
+    found = log_ratios(SPA(policy=policy, strength=0.5, total_steps=10))
     np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-5)
     assert np.abs(found - expected[1]).max() > 1e-2
 
 
 def test_without_strength_they_are_the_log_ratios(toy, log_ratios, expected):
-    found = log_ratios(SPA(policy=toy.policy, strength=0.0))
+    found = log_ratios(SPA(policy=toy.policy, strength=0.0, total_steps=10))
     np.testing.assert_allclose(found, expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_packing_changes_nothing(toy, log_ratios):
-    objective = SPA(policy=toy.policy)
+    objective = SPA(policy=toy.policy, total_steps=10)
     packed = toy.batch(2, per_row=2, rows=6, extra=3)
     alone, together = log_ratios(objective), log_ratios(objective, batch=packed)
     np.testing.assert_allclose(together[:8], alone, rtol=1e-5, atol=1e-5)
@@ -105,7 +105,9 @@ def test_the_reserved_value_token_has_no_part_in_it(make_toy, batch, log_ratios)
     assert isinstance(world.policy, Policy)
     loud = jax.tree.map(np.array, world.params)
     loud["policy"]["decoder"]["logits_dense"]["kernel"][:, 47] += 50
-    plain, changed = (log_ratios(SPA(policy=world.policy), p, batch) for p in (world.params, loud))
+    plain, changed = (
+        log_ratios(SPA(policy=world.policy, total_steps=10), p, batch) for p in (world.params, loud)
+    )
     np.testing.assert_allclose(plain, changed, rtol=1e-5, atol=1e-5)
 
 
@@ -133,7 +135,8 @@ def spa(toy):
         strength=0.5,
         window=16,
         fraction=0.3,
-        warmup_steps=1,
+        warmup_fraction=0.25,
+        total_steps=4,
     )
 
 
@@ -176,16 +179,19 @@ def test_microbatches_equal_one_batch(toy, batch, spa):
 
 def test_the_reference_is_always_needed_and_options_are_checked(toy):
     for reference in ("live", "cached"):
-        assert SPA(policy=toy.policy, reference=reference).frozen_roles() == ("reference",)
+        assert SPA(policy=toy.policy, reference=reference, total_steps=10).frozen_roles() == (
+            "reference",
+        )
     for options, message in (
         ({"alpha": 1.5}, r"SPA\.alpha"),
         ({"beta": 0.0}, r"SPA\.beta"),
         ({"strength": -0.5}, r"SPA\.strength"),
-        ({"warmup_steps": -1}, r"SPA\.warmup_steps"),
+        ({"warmup_fraction": -0.1}, r"SPA\.warmup_fraction"),
+        ({"total_steps": -1}, r"SPA\.total_steps"),
         ({"window": 1}, r"SPA\.window must be at least 2"),
         ({"fraction": 2.0}, r"RunningQuantile\.fraction"),
     ):
         with pytest.raises(UserError, match=message):
-            SPA(policy=toy.policy, **options)
+            SPA(policy=toy.policy, **({"total_steps": 10} | options))
     with pytest.raises(UserError, match=r"spa needs 2 response\(s\) per prompt"):
-        SPA(policy=toy.policy, reference="live").check_batch(toy.batch(1))
+        SPA(policy=toy.policy, reference="live", total_steps=10).check_batch(toy.batch(1))
