@@ -160,6 +160,16 @@ def test_suspects_have_the_lowest_margins_of_the_window(toy, batch, spa, log_rat
     np.testing.assert_allclose(second["loss"], losses.mean(), rtol=1e-5)
 
 
+def test_a_window_that_the_first_step_fills_makes_no_suspects_before_the_warm_up_ends(toy, batch):
+    """At the start every margin is the threshold, so all pairs would be suspects."""
+    objective = SPA(policy=toy.policy, window=8, total_steps=10)
+    start = {**toy.params, "reference": toy.params["policy"]}
+    means, statistics = run(objective, start, batch)
+    assert statistics["filled"] == 8 and means["suspects"] == 0
+    unguarded, _ = run(dataclasses.replace(objective, warmup_fraction=0.0), start, batch)
+    assert unguarded["suspects"] == 1
+
+
 def test_without_suspects_it_is_dpo(toy, batch, spa):
     """Loss, margin up to beta, and the gradient's norm, live and cached."""
     dpo = Pairwise(policy=toy.policy, loss_function=functools.partial(dpo_loss, beta=BETA))

@@ -7,12 +7,12 @@ import pytest
 
 from jaxalign.data.reference import STORED_FIELDS
 from jaxalign.errors import UserError
-from jaxalign.losses import pairwise, regression, unpaired, weighted_likelihood
+from jaxalign.losses import joint_preference, pairwise, regression, unpaired, weighted_likelihood
 from jaxalign.losses.policy_gradient import nll_loss
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.ift import IFT
-from jaxalign.objectives.responses import Pairwise, Responses
+from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
 from jaxalign.objectives.sft import SFT
 from jaxalign.studies.gin_methods import objective_from_gin
 from jaxalign.training import task_checks
@@ -55,6 +55,10 @@ def responses_of(function, **hyperparameters):
 OSP = pairwise_of(pairwise.osp_loss, beta=0.1)
 REBEL = pairwise_of(pairwise.rebel_loss, eta=1.0)
 DPO = pairwise_of(pairwise.dpo_loss, beta=0.1)
+JPO = WholeBatch(
+    policy=POLICY,
+    loss_function=functools.partial(joint_preference.in_batch_jpo_loss, beta=0.1),
+)
 AGRO = responses_of(regression.agro_loss, temperature=1.0)
 CLONING = responses_of(weighted_likelihood.weighted_behaviour_cloning_loss)
 
@@ -82,6 +86,12 @@ CLONING = responses_of(weighted_likelihood.weighted_behaviour_cloning_loss)
             metadata(low=-2.0),
             "needs feedback that are not negative, but the task 'mine' has -2",
         ),
+        (JPO, metadata("pair", 2), "jpo compares responses to different prompts .* margins of pairs"),
+        (
+            JPO,
+            metadata("ranked", 3, notes={"without_feedback": 1}),
+            "jpo .* has ranks, .* JOINT_WEIGHT = 0",
+        ),
         (AGRO, metadata(), "the task 'mine' has 1: join .*TaskData.responses_per_example=4"),
         (DPO, metadata(), r"needs 2 response\(s\) .* task 'mine' has 1: .*tasks/jsonl_pairs.gin"),
         (AGRO, metadata("seq2seq", 2), "agro needs rewards, which the task 'mine' does not have"),
@@ -98,6 +108,18 @@ def test_a_task_that_does_not_suit_an_objective_is_refused_by_name(objective, fa
     with pytest.raises(UserError, match=message) as refused:
         task_checks.check(objective, DATA, facts, quiet=True)
     assert "\n" not in str(refused.value)
+
+
+def test_jpo_gets_what_it_can_compare():
+    for facts in (metadata("ranked", 3), metadata("triplet", 3)):
+        task_checks.check(JPO, DATA, facts, quiet=True)
+    within = dataclasses.replace(
+        JPO,
+        loss_function=functools.partial(
+            joint_preference.in_batch_jpo_loss, beta=0.1, joint_weight=0.0
+        ),
+    )
+    task_checks.check(within, DATA, metadata("pair", 2), quiet=True)
 
 
 @pytest.mark.parametrize(
