@@ -73,6 +73,9 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
             )
 
         return InitialCheckpoint(identity, read_run)
+    if distributed.several():
+        # Of a folder that another run writes to every process would find a latest of its own.
+        step = distributed.first(lambda: sources.open_source(path, step).step)
     source = sources.open_source(path, step)
     identity = {"run_id": source.run_id(), "step": source.step, "path": source.path}
     return InitialCheckpoint(

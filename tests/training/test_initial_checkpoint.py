@@ -1,6 +1,7 @@
 """A run may start from any checkpoint: its parameters arrive on the run's mesh as if they had been made there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.stacking import stack_layers
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
-from jaxalign.training import partitioning
+from jaxalign.training import distributed, partitioning
 from jaxalign.training.initial_checkpoint import check, open_checkpoint
 from jaxalign.training.partitioning import MeshShape
 from jaxalign.training.score import reference_name, score
@@ -90,6 +91,16 @@ def test_a_converted_run_has_the_references_name_of_what_it_was_converted_from(f
         for name in ("t5x", "unrolled", "scanned")
     }
     assert len(names) == 1
+
+
+def test_the_first_process_chooses_the_checkpoint(folders, tmp_path, monkeypatch):
+    """Here another process has seen step 3 alone, and this one sees step 9 as well."""
+    shutil.copytree(folders / "t5x", tmp_path / "t5x")
+    shutil.copytree(folders / "t5x" / "checkpoint_3", tmp_path / "t5x" / "checkpoint_9")
+    assert open_checkpoint(str(tmp_path / "t5x")).identity["step"] == 9
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "first", lambda decide: min(decide(), 3))
+    assert open_checkpoint(str(tmp_path / "t5x")).identity["step"] == 3
 
 
 def test_another_model_is_refused(folders):

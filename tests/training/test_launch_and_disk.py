@@ -1,5 +1,6 @@
 """Which job a process belongs to, what a disk must have, and notices of maintenance."""
 
+import dataclasses
 import functools
 import http.server
 import os
@@ -16,8 +17,9 @@ import pytest
 
 from jaxalign.cli.main import told_in_one_line
 from jaxalign.errors import UserError
-from jaxalign.training import distributed, files, preemption, processes, run_folder
+from jaxalign.training import distributed, files, preemption, processes, run, run_folder
 from jaxalign.training.checkpoints import CheckpointPolicy, check_space
+from jaxalign.training.inputs import TaskData
 from jaxalign.training.preemption import StopNotice
 from jaxalign.training.processes import LOST_PROCESS, Launch, find_launch
 from jaxalign.training.state import TrainState
@@ -286,3 +288,18 @@ def test_another_reference_does_not_continue_a_run(tmp_path):
             UserError, match=r"began with the initial checkpoint /runs/sft \(a, step 5\)"
         ):
             check(before, now)
+
+
+def test_another_batch_size_is_said_where_it_moves_the_data(capsys):
+    lengths = {"inputs": 8, "targets": 8}
+    plain = TaskData(task="t", cache_dir="c", feature_lengths=lengths)
+    packed = dataclasses.replace(plain, pack=True)
+    for before, now, data, said in (
+        (8, 8, plain, ""),
+        (8, 4, packed, ""),
+        (8, 4, plain, "reads some examples of this epoch again"),
+        (4, 8, plain, "passes some examples over"),
+    ):
+        run._say_other_batch_size(before, now, data)
+        error = capsys.readouterr().err
+        assert said in error if said else not error
