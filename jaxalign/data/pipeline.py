@@ -247,6 +247,34 @@ def make_dataset(
     )
 
 
+def one_pass(
+    cache_dir: str,
+    split: str,
+    *,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    pack: bool = True,
+    local_rows: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """Every example of a split once, in order, with feedback as given: for numbers that are stored beside the cache.
+
+    Arguments as in `make_dataset`; the last batch is filled with empty rows.
+    """
+    dataset = make_dataset(
+        cache_dir,
+        split,
+        feature_lengths=feature_lengths,
+        batch_size=batch_size,
+        pack=pack,
+        shuffle=False,
+        num_epochs=1,
+        drop_remainder=False,
+        standardize=False,
+        local_rows=local_rows,
+    )
+    return iter(dataset)
+
+
 def _best_responses(
     data: CachedSplit,
 ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:

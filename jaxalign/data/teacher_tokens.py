@@ -82,9 +82,8 @@ class TeacherTokensWriter:
         Raises:
           DataError: another number of tokens than the examples have, or log-probabilities that are NaN, infinite or above 0.
         """
-        rows = np.concatenate(
-            [np.arange(self._offsets[each], self._offsets[each + 1]) for each in examples]
-        )
+        ranges = [np.arange(self._offsets[i], self._offsets[i + 1]) for i in examples]
+        rows = np.concatenate([np.zeros(0, np.int64), *ranges])
         if len(rows) != len(ids) or ids.shape != log_probs.shape:
             raise DataError(
                 f"Examples {list(examples)} have {len(rows)} target tokens; ids have the shape {ids.shape}, log-probabilities "

@@ -147,22 +147,11 @@ def _scale(metadata: Mapping[str, Any], cache_dir: str, units: str) -> float:
 def packed_batches(cache_dir: str, split: str, batch_size: int) -> Iterator[Any]:
     """All examples of a split once, in order, several short ones in a row, with raw feedback."""
     longest = load_metadata(cache_dir)["lengths"][split]
-    return iter(
-        pipeline.make_dataset(
-            cache_dir,
-            split,
-            feature_lengths={
-                "inputs": int(longest["prompt"]["max"]),
-                "targets": int(longest["response"]["max"]),
-            },
-            batch_size=batch_size,
-            pack=True,
-            shuffle=False,
-            num_epochs=1,
-            drop_remainder=False,
-            standardize=False,
-        )
-    )
+    lengths = {
+        "inputs": int(longest["prompt"]["max"]),
+        "targets": int(longest["response"]["max"]),
+    }
+    return pipeline.one_pass(cache_dir, split, feature_lengths=lengths, batch_size=batch_size)
 
 
 def check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[str, Any]) -> None:

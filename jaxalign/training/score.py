@@ -142,20 +142,15 @@ def score_splits(
     for split in splits if overwrite else unscored(cache_dir, splits, name):
         shape = (metadata["num_examples"][split], metadata["responses_per_example"])
         scores = np.zeros(shape, np.float32)
-        dataset = pipeline.make_dataset(
+        for batch in pipeline.one_pass(
             cache_dir,
             split,
             feature_lengths=feature_lengths,
             batch_size=batch_size,
             # A reward network may unpack what is packed, and then empty places cost as much as full ones.
             pack=not gives_rewards,
-            shuffle=False,
-            num_epochs=1,
-            drop_remainder=False,
-            standardize=False,
             local_rows=rows,
-        )
-        for batch in dataset:
+        ):
             with partitioning.activate(mesh):
                 found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
             values, ids = found[0], found[1].reshape(-1)

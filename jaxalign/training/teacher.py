@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data import pipeline
@@ -55,38 +54,28 @@ def store_top_tokens(
         raise UserError(f"top_tokens must be between 1 and the vocabulary's {size}, not {count}")
 
     def compute(params: Any, batch: Mapping[str, Any]) -> Any:
-        return top_log_probs(policy, params, batch, count)
+        tokens = top_log_probs(policy, params, batch, count)
+        return tokens, batch["decoder_segment_ids"], batch["example_ids"]
 
+    # Every process sees the tokens of all rows; the first one writes them.
     compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
     rows = distributed.local_rows(mesh, batch_size)
     for split in splits or list(load_metadata(cache_dir)["num_examples"]):
-        dataset = pipeline.make_dataset(
+        writer = None
+        if distributed.is_first():
+            writer = TeacherTokensWriter(cache_dir, split, name, count)
+        for batch in pipeline.one_pass(
             cache_dir,
             split,
             feature_lengths=feature_lengths,
             batch_size=batch_size,
-            pack=True,
-            shuffle=False,
-            num_epochs=1,
-            drop_remainder=False,
-            standardize=False,
             local_rows=rows,
-        )
-        writer = None
-        if distributed.is_first():
-            writer = TeacherTokensWriter(cache_dir, split, name, count)
-        layout = jax.jit(
-            lambda batch: (batch["decoder_segment_ids"], batch["example_ids"]),
-            out_shardings=partitioning.replicated(mesh),
-        )
-        for batch in dataset:
-            placed = partitioning.put_batch(mesh, batch)
+        ):
             with partitioning.activate(mesh):
-                found = jax.device_get((compiled(params, placed), layout(placed)))
-            (ids, log_probs), (segments, examples) = found
+                found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
+            (ids, log_probs), segments, examples = found
             if writer is not None:
-                present = np.asarray(segments) > 0
-                chosen = [int(index) for index in np.ravel(examples) if index >= 0]
-                writer.write(chosen, ids[present], log_probs[present])
+                present = segments > 0
+                writer.write(examples[examples >= 0], ids[present], log_probs[present])
         if writer is not None:
             writer.close({**info, "top_tokens": count})
