@@ -21,7 +21,7 @@ def fail() -> None:
 
 
 def restore_without(victim: int, mesh: Any, folder: str) -> None:
-    """All save a state; then one dies while the others read it."""
+    """All save states and delete one; then one process dies while the others read what is left."""
     import jax
     import jax.numpy as jnp
 
@@ -29,15 +29,21 @@ def restore_without(victim: int, mesh: Any, folder: str) -> None:
     from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
     from jaxalign.training.state import TrainState
 
-    def make() -> TrainState:
+    def make(step: Any) -> TrainState:
         params = {"policy": {"w": jnp.arange(8.0)}}
-        return TrainState(step=jnp.ones((), jnp.int32), params=params, opt_state={"policy": {}})
+        return TrainState(step=step, params=params, opt_state={"policy": {}})
 
-    abstract = jax.eval_shape(make)
+    abstract = jax.eval_shape(make, jnp.int32(0))
     shardings = jax.tree.map(lambda _: partitioning.replicated(mesh), abstract)
-    state = jax.jit(make, out_shardings=shardings)()
-    checkpointer = Checkpointer(folder, CheckpointPolicy(asynchronous=False))
-    checkpointer.save(state, {"position": 1}, {"note": "test"})
+    checkpointer = Checkpointer(folder, CheckpointPolicy(keep_latest=1, asynchronous=False))
+    for step in (1, 2):
+        state = jax.jit(make, out_shardings=shardings)(jnp.int32(step))
+        checkpointer.save(state, {"position": 1}, {"note": "test"})
+        checkpointer.keep([1])
+    assert checkpointer.steps() == [1, 2]
+    checkpointer.keep([2])
+    checkpointer.prune()
+    assert checkpointer.steps() == [2]
     restored, position = checkpointer.restore(abstract, shardings)
     assert position == {"position": 1}
     assert jax.device_get(restored.params["policy"]["w"]).tolist() == list(range(8))
