@@ -82,7 +82,7 @@ def filter_by_feedback(
     if threshold is None:
         assert quantile is not None
         ordered = sorted(feedback for _, _, feedback in answers)
-        dropped = math.ceil(quantile * len(ordered))
+        dropped = math.ceil(round(quantile * len(ordered), 9))
         threshold = ordered[dropped - 1] if dropped else -math.inf
     return [_seq2seq(record, response) for record, response, value in answers if value > threshold]
 

@@ -6,10 +6,12 @@ long as all responses together, so they are written in pieces and mapped into me
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -53,13 +55,16 @@ class TeacherTokens:
 
 
 class TeacherTokensWriter:
-    """Writes the tokens of a split example by example, in any order.
+    """Writes the tokens of a split example by example, in any order; a context that leaves nothing behind if it is left by an error.
 
     Args:
       cache_dir: the cached task.
       split: of it.
       name: of the arrays; those of that name are replaced when `close` is called.
       count: k, tokens kept a position.
+
+    Raises:
+      DataError: the disk has no room for them.
     """
 
     def __init__(self, cache_dir: str, split: str, name: str, count: int) -> None:
@@ -68,13 +73,39 @@ class TeacherTokensWriter:
         self._offsets = _offsets(cache_dir, split)
         os.makedirs(os.path.dirname(self._paths["info"]), exist_ok=True)
         shape = (int(self._offsets[-1]), count)
-        self._arrays: dict[str, np.ndarray] = {
-            array: np.lib.format.open_memmap(
-                f"{self._paths[array]}.partial", mode="w+", dtype=dtype, shape=shape
-            )
-            for array, dtype in _ARRAYS.items()
-        }
+        self._arrays: dict[str, np.ndarray] = {}
         self._written = np.zeros(len(self._offsets) - 1, bool)
+        try:
+            for array, dtype in _ARRAYS.items():
+                path = f"{self._paths[array]}.partial"
+                self._arrays[array] = np.lib.format.open_memmap(
+                    path, mode="w+", dtype=dtype, shape=shape
+                )
+                # A mapped file without room behind it would end the process when it is written to.
+                _reserve(path)
+        except OSError as error:
+            self._remove()
+            size = 8 * shape[0] * count / 2**20
+            raise DataError(
+                f"{os.path.dirname(self._paths['info'])} has no room for {size:,.0f} MiB of teacher tokens: {error.strerror}."
+            ) from error
+
+    def __enter__(self) -> TeacherTokensWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._remove()
+
+    def _remove(self) -> None:
+        for array in _ARRAYS:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(f"{self._paths[array]}.partial")
 
     def write(self, examples: Sequence[int], ids: np.ndarray, log_probs: np.ndarray) -> None:
         """Stores the target tokens ``[tokens, k]`` of these examples, one example after another.
@@ -105,6 +136,9 @@ class TeacherTokensWriter:
         if not self._written.all():
             missing = int((~self._written).sum())
             raise DataError(f"{missing} of {len(self._written)} examples have no teacher tokens.")
+        # Without its description a set is not there, so that no reader finds half of one.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._paths["info"])
         for array, values in self._arrays.items():
             values.flush()  # type: ignore[attr-defined]  # np.memmap
             os.replace(f"{self._paths[array]}.partial", self._paths[array])
@@ -156,6 +190,13 @@ def teacher_token_names(cache_dir: str, split: str) -> list[str]:
         for entry in entries
         if entry.startswith(prefix) and entry.endswith(suffix)
     )
+
+
+def _reserve(path: str) -> None:
+    """OSError unless the disk has room for all of a sparse file."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
 
 
 def _offsets(cache_dir: str, split: str) -> np.ndarray:

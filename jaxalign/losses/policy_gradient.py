@@ -108,8 +108,8 @@ def a_lol_kl_loss(
       log_ratios: log pi(y|x) - log pi_ref(y|x); only log pi in it may carry a gradient.
       advantages: ``A = r - V_ref(x)``, constants in units of reward.
       beta: units of reward.
-      positive_only: leave out responses with A <= 0, which the authors' sampler never draws. False keeps their term ``beta log pi``, which
-        has no lower bound.
+      positive_only: leave out responses with A <= 0, which the authors' sampler never draws. False keeps their term ``beta log pi``. Like
+        that of responses with ``0 < A < beta`` it has no lower bound, but there are many more of them.
 
     Raises:
       UserError: if beta is negative.

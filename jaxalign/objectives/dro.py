@@ -72,6 +72,12 @@ class DROV(ReferenceObjective):
                 f"DROV.values_per_batch must be 'multiple' or 'single', not {self.values_per_batch!r}"
             )
 
+        shared = getattr(self.value, "policy", self.policy)
+        if hasattr(self.value, "scores_and_values") and shared != self.policy:
+            raise UserError(
+                "DROV.value reads the states of another policy network than DROV.policy; give both the same"
+            )
+
     def trained(self) -> dict[str, Any]:
         return {"policy": self.policy, "value": self.value}
 

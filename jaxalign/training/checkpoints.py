@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ class _LatestAndNamed:
 
     def kept(self, steps: Sequence[int]) -> list[bool]:
         """Which of these steps, oldest first, stay."""
-        newest = steps if self.number is None else steps[max(0, len(steps) - self.number) :]
+        newest = steps if self.number is None else steps[-self.number :]
         return [step in newest or step in self.named for step in steps]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -76,6 +77,10 @@ class Checkpointer:
     ) -> None:
         if policy.best_mode not in ("min", "max"):
             raise UserError(f"best_mode must be 'min' or 'max', not {policy.best_mode!r}")
+        if policy.keep_latest is not None and policy.keep_latest < 1:
+            raise UserError(
+                f"KEEP_CHECKPOINTS must be at least 1, or None for all, not {policy.keep_latest}: a run goes on from its newest"
+            )
         self.policy = policy
         self._folder = Path(model_dir).absolute() / CHECKPOINTS
         self._saving: int | None = None
@@ -105,12 +110,23 @@ class Checkpointer:
         self._kept.named = frozenset(steps)
 
     def prune(self) -> None:
-        """Deletes checkpoints that are kept neither as the newest nor by `keep`."""
+        """Deletes checkpoints that are kept neither as the newest nor by `keep`; what cannot be deleted is left alone."""
         self.wait()
         steps = self.steps()
-        for step, kept in zip(steps, self._kept.kept(steps), strict=True):
-            if not kept:
-                self._manager.delete(step)
+        doomed = [
+            step for step, kept in zip(steps, self._kept.kept(steps), strict=True) if not kept
+        ]
+        if doomed:
+            distributed.first(lambda: self._delete(doomed))
+            self._manager.reload()
+
+    def _delete(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            gone = self._folder / f"{step}.deleted"
+            # Renamed first: what is left of a checkpoint must not pass for one.
+            with contextlib.suppress(OSError):
+                (self._folder / str(step)).rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def save(
         self,

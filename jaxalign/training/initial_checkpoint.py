@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
 from jaxalign.training import checkpoints, distributed, loading
 from jaxalign.training.partitioning import AxisRules
@@ -76,7 +77,15 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     if distributed.several():
         # Of a folder that another run writes to every process would find a latest of its own.
         step = distributed.first(lambda: sources.open_source(path, step).step)
-    source = sources.open_source(path, step)
+    try:
+        source = sources.open_source(path, step)
+    except UserError as error:
+        if not distributed.several():
+            raise
+        # Not as a mistake of all processes.
+        raise OSError(
+            f"the first process sees a checkpoint that this one does not: {error}"
+        ) from error
     identity = {"run_id": source.run_id(), "step": source.step, "path": source.path}
     return InitialCheckpoint(
         identity, lambda policy, _, shardings: _read_source(source, policy, shardings)

@@ -177,6 +177,14 @@ class TaskData:
         distributed.first(make)
         return cache_module.load_metadata(self.cache_dir)
 
+    def teacher(self) -> dict[str, Any] | None:
+        """Who the stored teacher tokens are of; None if the run reads none."""
+        name = self.stored.get(reference.TEACHER_TOP)
+        if name is None:
+            return None
+        found = teacher_tokens.open_teacher_tokens(self.cache_dir, self.train_split, name)
+        return {"name": name, **found.info}
+
     def load_vocabulary(self) -> Vocabulary:
         """The vocabulary of the cache."""
         return cache_module.load_vocabulary(self.cache_dir)

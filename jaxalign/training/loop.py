@@ -201,6 +201,7 @@ class Loop:
             if owed:
                 self._evaluate(start, state, owed)
         if start >= config.train_steps:
+            self._checkpointer.prune()
             return state
         if start:
             # A run that was stopped between two lines of metrics goes on with the sums it had.
@@ -335,11 +336,12 @@ class Loop:
         metric = self._config.checkpoint.best_metric
         if metric is None or number not in self._checkpointer.steps():
             return
-        if metric not in self.evaluations:
+        if metric in results:
+            self._history[number] = results[metric]
+        elif number not in self._history:
             raise UserError(
-                f"best_metric {metric!r} was not measured; available: {', '.join(sorted(self.evaluations)) or 'none'}"
+                f"best_metric {metric!r} was not measured; available: {', '.join(sorted(results)) or 'none'}"
             )
-        self._history[number] = self.evaluations[metric]
         self._rank()
 
     def evaluate(

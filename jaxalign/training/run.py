@@ -101,6 +101,8 @@ def train(
     if finished is not None:
         return finished
     data = task_checks.check(objective, data, metadata, quiet=not loop.progress)
+    teacher = data.teacher()
+    run_folder.check_same_teacher(folder, earlier.get("teacher_tokens", teacher), teacher)
     run_id = distributed.first(lambda: earlier.get("run_id") or uuid.uuid4().hex[:12])
     start = Start(
         folder,
@@ -159,8 +161,11 @@ def train(
         state, data_state = checkpointer.restore(abstract, shardings)
         if data_state is not None:
             iterator.set_state(data_state)
-    _say_other_batch_size(earlier.get("batch_size", batch_size), batch_size, data)
-    origin: dict[str, Any] = {"run_id": run_id, "batch_size": batch_size}
+        before = checkpointer.metadata(resumed).get("batch_size", batch_size)
+        _say_other_batch_size(before, batch_size, data)
+    origin: dict[str, Any] = {"run_id": run_id}
+    if teacher:
+        origin["teacher_tokens"] = teacher
     if initial_checkpoint_path:
         origin["initial_checkpoint"] = start.identity
     if frozen_checkpoints:
@@ -190,6 +195,7 @@ def train(
             metadata={
                 "run_id": run_id,
                 "objective": objective.name,
+                "batch_size": batch_size,
                 "gin": run_folder.gin_text(),
                 **run_folder.versions(),
             },

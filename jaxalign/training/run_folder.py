@@ -45,6 +45,10 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
     written = earlier.get("hyperparameters", {})
     compared = [(what, earlier.get(what, ours), ours) for what, ours in ours_by_name.items()]
     compared += [(name, written.get(name, ours), ours) for name, ours in hyperparameters.items()]
+    # An earlier version's, which has another meaning or none now.
+    compared += [
+        (name, theirs, None) for name, theirs in written.items() if name not in hyperparameters
+    ]
     for what, theirs, ours in compared:
         if theirs != ours:
             raise UserError(
@@ -68,6 +72,21 @@ def check_same_origin(
     if any(before[key] != now[key] for key in ("run_id", "step")):
         raise UserError(
             f"{folder}: this run began with the {what} {named[0]}, and now finds {named[1]}; put it back, or choose another MODEL_DIR"
+        )
+
+
+def check_same_teacher(
+    folder: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> None:
+    """Refuses to continue a run with other stored teacher tokens.
+
+    Raises:
+      UserError: naming both.
+    """
+    if before != now:
+        raise UserError(
+            f"{folder}: this run began with the teacher tokens {before}, and now finds {now}; store those again under that name, or choose "
+            "another MODEL_DIR"
         )
 
 

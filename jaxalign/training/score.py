@@ -15,6 +15,7 @@ from jaxalign.data.cache import load_metadata
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.training import distributed, partitioning, teacher
+from jaxalign.training.advantages import check_vocabulary
 from jaxalign.training.loading import load_policy, load_reward
 from jaxalign.training.partitioning import MeshShape
 
@@ -59,6 +60,8 @@ def score(
     else:
         network, params, info = load_reward(checkpoint, step=wanted, role=role)
         name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
+    if info.get("vocabulary"):
+        check_vocabulary(load_metadata(cache_dir), cache_dir, info)
     lengths = {
         "inputs": max_input_length or _recorded_length(info, "inputs"),
         "targets": max_target_length or _recorded_length(info, "targets"),

@@ -62,9 +62,15 @@ class Start:
         self._initial: initial_checkpoint.InitialCheckpoint | None = None
         self._unreadable: UserError | None = None
         self.identity: dict[str, Any] = {"run_id": f"{run_id}-init", "step": seed}
+        before = earlier.get("initial_checkpoint")
+        if earlier and (path is None) != (before is None):
+            began = f"from {before.get('path')}" if before else "with random parameters"
+            raise UserError(
+                f"{folder} holds a run that began {began}, and its reference is that: "
+                f"{'give INITIAL_CHECKPOINT_PATH again' if before else 'leave INITIAL_CHECKPOINT_PATH out'}, or choose another MODEL_DIR"
+            )
         if path is None:
             return
-        before = earlier.get("initial_checkpoint")
         if before and step is None:
             step = before["step"]
         try:

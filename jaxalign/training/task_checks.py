@@ -58,6 +58,7 @@ def check(
     _check_fields(objective, data, metadata)
     _check_margins(objective, data, metadata)
     _check_scale(objective, data, metadata)
+    _check_teacher(objective, data)
     _check_ranges(objective, data, metadata)
     if jax.process_index() == 0:
         lines = [] if quiet else [describe(data, metadata)]
@@ -217,6 +218,19 @@ def _check_scale(objective: Objective, data: TaskData, metadata: Mapping[str, An
             f"objective {objective.name} compares responses to different prompts by their feedback, but the task {data.task!r} has "
             f"{'margins of pairs' if kind == 'pair' else 'ranks'}, which say nothing across prompts: give it rated responses (triplets "
             "with responses_per_example, or ranked records with feedback), or set JOINT_WEIGHT = 0"
+        )
+
+
+def _check_teacher(objective: Objective, data: TaskData) -> None:
+    name = data.stored.get(reference.TEACHER_TOP)
+    ours = getattr(getattr(objective.policy, "config", None), "vocab_size", None)
+    if name is None or ours is None:
+        return
+    info = teacher_tokens.open_teacher_tokens(data.cache_dir, data.train_split, name).info
+    if info.get("vocab_size", ours) > ours:
+        raise UserError(
+            f"the teacher tokens {name!r} beside {data.cache_dir} are of a policy with {info['vocab_size']} tokens, the policy of "
+            f"objective {objective.name} has {ours}: set VOCAB_SIZE to at least the teacher's"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -61,21 +62,22 @@ def store_top_tokens(
     compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
     rows = distributed.local_rows(mesh, batch_size)
     for split in splits or list(load_metadata(cache_dir)["num_examples"]):
-        writer = None
-        if distributed.is_first():
-            writer = TeacherTokensWriter(cache_dir, split, name, count)
-        for batch in pipeline.one_pass(
-            cache_dir,
-            split,
-            feature_lengths=feature_lengths,
-            batch_size=batch_size,
-            local_rows=rows,
+        first = distributed.is_first()
+        with (
+            TeacherTokensWriter(cache_dir, split, name, count) if first else nullcontext() as writer
         ):
-            with partitioning.activate(mesh):
-                found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
-            (ids, log_probs), segments, examples = found
+            for batch in pipeline.one_pass(
+                cache_dir,
+                split,
+                feature_lengths=feature_lengths,
+                batch_size=batch_size,
+                local_rows=rows,
+            ):
+                with partitioning.activate(mesh):
+                    found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
+                (ids, log_probs), segments, examples = found
+                if writer is not None:
+                    present = segments > 0
+                    writer.write(examples[examples >= 0], ids[present], log_probs[present])
             if writer is not None:
-                present = segments > 0
-                writer.write(examples[examples >= 0], ids[present], log_probs[present])
-        if writer is not None:
-            writer.close({**info, "top_tokens": count})
+                writer.close({**info, "top_tokens": count, "vocab_size": size})

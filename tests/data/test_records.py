@@ -141,6 +141,9 @@ def test_filter_and_best_of_n():
     # As the loss does it: strictly above.
     assert kept(threshold=2) == ["b"] and kept(threshold=1) == ["b", "c", "d"]
     assert kept(quantile=0.75) == kept(quantile=0.5) == ["b"]
+    hundred = triplets(*(("p", str(i), i) for i in range(100)))
+    for share in (0.07, 0.28, 0.55):
+        assert len(derived.filter_by_feedback(hundred, quantile=share)) == round(100 * (1 - share))
     assert kept(quantile=0.25) == ["b", "c", "d"]
     assert kept(quantile=0.0) == ["a", "b", "c", "d"] and kept(quantile=1.0) == []
     best = derived.best_of_n(data)

@@ -1,6 +1,8 @@
 """A teacher's tokens beside a cache stand at the positions they were computed for, however a batch is laid out."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,24 @@ def test_what_is_not_a_distribution_or_not_of_these_examples_is_refused(small):
         writer.close({})
     with pytest.raises(DataError, match="it has: none"):
         open_teacher_tokens(small, "train", "bad")
+
+
+def test_a_disk_without_room_is_told_and_nothing_is_left(small, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"no room for 0 MiB of teacher tokens: No space left"):
+        TeacherTokensWriter(small, "train", "big", K)
+    assert os.listdir(Path(small) / "teacher_tokens") == []
+
+
+def test_an_error_on_the_way_leaves_the_set_that_was_there(small):
+    numbered(small)
+    with pytest.raises(KeyboardInterrupt), TeacherTokensWriter(small, "train", "teacher", K + 1):
+        raise KeyboardInterrupt
+    assert open_teacher_tokens(small, "train", "teacher").count == K
+    assert len(os.listdir(Path(small) / "teacher_tokens")) == 3
 
 
 def test_tokens_of_other_data_are_refused(small):

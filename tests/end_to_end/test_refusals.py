@@ -113,6 +113,10 @@ def test_other_hyperparameters_do_not_continue_a_run(tmp_path):
     run_folder.check_same_method(tmp_path, written, live)
     with pytest.raises(UserError, match=r"a run with beta 0\.1, and this command says 0\.2"):
         run_folder.check_same_method(tmp_path, written, other)
+    # A run of a version that had another hyperparameter.
+    older = written | {"hyperparameters": {**written["hyperparameters"], "warmup_steps": 3}}
+    with pytest.raises(UserError, match=r"a run with warmup_steps 3, and this command says None"):
+        run_folder.check_same_method(tmp_path, older, same)
     # A run of before; its `beta` is something else.
     written = {"objective": "dpo", "beta": {"mean": 0.0}}
     run_folder.check_same_method(tmp_path, written, other)

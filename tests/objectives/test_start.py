@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.errors import UserError
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.value_variants import SentinelValue
 from jaxalign.objectives.dro import DROV
@@ -54,6 +55,13 @@ def test_kto_starts_without_margin_at_weight_one_half(toy, start, run_step, refe
     assert step.means["log_ratio_squared"] == 0
     assert step.means["reference_point"] == 0
     assert step.means["loss"] == 0.5
+
+
+def test_a_value_on_the_states_of_another_policy_is_refused(make_toy):
+    """Its scores would be those of the other, with or without the sentinel's token."""
+    toy, plain = make_toy(value_token=47), make_toy()
+    with pytest.raises(UserError, match=r"another policy network than DROV\.policy"):
+        DROV(policy=plain.policy, value=SentinelValue(toy.policy))
 
 
 def test_dro_starts_with_the_reward_as_its_target(make_toy, run_step):

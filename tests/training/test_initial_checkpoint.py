@@ -130,7 +130,7 @@ def test_a_converted_run_says_where_it_is_from_and_has_no_method_to_continue(fol
 def begin(objective, path, *, seed=0, earlier=None):
     mesh = partitioning.make_mesh()
     options = {"step": None, "run_id": "new", "earlier": earlier or {}}
-    return Start(Path("run"), objective, mesh, {}, seed, path=str(path), **options)
+    return Start(Path("run"), objective, mesh, {}, seed, path=path and str(path), **options)
 
 
 def test_a_run_that_goes_on_needs_its_start_only_for_a_copy_of_it(folders, tmp_path, capsys):
@@ -156,6 +156,18 @@ def test_a_run_goes_on_from_the_start_that_it_had(folders):
         UserError, match=r"began with the initial checkpoint runs/another \(another"
     ):
         begin(objective, folders / "t5x", earlier=earlier)
+
+
+def test_a_run_is_not_continued_with_another_kind_of_start(folders):
+    objective = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG))
+    earlier = {"run_id": "r", "initial_checkpoint": open_checkpoint(str(folders / "t5x")).identity}
+    with pytest.raises(UserError, match=r"began from .*t5x.*: give INITIAL_CHECKPOINT_PATH again"):
+        begin(objective, None, earlier=earlier)
+    with pytest.raises(
+        UserError, match=r"with random parameters.*leave INITIAL_CHECKPOINT_PATH out"
+    ):
+        begin(objective, folders / "t5x", earlier={"run_id": "r"})
+    assert begin(objective, None, earlier={"run_id": "r"}).identity["run_id"] == "new-init"
 
 
 @pytest.mark.parametrize("name", ["t5x", "huggingface"])

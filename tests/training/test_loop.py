@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,35 @@ class TestEvaluationAndStopping:
         run(8, **options)
         assert [number for number, _ in seen] == [2, 4, 6, 8]
         self.whole(tmp_path)
+
+    def test_a_step_without_the_metric_does_not_take_an_earlier_ones(self, run, tmp_path):
+        def evaluate(step, params):
+            return {"score": float(step)} if step < 8 else {"other": 1.0}
+
+        policy = dataclasses.replace(self.POLICY, best_mode="max")
+        with pytest.raises(UserError, match=r"not measured; available: validation/other"):
+            run(8, policy=policy, evaluators={"validation": evaluate})
+        assert json.loads((tmp_path / "best.json").read_text())["step"] == 6
+
+    def test_killed_in_its_last_evaluation_a_run_still_deletes_the_best_before(self, run, tmp_path):
+        policy = dataclasses.replace(self.POLICY, best_mode="max")
+        with pytest.raises(KeyboardInterrupt):
+            run(8, policy=policy, evaluators=self.evaluators([], killed_at=8))
+        run(8, policy=policy, evaluators=self.evaluators([]))
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["8"]
+
+    def test_what_cannot_be_deleted_is_left_and_the_run_ends_well(self, run, tmp_path, monkeypatch):
+        def refuse(path, target):
+            raise OSError("device or resource busy")
+
+        monkeypatch.setattr(Path, "rename", refuse)
+        policy = dataclasses.replace(self.POLICY, best_mode="max")
+        loop = run(8, policy=policy, evaluators=self.evaluators([]))
+        assert int(loop.state.step) == 8 and loop.best["step"] == 8
+
+    def test_no_checkpoint_to_go_on_from_is_refused(self, run):
+        with pytest.raises(UserError, match="KEEP_CHECKPOINTS must be at least 1"):
+            run(8, policy=dataclasses.replace(self.POLICY, keep_latest=0))
 
     def test_several_best_stay_across_launches(self, run, tmp_path):
         policy = dataclasses.replace(self.POLICY, keep_best=2)

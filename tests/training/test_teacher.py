@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from jaxalign.losses.distillation import forward_kl, reverse_kl
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
-from jaxalign.training import partitioning, task_checks
+from jaxalign.training import partitioning, run_folder, task_checks
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.partitioning import MeshShape
 from jaxalign.training.teacher import store_top_tokens
@@ -100,7 +101,15 @@ def test_a_run_finds_out_before_it_compiles(data, params):
     with pytest.raises(UserError, match="no teacher tokens 'teacher' for the split 'validation'"):
         dataclasses.replace(data, eval_split="validation").prepare()
     tokens = open_teacher_tokens(data.cache_dir, "train", "teacher")
-    assert tokens.info == {"run": "x", "top_tokens": COUNT}
+    assert tokens.info == {"run": "x", "top_tokens": COUNT, "vocab_size": COUNT + 1}
+    smaller = dataclasses.replace(objective, policy=Policy(POLICY.config.replace(vocab_size=260)))
+    with pytest.raises(UserError, match=r"a policy with 264 tokens.* distillation has 260"):
+        task_checks.check(smaller, data, metadata, quiet=True)
+    who = data.teacher()
+    assert who == {"name": "teacher", **tokens.info}
+    run_folder.check_same_teacher(Path("run"), who, who)
+    with pytest.raises(UserError, match=r"began with the teacher tokens .*'run': 'x'"):
+        run_folder.check_same_teacher(Path("run"), who, who | {"run": "y"})
     for count in (0, COUNT + 2):
         with pytest.raises(UserError, match=f"between 1 and the vocabulary's {COUNT + 1}"):
             store_top_tokens(
