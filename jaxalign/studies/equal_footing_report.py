@@ -77,6 +77,8 @@ def _samples_section(folder: Path, results: Results) -> str:
             },
         ),
         _verdict(differences, len(SEEDS)),
+        _as_close(results),
+        _same_runs(results),
     ]
     return "\n".join(lines) + "\n"
 
@@ -110,6 +112,46 @@ def _verdict(differences: Mapping[str, Estimate], seeds: int) -> str:
         f"higher {higher}, lower {lower}, not told apart {rest}. Methods stop at different KL from their SFT policy, so a higher "
         "reward is not a better trade by itself.\n"
     )
+
+
+def _as_close(results: Results) -> str:
+    """The methods that moved about as little as the yardstick, by reward."""
+    means = {
+        name: [float(np.mean([run["test"][key] for run in runs])) for key in ("reward", "kl")]
+        for name, runs in results.items()
+        if runs
+    }
+    if YARDSTICK not in means:
+        return ""
+    limit = 1.25 * means[YARDSTICK][1]
+    close = sorted((-reward, name) for name, (reward, kl) in means.items() if kl <= limit)
+    listed = ", ".join(
+        f"`{name}` {-reward:.3f} (KL {means[name][1]:.2f})" for reward, name in close
+    )
+    return (
+        f"Of those that stayed within 1.25 times its KL, {limit:.2f} nats, by reward: {listed}.\n"
+    )
+
+
+def _same_runs(results: Results) -> str:
+    """Methods that came out alike to the last act, and why if it is KTO's reference point."""
+    groups: dict[str, list[str]] = {}
+    for name, runs in results.items():
+        if runs:
+            groups.setdefault(str([run["test"]["rewards"] for run in runs]), []).append(name)
+    lines = []
+    for names in groups.values():
+        if len(names) < 2:
+            continue
+        points = [run["train"].get("reference_point") for name in names for run in results[name]]
+        zero = "kto" in names and all(point in (None, 0.0) for point in points)
+        reason = (
+            ", for KTO's reference point was clamped to 0 and its two ways to label agree: the policy gives other prompts' responses "
+            "less than its reference does"
+        )
+        listed = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"The same runs act by act: {listed}{reason if zero else ''}.\n")
+    return "\n".join(lines)
 
 
 def _baseline(folder: Path) -> str:
@@ -210,7 +252,7 @@ seed, chosen by a validation split, and the chosen setting is trained with two m
 standard deviation over seeds. On `rnnlg` a seed has its own SFT policy and its own samples, on `nlg_ratings` its own SFT policy. A T5 of
 one million parameters; `rnnlg`: samples of {acts:,} acts for training, {validation} acts for validation and {test} for the test. DRO runs
 with `RESCALE = 'none'`, so that its learning rate means what the others' means. RPO runs with `SCALE = 'row_sum'` for the same reason.
-Advantages come from a value network trained for 150 updates more.
+Advantages come from a value network that is trained whole, for 150 updates more.
 """
 
 
