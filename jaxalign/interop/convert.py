@@ -141,8 +141,8 @@ def _write_foreign(
             _check_size(recorded, config)
             file = recorded.get("source")
             if file is not None:
-                with storage.open_for_writing(folder, huggingface_folder.SENTENCEPIECE) as copy:
-                    copy.write(storage.read(*_split(file)) or b"")
+                content = storage.read(*_split(file)) or b""
+                storage.write(folder, huggingface_folder.SENTENCEPIECE, content)
             huggingface_folder.write(folder, arrays, config, dtype)
         return
     marker = t5x.INDEX if to == T5X else f"{t5x.ORBAX_ITEM}/_METADATA"

@@ -98,8 +98,7 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
         pair = names[name]
         tensors[pair.name] = transposed(params[name]) if pair.transposed else params[name]
     safetensors.write_folder(folder, tensors, list(tensors))
-    with storage.open_for_writing(folder, CONFIG) as file:
-        file.write((json.dumps(fields, indent=2) + "\n").encode())
+    storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def _require_equal(folder: str, name: str, copy: LazyArray, table: LazyArray) -> None:

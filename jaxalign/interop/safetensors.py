@@ -125,8 +125,7 @@ def write_folder(
         weight_map |= dict.fromkeys(names, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    with storage.open_for_writing(folder, INDEX_FILE) as file:
-        file.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    storage.write(folder, INDEX_FILE, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
 
 
 def parse_json(content: bytes, path: str) -> dict[str, Any]:

@@ -134,8 +134,23 @@ def new_folder(path: str, marker: str = "") -> Iterator[str]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def write(folder: str, name: str, content: bytes) -> None:
+    """Writes a small file of a folder.
+
+    Raises:
+      UserError: the bucket cannot be written to.
+    """
+    if not is_remote(folder):
+        Path(join(folder, name)).write_bytes(content)
+        return
+    try:
+        _open(folder).write(name, content).result()
+    except ValueError as error:
+        raise UserError(f"{join(folder, name)} cannot be written: {first_line(error)}") from error
+
+
 def open_for_writing(folder: str, name: str) -> Any:
-    """A new binary file in a folder."""
+    """A new binary file in a folder, for more than memory should hold; in a bucket it needs TensorFlow or gcsfs."""
     return epath.Path(join(folder, name)).open("wb")
 
 

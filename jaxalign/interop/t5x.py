@@ -109,8 +109,7 @@ def write_legacy(folder: str, params: Mapping[str, LazyArray], step: int) -> Non
         },
     }
     # Last: by this file T5X knows a checkpoint.
-    with storage.open_for_writing(folder, INDEX) as file:
-        file.write(flax.serialization.msgpack_serialize(index))
+    storage.write(folder, INDEX, flax.serialization.msgpack_serialize(index))
 
 
 def write_orbax(folder: str, params: Mapping[str, LazyArray], step: int) -> None:

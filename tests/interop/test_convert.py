@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -334,6 +337,26 @@ def test_a_bucket_is_read_and_written_like_a_folder(values, make_checkpoint, tmp
         with pytest.raises(UserError, match="exists already"):
             convert(checkpoint="gs://bucket/hf", output=output, to=to)
     assert sources.open_source("gs://bucket/t5x").run_id() == open_source(bucket / "t5x").run_id()
+
+
+def test_a_bucket_on_a_server_gives_and_takes_what_a_folder_does(
+    values, make_checkpoint, tmp_path, repository
+):
+    """Through TensorStore's own driver and HTTP; no part of ours is replaced."""
+    expected, root = values(), tmp_path / "served"
+    for kind, place in (
+        (T5X, "t5x/checkpoint_7"),
+        ("t5x_orbax", "t5x_orbax/checkpoint_7"),
+        (HUGGING_FACE, "huggingface"),
+    ):
+        shutil.copytree(make_checkpoint(kind, expected, name=kind), root / place)
+    path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    command = [sys.executable, Path(__file__).with_name("bucket_client.py"), root, tmp_path]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    subprocess.run(command, env=environment, check=True, timeout=600)
+    assert sorted(path.name for path in (root / "written").iterdir()) == ["checkpoint_7"]
+    for kind in ("t5x", "t5x_orbax", "huggingface", "written"):
+        assert_equal(tmp_path / f"from_{kind}", expected)
 
 
 def test_a_bucket_is_tensorstores_gcs():
