@@ -15,7 +15,7 @@ from jaxalign.losses.distillation import forward_kl, reverse_kl
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
-from jaxalign.training import partitioning, run_folder, task_checks
+from jaxalign.training import partitioning, run_folder, score, task_checks
 from jaxalign.training.inputs import TaskData
 from jaxalign.training.partitioning import MeshShape
 from jaxalign.training.teacher import store_top_tokens
@@ -124,3 +124,11 @@ def test_a_run_finds_out_before_it_compiles(data, params):
                 mesh=partitioning.make_mesh(),
                 info={},
             )
+
+
+def test_a_policy_of_another_vocabulary_scores_nothing(data, monkeypatch):
+    info = {"run": "runs/other", "step": 1, "vocabulary": {"kind": "bytes", "extra_ids": 7}}
+    monkeypatch.setattr(score, "load_policy", lambda path, step: (POLICY, None, info))
+    for top_tokens in (0, 4):
+        with pytest.raises(UserError, match=r"another vocabulary than the run runs/other"):
+            score.score(checkpoint="runs/other", cache_dir=data.cache_dir, top_tokens=top_tokens)
