@@ -78,7 +78,8 @@ class Step:
         from jaxalign.networks.value import ValueNetwork
         from jaxalign.objectives.dro import DROV
         from jaxalign.objectives.sft import SFT
-        from jaxalign.training import optimizers, partitioning, state, step
+        from jaxalign.parallel import partitioning
+        from jaxalign.training import optimizers, state, step
 
         self.options, self.name = options, objective
         self.config = T5Config(
@@ -117,7 +118,7 @@ class Step:
         """Random tokens on the device; lengths are uniform with mean `--filled` of a row."""
         from jaxalign.data.batches import make_batch
         from jaxalign.data.examples import make_example
-        from jaxalign.training import partitioning
+        from jaxalign.parallel import partitioning
 
         rng, lengths = np.random.default_rng(0), (self.options.inputs, self.options.targets)
         low = max(0.0, 2 * self.options.filled - 1)
@@ -148,7 +149,8 @@ class Step:
         Raises:
           MemoryError: it needs more than `--memory_gib`.
         """
-        from jaxalign.training import partitioning, step
+        from jaxalign.parallel import partitioning
+        from jaxalign.training import step
 
         batch = self.batch(rows)
         places = _jax().tree.map(lambda _: partitioning.replicated(self.mesh), self.state)

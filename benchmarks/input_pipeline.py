@@ -44,11 +44,11 @@ def main() -> None:
 
 def caches(data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Caches of the bundled task and, where it is, of rnnlg."""
-    from jaxalign.data import cache, sources, vocabularies
+    from jaxalign.data import cache, registry, sources, train_vocabulary, vocabularies
 
     def make(name: str, source: Any, texts: str) -> str:
         model = str(folder / f"{name}.model")
-        vocabularies.train_vocabulary(texts, model, vocab_size=1000)
+        train_vocabulary.train_vocabulary(texts, model, vocab_size=1000)
         cache.cache_source(
             source,
             str(folder / name),
@@ -60,7 +60,7 @@ def caches(data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
         return str(folder / name)
 
     bundled = "synthetic_triplets"
-    yield bundled, make(bundled, sources.resolve_source(bundled), bundled)
+    yield bundled, make(bundled, registry.resolve_source(bundled), bundled)
     file = data_dir / "rnnlg.seq2seq.train.jsonl"
     if file.exists():
         source = sources.JsonlSource({"train": str(file)}, "seq2seq", duplicates="keep")

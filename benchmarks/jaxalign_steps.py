@@ -18,7 +18,8 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.sft import SFT
-from jaxalign.training import optimizers, partitioning
+from jaxalign.parallel import partitioning
+from jaxalign.training import optimizers
 from jaxalign.training import state as states
 from jaxalign.training import step as steps
 

@@ -96,13 +96,13 @@ def mixed(
         return _random(prompts.tolist(), responses.tolist(), vocab_size, rng)
     if data_dir is None or not (data_dir / mix.file).exists():
         return None
-    from jaxalign.data import cache, sources, vocabularies
-    from jaxalign.data.pipeline import CachedSplit
+    from jaxalign.data import cache, sources, train_vocabulary, vocabularies
+    from jaxalign.data.cached_split import CachedSplit
 
     file = str(data_dir / mix.file)
     model = work_dir / f"{mix.name}.model"
     if not model.exists():
-        vocabularies.train_vocabulary(file, str(model), vocab_size=1000, kind=mix.kind)
+        train_vocabulary.train_vocabulary(file, str(model), vocab_size=1000, kind=mix.kind)
     folder = str(work_dir / f"{mix.name}-{'-'.join(map(str, mix.max_lengths))}")
     cache.cache_source(
         sources.JsonlSource({"train": file}, mix.kind, duplicates="keep"),

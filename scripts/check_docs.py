@@ -49,7 +49,7 @@ def main() -> int:
     pages = [
         page
         for page in sorted(Path().rglob("*.md"))
-        if not any(part.startswith(".") or part == "runs" for part in page.parts)
+        if page.parts[0] != "runs" and not any(part.startswith(".") for part in page.parts)
     ]
     broken = [problem for page in pages for problem in broken_links(page)]
     print("\n".join(broken) if broken else f"{len(pages)} pages, every link leads somewhere")

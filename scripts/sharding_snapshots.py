@@ -14,10 +14,10 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
-from jaxalign.training.accelerators import ACCELERATORS
+from jaxalign.parallel.accelerators import ACCELERATORS
+from jaxalign.parallel.partitioning import MESH_AXES, MeshShape, default_mesh_shape
 from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import adafactor
-from jaxalign.training.partitioning import MESH_AXES, MeshShape, default_mesh_shape
 from jaxalign.training.state import build_transformations, create_state
 
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "shardings"

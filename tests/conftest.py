@@ -20,6 +20,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+pytest_plugins = ("tests.fixtures.small_networks", "tests.fixtures.letter_networks")
+
 # Shapes and dtypes in the public signatures are checked at run time in the tests.
 jaxtyping.install_import_hook(
     ["jaxalign.losses", "jaxalign.networks", "jaxalign.objectives"], "beartype.beartype"

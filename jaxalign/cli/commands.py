@@ -68,7 +68,7 @@ COMMANDS = {
     for command in (
         Command(
             "demo",
-            "jaxalign.demo",
+            "jaxalign.cli.demo",
             "demo",
             "the whole method on bundled data: SFT, DRO-V, evaluation",
         ),
@@ -123,7 +123,7 @@ COMMANDS = {
         ),
         Command(
             "score",
-            "jaxalign.training.score",
+            "jaxalign.annotation.score",
             "score",
             "add a policy's log-probabilities or a reward model's rewards to a cached task",
         ),
@@ -135,19 +135,19 @@ COMMANDS = {
         ),
         Command(
             "advantages",
-            "jaxalign.training.advantages",
+            "jaxalign.annotation.advantages",
             "advantages",
             "add advantages, feedback minus a prompt's value, to a cached task",
         ),
         Command(
             "density_ratios",
-            "jaxalign.training.density",
+            "jaxalign.annotation.density_ratios",
             "density_ratios",
             "add density ratios of prompts, for BCO, to a cached task",
         ),
         Command(
             "generate",
-            "jaxalign.evaluation.generate",
+            "jaxalign.inference.generate",
             "generate",
             "write a policy's responses to prompts as JSON Lines",
             "{result[output]} holds {result[prompts]} prompts with responses, {result[generated]} of them new",

@@ -16,8 +16,8 @@ from jaxalign import __version__
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
 from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags
 from jaxalign.errors import UserError
-from jaxalign.training import processes
-from jaxalign.training.processes import LOST_PROCESS
+from jaxalign.parallel import processes
+from jaxalign.parallel.processes import LOST_PROCESS
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -71,7 +71,7 @@ def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
 
 def _distributed() -> Any:
     """The module that knows other processes, if anything has started it."""
-    return sys.modules.get("jaxalign.training.distributed")
+    return sys.modules.get("jaxalign.parallel.distributed")
 
 
 def _joined() -> bool:
@@ -154,7 +154,7 @@ def _run_command(
         return 0
     first = True
     if launch is not None:
-        from jaxalign.training import distributed
+        from jaxalign.parallel import distributed
 
         distributed.start(launch)
         first = distributed.is_first()

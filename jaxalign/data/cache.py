@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data import sources, validation
+from jaxalign.data import registry, sources, validation
 from jaxalign.data.examples import encode_example
 from jaxalign.data.records import Record
+from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.tokenization import Limits, SplitSummary, Tokenized, make_examples, tokenize
-from jaxalign.data.validation import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_dict, vocabulary_from_spec
 
 METADATA_FILE = "metadata.json"
@@ -82,7 +82,7 @@ def cache(
             files, kind, responses_per_example=responses_per_example, duplicates=duplicates
         )
     else:
-        source = sources.resolve_source(task)
+        source = registry.resolve_source(task)
     own = getattr(source, "vocabulary", None)
     chosen = vocabulary_from_spec(vocabulary or own or "bytes", extra_ids)
     if own is not None and chosen != own:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.data.cache import load_metadata
-from jaxalign.data.validation import DataError
+from jaxalign.data.rejections import DataError
 
 # Batch fields that stored arrays may fill, besides `reference_log_probs`.
 STORED_FIELDS = ("advantages", "margin_log_probs", "margin_rewards", "density_ratios")

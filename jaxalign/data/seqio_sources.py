@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxalign.data import sources
 from jaxalign.data.records import Record
-from jaxalign.data.validation import DataError, RejectionLog
+from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
 
 _TEXT_FEATURES = ("prompt", "responses", "group", "source", "file", "line")

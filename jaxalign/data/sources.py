@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxalign.data import derived, synthetic, validation
+from jaxalign.data import derived, json_lines, synthetic, validation
 from jaxalign.data.records import Record, check_kind
-from jaxalign.data.validation import DataError, RejectionLog
+from jaxalign.data.rejections import DataError, RejectionLog
 
 SPLIT_FRACTIONS = {"train": 0.9, "validation": 0.1}
 
@@ -179,7 +179,7 @@ class JsonlSource:
         self, path: str, log: RejectionLog | None, split: str
     ) -> Iterator[tuple[int, Any, str]]:
         """(line number, object, text) of a file."""
-        return validation.read_json_lines(path, log=log, split=split)
+        return json_lines.read_json_lines(path, log=log, split=split)
 
     def describe(self, path: str) -> str:
         """What reports call the file."""
@@ -286,16 +286,3 @@ BUNDLED: dict[str, Callable[[], Any]] = {
     "synthetic_pairs": lambda: SyntheticSource("pair", responses_per_prompt=4),
     "synthetic_ranked": lambda: SyntheticSource("ranked", responses_per_prompt=4),
 }
-
-
-def resolve_source(task: str) -> RecordSource:
-    """The source behind a task's name: a bundled one, or one registered in `tasks` (which then imports seqio).
-
-    Raises:
-      DataError: listing the bundled names, if there is no such task.
-    """
-    if task in BUNDLED:
-        return BUNDLED[task]()
-    from jaxalign.data import tasks
-
-    return tasks.source_of_task(task)

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.data import sources
+from jaxalign.data.rejections import DataError
 from jaxalign.data.seqio_sources import SeqioSource, TfdsSource, as_seqio_source
 from jaxalign.data.ultrafeedback import ASPECTS, CONTAMINATED_SOURCES, UltraFeedbackParser
-from jaxalign.data.validation import DataError
 from jaxalign.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from jaxalign.data import cache
 from jaxalign.data.reference import check_name
-from jaxalign.data.validation import DataError
+from jaxalign.data.rejections import DataError
 
 BATCH_FIELDS = ("teacher_top_ids", "teacher_top_log_probs")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxalign.data.examples import CachedExample, make_example
 from jaxalign.data.records import Record, prompt_id
-from jaxalign.data.validation import DataError, RejectionLog
+from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
 
 _BLOCK = 1024

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.records import (
     ASSUMED_FEEDBACK,
     Record,
@@ -15,81 +14,9 @@ from jaxalign.data.records import (
     parse_record,
     states_feedback,
 )
-from jaxalign.errors import UserError
+from jaxalign.data.rejections import DataError, RejectionLog
 
-_MAX_QUOTED = 2000
 Item = TypeVar("Item")
-
-
-class DataError(UserError):
-    """The data cannot be used as it is; the message says where and what to do."""
-
-
-class RejectionLog:
-    """Collects rejected records.
-
-    Attributes:
-      seen: records read, good and bad.
-      entries: one dictionary a rejected record: file, line, reason, message, split, record (the start of its text).
-      notes: other counts worth reporting (truncated prompts, pairs without a margin).
-    """
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self.entries: list[dict[str, Any]] = []
-        self.notes: Counter[str] = Counter()
-
-    def reject(
-        self, reason: str, message: str, *, file: str, line: int, record: str = "", split: str = ""
-    ) -> None:
-        self.entries.append(
-            {
-                "file": file,
-                "line": line,
-                "split": split,
-                "reason": reason,
-                "message": message,
-                "record": record[:_MAX_QUOTED],
-            }
-        )
-
-    def reject_record(self, record: Record, reason: str, message: str, split: str = "") -> None:
-        text = json.dumps({"prompt": record.prompt, "responses": record.responses})
-        self.reject(reason, message, file=record.file, line=record.line, record=text, split=split)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rejected records by reason, the most frequent first."""
-        return dict(Counter(entry["reason"] for entry in self.entries).most_common())
-
-    @property
-    def fraction(self) -> float:
-        return len(self.entries) / max(self.seen, 1)
-
-    def write(self, path: str) -> None:
-        """Writes the entries as JSON Lines."""
-        with open(path, "w", encoding="utf-8") as file:
-            for entry in self.entries:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-    def check(self, max_fraction: float, side_file: str) -> None:
-        """Writes the side file and raises DataError if more than `max_fraction` of the records were rejected."""
-        if not self.entries or self.fraction <= max_fraction:
-            return
-        os.makedirs(os.path.dirname(os.path.abspath(side_file)), exist_ok=True)
-        self.write(side_file)
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        first = self.entries[0]
-        hint = (
-            " Repeated records are normal in logged data: duplicates='keep' accepts them."
-            if "duplicate" in self.counts
-            else ""
-        )
-        raise DataError(
-            f"{len(self.entries)} of {self.seen} records ({self.fraction:.1%}) were rejected, more than "
-            f"max_rejected_fraction={max_fraction:g}: {reasons}. First: {first['file']}:{first['line']}: "
-            f"{first['message']}. All are listed in {side_file}.{hint}"
-        )
 
 
 def read_jsonl(
@@ -199,33 +126,6 @@ def record_score_names(obj: Mapping[str, Any], fields: Mapping[str, str] | None)
     """Sorted names of a `multi` object's scores."""
     scores = obj[(fields or {}).get("scores", "scores")]
     return tuple(sorted(scores[0] if isinstance(scores, list) else scores))
-
-
-def read_json_lines(
-    path: str, *, log: RejectionLog | None = None, split: str = ""
-) -> Iterator[tuple[int, Any, str]]:
-    """(line number, object, text) of every line that is not blank; invalid JSON or UTF-8 is rejected."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; errors of later reads are not this one's)
-    except OSError as error:
-        raise DataError(f"Cannot read the data file {path}: {error.strerror}.") from error
-    with file:
-        for line, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            if log is not None:
-                log.seen += 1
-            try:
-                text = raw.decode("utf-8")
-                obj = json.loads(text)
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                message = f"not valid JSON ({error})"
-                if log is None:
-                    raise DataError(f"{path}:{line}: {message}.") from error
-                shown = raw.decode("utf-8", errors="replace").strip()
-                log.reject("invalid_json", message, file=path, line=line, record=shown, split=split)
-                continue
-            yield line, obj, text.strip()
 
 
 def drop_duplicates(

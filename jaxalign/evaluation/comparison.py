@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.annotation import judges as judging
 from jaxalign.errors import UserError
-from jaxalign.evaluation import judges as judging
-from jaxalign.evaluation import ranking, runs
+from jaxalign.evaluation import ranking
 from jaxalign.evaluation.calibration import Calibration
 from jaxalign.evaluation.measure import Answers, Evaluator, value_report
 from jaxalign.evaluation.statistics import bootstrap_mean
+from jaxalign.runs import opened
 
 
 @dataclasses.dataclass
@@ -31,7 +32,7 @@ class Comparison:
     """
 
     evaluator: Evaluator
-    reference: runs.Run
+    reference: opened.Run
     panel: Sequence[judging.Judge]
     kl_samples: int
     reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -42,7 +43,7 @@ class Comparison:
     _reference_log_probs: np.ndarray | None = None
 
     def measure(
-        self, name: str, path: str, run: runs.Run, step: int | str | None, **bootstrap: int
+        self, name: str, path: str, run: opened.Run, step: int | str | None, **bootstrap: int
     ) -> None:
         """Adds everything about one policy."""
         report: dict[str, Any] = {"checkpoint": path, "step": run.info.get("step")}
@@ -58,7 +59,7 @@ class Comparison:
             self._use_feedback(name, path, run, step, report, bootstrap)
 
     def _judge(
-        self, name: str, run: runs.Run, report: dict[str, Any], bootstrap: dict[str, int]
+        self, name: str, run: opened.Run, report: dict[str, Any], bootstrap: dict[str, int]
     ) -> None:
         data = self.evaluator.data
         answers = self.answers[name] = self.evaluator.answer(run)
@@ -81,7 +82,7 @@ class Comparison:
         self,
         name: str,
         path: str,
-        run: runs.Run,
+        run: opened.Run,
         step: int | str | None,
         report: dict[str, Any],
         bootstrap: dict[str, int],
@@ -93,8 +94,8 @@ class Comparison:
         same = run is self.reference
         own = self._reference_log_probs if same else self.evaluator.feedback_log_probs(run)
         values = None
-        if runs.has_value_network(run):
-            values = self.evaluator.feedback_values(runs.open_value(path, step=step))
+        if opened.has_value_network(run):
+            values = self.evaluator.feedback_values(opened.open_value(path, step=step))
             log_ratios = own - self._reference_log_probs
             calibrated, report["value"] = value_report(run, values, log_ratios, feedback)
             self.calibrations[name] = calibrated
@@ -115,7 +116,7 @@ class Comparison:
         )
         report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
 
-    def _check_vocabulary(self, name: str, run: runs.Run) -> None:
+    def _check_vocabulary(self, name: str, run: opened.Run) -> None:
         mine, theirs = run.info.get("vocabulary", {}), self.reference.info.get("vocabulary", {})
         if {**mine, "path": ""} != {**theirs, "path": ""}:
             raise UserError(

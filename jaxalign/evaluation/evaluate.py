@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.annotation import judges as judging
+from jaxalign.data.evaluation_set import EvaluationSet, read_evaluation_set
 from jaxalign.errors import UserError
-from jaxalign.evaluation import judges as judging
-from jaxalign.evaluation import plots, runs
+from jaxalign.evaluation import plots
 from jaxalign.evaluation.comparison import Comparison
 from jaxalign.evaluation.measure import Evaluator
-from jaxalign.evaluation.prompts import EvaluationSet, read_evaluation_set
 from jaxalign.evaluation.statistics import win_rate
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
+from jaxalign.runs import opened
 
 
 def evaluate(
@@ -52,7 +53,7 @@ def evaluate(
         responses with feedback serve the ranking and the calibration of V.
       output_dir: folder for evaluation.json, responses/<name>.jsonl and plots/*.png.
       split: split of a cache folder.
-      judges: `name`, `name:argument` or `module:function`, see `jaxalign.evaluation.judges`; the
+      judges: `name`, `name:argument` or `module:function`, see `jaxalign.annotation.judges`; the
         first one's score is the reward of the table. The default is slot_error.
       reference: the policy that KL and log-ratios are taken against, by name among the checkpoints
         or as a path; the first policy by default.
@@ -82,12 +83,12 @@ def evaluate(
     panel = [] if ranking_only else [judging.get_judge(spec) for spec in judges or ["slot_error"]]
     evaluator = Evaluator(data, max_input_length, max_target_length, batch_size, temperature, seed)
     reference_path = named.get(reference, reference) or next(iter(named.values()))
-    reference_run = runs.open_policy(reference_path, step=step)
+    reference_run = opened.open_policy(reference_path, step=step)
     session = Comparison(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
     session.linear = _linear_baseline(data, prompts, ranking_train, prompt_field)
     for name, path in named.items():
         # The reference's parameters are in memory already.
-        run = reference_run if path == reference_path else runs.open_policy(path, step=step)
+        run = reference_run if path == reference_path else opened.open_policy(path, step=step)
         session.measure(name, path, run, step, bootstrap=bootstrap, seed=seed)
         _progress(f"measured {name} (step {run.info.get('step')})")
     result = {
@@ -226,7 +227,7 @@ def _draw(
             for name, report in session.reports.items()
         ]
         paths.append(plots.plot_reward_against_kl(points, folder / "reward_against_kl.png"))
-    curves = {name: runs.learning_curve(path) for name, path in named.items()}
+    curves = {name: opened.learning_curve(path) for name, path in named.items()}
     curves = {name: records for name, records in curves.items() if records}
     paths.append(plots.plot_learning_curves(curves, folder / "learning_curves.png"))
     if session.calibrations:

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxalign.evaluation import sampling
-from jaxalign.evaluation.batches import (
+from jaxalign.data.evaluation_set import EvaluationSet
+from jaxalign.evaluation.calibration import Calibration, calibration, residual_statistics
+from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
+from jaxalign.inference import sampling
+from jaxalign.inference.rows import (
     decode_tokens,
     encode_text,
     predict_values,
     response_tokens,
     score_responses,
 )
-from jaxalign.evaluation.calibration import Calibration, calibration, residual_statistics
-from jaxalign.evaluation.prompts import EvaluationSet
-from jaxalign.evaluation.runs import Run
-from jaxalign.evaluation.sampling import DecodingSettings
-from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
+from jaxalign.inference.sampling import DecodingSettings
+from jaxalign.runs.opened import Run
 
 
 @dataclasses.dataclass(frozen=True)

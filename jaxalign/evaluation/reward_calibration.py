@@ -11,7 +11,7 @@ from jaxtyping import Bool, Shaped
 
 from jaxalign.data import reference
 from jaxalign.data.cache import load_metadata
-from jaxalign.data.pipeline import CachedSplit
+from jaxalign.data.cached_split import CachedSplit
 from jaxalign.errors import UserError
 from jaxalign.evaluation.calibration import calibration
 from jaxalign.evaluation.reward_maps import FITS, checked_items

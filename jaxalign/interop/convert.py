@@ -15,7 +15,7 @@ from jaxalign.interop.arrays import DTYPES, LazyArray, cast
 from jaxalign.interop.parameters import in_layout, nest
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
 from jaxalign.networks.config import T5Config
-from jaxalign.training import checkpoints, loading
+from jaxalign.runs import checkpoints, loading
 
 T5_EXTRA_IDS = 100  # sentinels that T5's tokenizers add to their SentencePiece model
 

@@ -16,7 +16,7 @@ from jaxalign.errors import UserError
 from jaxalign.interop import huggingface_folder, parameters, storage, t5x, zarr
 from jaxalign.interop.arrays import LazyArray
 from jaxalign.networks.config import T5Config
-from jaxalign.training import checkpoints, loading
+from jaxalign.runs import checkpoints, loading
 
 RUN, T5X, T5X_ORBAX, HUGGING_FACE = "jaxalign", "t5x", "t5x_orbax", "huggingface"
 FORMATS = (RUN, T5X, T5X_ORBAX, HUGGING_FACE)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,50 +24,6 @@ from jaxalign.losses.pairwise import difference, soft_logistic
 
 PerPair = Float[Array, " pairs"]
 Samples = Float[Array, "prompts samples"]
-
-
-class SelfLabels(NamedTuple):
-    """Labels of sampled responses, all ``[prompts]``.
-
-    Attributes:
-      chosen: index of the preferred sample.
-      rejected: index of the other one; equal to ``chosen`` where a prompt has fewer than two samples, or only equal ones.
-      margins: implicit-reward difference in nats (divided by beta), at least 0.
-      probabilities: that the chosen one is preferred.
-    """
-
-    chosen: Int[Array, " prompts"]
-    rejected: Int[Array, " prompts"]
-    margins: Float[Array, " prompts"]
-    probabilities: Float[Array, " prompts"]
-
-
-def self_labels(
-    log_probs: Samples,
-    initial_log_probs: Samples,
-    mask: Bool[Array, "prompts samples"],
-    *,
-    beta: float,
-) -> SelfLabels:
-    """Labels samples by the implicit reward of the policy that drew them: highest against lowest (arXiv 2406.04412, equations 7-8).
-
-    The reward is measured against the *initial* policy in every round. Measured against the previous round's policy, labels lose their
-    information and the rounds collapse.
-
-    Args:
-      log_probs: log pi(y|x) under the policy of the previous round, summed over tokens, in nats.
-      initial_log_probs: under the fine-tuned model that all rounds started from.
-      mask: which samples exist and are distinct.
-      beta: inverse temperature, per nat; it does not change the labels.
-    """
-    require_positive("self_labels", beta=beta)
-    log_probs, initial_log_probs = as_float32(log_probs, initial_log_probs)
-    rewards = log_probs - initial_log_probs
-    chosen = jnp.argmax(jnp.where(mask, rewards, -jnp.inf), axis=1)
-    rejected = jnp.argmin(jnp.where(mask, rewards, jnp.inf), axis=1)
-    rows = jnp.arange(rewards.shape[0])
-    margins = jnp.where(mask.any(axis=1), rewards[rows, chosen] - rewards[rows, rejected], 0)
-    return SelfLabels(chosen, rejected, margins, jax.nn.sigmoid(beta * margins))
 
 
 def spa_loss(

@@ -2,7 +2,7 @@
 
 Filtered fine-tuning, reward-weighted regression and weighted behaviour cloning tilt the behaviour policy mu that wrote the responses, not
 the reference policy; they are the controls that any claim about a regularised method needs. Best-of-n fine-tuning is filtering too, done
-where the data is made (`data.derived.best_of_n`).
+where the data is made (`selection.from_feedback.best_of_n`).
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class FeatureReward:
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), self.abstract_params())
 
     def description(self) -> dict[str, Any]:
-        """JSON from which `jaxalign.training.loading` builds the network again."""
+        """JSON from which `jaxalign.runs.loading` builds the network again."""
         return {"kind": self.kind, **dataclasses.asdict(self), "hidden": list(self.hidden)}
 
     def rewards(

@@ -60,7 +60,7 @@ class RewardNetwork:
         return self._twin.logical_axes()
 
     def description(self) -> dict[str, Any]:
-        """JSON from which `jaxalign.training.loading` builds the network again."""
+        """JSON from which `jaxalign.runs.loading` builds the network again."""
         return {"kind": self.kind, "config": self.config.to_dict(), "max_length": self.max_length}
 
     def rewards(
@@ -119,7 +119,7 @@ class DecoderRewardNetwork:
         return {**_without_projection(self._trunk.logical_axes()), "head": head}
 
     def description(self) -> dict[str, Any]:
-        """JSON from which `jaxalign.training.loading` builds the network again."""
+        """JSON from which `jaxalign.runs.loading` builds the network again."""
         return {"kind": self.kind, "config": self.config.to_dict()}
 
     def states(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Decoded:

@@ -13,16 +13,16 @@ from typing import Any
 
 import jax
 
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.accelerators import Accelerator
+from jaxalign.parallel.partitioning import AxisRules, MeshShape
 from jaxalign.planning import collectives, flops, hlo, report, roofline, search, topologies, traffic
 from jaxalign.planning.setting import Outcome, Setting, batch_shapes, compile_setting
-from jaxalign.training import partitioning
-from jaxalign.training.accelerators import Accelerator
 from jaxalign.training.build import abstract_params
-from jaxalign.training.inputs import TaskData
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.partitioning import AxisRules, MeshShape
 from jaxalign.training.run import DEFAULT_MESH
 
 SCHEMA = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxalign.training.accelerators import Accelerator
+from jaxalign.parallel.accelerators import Accelerator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from jaxalign.errors import UserError
+from jaxalign.parallel.partitioning import BATCH_AXES, MeshShape
 from jaxalign.planning.setting import Outcome, Setting
-from jaxalign.training.partitioning import BATCH_AXES, MeshShape
 
 MAX_TRIALS = 12
 

@@ -14,11 +14,13 @@ from jax.sharding import Mesh
 
 from jaxalign.data.batches import make_batch
 from jaxalign.data.reference import TEACHER_TOP
+from jaxalign.data.task_data import TaskData
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.partitioning import AxisRules, MeshShape
 from jaxalign.planning.flops import count_flops
-from jaxalign.training import partitioning
 from jaxalign.training.build import (
     BuiltStep,
     abstract_frozen,
@@ -27,9 +29,7 @@ from jaxalign.training.build import (
     build_step,
     make_transformations,
 )
-from jaxalign.training.inputs import TaskData
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.partitioning import AxisRules, MeshShape
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # What XLA says of a program that is too large, in the two forms that it has.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxalign.errors import UserError
-from jaxalign.training.accelerators import ACCELERATORS, Accelerator
+from jaxalign.parallel.accelerators import ACCELERATORS, Accelerator
 
 # What `--topology=auto` tries: slices of one to 128 chips that Google Cloud offers.
 DEFAULT_TOPOLOGIES = (

@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign.objectives.base import Batch, Objective
+from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.partitioning import AxisRules
 from jaxalign.training.state import (
     TrainState,
     build_transformations,

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import cache
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.training import initial_checkpoint, run_folder, task_checks
-from jaxalign.training.inputs import TaskData
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.state import build_transformations
 

@@ -11,8 +11,9 @@ import jax
 
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
-from jaxalign.training import checkpoints, distributed, loading
-from jaxalign.training.partitioning import AxisRules
+from jaxalign.parallel import distributed
+from jaxalign.parallel.partitioning import AxisRules
+from jaxalign.runs import checkpoints, loading
 from jaxalign.training.state import role_shardings
 
 

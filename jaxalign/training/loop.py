@@ -18,15 +18,12 @@ from tqdm import tqdm
 
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Batch, Objective
-from jaxalign.training import distributed, files, partitioning
+from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.preemption import StopNotice, Stopped
+from jaxalign.runs import files
+from jaxalign.runs.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
-from jaxalign.training.metrics import (
-    METRICS_FILE,
-    MetricAccumulator,
-    MetricWriter,
-    read_metrics,
-)
-from jaxalign.training.preemption import StopNotice, Stopped
+from jaxalign.training.metrics import MetricAccumulator, MetricWriter
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
 

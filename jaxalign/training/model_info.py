@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.training.partitioning import AxisRules
+from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.training.state import TrainState, state_shardings
 
 

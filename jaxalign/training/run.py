@@ -13,26 +13,20 @@ from typing import Any
 
 import jax
 
+from jaxalign.annotation import score
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
-from jaxalign.training import (
-    build,
-    checkpoints,
-    distributed,
-    files,
-    partitioning,
-    run_folder,
-    score,
-    task_checks,
-)
-from jaxalign.training.inputs import TaskData
+from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.partitioning import AxisRules, MeshShape
+from jaxalign.parallel.preemption import StopNotice, Stopped
+from jaxalign.runs import files
+from jaxalign.training import build, checkpoints, run_folder, task_checks
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.partitioning import AxisRules, MeshShape
-from jaxalign.training.preemption import StopNotice, Stopped
 from jaxalign.training.start import Start
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import jit_eval_step, make_eval_step

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 
 from jaxalign import __version__
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
-from jaxalign.training import checkpoints, files, loading
-from jaxalign.training.inputs import TaskData
+from jaxalign.runs import checkpoints, files, loading
 from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.state import TrainState
 

@@ -12,8 +12,9 @@ import jax
 
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
-from jaxalign.training import build, distributed, initial_checkpoint, partitioning, run_folder
-from jaxalign.training.partitioning import AxisRules
+from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.partitioning import AxisRules
+from jaxalign.training import build, initial_checkpoint, run_folder
 from jaxalign.training.state import role_shardings
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxalign.training import partitioning
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.partitioning import AxisRules
 
 
 @flax.struct.dataclass

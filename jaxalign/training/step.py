@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective
-from jaxalign.training import partitioning
+from jaxalign.parallel import partitioning
 from jaxalign.training.state import TrainState
 
 Metrics = dict[str, Metric]

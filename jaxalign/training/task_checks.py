@@ -13,10 +13,10 @@ import jax
 from jaxalign.data import reference, teacher_tokens
 from jaxalign.data.cache import REJECTED_FILE
 from jaxalign.data.records import ASSUMED_FEEDBACK
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Batch, Objective
-from jaxalign.training.hyperparameters import hyperparameters
-from jaxalign.training.inputs import TaskData
+from jaxalign.runs.recorded_hyperparameters import hyperparameters
 
 # Batch fields by the field of the cache that they come from.
 _FIELDS_OF = {
@@ -32,7 +32,7 @@ _STORE_WITH = {
     "margin_rewards": "jaxalign score --role=reward",
     "margin_log_probs": "jaxalign score",
 }
-_GROUPS = "join the records of each prompt with --gin.inputs.TaskData.responses_per_example=4 and another CACHE_DIR"
+_GROUPS = "join the records of each prompt with --gin.task_data.TaskData.responses_per_example=4 and another CACHE_DIR"
 
 
 def check(
@@ -180,7 +180,7 @@ def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, A
     elif field in ("feedback", "rewards"):
         advice = f"its records are of kind {metadata['kind']!r}; feedback comes with the kinds triplet, pair, ranked and multi"
     elif field == "scores":
-        advice = "records of kind 'multi' have scores: --gin.inputs.TaskData.kind=\"'multi'\""
+        advice = "records of kind 'multi' have scores: --gin.task_data.TaskData.kind=\"'multi'\""
     elif field == "reference_rewards":
         advice = "give every record the field reference_feedback, the feedback of samples of the reference policy"
     else:

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from jaxalign.data import cache, sources, vocabularies
+from jaxalign.data import cache, sources, train_vocabulary, vocabularies
 
 
 @pytest.fixture(scope="session")
 def small_vocabulary(tmp_path_factory):
     """The path of a SentencePiece model of the bundled task."""
     path = str(tmp_path_factory.mktemp("vocabulary") / "small.model")
-    vocabularies.train_vocabulary("synthetic_triplets", path, vocab_size=300)
+    train_vocabulary.train_vocabulary("synthetic_triplets", path, vocab_size=300)
     return path
 
 

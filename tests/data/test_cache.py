@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data import cache, examples, reference, sources
-from jaxalign.data.pipeline import CachedSplit
-from jaxalign.data.validation import DataError
+from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.rejections import DataError
 from jaxalign.data.vocabularies import ByteVocabulary
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign.data import batches, cache, examples, pipeline, reference
-from jaxalign.data.pipeline import CachedSplit, make_dataset
-from jaxalign.data.validation import DataError
+from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.pipeline import make_dataset
+from jaxalign.data.rejections import DataError
 
 LENGTHS = {"inputs": 32, "targets": 40}
 PACKED = {"pack": True, "max_examples_per_row": 4, "row_lengths": {"inputs": 70, "targets": 90}}

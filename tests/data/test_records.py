@@ -2,8 +2,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from jaxalign.data import derived, records, validation
+from jaxalign.data import derived, records, rejections, validation
 from jaxalign.data.records import RecordError, parse_record
+from jaxalign.selection import from_feedback
 
 
 def test_every_kind_becomes_the_same_shape():
@@ -66,21 +67,21 @@ BAD = [
 @pytest.mark.parametrize(("kind", "line", "reason"), BAD)
 def test_every_bad_line_is_reported_with_file_and_line(kind, line, reason, write_lines):
     path = write_lines(["", line])
-    log = validation.RejectionLog()
+    log = rejections.RejectionLog()
     assert list(validation.read_jsonl(path, kind, log=log)) == []
     (entry,) = log.entries
     assert (entry["file"], entry["line"], entry["reason"]) == (path, 2, reason)
     assert entry["reason"] in records.REASONS
     assert log.counts == {reason: 1}
     assert log.seen == 1
-    with pytest.raises(validation.DataError, match=r"data\.jsonl:2: "):
+    with pytest.raises(rejections.DataError, match=r"data\.jsonl:2: "):
         list(validation.read_jsonl(path, kind))
 
 
 def test_invalid_utf8_is_invalid_json(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"prompt": "\xff", "response": "r"}\n')
-    log = validation.RejectionLog()
+    log = rejections.RejectionLog()
     assert list(validation.read_jsonl(str(path), "seq2seq", log=log)) == []
     assert log.counts == {"invalid_json": 1}
 
@@ -92,7 +93,7 @@ def test_a_score_that_other_records_have_must_not_be_missing(write_lines):
             {"prompt": "q", "response": "r", "scores": {"a": 1}},
         ]
     )
-    log = validation.RejectionLog()
+    log = rejections.RejectionLog()
     assert len(list(validation.read_jsonl(path, "multi", log=log))) == 1
     assert log.entries[0]["message"] == "scores lacks 'b'"
 
@@ -100,7 +101,7 @@ def test_a_score_that_other_records_have_must_not_be_missing(write_lines):
 def test_duplicates_name_the_first(write_lines):
     row = {"prompt": "p", "response": "r", "feedback": 1}
     path = write_lines([row, row | {"feedback": 0}, row])
-    log = validation.RejectionLog()
+    log = rejections.RejectionLog()
     kept = list(validation.drop_duplicates(validation.read_jsonl(path, "triplet", log=log), log))
     assert [record.line for record in kept] == [1, 2]
     assert log.entries[0]["line"] == 3
@@ -126,9 +127,9 @@ def triplets(*rows):
 
 def test_pairs_from_groups():
     data = triplets(("p", "a", 1), ("p", "b", 3), ("q", "c", 2), ("p", "d", 1), ("q", "e", 2))
-    (best_worst,) = derived.pairs_from_groups(data)
+    (best_worst,) = from_feedback.pairs_from_groups(data)
     assert (best_worst.responses, best_worst.feedback) == (("b", "a"), (2.0, 0.0))
-    every = derived.pairs_from_groups(data, mode="all")
+    every = from_feedback.pairs_from_groups(data, mode="all")
     assert [pair.responses for pair in every] == [("b", "a"), ("b", "d")]
 
 
@@ -136,17 +137,19 @@ def test_filter_and_best_of_n():
     data = triplets(("p", "a", 1), ("p", "b", 3), ("q", "c", 2), ("q", "d", 2))
 
     def kept(**options):
-        return ["".join(r.responses) for r in derived.filter_by_feedback(data, **options)]
+        return ["".join(r.responses) for r in from_feedback.filter_by_feedback(data, **options)]
 
     # As the loss does it: strictly above.
     assert kept(threshold=2) == ["b"] and kept(threshold=1) == ["b", "c", "d"]
     assert kept(quantile=0.75) == kept(quantile=0.5) == ["b"]
     hundred = triplets(*(("p", str(i), i) for i in range(100)))
     for share in (0.07, 0.28, 0.55):
-        assert len(derived.filter_by_feedback(hundred, quantile=share)) == round(100 * (1 - share))
+        assert len(from_feedback.filter_by_feedback(hundred, quantile=share)) == round(
+            100 * (1 - share)
+        )
     assert kept(quantile=0.25) == ["b", "c", "d"]
     assert kept(quantile=0.0) == ["a", "b", "c", "d"] and kept(quantile=1.0) == []
-    best = derived.best_of_n(data)
+    best = from_feedback.best_of_n(data)
     assert [(r.prompt, r.responses, r.feedback) for r in best] == [
         ("p", ("b",), None),
         ("q", ("c",), None),

@@ -4,8 +4,8 @@ import pytest
 
 from jaxalign.data import slots, sources, synthetic
 from jaxalign.data.records import Record
+from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
-from jaxalign.data.validation import DataError, RejectionLog
 
 
 def test_splits_are_by_prompt_and_do_not_depend_on_the_order():

@@ -8,10 +8,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, derived, examples, reference, sources, validation
-from jaxalign.data.pipeline import CachedSplit, make_dataset
+from jaxalign.data import cache, derived, examples, reference, rejections, sources, validation
+from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.pipeline import make_dataset
 from jaxalign.data.records import Record, parse_record
-from jaxalign.data.validation import DataError
+from jaxalign.data.rejections import DataError
+from jaxalign.selection import from_feedback
 
 LENGTHS = {"inputs": 32, "targets": 40}
 PACKED = {
@@ -154,7 +156,7 @@ class TestReferenceFeedback:
     )
     def test_bad_values_are_refused_with_file_and_line(self, given, reason, message, write_lines):
         line = f'{{"prompt": "p", "response": "r", "feedback": 1, "reference_feedback": {given}}}'
-        path, log = write_lines(["", line]), validation.RejectionLog()
+        path, log = write_lines(["", line]), rejections.RejectionLog()
         assert list(validation.read_jsonl(path, "triplet", log=log)) == []
         (entry,) = log.entries
         assert (entry["file"], entry["line"], entry["reason"]) == (path, 2, reason)
@@ -247,14 +249,14 @@ class TestReferenceFeedback:
         """A pair's feedback is a difference, and a filtered example has none."""
         best = Record("p", ("a",), (1.0,), reference_feedback=(1.0,))
         worst = dataclasses.replace(best, responses=("b",), feedback=(0.0,))
-        (pair,) = derived.pairs_from_groups([best, worst])
-        (filtered,) = derived.filter_by_feedback([best, worst], threshold=0.5)
+        (pair,) = from_feedback.pairs_from_groups([best, worst])
+        (filtered,) = from_feedback.filter_by_feedback([best, worst], threshold=0.5)
         assert pair.reference_feedback is filtered.reference_feedback is None
 
     def test_records_that_differ_in_it_are_no_duplicates(self):
         record = Record("p", ("a",), (1.0,), reference_feedback=(1.0,))
         other = dataclasses.replace(record, reference_feedback=(2.0,))
-        log = validation.RejectionLog()
+        log = rejections.RejectionLog()
         assert len(list(validation.drop_duplicates([record, other, record], log))) == 2
 
 

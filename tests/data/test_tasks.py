@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jaxalign.data import cache, sources, tasks, vocabularies
-from jaxalign.data.pipeline import CachedSplit
-from jaxalign.data.validation import DataError
+from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.rejections import DataError
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
-from jaxalign.training.inputs import TaskData
 
 seqio = pytest.importorskip("seqio")
 

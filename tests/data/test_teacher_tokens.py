@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from jaxalign.data import cache, reference
+from jaxalign.data.cached_split import CachedSplit
 from jaxalign.data.examples import best_response
-from jaxalign.data.pipeline import CachedSplit, make_dataset
+from jaxalign.data.pipeline import make_dataset
+from jaxalign.data.rejections import DataError
 from jaxalign.data.teacher_tokens import (
     TeacherTokensWriter,
     open_teacher_tokens,
     teacher_token_names,
 )
-from jaxalign.data.validation import DataError
 from jaxalign.objectives import distillation
 
 LENGTHS = {"inputs": 32, "targets": 40}

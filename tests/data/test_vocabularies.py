@@ -1,6 +1,6 @@
 import pytest
 
-from jaxalign.data import vocabularies
+from jaxalign.data import train_vocabulary, vocabularies
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 
 
@@ -22,7 +22,7 @@ def test_decoding_stops_at_eos_and_drops_padding(small_vocabulary):
 
 def test_training_is_deterministic_and_gives_t5s_ids(small_vocabulary, tmp_path):
     again = str(tmp_path / "again.model")
-    second = vocabularies.train_vocabulary("synthetic_triplets", again, vocab_size=300)
+    second = train_vocabulary.train_vocabulary("synthetic_triplets", again, vocab_size=300)
     first = SentencePieceVocabulary(small_vocabulary)
     assert first.sha256 == second.sha256
     assert first.size == 300
@@ -31,7 +31,7 @@ def test_training_is_deterministic_and_gives_t5s_ids(small_vocabulary, tmp_path)
 
 def test_user_defined_symbols_are_one_piece(write_lines, tmp_path):
     path = write_lines([{"prompt": "SLOT_NAME is nice", "response": "near SLOT_AREA indeed"}] * 3)
-    vocabulary = vocabularies.train_vocabulary(
+    vocabulary = train_vocabulary.train_vocabulary(
         path,
         str(tmp_path / "v.model"),
         vocab_size=60,

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.training.checkpoints import restore_params
-from jaxalign.training.metrics import read_metrics
+from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.metrics import read_metrics
 
 SCRIPT = Path(__file__).with_name("worker.py")
 # Much longer than anything takes, also on a crowded machine.

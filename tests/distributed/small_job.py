@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.cli.main import told_in_one_line
 from jaxalign.errors import UserError
-from jaxalign.training import processes
+from jaxalign.parallel import processes
 
 
 def fail() -> None:
@@ -25,7 +25,7 @@ def restore_without(victim: int, mesh: Any, folder: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxalign.training import partitioning
+    from jaxalign.parallel import partitioning
     from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
     from jaxalign.training.state import TrainState
 
@@ -54,12 +54,12 @@ def restore_without(victim: int, mesh: Any, folder: str) -> None:
 
 
 def work(event: str, victim: int, folder: str) -> int:
-    from jaxalign.training import distributed
+    from jaxalign.parallel import distributed
 
     distributed.start(processes.find_launch())
     import jax
 
-    from jaxalign.training import partitioning
+    from jaxalign.parallel import partitioning
 
     mesh = partitioning.make_mesh()
     index = jax.process_index()

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from jaxalign.training.metrics import read_metrics
+from jaxalign.runs.metrics import read_metrics
 
 STEPS = 8
 STOPPED, LOST_PROCESS = 75, 76

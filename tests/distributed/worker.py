@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 
 from jaxalign.cli.main import told_in_one_line
-from jaxalign.training import processes
+from jaxalign.parallel import processes
 
 
 @dataclasses.dataclass
@@ -96,9 +96,9 @@ def work(options: Options, launch: processes.Launch | None) -> int:
 
     from jaxalign.objectives.kto import KTO
     from jaxalign.objectives.sft import SFT
-    from jaxalign.training import distributed
+    from jaxalign.parallel import distributed
+    from jaxalign.parallel.partitioning import MeshShape
     from jaxalign.training.checkpoints import CheckpointPolicy
-    from jaxalign.training.partitioning import MeshShape
 
     distributed.start(launch)
     disturb(options)

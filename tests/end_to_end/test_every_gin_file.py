@@ -15,7 +15,7 @@ from jaxalign.data.reference import STORED_FIELDS, write_stored
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.responses import Pairwise
-from jaxalign.studies.gin_methods import objective_from_gin
+from studies.gin_methods import objective_from_gin
 
 pytestmark = pytest.mark.slow
 

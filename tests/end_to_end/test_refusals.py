@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.config import T5Config
@@ -12,12 +13,12 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.dro import DROP
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
-from jaxalign.training import loading, run_folder
+from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.runs import loading
 from jaxalign.training import run as training
-from jaxalign.training.inputs import TaskData
+from jaxalign.training import run_folder
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import sgd
-from jaxalign.training.partitioning import MeshShape
 
 DPO = functools.partial(dpo_loss, beta=0.1)
 

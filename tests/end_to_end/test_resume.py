@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.training.checkpoints import restore_params
-from jaxalign.training.loading import load_policy, load_value
-from jaxalign.training.metrics import read_metrics
+from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.loading import load_policy, load_value
+from jaxalign.runs.metrics import read_metrics
 
 STEPS = 8
 

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.annotation import judges
 from jaxalign.cli.main import main
 from jaxalign.data import reference
 from jaxalign.data.cache import cache
-from jaxalign.evaluation import judges
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import RewardNetwork
-from jaxalign.training.checkpoints import restore_params
-from jaxalign.training.loading import load_policy, load_reward
-from jaxalign.training.metrics import read_metrics
+from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.loading import load_policy, load_reward
+from jaxalign.runs.metrics import read_metrics
 
 LENGTHS = {"inputs": 16, "targets": 12}
 MODEL = ["--gin_file=models/tiny.gin", "--gin.VOCAB_SIZE=272"]
@@ -113,7 +113,7 @@ def test_a_reward_model_starts_from_the_policy_of_a_checkpoint(world):
         "--gin_file=runs/train.gin", f"--gin.TRAIN_FILE='{world / 'pairs.jsonl'}'",
         f"--gin.CACHE_DIR='{world / 'pairs'}'", f"--gin.TASK_FEATURE_LENGTHS={LENGTHS}",
         "--gin.TRAIN_STEPS=1", "--gin.BATCH_SIZE=8", "--gin.LEARNING_RATE=0.0",
-        "--gin.BEST_METRIC=None", "--gin.inputs.TaskData.eval_split=''",
+        "--gin.BEST_METRIC=None", "--gin.task_data.TaskData.eval_split=''",
     ]  # fmt: skip
     start = f"--gin.MODEL_DIR='{world / 'sft'}'"
     assert main(["train", "--gin_file=objectives/sft.gin", *common, start]) == 0

@@ -4,22 +4,22 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.annotation.score import score
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
-from jaxalign.evaluation import runs
-from jaxalign.evaluation.batches import predict_values
+from jaxalign.inference.rows import predict_values
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.objectives.oreo import OREO
 from jaxalign.objectives.sft import SFT
-from jaxalign.training.checkpoints import restore_params
-from jaxalign.training.inputs import TaskData
+from jaxalign.runs import opened
+from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.metrics import read_metrics
 from jaxalign.training.loop import LoopConfig
-from jaxalign.training.metrics import read_metrics
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
-from jaxalign.training.score import score
 
 pytestmark = pytest.mark.slow
 
@@ -98,9 +98,9 @@ def test_stored_tokens_of_a_teacher_teach_what_it_would(run):
 def test_a_value_of_prefixes_is_loaded_as_what_it_is(run):
     objective = OREO(policy=Policy(STUDENT), value=TokenValueNetwork(STUDENT))
     folder = run("oreo", objective)
-    opened = runs.open_value(str(folder))
-    assert opened.network == objective.value
+    value = opened.open_value(str(folder))
+    assert value.network == objective.value
     trained = restore_params(folder, "value")
-    jax.tree.map(np.testing.assert_array_equal, opened.params, trained)
-    values = predict_values(opened.network, opened.params, [[5, 6, 1], [7, 1]])
+    jax.tree.map(np.testing.assert_array_equal, value.params, trained)
+    values = predict_values(value.network, value.params, [[5, 6, 1], [7, 1]])
     assert values.shape == (2,) and values[0] != values[1]

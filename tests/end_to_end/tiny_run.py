@@ -14,12 +14,12 @@ _DEVICES = os.environ.get("TINY_RUN_DEVICES", "2")
 _FLAGS = os.environ.get("TINY_RUN_XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES} {_FLAGS}"
 
+from jaxalign.data.task_data import TaskData
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.training.checkpoints import CheckpointPolicy
-from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from jaxalign.data.evaluation_set import read_evaluation_set
 from jaxalign.errors import UserError
 from jaxalign.evaluation.evaluate import evaluate, finite_json, named_checkpoints
-from jaxalign.evaluation.prompts import read_evaluation_set
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_policies_are_compared_on_the_same_prompts(fake_runs, feedback_file, tmp
 
 
 def test_ranking_only_generates_nothing(fake_runs, feedback_file, tmp_path, monkeypatch):
-    from jaxalign.evaluation import sampling
+    from jaxalign.inference import sampling
 
     monkeypatch.setattr(sampling, "decoder", lambda *_: pytest.fail("decoded"))
     result = evaluate(
@@ -136,14 +136,15 @@ def test_a_cache_is_read_with_its_texts(tmp_path):
 
 
 def test_learning_curves_are_drawn_from_the_run_folders(tmp_path):
-    from jaxalign.evaluation import plots, runs
+    from jaxalign.evaluation import plots
+    from jaxalign.runs import opened
 
     run = tmp_path / "run"
     (run / "checkpoints" / "20").mkdir(parents=True)
     lines = [{"step": s, "split": "train", "loss": 1.0 / (1 + s), "note": "x"} for s in range(20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert runs.learning_curve(run) == runs.learning_curve(run / "checkpoints" / "20") == lines
-    assert runs.learning_curve(tmp_path / "absent") == []
+    assert opened.learning_curve(run) == opened.learning_curve(run / "checkpoints" / "20") == lines
+    assert opened.learning_curve(tmp_path / "absent") == []
     path = plots.plot_learning_curves({"run": lines}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert path == str(tmp_path / "curves.png")

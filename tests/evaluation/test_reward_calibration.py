@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxalign.data import reference
 from jaxalign.data.cache import cache
-from jaxalign.data.pipeline import CachedSplit
+from jaxalign.data.cached_split import CachedSplit
 from jaxalign.errors import UserError
 from jaxalign.evaluation.reward_calibration import (
     calibrate,

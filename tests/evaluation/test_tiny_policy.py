@@ -8,17 +8,17 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.data.vocabularies import ByteVocabulary
-from jaxalign.evaluation import runs
-from jaxalign.evaluation.batches import encode_text, response_tokens, score_responses
 from jaxalign.evaluation.evaluate import evaluate
-from jaxalign.evaluation.generate import generate
 from jaxalign.evaluation.measure import Evaluator
-from jaxalign.evaluation.prompts import EvaluationSet
-from jaxalign.evaluation.sampling import DecodingSettings, generate_tokens
+from jaxalign.inference.generate import generate
+from jaxalign.inference.rows import encode_text, response_tokens, score_responses
+from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
+from jaxalign.runs import opened
 
 CONFIG = T5Config(
     vocab_size=259,
@@ -42,7 +42,7 @@ def tiny_run():
         "step": 0,
         "vocabulary": {"kind": "bytes"},
     }
-    return runs.Run(policy, policy.init(jax.random.key(0)), ByteVocabulary(), info)
+    return opened.Run(policy, policy.init(jax.random.key(0)), ByteVocabulary(), info)
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def tiny_runs(monkeypatch, tiny_run):
         params = value.init(jax.random.key(int(path[-1])))
         return dataclasses.replace(tiny_run, network=value, params=params)
 
-    monkeypatch.setattr(runs, "open_policy", open_policy)
-    monkeypatch.setattr(runs, "open_value", open_value)
+    monkeypatch.setattr(opened, "open_policy", open_policy)
+    monkeypatch.setattr(opened, "open_value", open_value)
 
 
 def test_log_probs_of_samples_equal_their_scores(tiny_run):

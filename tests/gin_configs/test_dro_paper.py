@@ -16,8 +16,8 @@ from jaxalign.cli.commands import COMMANDS, read_signature
 from jaxalign.cli.flags import parse_flags
 from jaxalign.cli.main import main
 from jaxalign.data.ultrafeedback import ASPECTS
+from jaxalign.parallel import partitioning
 from jaxalign.planning.setting import Setting, batch_shapes
-from jaxalign.training import partitioning
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "gin_configs" / "experiments" / "dro_paper"

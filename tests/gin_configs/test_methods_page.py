@@ -4,8 +4,8 @@ import re
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
-from jaxalign.studies.gin_methods import objective_from_gin
-from jaxalign.training.hyperparameters import hyperparameters
+from jaxalign.runs.recorded_hyperparameters import hyperparameters
+from studies.gin_methods import objective_from_gin
 
 SHAPE_ONLY = T5Config(
     vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,

@@ -16,7 +16,7 @@ from jaxalign.interop.arrays import DTYPES
 from jaxalign.interop.convert import convert
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, T5X_ORBAX, open_source
 from jaxalign.networks.config import T5Config
-from jaxalign.training.loading import load_policy
+from jaxalign.runs.loading import load_policy
 
 CONFIG = T5Config(
     vocab_size=40,
@@ -282,7 +282,8 @@ def test_vocabularies_are_copied(values, make_checkpoint, tmp_path, repository):
     info = load_policy(tmp_path / "bytes")[2]
     assert info["vocabulary"] == {"kind": "bytes", "extra_ids": 100}
     assert info["feature_lengths"] == {}
-    from jaxalign.data.vocabularies import train_sentencepiece, vocabulary_from_dict
+    from jaxalign.data.train_vocabulary import train_sentencepiece
+    from jaxalign.data.vocabularies import vocabulary_from_dict
 
     model = tmp_path / "my.model"
     train_sentencepiece(["a b c d e f g h", "b c d e"] * 5, str(model), vocab_size=20)

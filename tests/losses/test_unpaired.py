@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from jaxalign.annotation.logistic_regression import density_ratios, fit_logistic_regression
 from jaxalign.errors import UserError
 from jaxalign.losses import unpaired
-from jaxalign.losses.density_ratios import density_ratios, fit_logistic_regression
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.losses.requirements import requirements_of
 from jaxalign.losses.unpaired import (

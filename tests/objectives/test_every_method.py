@@ -16,9 +16,9 @@ from jaxalign.losses.requirements import requirements_of
 from jaxalign.networks.policy import response_scores
 from jaxalign.networks.scoring import TokenStatistics
 from jaxalign.objectives.responses import Pairwise
-from jaxalign.training import partitioning
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.partitioning import MeshShape, make_mesh
 from jaxalign.training.optimizers import sgd
-from jaxalign.training.partitioning import MeshShape, make_mesh
 from jaxalign.training.state import build_transformations, create_state, state_shardings
 from jaxalign.training.step import jit_train_step, make_train_step
 

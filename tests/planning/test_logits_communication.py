@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.networks import scoring
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.planning import collectives, hlo
-from jaxalign.training import partitioning
-from jaxalign.training.partitioning import MeshShape
 
 ROWS, LENGTH, EMB, VOCAB = 8, 16, 32, 64
 

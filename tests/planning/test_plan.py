@@ -7,15 +7,15 @@ import jax
 import pytest
 
 from jaxalign.cli.main import main
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
+from jaxalign.parallel.accelerators import ACCELERATORS
 from jaxalign.planning import plan as plan_module
 from jaxalign.planning import report, topologies
 from jaxalign.planning.setting import batch_shapes
-from jaxalign.training.accelerators import ACCELERATORS
-from jaxalign.training.inputs import TaskData
 
 FILES = (
     "--gin_file=models/tiny.gin",

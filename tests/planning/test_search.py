@@ -10,10 +10,10 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
+from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.planning.search import candidates, smallest_change
 from jaxalign.planning.setting import Outcome, Setting, refused_bytes, replace_configs
 from jaxalign.training.optimizers import adafactor
-from jaxalign.training.partitioning import MeshShape
 
 CONFIG = T5Config(
     vocab_size=64,

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from jaxalign.losses.dro import optimal_policy_log_probs
-from jaxalign.studies import bandit as study
+from studies import bandit as study
+from studies import bandit_problem
 
 STEPS = 10_000
 
 
 @pytest.fixture(scope="module")
 def bandit():
-    return study.make_bandit()
+    return bandit_problem.make_bandit()
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,9 @@ def outcome(bandit):
     def solve(method, tau, steps=STEPS):
         steps = 2 * steps if tau < 1 else steps
         objective = study.methods(bandit, tau)[method]
-        return study.judge(bandit, study.solve(bandit, objective, steps=steps), tau)
+        return bandit_problem.judge(
+            bandit, bandit_problem.solve(bandit, objective, steps=steps), tau
+        )
 
     return solve
 

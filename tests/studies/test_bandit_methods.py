@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxalign.studies import bandit_methods as study
-from jaxalign.studies import bandit_weights
-from jaxalign.studies.bandit import divergence, judge, make_bandit, solve
 from jaxalign.training.optimizers import adamw
+from studies import bandit_methods as study
+from studies import bandit_weights
+from studies.bandit_problem import divergence, judge, make_bandit, solve
 
 STEPS = 4000
 TAU = 1.0

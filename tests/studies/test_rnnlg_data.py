@@ -2,7 +2,7 @@
 
 import json
 
-from jaxalign.studies import rnnlg_data
+from studies import rnnlg_data
 
 
 def test_no_act_is_in_two_splits_and_feedback_is_exact(shared_dir, tmp_path):

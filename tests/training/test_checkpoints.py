@@ -7,14 +7,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.errors import UserError
-from jaxalign.training.checkpoints import (
-    Checkpointer,
-    CheckpointPolicy,
-    find_checkpoint,
-    restore_params,
-)
+from jaxalign.parallel.partitioning import MeshShape, make_mesh
+from jaxalign.runs.checkpoints import find_checkpoint, restore_params
+from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
 from jaxalign.training.optimizers import adamw
-from jaxalign.training.partitioning import MeshShape, make_mesh
 from jaxalign.training.state import build_transformations, create_state
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.sft import SFT
-from jaxalign.training.partitioning import MeshShape
+from jaxalign.parallel.partitioning import MeshShape
 
 PATH = Path(__file__).resolve().parent.parent / "goldens" / "one_step.json"
 NORMS = ("gradient_norm", "update_norm", "parameter_norm")

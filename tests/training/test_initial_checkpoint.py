@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.annotation.score import reference_name, score
 from jaxalign.errors import UserError
 from jaxalign.interop import parameters, t5x
 from jaxalign.interop.arrays import from_numpy
@@ -17,10 +18,9 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.stacking import stack_layers
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
-from jaxalign.training import distributed, partitioning
+from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.training.initial_checkpoint import check, open_checkpoint
-from jaxalign.training.partitioning import MeshShape
-from jaxalign.training.score import reference_name, score
 from jaxalign.training.start import Start
 from jaxalign.training.state import role_shardings
 

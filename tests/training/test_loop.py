@@ -11,13 +11,15 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Metric, Objective
-from jaxalign.studies.bandit import TabularPolicy
-from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy, find_checkpoint
+from jaxalign.parallel.partitioning import MeshShape, make_mesh
+from jaxalign.parallel.preemption import Stopped
+from jaxalign.runs.checkpoints import find_checkpoint
+from jaxalign.runs.metrics import keep_lines_up_to, read_metrics
+from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
 from jaxalign.training.loop import Count, Loop, LoopConfig, NonFiniteError, Throughput
-from jaxalign.training.metrics import MetricWriter, keep_lines_up_to, read_metrics
-from jaxalign.training.partitioning import MeshShape, make_mesh
-from jaxalign.training.preemption import Stopped
+from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.state import TrainState
+from studies.bandit_problem import TabularPolicy
 
 BATCH = {
     "response_mask": np.ones((2, 1, 1), np.float32),

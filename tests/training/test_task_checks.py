@@ -6,6 +6,7 @@ import functools
 import pytest
 
 from jaxalign.data.reference import STORED_FIELDS
+from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.losses import joint_preference, pairwise, regression, unpaired, weighted_likelihood
 from jaxalign.losses.policy_gradient import nll_loss
@@ -14,9 +15,8 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.ift import IFT
 from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
 from jaxalign.objectives.sft import SFT
-from jaxalign.studies.gin_methods import objective_from_gin
 from jaxalign.training import task_checks
-from jaxalign.training.inputs import TaskData
+from studies.gin_methods import objective_from_gin
 
 POLICY = Policy(
     T5Config(

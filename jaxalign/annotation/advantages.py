@@ -1,0 +1,166 @@
+"""Advantages A = r - V(x) of logged responses, computed once with a trained value network and stored beside the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from jaxalign.data import pipeline, reference
+from jaxalign.data.cache import load_metadata
+from jaxalign.errors import UserError
+from jaxalign.networks.value import ValueNetwork
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.runs.loading import load_value
+
+UNITS = ("rewards", "feedback")
+
+
+def advantages(
+    *,
+    value_checkpoint: str,
+    cache_dir: str,
+    name: str,
+    units: str = "rewards",
+    splits: list[str] | None = None,
+    batch_size: int = 32,
+    step: str = "",
+) -> dict[str, float]:
+    """Stores the advantage of every response of a cached task, its feedback minus its prompt's value.
+
+    The value network reads prompts only and without dropout, so an advantage is one number for the whole of training, as A-LoL wants it
+    (Baheti et al. 2023, arXiv 2305.14718).
+
+    Args:
+      value_checkpoint: run folder of a value network, trained with objectives/value_regression.gin.
+      cache_dir: the cached task.
+      name: name of the stored array; training reads it with STORED_FIELDS = {'advantages': NAME}. One of that name is replaced.
+      units: 'rewards' for units of standardised reward, the deviation of the cache's training split; 'feedback' for those of the data.
+      splits: splits to compute; all that the cache has by default.
+      batch_size: rows per forward pass; short prompts share rows.
+      step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
+
+    Returns:
+      The share of responses with a positive advantage, by split.
+
+    Raises:
+      UserError: the cache has no feedback or another vocabulary than the value network, or an advantage is not finite.
+    """
+    network, params, info = load_value(
+        value_checkpoint, int(step) if step.isdigit() else step or None
+    )
+    metadata = load_metadata(cache_dir)
+    scale = _scale(metadata, cache_dir, units)
+    check_vocabulary(metadata, cache_dir, info)
+    mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
+    shares = {}
+    for split in splits or list(metadata["num_examples"]):
+        found, present = _of_split(network, params, info, cache_dir, split, batch_size, mesh)
+        if not np.all(np.isfinite(found)):
+            raise UserError(
+                f"{info['run']} gives NaN or infinite values for prompts of {cache_dir}, split {split}"
+            )
+        shares[split] = float((found[present] > 0).mean())
+        reference.write_stored(
+            cache_dir,
+            split,
+            name,
+            (found / scale).astype(np.float32),
+            {
+                "what": "advantages: feedback minus the prompt's value",
+                "units": units,
+                "feedback_per_unit": scale,
+                "positive_fraction": shares[split],
+                "value_checkpoint": info["run"],
+                "step": info["step"],
+            },
+        )
+        print(
+            f"{split}: {shares[split]:.1%} of {int(present.sum())} responses have a positive advantage"
+        )
+    print(
+        f"wrote advantages {name!r} in units of {units}, from {info['run']} (step {info['step']}), beside {cache_dir}"
+    )
+    return shares
+
+
+def _of_split(
+    network: ValueNetwork,
+    params: Any,
+    info: Mapping[str, Any],
+    cache_dir: str,
+    split: str,
+    batch_size: int,
+    mesh: Mesh,
+) -> tuple[Float[np.ndarray, "examples responses"], np.ndarray]:
+    """Feedback minus value in units of raw feedback, 0 where a response is absent, and which are present."""
+    metadata = load_metadata(cache_dir)
+    if split not in metadata["num_examples"]:
+        raise UserError(
+            f"the cache {cache_dir} has no split {split!r}; it has {', '.join(metadata['num_examples'])}"
+        )
+    shape = (metadata["num_examples"][split], metadata["responses_per_example"])
+    found, present = np.zeros(shape), np.zeros(shape, bool)
+    compiled = jax.jit(network.values)
+    statistics = _statistics(info)
+    for batch in packed_batches(cache_dir, split, batch_size):
+        with partitioning.activate(mesh):
+            values = np.asarray(compiled(params, partitioning.put_batch(mesh, batch)), np.float64)
+        raw = values * statistics["std"] + statistics["mean"]
+        ids = batch["example_ids"].reshape(-1)
+        real = ids >= 0
+        mask = batch["response_mask"].reshape(-1, shape[1])[real] > 0
+        feedback = batch["feedback"].reshape(-1, shape[1])[real]
+        found[ids[real]] = np.where(mask, feedback - raw[real, None], 0)
+        present[ids[real]] = mask
+    return found, present
+
+
+def _statistics(info: Mapping[str, Any]) -> Mapping[str, float]:
+    """What the value network's outputs are multiplied by and added to in order to be raw feedback."""
+    raw = info.get("units", "rewards") == "feedback" or not info.get("reward")
+    return {"mean": 0.0, "std": 1.0} if raw else info["reward"]
+
+
+def _scale(metadata: Mapping[str, Any], cache_dir: str, units: str) -> float:
+    """Raw feedback per unit of the stored advantages."""
+    if units not in UNITS:
+        raise UserError(f"units must be 'rewards' or 'feedback', not {units!r}")
+    if "feedback" not in metadata["fields"]:
+        raise UserError(
+            f"advantages need feedback, and {cache_dir} has none (it has: {', '.join(metadata['fields']) or 'no fields'})"
+        )
+    if units == "feedback":
+        return 1.0
+    if metadata["feedback"] is None:
+        raise UserError(
+            f"{cache_dir} has no training split to standardise by; give units='feedback'"
+        )
+    return metadata["feedback"]["std"]
+
+
+def packed_batches(cache_dir: str, split: str, batch_size: int) -> Iterator[Any]:
+    """All examples of a split once, in order, several short ones in a row, with raw feedback."""
+    longest = load_metadata(cache_dir)["lengths"][split]
+    lengths = {
+        "inputs": int(longest["prompt"]["max"]),
+        "targets": int(longest["response"]["max"]),
+    }
+    return pipeline.one_pass(cache_dir, split, feature_lengths=lengths, batch_size=batch_size)
+
+
+def check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[str, Any]) -> None:
+    """UserError if a run was trained with another vocabulary than a cache's."""
+
+    def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in spec.items() if key != "path"}
+
+    if identity(metadata["vocabulary"]) != identity(info["vocabulary"]):
+        raise UserError(
+            f"{cache_dir} was tokenised with another vocabulary than the run {info['run']}"
+        )

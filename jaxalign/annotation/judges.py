@@ -1,0 +1,278 @@
+"""Judges: plug-ins that score responses, higher is better.
+
+A judge is named on the command line as `name`, `name:argument`, or `module:function` for one of your
+own: any importable function (prompts, responses, references) -> one number a response.
+
+    @register_judge("polite")
+    def polite(argument):
+        return FunctionJudge("polite", lambda prompts, responses, references: [...])
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxalign.data import slots, synthetic
+from jaxalign.data.evaluation_set import prompt_of, read_json_lines
+from jaxalign.data.synthetic import SlotErrors
+from jaxalign.errors import UserError
+from jaxalign.inference.rows import EOS, encode_text, predict_rewards
+from jaxalign.runs import opened
+
+References = Sequence[Sequence[str]]
+JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
+
+
+class Judge(Protocol):
+    """Scores responses to prompts."""
+
+    name: str
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        """One finite number for each (prompt, response), higher is better.
+
+        Args:
+          prompts, responses: [items].
+          references: [items][any number], reference responses of each prompt, if there are any.
+        """
+
+
+# A registered factory takes the text after the judge's name ("" if there is none).
+_REGISTRY: dict[str, Callable[[str], Judge]] = {}
+_Factory = TypeVar("_Factory", bound=Callable[[str], Judge])
+
+
+def register_judge(name: str) -> Callable[[_Factory], _Factory]:
+    """Decorator: makes a factory (argument text -> Judge) known under a name."""
+
+    def register(factory: _Factory) -> _Factory:
+        if name in _REGISTRY:
+            raise ValueError(f"a judge named '{name}' is registered already; choose another name.")
+        _REGISTRY[name] = factory
+        return factory
+
+    return register
+
+
+def judge_names() -> list[str]:
+    """Names of the registered judges."""
+    return sorted(_REGISTRY)
+
+
+def get_judge(spec: str) -> Judge:
+    """The judge that a command line names: `name`, `name:argument` or `module:function`.
+
+    Raises:
+      UserError: an unknown name, a module that cannot be imported, or no such function in it.
+    """
+    name, _, argument = spec.partition(":")
+    if name in _REGISTRY:
+        return _REGISTRY[name](argument)
+    if not argument:
+        raise UserError(
+            f"no judge named '{spec}': use one of {', '.join(judge_names())}, or module:function."
+        )
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"judge '{spec}': cannot import module '{name}' ({error}); is its folder on PYTHONPATH?"
+        ) from None
+    function = getattr(module, argument, None)
+    if not callable(function):
+        raise UserError(f"judge '{spec}': module '{name}' has no function '{argument}'.")
+    return FunctionJudge(argument, function)
+
+
+def checked_scores(
+    judge: Judge,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    references: References | None = None,
+) -> Float[np.ndarray, " items"]:
+    """A judge's scores as float64, refused unless they are one finite number a response."""
+    scores = np.asarray(judge.score(prompts, responses, references), np.float64)
+    if scores.shape != (len(responses),):
+        raise UserError(
+            f"judge '{judge.name}' gave scores of shape {scores.shape} for {len(responses)} "
+            "responses; it must give one number each."
+        )
+    if not np.all(np.isfinite(scores)):
+        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise UserError(
+            f"judge '{judge.name}' gave {scores[bad]} for response {bad} "
+            f"(prompt {prompts[bad][:60]!r}); scores must be finite."
+        )
+    return scores
+
+
+class FunctionJudge:
+    """A judge made of a function (prompts, responses, references) -> scores."""
+
+    def __init__(self, name: str, function: JudgeFunction) -> None:
+        self.name = name
+        self._function = function
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        return np.asarray(self._function(prompts, responses, references), np.float64)
+
+
+def _no_argument(name: str, argument: str) -> None:
+    if argument:
+        raise UserError(f"judge '{name}' takes no argument, got '{argument}'.")
+
+
+@register_judge("slot_error")
+def slot_error_judge(argument: str) -> Judge:
+    """`slot_error` or `slot_error:<JSON Lines file with the training acts>`."""
+    if not argument:
+        return SlotErrorJudge()
+    return SlotErrorJudge(
+        prompt_of(record, "prompt", argument, number)
+        for number, record in read_json_lines(argument)
+    )
+
+
+class SlotErrorJudge:
+    """Minus the fraction of an act's slots that a response leaves out or invents; an exact oracle.
+
+    It reads the acts of the bundled task and those of `jaxalign.data.slots`. There, values that were
+    invented are recognised by the values of other acts: those given, or else all acts it is asked
+    to judge together.
+    """
+
+    name = "slot_error"
+
+    def __init__(self, known_acts: Iterable[str] | None = None) -> None:
+        self._known_acts = None if known_acts is None else list(known_acts)
+
+    def count(self, prompts: Sequence[str], responses: Sequence[str]) -> list[SlotErrors]:
+        """Missing and invented slots of every response, and the slots of its act.
+
+        Raises:
+          UserError: a prompt that is no dialogue act.
+        """
+        acts = prompts if self._known_acts is None else self._known_acts
+        try:
+            lexicon = slots.Lexicon(act for act in acts if not _is_bundled_act(act))
+            return [
+                synthetic.slot_errors(prompt, response)
+                if _is_bundled_act(prompt)
+                else slots.slot_errors(prompt, response, lexicon)
+                for prompt, response in zip(prompts, responses, strict=True)
+            ]
+        except ValueError as error:
+            raise UserError(f"judge 'slot_error' needs dialogue acts as prompts: {error}") from None
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        return np.array([-errors.rate for errors in self.count(prompts, responses)])
+
+
+def _is_bundled_act(prompt: str) -> bool:
+    """Whether a prompt reads `act domain ( slot = value ; ... )`, as the bundled task writes it."""
+    words = prompt.split(" ", 3)
+    return len(words) > 2 and words[1] in synthetic.DOMAINS and words[2] == "("
+
+
+@register_judge("exact_match")
+def exact_match_judge(argument: str) -> Judge:
+    """1 if a response equals one of the references up to white space, else 0."""
+    _no_argument("exact_match", argument)
+
+    def score(
+        prompts: Sequence[str], responses: Sequence[str], references: References | None
+    ) -> Any:
+        if references is None or len(references) != len(responses):
+            raise UserError("judge 'exact_match' needs references beside the prompts.")
+        for prompt, known in zip(prompts, references, strict=True):
+            if not known:
+                raise UserError(f"judge 'exact_match': no reference for prompt {prompt[:60]!r}.")
+        return [
+            float(_squeezed(response) in {_squeezed(text) for text in known})
+            for response, known in zip(responses, references, strict=True)
+        ]
+
+    return FunctionJudge("exact_match", score)
+
+
+@register_judge("length")
+def length_judge(argument: str) -> Judge:
+    """The longer response wins: its number of characters. A baseline that any judge must beat."""
+    _no_argument("length", argument)
+    return FunctionJudge("length", lambda _, responses, __: [len(text) for text in responses])
+
+
+@register_judge("reward_model")
+def reward_model_judge(argument: str) -> Judge:
+    """`reward_model:<run folder or checkpoint>`: a run that trained a network in the role `reward`."""
+    if not argument:
+        raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
+    run = opened.open_reward(argument)
+    if getattr(run.network, "kind", None) == "features":
+        raise UserError(
+            f"judge 'reward_model': the reward of {argument} reads scores of a response, not its text."
+        )
+    return RewardModelJudge(
+        run.network, run.params, run.vocabulary, max_input_length=run.length("inputs")
+    )
+
+
+class RewardModelJudge:
+    """A reward network on the tokens of prompt and response, laid out as in training.
+
+    A prompt of more than `max_input_length` tokens loses its end, as in a cache by default; the
+    response is always read whole.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        params: Any,
+        vocabulary: Any,
+        *,
+        max_input_length: int,
+        batch_size: int = 32,
+        name: str = "reward_model",
+    ) -> None:
+        self.name = name
+        self._network, self._params, self._vocabulary = network, params, vocabulary
+        self._max_length, self._batch_size = max_input_length, batch_size
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        references: References | None = None,
+    ) -> Float[np.ndarray, " items"]:
+        vocabulary = self._vocabulary
+        return predict_rewards(
+            self._network,
+            self._params,
+            [encode_text(vocabulary, prompt, self._max_length) for prompt in prompts],
+            [[*map(int, vocabulary.encode(response)), EOS] for response in responses],
+            batch_size=self._batch_size,
+        )
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,183 @@
+"""Reference log-probabilities and rewards: computed once, stored beside the cached examples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.annotation import teacher
+from jaxalign.annotation.advantages import check_vocabulary
+from jaxalign.data import pipeline, reference
+from jaxalign.data.cache import load_metadata
+from jaxalign.errors import UserError
+from jaxalign.networks.policy import Policy
+from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.runs.loading import load_policy, load_reward
+
+
+def score(
+    *,
+    checkpoint: str,
+    cache_dir: str,
+    name: str = "",
+    splits: list[str] | None = None,
+    batch_size: int = 32,
+    max_input_length: int = 0,
+    max_target_length: int = 0,
+    step: str = "",
+    role: str = "policy",
+    top_tokens: int = 0,
+) -> None:
+    """Adds a policy's log-probabilities, a reward model's rewards, or a teacher's likeliest tokens to a cached task, once.
+
+    Args:
+      checkpoint: run folder of the reference policy or of the reward model.
+      cache_dir: the cached task.
+      name: name of the set of scores; by default made of the checkpoint's run id and step, which training finds by itself for a
+        reference policy; a set of rewards is given to a run as ``TaskData.stored = {'margin_rewards': NAME}``.
+      splits: splits to score; all that the cache has by default.
+      batch_size: rows per forward pass.
+      max_input_length: tokens of a prompt; the checkpoint's training length by default.
+      max_target_length: tokens of a response; the checkpoint's training length by default.
+      step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
+      role: 'policy' for log-probabilities, 'reward' for rewards.
+      top_tokens: store the policy's so many likeliest tokens at every position instead; distillation reads them with
+        ``TEACHER_SOURCE = 'stored'`` and ``STORED_FIELDS = {'teacher_top': NAME}``.
+    """
+    wanted = int(step) if step.isdigit() else step or None
+    if top_tokens < 0 or (top_tokens and role != "policy"):
+        raise UserError("top_tokens is a number of tokens, and for the role 'policy' only")
+    network: Any
+    if role == "policy":
+        network, params, info = load_policy(checkpoint, step=wanted)
+        suffix = f"-top{top_tokens}" if top_tokens else ""
+        name = name or reference_name(info, network) + suffix
+    else:
+        network, params, info = load_reward(checkpoint, step=wanted, role=role)
+        name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
+    if info.get("vocabulary"):
+        check_vocabulary(load_metadata(cache_dir), cache_dir, info)
+    lengths = {
+        "inputs": max_input_length or _recorded_length(info, "inputs"),
+        "targets": max_target_length or _recorded_length(info, "targets"),
+    }
+    options: dict[str, Any] = {
+        "splits": splits,
+        "feature_lengths": lengths,
+        "batch_size": batch_size,
+        "mesh": partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
+        "info": {"role": role, "checkpoint": info["run"], "step": info["step"]},
+    }
+    if top_tokens:
+        teacher.store_top_tokens(network, params, cache_dir, name, count=top_tokens, **options)
+        print(
+            f"wrote the {top_tokens} likeliest tokens {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}"
+        )
+        return
+    score_splits(network, params, cache_dir, name, **options)
+    print(f"wrote {role} scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
+
+
+def _recorded_length(info: Mapping[str, Any], feature: str) -> int:
+    """Tokens of a feature in training; a converted checkpoint need not know them."""
+    length = (info.get("feature_lengths") or {}).get(feature)
+    if not length:
+        flag = "max_input_length" if feature == "inputs" else "max_target_length"
+        raise UserError(f"{info['run']} records no length of its {feature}; give --{flag}")
+    return int(length)
+
+
+def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
+    """The default name of a reference policy's scores: its run and step, and what else of the policy changes log-probabilities."""
+    name = f"{info.get('run_id', 'unnamed')}-{info['step']}-{policy.config.dtype}"
+    return name if policy.value_token is None else f"{name}-without-{policy.value_token}"
+
+
+def score_splits(
+    network: Any,
+    params: Any,
+    cache_dir: str,
+    name: str,
+    *,
+    splits: Sequence[str] | None,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    mesh: Mesh,
+    info: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Scores every response of a cache with a network; splits that have these scores already are left alone.
+
+    Args:
+      network: a policy, for log-probabilities, or a network with ``rewards(params, batch)``.
+      params: its parameters.
+      cache_dir: the cached task.
+      name: name of the set of scores.
+      splits: names; all by default.
+      feature_lengths: ``inputs`` and ``targets`` in tokens.
+      batch_size: global rows per forward pass; short examples share rows.
+      mesh: where to compute.
+      info: JSON kept beside the scores.
+      overwrite: score again what is there.
+
+    Raises:
+      UserError: if a response has no finite score.
+    """
+    gives_rewards = hasattr(network, "rewards")
+
+    def compute(params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        if gives_rewards:
+            values = network.rewards(params, batch)
+        else:
+            values = network.score(params, batch).log_probs
+        return values, batch["example_ids"], batch["response_mask"]
+
+    # Every process sees the numbers of all rows; the first one writes them.
+    compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
+    rows = distributed.local_rows(mesh, batch_size)
+    metadata = load_metadata(cache_dir)
+    splits = list(splits or metadata["num_examples"])
+    for split in splits if overwrite else unscored(cache_dir, splits, name):
+        shape = (metadata["num_examples"][split], metadata["responses_per_example"])
+        scores = np.zeros(shape, np.float32)
+        for batch in pipeline.one_pass(
+            cache_dir,
+            split,
+            feature_lengths=feature_lengths,
+            batch_size=batch_size,
+            # A reward network may unpack what is packed, and then empty places cost as much as full ones.
+            pack=not gives_rewards,
+            local_rows=rows,
+        ):
+            with partitioning.activate(mesh):
+                found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
+            values, ids = found[0], found[1].reshape(-1)
+            mask = found[2].reshape(-1, shape[1]) > 0
+            present = ids >= 0
+            scores[ids[present]] = np.where(mask, values, 0)[present]
+        if not np.all(np.isfinite(scores)):
+            raise UserError(
+                f"{'the reward network' if gives_rewards else 'the reference policy'} gives NaN or infinite "
+                f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache_dir}, split {split}"
+            )
+        write = reference.write_stored if gives_rewards else reference.write_reference_scores
+        distributed.first(functools.partial(write, cache_dir, split, name, scores, dict(info)))
+
+
+def unscored(cache_dir: str, splits: Sequence[str], name: str) -> list[str]:
+    """The splits of a cache that have no such set of scores; as the first process finds them."""
+
+    def find() -> list[str]:
+        return [
+            split
+            for split in splits
+            if name not in reference.reference_score_names(cache_dir, split)
+        ]
+
+    return distributed.first(find)

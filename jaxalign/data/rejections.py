@@ -1,0 +1,86 @@
+"""Rejected records: counted by reason and written to a side file with file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+from jaxalign.data.records import (
+    Record,
+)
+from jaxalign.errors import UserError
+
+_MAX_QUOTED = 2000
+
+
+class DataError(UserError):
+    """The data cannot be used as it is; the message says where and what to do."""
+
+
+class RejectionLog:
+    """Collects rejected records.
+
+    Attributes:
+      seen: records read, good and bad.
+      entries: one dictionary a rejected record: file, line, reason, message, split, record (the start of its text).
+      notes: other counts worth reporting (truncated prompts, pairs without a margin).
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.entries: list[dict[str, Any]] = []
+        self.notes: Counter[str] = Counter()
+
+    def reject(
+        self, reason: str, message: str, *, file: str, line: int, record: str = "", split: str = ""
+    ) -> None:
+        self.entries.append(
+            {
+                "file": file,
+                "line": line,
+                "split": split,
+                "reason": reason,
+                "message": message,
+                "record": record[:_MAX_QUOTED],
+            }
+        )
+
+    def reject_record(self, record: Record, reason: str, message: str, split: str = "") -> None:
+        text = json.dumps({"prompt": record.prompt, "responses": record.responses})
+        self.reject(reason, message, file=record.file, line=record.line, record=text, split=split)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rejected records by reason, the most frequent first."""
+        return dict(Counter(entry["reason"] for entry in self.entries).most_common())
+
+    @property
+    def fraction(self) -> float:
+        return len(self.entries) / max(self.seen, 1)
+
+    def write(self, path: str) -> None:
+        """Writes the entries as JSON Lines."""
+        with open(path, "w", encoding="utf-8") as file:
+            for entry in self.entries:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def check(self, max_fraction: float, side_file: str) -> None:
+        """Writes the side file and raises DataError if more than `max_fraction` of the records were rejected."""
+        if not self.entries or self.fraction <= max_fraction:
+            return
+        os.makedirs(os.path.dirname(os.path.abspath(side_file)), exist_ok=True)
+        self.write(side_file)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
+        first = self.entries[0]
+        hint = (
+            " Repeated records are normal in logged data: duplicates='keep' accepts them."
+            if "duplicate" in self.counts
+            else ""
+        )
+        raise DataError(
+            f"{len(self.entries)} of {self.seen} records ({self.fraction:.1%}) were rejected, more than "
+            f"max_rejected_fraction={max_fraction:g}: {reasons}. First: {first['file']}:{first['line']}: "
+            f"{first['message']}. All are listed in {side_file}.{hint}"
+        )

@@ -1,0 +1,118 @@
+"""Training of small SentencePiece models."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+
+from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    output: str,
+    *,
+    vocab_size: int = 1000,
+    user_defined_symbols: Sequence[str] = (),
+    model_type: str = "auto",
+    character_coverage: float = 1.0,
+) -> SentencePieceVocabulary:
+    """Trains a SentencePiece model with T5's ids and writes it to `output`. Deterministic: one thread, no sampling.
+
+    Args:
+      texts: sentences; line breaks inside one read as spaces.
+      output: path of the `.model` file.
+      vocab_size: pieces with PAD, EOS, unknown and the user-defined symbols; an upper bound when the text is small.
+      user_defined_symbols: strings that are always one piece.
+      model_type: "unigram" (as T5's), "bpe", or "auto": unigram unless the text has so few distinct words that the
+        unigram trainer, which only considers strings occurring in two of them, ends below `vocab_size`.
+      character_coverage: share of characters that get a piece; the others are unknown.
+    """
+    import sentencepiece
+
+    sentences = [" ".join(text.split()) for text in texts]
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise ValueError(f"No text to train the vocabulary {output} on.")
+
+    def train(model_type: str) -> bytes:
+        buffer = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=buffer,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            character_coverage=character_coverage,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            bos_id=-1,
+            user_defined_symbols=list(user_defined_symbols),
+            # Only the unigram trainer can stop below the size asked for.
+            hard_vocab_limit=model_type != "unigram",
+            shuffle_input_sentence=False,
+            max_sentence_length=65536,
+            num_threads=1,
+            minloglevel=2,
+        )
+        return buffer.getvalue()
+
+    model = train("unigram" if model_type == "auto" else model_type)
+    if model_type == "auto":
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        if processor.GetPieceSize() < vocab_size:
+            # Where byte pairs cannot reach the size either, the text is tiny and the smaller model is right.
+            with contextlib.suppress(RuntimeError):
+                model = train("bpe")
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    partial = f"{output}.partial"
+    with open(partial, "wb") as file:
+        file.write(model)
+    os.replace(partial, output)
+    return SentencePieceVocabulary(output)
+
+
+def train_vocabulary(
+    task_or_file: str,
+    output: str,
+    *,
+    vocab_size: int = 1000,
+    kind: str = "seq2seq",
+    user_defined_symbols: Sequence[str] = (),
+    model_type: str = "auto",
+    character_coverage: float = 1.0,
+) -> SentencePieceVocabulary:
+    """Trains a small SentencePiece model on the prompts and responses of a task's training split (`jaxalign vocabulary`).
+
+    Args:
+      task_or_file: a registered or bundled task, or the path of a JSON Lines file.
+      output: where the `.model` file goes.
+      vocab_size: pieces, with PAD, EOS and unknown.
+      kind: record kind of the file (triplet, pair, ranked, seq2seq, multi); ignored for a task.
+      user_defined_symbols: strings that are always one piece.
+      model_type: "auto", "unigram" or "bpe"; see `train_sentencepiece`.
+      character_coverage: share of characters that get a piece of their own; the rest become unknown.
+    """
+    from jaxalign.data import registry, sources
+
+    source = (
+        sources.JsonlSource({"train": task_or_file}, kind)
+        if os.path.exists(task_or_file)
+        else registry.resolve_source(task_or_file)
+    )
+
+    def texts() -> Iterable[str]:
+        for record in source.records("train"):
+            yield record.prompt
+            yield from record.responses
+
+    return train_sentencepiece(
+        texts(),
+        output,
+        vocab_size=vocab_size,
+        user_defined_symbols=user_defined_symbols,
+        model_type=model_type,
+        character_coverage=character_coverage,
+    )

@@ -1,0 +1,1 @@
+"""From rows of text to sampled, greedy or beam-searched responses."""

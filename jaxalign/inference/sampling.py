@@ -1,0 +1,203 @@
+"""Responses of a policy to prompts, in process: for files, evaluation and training-time checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxalign.errors import UserError
+from jaxalign.inference.rows import (
+    EOS,
+    Tokens,
+    bucket_length,
+    chunks,
+    decode_tokens,
+    encode_text,
+    pad_rows,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingSettings:
+    """How to decode.
+
+    Attributes:
+      max_target_length: tokens of a response at most, EOS included.
+      num_samples: responses a prompt.
+      temperature: 0 is greedy; 1 samples from the policy itself.
+      top_k: sample among the k likeliest tokens only; 0 is off.
+      top_p: sample among the likeliest tokens of this total probability; 1 is off.
+      num_beams: beams of a beam search; 0 is off. Its best `num_samples` beams are returned.
+      alpha: length penalty of the beam search.
+    """
+
+    max_target_length: int
+    num_samples: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_beams: int = 0
+    alpha: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.max_target_length < 1:
+            raise UserError(f"max_target_length must be positive, got {self.max_target_length}.")
+        if self.num_samples < 1:
+            raise UserError(f"num_samples must be at least 1, got {self.num_samples}.")
+        if self.temperature < 0:
+            raise UserError(f"temperature must not be negative, got {self.temperature}.")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"top_k must be >= 0 and top_p in (0, 1], got {self.top_k} and {self.top_p}."
+            )
+        if self.num_beams and self.temperature:
+            raise UserError("beam search and sampling exclude each other: set temperature=0.")
+        if self.num_beams and self.num_samples > self.num_beams:
+            raise UserError(
+                f"num_samples={self.num_samples} exceeds num_beams={self.num_beams}: "
+                "ask for at most as many responses as there are beams."
+            )
+        if not self.num_beams and not self.temperature and self.num_samples > 1:
+            raise UserError(
+                f"num_samples={self.num_samples} at temperature 0 would repeat the greedy response: "
+                "set temperature=1, or num_beams."
+            )
+
+
+def decoder(policy: Any, settings: DecodingSettings) -> Callable[..., Any]:
+    """(params, encoder tokens [rows, S], key) -> tokens and log-probabilities, best response first."""
+    from jaxalign.networks import decoding
+
+    def beam(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
+        del key
+        found = decoding.beam_search(
+            policy,
+            params,
+            tokens,
+            num_beams=settings.num_beams,
+            alpha=settings.alpha,
+            max_decode_len=settings.max_target_length,
+        )
+        # Beams come best last, as T5X orders them.
+        return found.tokens[:, ::-1], found.log_probs[:, ::-1]
+
+    def sample(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
+        found = decoding.generate(
+            policy,
+            params,
+            tokens,
+            max_decode_len=settings.max_target_length,
+            rng=key,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            num_samples=settings.num_samples,
+        )
+        return found.tokens, found.log_probs
+
+    return beam if settings.num_beams else sample
+
+
+def generate_batches(
+    policy: Any,
+    params: Any,
+    prompts: Sequence[Tokens],
+    settings: DecodingSettings,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    first_batch: int = 0,
+) -> Iterator[
+    tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]
+]:
+    """Decodes batch after batch, in order.
+
+    Batch b is always the prompts [b * batch_size, (b + 1) * batch_size), padded to a length that
+    depends on those prompts alone, with the key fold_in(seed, b). A run that starts at `first_batch`
+    therefore gives exactly the responses that an uninterrupted run would have given.
+
+    Yields:
+      The slice of prompts, their response tokens (EOS, then padding) and log-probabilities under the
+      policy at temperature 1 (nats, sums).
+    """
+    decode = decoder(policy, settings)
+    for number, part in enumerate(chunks(len(prompts), batch_size)):
+        if number < first_batch:
+            continue
+        rows = list(prompts[part])
+        count = len(rows)
+        rows += [[EOS]] * (batch_size - count)
+        longest = max(map(len, rows))
+        length = bucket_length(longest, 2 * longest)
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        tokens, log_probs = decode(params, pad_rows(rows, length), key)
+        keep = settings.num_samples
+        yield part, np.asarray(tokens)[:count, :keep], np.asarray(log_probs)[:count, :keep]
+
+
+def generate_tokens(
+    policy: Any,
+    params: Any,
+    prompts: Sequence[Tokens],
+    settings: DecodingSettings,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> tuple[Int[np.ndarray, "prompts samples length"], Float[np.ndarray, "prompts samples"]]:
+    """All batches of `generate_batches` together."""
+    parts = list(
+        generate_batches(policy, params, prompts, settings, batch_size=batch_size, seed=seed)
+    )
+    if not parts:
+        shape = (0, settings.num_samples)
+        return np.zeros((*shape, settings.max_target_length), np.int32), np.zeros(shape, np.float32)
+    return np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+
+
+def generate_responses(
+    policy: Any,
+    params: Any,
+    vocabulary: Any,
+    prompts: Sequence[str],
+    *,
+    max_input_length: int,
+    max_target_length: int,
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    num_beams: int = 0,
+    alpha: float = 0.6,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> tuple[list[list[str]], Float[np.ndarray, "prompts samples"]]:
+    """Texts of a policy's responses, for use inside a program.
+
+    Args:
+      policy, params: a policy and its parameters.
+      vocabulary: an object with encode(text) -> ids and decode(ids) -> text.
+      prompts: texts; their tokens are cut to max_input_length, EOS included.
+      The rest: see DecodingSettings and generate_batches.
+
+    Returns:
+      [prompts][num_samples] texts and their log-probabilities under the untempered policy, in nats.
+    """
+    settings = DecodingSettings(
+        max_target_length=max_target_length,
+        num_samples=num_samples,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        num_beams=num_beams,
+        alpha=alpha,
+    )
+    encoded = [encode_text(vocabulary, prompt, max_input_length) for prompt in prompts]
+    tokens, log_probs = generate_tokens(
+        policy, params, encoded, settings, batch_size=batch_size, seed=seed
+    )
+    return [[decode_tokens(vocabulary, row) for row in group] for group in tokens], log_probs

@@ -1,0 +1,1 @@
+"""Meshes and rules, accelerators, processes, preemption."""

@@ -1,0 +1,346 @@
+"""Meshes and shardings: logical axis names on one side, mesh axes on the other.
+
+Parameters carry T5X's logical names (vocab, embed, mlp, heads, joined_kv, relpos_buckets, layers), activations batch, length and so on.
+`LOGICAL_AXIS_RULES` maps them to the mesh axes ``slice`` and ``data`` (batch only), ``fsdp`` (batch and parameters) and ``tensor`` (model
+parallel).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.errors import UserError
+from jaxalign.parallel.accelerators import Accelerator, find_accelerator
+
+MESH_AXES = ("slice", "data", "fsdp", "tensor")
+BATCH_AXES = ("slice", "data", "fsdp")
+
+AxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+# Priority order: the first rule whose mesh axis is still free in an array wins, as in T5X. So an activation's batch takes data and
+# fsdp before its embed can, while a parameter's embed takes fsdp.
+LOGICAL_AXIS_RULES: AxisRules = (
+    ("batch", BATCH_AXES),
+    ("vocab", "tensor"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("joined_kv", "tensor"),
+    ("embed", "fsdp"),
+    ("kv", None),
+    ("length", None),
+    ("relpos_buckets", None),
+    ("layers", None),
+    ("value", None),
+)
+
+BATCH_SPEC = PartitionSpec(BATCH_AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How many devices each mesh axis takes. Nothing given: the accelerator's default. One axis may be -1: all that remain.
+
+    Attributes:
+      slice: copies of the parameters on slices of their own, joined by the data-centre network; by default the slices there are.
+      data: copies of the parameters within a slice; by default all devices that the other axes leave.
+      fsdp: devices over which parameters and batch are sharded; 1 by default where another axis is given.
+      tensor: model parallelism within a layer; 1 by default.
+    """
+
+    slice: int | None = None
+    data: int | None = None
+    fsdp: int | None = None
+    tensor: int | None = None
+
+    def __str__(self) -> str:
+        sizes = dataclasses.asdict(self).items()
+        given = [f"MESH_{name.upper()}={size}" for name, size in sizes if size is not None]
+        return ", ".join(given) or "the default mesh"
+
+    def resolve(
+        self, num_devices: int, *, num_slices: int = 1, max_fsdp: int = 1
+    ) -> tuple[int, int, int, int]:
+        """The sizes of slice, data, fsdp and tensor for a number of devices.
+
+        Args:
+          num_devices: of all slices together.
+          num_slices: slices they lie on.
+          max_fsdp: over how many devices of a slice the default mesh shards parameters.
+
+        Raises:
+          UserError: if the product of the axes is not the number of devices.
+        """
+        given = (self.slice, self.data, self.fsdp, self.tensor)
+        slices = num_slices if self.slice is None else self.slice
+        tensor = 1 if self.tensor is None else self.tensor
+        if given == (None,) * 4:
+            fsdp: int = math.gcd(num_devices // slices, max_fsdp)
+        else:
+            fsdp = 1 if self.fsdp is None else self.fsdp
+        # -1 elsewhere leaves nothing for data.
+        rest = 1 if -1 in (slices, fsdp, tensor) else -1
+        sizes = [slices, rest if self.data is None else self.data, fsdp, tensor]
+        if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+            raise UserError(f"mesh axes must be positive, and at most one may be -1: {self}")
+        if -1 in sizes:
+            known = math.prod(size for size in sizes if size != -1)
+            if num_devices % known:
+                raise UserError(
+                    f"{num_devices} devices cannot be split into {self}: {known} does not divide them"
+                )
+            sizes[sizes.index(-1)] = num_devices // known
+        if math.prod(sizes) != num_devices:
+            where = f" on {num_slices} slices (MESH_SLICE)" if num_slices > 1 else ""
+            raise UserError(
+                f"{self} needs {math.prod(sizes)} devices, but there are {num_devices}{where}"
+            )
+        return sizes[0], sizes[1], sizes[2], sizes[3]
+
+
+def default_mesh_shape(
+    accelerator: Accelerator, num_devices: int, num_slices: int = 1
+) -> MeshShape:
+    """The mesh a run gets if it asks for none: parameters sharded over a slice (up to ``max_fsdp`` chips), copies for the rest.
+
+    Args:
+      accelerator: the kind of chip.
+      num_devices: of all slices together.
+      num_slices: slices they lie on.
+    """
+    sizes = MeshShape().resolve(num_devices, num_slices=num_slices, max_fsdp=accelerator.max_fsdp)
+    return MeshShape(*sizes)
+
+
+def make_mesh(shape: MeshShape = MeshShape(), devices: list[Any] | None = None) -> Mesh:
+    """Arranges the devices (all by default) as a mesh with axes slice, data, fsdp and tensor.
+
+    Neighbours on the interconnect become neighbours on the mesh; only the axis ``slice`` crosses between TPU slices.
+
+    Raises:
+      UserError: if the axes do not multiply to the number of devices, or ``slice`` is not a multiple of the slices there are.
+    """
+    everything = devices is None
+    devices = list(jax.devices()) if devices is None else list(devices)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    accelerator = find_accelerator(devices[0])
+    sizes = shape.resolve(
+        len(devices),
+        num_slices=num_slices,
+        max_fsdp=1 if accelerator is None else accelerator.max_fsdp,
+    )
+    if sizes[0] % num_slices:
+        raise UserError(
+            f"mesh axis slice of size {sizes[0]} does not fit devices on {num_slices} slices; leave it out or make it {num_slices}"
+        )
+    if everything or accelerator is not None:
+        arranged = _arrange(sizes, num_slices, devices)
+    else:
+        arranged = np.asarray(devices).reshape(sizes)
+    return Mesh(arranged, MESH_AXES)
+
+
+def _arrange(sizes: tuple[int, ...], num_slices: int, devices: list[Any]) -> np.ndarray:
+    """Devices by their place on the interconnect; an axis of the mesh may take a part of one of the topology's axes."""
+    inner = (sizes[0] // num_slices, *sizes[1:])
+
+    def arrange(split: bool) -> np.ndarray:
+        if num_slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                inner, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=split
+            )
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+
+    try:
+        try:
+            return arrange(False)
+        except NotImplementedError:
+            return arrange(True)
+    except (NotImplementedError, ValueError) as error:
+        named = ", ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(
+            f"{len(devices)} x {devices[0].device_kind} cannot be arranged as {named}: {error}; choose other mesh axes"
+        ) from error
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh) -> Iterator[None]:
+    """Makes logical sharding constraints inside networks refer to a mesh while a function is traced."""
+    # `with mesh` alone would leave Flax's constraints without effect.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
+        yield
+
+
+def parameter_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, rules: AxisRules = ()) -> Any:
+    """Maps a tree of logical `PartitionSpec` to `NamedSharding`; ``rules`` come before `LOGICAL_AXIS_RULES`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, mesh_axes(spec, rules)),
+        logical_axes,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+
+
+def mesh_axes(logical: Sequence[str | None], rules: AxisRules = ()) -> PartitionSpec:
+    """The mesh axes of an array's logical axes; ``rules`` come before `LOGICAL_AXIS_RULES`."""
+    found = nn.logical_to_mesh_axes(tuple(logical), (*rules, *LOGICAL_AXIS_RULES))
+    return PartitionSpec() if found is None else found
+
+
+def check_axis_rules(
+    rules: Mapping[str, Any], roles: Collection[str]
+) -> dict[str, tuple[tuple[str, str | tuple[str, ...] | None], ...]]:
+    """Rules by role as gin gives them, with lists made tuples.
+
+    Raises:
+      UserError: on a role that is not trained, or an unknown logical or mesh axis.
+    """
+    logical = {name for name, _ in LOGICAL_AXIS_RULES}
+    checked: dict[str, Any] = {}
+    for role, given in rules.items():
+        if role not in roles:
+            raise UserError(
+                f"axis_rules name role {role!r}; this method trains {', '.join(sorted(roles))}"
+            )
+        checked[role] = ()
+        for rule in given:
+            if len(rule) != 2 or rule[0] not in logical:
+                raise UserError(
+                    f"axis_rules of role {role!r} hold {rule!r}, not (logical axis, mesh axes); logical axes are "
+                    f"{', '.join(sorted(logical))}"
+                )
+            axes = tuple(rule[1]) if isinstance(rule[1], list) else rule[1]
+            unknown = {axes} if isinstance(axes, str) else set(axes or ())
+            if unknown - set(MESH_AXES):
+                raise UserError(
+                    f"axis_rules of role {role!r} map {rule[0]!r} to {rule[1]!r}; mesh axes are {', '.join(MESH_AXES)}"
+                )
+            checked[role] += ((rule[0], axes),)
+    return checked
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The sharding of scalars and metrics."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
+    """Rows are split over slice, data and fsdp."""
+    return {name: NamedSharding(mesh, BATCH_SPEC) for name in batch}
+
+
+def check_divisible(shapes: Any, shardings: Any) -> None:
+    """Refuses a mesh that does not divide a parameter.
+
+    Raises:
+      UserError: naming the parameter, its dimension and the mesh axis.
+    """
+
+    def check(path: Any, shape: Any, sharding: NamedSharding) -> None:
+        for dimension, axes in enumerate(sharding.spec):
+            if axes is None:
+                continue
+            names = axes if isinstance(axes, tuple) else (axes,)
+            parts = math.prod(sharding.mesh.shape[name] for name in names)
+            if shape.shape[dimension] % parts:
+                raise UserError(
+                    f"mesh axis {'x'.join(names)} of size {parts} does not divide dimension {dimension} (size "
+                    f"{shape.shape[dimension]}) of parameter {jax.tree_util.keystr(path)} {shape.shape}; choose another mesh"
+                )
+
+    jax.tree_util.tree_map_with_path(check, shapes, shardings)
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int) -> None:
+    """Refuses a batch whose rows cannot be spread over the mesh and the microbatches.
+
+    Raises:
+      UserError: naming the sizes.
+    """
+    parts = math.prod(mesh.shape[name] for name in BATCH_AXES)
+    if microbatches < 1 or batch_size % (parts * microbatches):
+        raise UserError(
+            f"batch size {batch_size} is not a multiple of slice x data x fsdp = {parts} devices times {microbatches} microbatches"
+        )
+
+
+def optimizer_state_shardings(
+    mesh: Mesh | AbstractMesh,
+    abstract_state: Any,
+    params: Any,
+    logical_axes: Any,
+    rules: AxisRules = (),
+) -> Any:
+    """Shards every optimizer slot like its parameter, and factored second moments like the dimensions they keep.
+
+    Counters and Adafactor's placeholders are replicated.
+
+    Args:
+      mesh: the mesh.
+      abstract_state: shapes of the optimizer state.
+      params: shapes of the role's parameters.
+      logical_axes: their logical `PartitionSpec`.
+      rules: come before `LOGICAL_AXIS_RULES`.
+    """
+    axes = jax.tree.leaves(logical_axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    by_path = {
+        tuple(_key(entry) for entry in path): (leaf.shape, tuple(names))
+        for (path, leaf), names in zip(
+            jax.tree_util.tree_leaves_with_path(params), axes, strict=True
+        )
+    }
+    longest = max((len(path) for path in by_path), default=0)
+
+    def shard(path: Any, leaf: Any) -> NamedSharding:
+        keys = tuple(_key(entry) for entry in path)
+        for length in range(min(longest, len(keys)), 0, -1):
+            match = by_path.get(keys[-length:])
+            if match is not None:
+                names = _slot_axes(keys[:-length], leaf.shape, *match)
+                return NamedSharding(mesh, mesh_axes(names, rules))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(shard, abstract_state)
+
+
+def _slot_axes(
+    slot: tuple[str, ...], shape: tuple[int, ...], param: tuple[int, ...], names: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """The logical axes of an optimizer slot of a parameter; none if its shape does not come from the parameter's."""
+    names = (*names, *[None] * (len(param) - len(names)))
+    if shape == param:
+        return names
+    dimensions = list(zip(param, names, strict=True))
+    leading = [each for each in dimensions if each[1] == "layers"]
+    # Layer-stacked parameters are optimised layer by layer, and their slots lead with the layers.
+    rest = [each for each in dimensions if each[1] != "layers"]
+    if len(rest) >= 2 and slot and slot[-1] in ("v_row", "v_col"):
+        # optax reduces rows over the longest dimension and columns over the second longest (`optax.scale_by_factored_rms`).
+        second, first = np.argsort([size for size, _ in rest])[-2:]
+        del rest[first if slot[-1] == "v_row" else second]
+    kept = [*leading, *rest]
+    return tuple(name for _, name in kept) if tuple(size for size, _ in kept) == shape else ()
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Makes global arrays of this process's rows of a batch."""
+    sharding = NamedSharding(mesh, BATCH_SPEC)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+        for name, array in batch.items()
+    }

@@ -1,0 +1,1 @@
+"""Graphs of runs, samples, annotations and selections."""

@@ -1,0 +1,1 @@
+"""Pure functions from annotated candidates to records."""

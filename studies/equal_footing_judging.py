@@ -1,0 +1,85 @@
+"""The equal-footing study's judges: exact reward of new samples, and the ranking of held-out rated sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data import slots
+from jaxalign.evaluation.ranking import rank_methods, ranking_scores
+from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
+from jaxalign.inference.rows import encode_text, score_responses
+from jaxalign.runs.opened import open_policy
+from studies import rnnlg, rnnlg_data
+from studies.equal_footing_forms import RATINGS, read_rows
+
+JUDGED = {"validation": 200, "test": 400}
+_LOG_RATIO = "tau * log-ratio"
+
+
+def judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
+    """One sample at temperature 1 for each of the split's first acts: exact reward, KL from the SFT policy, length."""
+    prompts = rnnlg_data.acts(folder / "rnnlg" / "data", split)
+    generator = np.random.default_rng(0)
+    prompts = [prompts[i] for i in sorted(generator.permutation(len(prompts))[: JUDGED[split]])]
+    policy, params, vocabulary = rnnlg._load(run)
+    sampled = rnnlg._generate(policy, params, vocabulary, prompts, samples=1, seed=1)
+    encoded = [encode_text(vocabulary, prompt, rnnlg.LENGTHS["inputs"]) for prompt in prompts]
+    log_probs = [
+        score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
+        for weights in (params, rnnlg._load(reference)[1])
+    ]
+    texts = [vocabulary.decode(each[0]) for each in sampled]
+    rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
+    return {
+        "score": float(np.mean(rewards)),
+        "reward": float(np.mean(rewards)),
+        "slot_error_rate": rnnlg_data.slot_error_rate(prompts, texts),
+        "kl": kl_from_samples(*log_probs).mean,
+        "length": float(np.mean([len(each[0]) for each in sampled])),
+        "distinct_2": distinct_n(texts, 2),
+        "slots": sum(slots.slot_errors(a, t).total for a, t in zip(prompts, texts, strict=True)),
+        "rewards": [round(reward, 4) for reward in rewards],
+    }
+
+
+def rating_log_probs(
+    rows: list[dict[str, Any]], run: Path, reference: Path
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Log-probabilities of rated sentences under a run and its reference, and the sentences' lengths in tokens."""
+    opened = open_policy(str(run))
+    vocabulary, lengths = opened.vocabulary, RATINGS.lengths
+    prompts = [
+        encode_text(vocabulary, row["prompt"], lengths["inputs"], long_prompts="truncate_left")
+        for row in rows
+    ]
+    responses = [[encode_text(vocabulary, row["response"], lengths["targets"])] for row in rows]
+    log_probs = [
+        score_responses(each.network, each.params, prompts, responses)[0][:, 0]
+        for each in (opened, open_policy(str(reference)))
+    ]
+    return log_probs, np.array([len(each[0]) for each in responses])
+
+
+def judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
+    """Spearman correlation of the log-ratio with human ratings of held-out sentences, beside longer-wins; KL on the logged responses."""
+    rows = read_rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
+    log_probs, lengths = rating_log_probs(rows, run, reference)
+    methods = ranking_scores(log_probs[0], log_probs[1], [row["response"] for row in rows], tau=1.0)
+    feedback = np.array([row["feedback"] for row in rows])
+    ranked = rank_methods(methods, feedback, [row["prompt"] for row in rows])
+    log_ratios = log_probs[0] - log_probs[1]
+    return {
+        "score": ranked[_LOG_RATIO].spearman,
+        "spearman": ranked[_LOG_RATIO].spearman,
+        "interval": [ranked[_LOG_RATIO].spearman_low, ranked[_LOG_RATIO].spearman_high],
+        "responses": len(rows),
+        "baselines": {
+            name: ranked[name].spearman for name in ("reference log-prob", "longer wins")
+        },
+        "log_ratio": float(log_ratios.mean()),
+        "log_ratio_std": float(log_ratios.std()),
+        "length_correlation": float(np.corrcoef(log_ratios, lengths)[0, 1]),
+    }
