@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -20,12 +16,13 @@ from jaxalign.errors import UserError
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.preemption import StopNotice, Stopped
-from jaxalign.runs import files
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
+from jaxalign.training.best_checkpoints import BestCheckpoints
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
 from jaxalign.training.metrics import MetricAccumulator, MetricWriter
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
+from jaxalign.training.throughput import Count, Throughput
 
 Evaluator = Callable[[int, Mapping[str, Any]], dict[str, float]]
 
@@ -54,19 +51,6 @@ class LoopConfig:
     progress: bool = True
 
 
-class Count(NamedTuple):
-    """What a batch holds; padding is what packing saves, so it is not counted."""
-
-    examples: int
-    tokens: int
-
-    @classmethod
-    def of(cls, batch: Mapping[str, np.ndarray]) -> Count:
-        """Counts the responses and non-padding tokens of a host batch."""
-        tokens = (batch["encoder_segment_ids"] > 0).sum() + (batch["decoder_segment_ids"] > 0).sum()
-        return cls(int((batch["response_mask"] > 0).sum()), int(tokens))
-
-
 class _Pending(NamedTuple):
     """A step whose metrics are still on the device; ``view`` is what `distributed.GlobalView` saw, None if this process saw it all."""
 
@@ -74,40 +58,6 @@ class _Pending(NamedTuple):
     metrics: Any
     batch: Batch
     view: Any
-
-
-class Throughput:
-    """Responses and tokens, in total and per second of training; compilation, evaluation and saving are not training."""
-
-    def __init__(self) -> None:
-        self.examples = self.tokens = 0
-        self._since: float | None = None
-        self._seconds = 0.0
-        self._counted = Count(0, 0)
-
-    def add(self, count: Count) -> None:
-        """Adds a finished step; the first one only starts the clock, for it includes compilation."""
-        self.examples, self.tokens = self.examples + count.examples, self.tokens + count.tokens
-        if self._since is not None:
-            self._seconds += time.perf_counter() - self._since
-            examples, tokens = self._counted
-            self._counted = Count(examples + count.examples, tokens + count.tokens)
-        self.restart()
-
-    def restart(self) -> None:
-        """Leaves out the time since the last `add`."""
-        self._since = time.perf_counter()
-
-    def report(self) -> dict[str, float]:
-        """Rates since the last call; none before the second step."""
-        seconds, counted = self._seconds, self._counted
-        self._seconds, self._counted = 0.0, Count(0, 0)
-        if not counted.examples or seconds <= 0:
-            return {}
-        return {
-            "examples_per_second": counted.examples / seconds,
-            "tokens_per_second": counted.tokens / seconds,
-        }
 
 
 class Loop:
@@ -157,8 +107,12 @@ class Loop:
             for name in evaluators
             for metric, value in _last(written, name).items()
         }
-        self.best: dict[str, Any] = _read_best(model_dir)
-        self._history = self._read_history(written)
+        self._best = BestCheckpoints(model_dir, config.checkpoint, checkpointer, written)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """``step``, ``metric`` and ``value`` of the best checkpoint; empty where none is ranked."""
+        return self._best.best
 
     @property
     def objective_name(self) -> str:
@@ -187,13 +141,10 @@ class Loop:
         """
         config = self._config
         start = int(state.step)
-        # The rest is of a run that was here before, or that got further than its last whole checkpoint.
-        self._history = {step: value for step, value in self._history.items() if step <= start}
-        if self.best.get("step", 0) > start:
-            self.best = {}
-        self._rank()
+        # An earlier launch may have got further than its last complete checkpoint.
+        self._best.forget_after(start)
         if start:
-            # A run that was stopped after saving a step and before it was evaluated.
+            # The earlier launch may have stopped between saving this step and evaluating it.
             owed = distributed.first(lambda: self._not_evaluated(start))
             if owed:
                 self._evaluate(start, state, owed)
@@ -330,16 +281,7 @@ class Loop:
     def _evaluate(self, number: int, state: TrainState, names: Sequence[str]) -> None:
         results = self.evaluate(number, {**self._frozen, **state.params}, names)
         self.evaluations = self.evaluations | results
-        metric = self._config.checkpoint.best_metric
-        if metric is None or number not in self._checkpointer.steps():
-            return
-        if metric in results:
-            self._history[number] = results[metric]
-        elif number not in self._history:
-            raise UserError(
-                f"best_metric {metric!r} was not measured; available: {', '.join(sorted(results)) or 'none'}"
-            )
-        self._rank()
+        self._best.add(number, results)
 
     def evaluate(
         self, step: int, params: Mapping[str, Any], names: Sequence[str] | None = None
@@ -351,50 +293,6 @@ class Loop:
             self._writer.write(step, name, values)
             results.update({f"{name}/{metric}": value for metric, value in values.items()})
         return results
-
-    def _read_history(self, written: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-        """The best metric by step, as earlier launches measured it; the first process's, for files may be late."""
-        metric = self._config.checkpoint.best_metric
-        if metric is None:
-            return {}
-
-        def read() -> list[tuple[int, float]]:
-            found = {}
-            if self.best.get("metric") == metric:
-                found[self.best["step"]] = self.best["value"]
-            for record in written:
-                name = metric.removeprefix(f"{record['split']}/")
-                if name != metric and isinstance(record.get(name), (int, float)):
-                    found[record["step"]] = record[name]
-            return list(found.items())
-
-        return dict(distributed.first(read))
-
-    def _rank(self) -> None:
-        """Tells the checkpointer which saved steps are the best, and writes the first of them to ``best.json``."""
-        policy = self._config.checkpoint
-        if policy.best_metric is None:
-            return
-        sign = 1 if policy.best_mode == "max" else -1
-        saved = set(self._checkpointer.steps())
-        # Of equals the later one.
-        ranked = sorted(
-            (
-                (sign * value, step)
-                for step, value in self._history.items()
-                if step in saved and not math.isnan(value)
-            ),
-            reverse=True,
-        )
-        self._checkpointer.keep([step for _, step in ranked[: policy.keep_best]])
-        if not ranked:
-            return
-        step = ranked[0][1]
-        best = {"step": step, "metric": policy.best_metric, "value": self._history[step]}
-        if best != self.best:
-            self.best = best
-            if distributed.is_first():
-                files.write_text(self._model_dir / "best.json", json.dumps(best))
 
     def _bar(self, start: int) -> Any:
         shown = self._config.progress and distributed.is_first()
@@ -428,22 +326,8 @@ def make_evaluator(
     return evaluate
 
 
-def combine(evaluators: Sequence[Evaluator]) -> Evaluator:
-    """Merges the metrics of several evaluators of one split."""
-
-    def evaluate(step: int, params: Mapping[str, Any]) -> dict[str, float]:
-        return {name: value for each in evaluators for name, value in each(step, params).items()}
-
-    return evaluate
-
-
 def _last(records: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
     """The metrics of a split's last record."""
     chosen = [record for record in records if record["split"] == split]
     last = chosen[-1] if chosen else {}
     return {name: value for name, value in last.items() if name not in ("step", "split")}
-
-
-def _read_best(model_dir: Path) -> dict[str, Any]:
-    path = model_dir / "best.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -16,9 +16,10 @@ from jaxalign.parallel.preemption import Stopped
 from jaxalign.runs.checkpoints import find_checkpoint
 from jaxalign.runs.metrics import keep_lines_up_to, read_metrics
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
-from jaxalign.training.loop import Count, Loop, LoopConfig, NonFiniteError, Throughput
+from jaxalign.training.loop import Loop, LoopConfig, NonFiniteError
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.state import TrainState
+from jaxalign.training.throughput import Count, Throughput
 from studies.bandit_problem import TabularPolicy
 
 BATCH = {
