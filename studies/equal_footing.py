@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxalign.annotation.advantages import advantages
 from jaxalign.annotation.score import score_splits
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.task_data import TaskData
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
@@ -36,7 +37,6 @@ from studies.command_line import run_study
 from studies.equal_footing_forms import FORMS, RATINGS, ratings_forms, rnnlg_forms
 from studies.equal_footing_judging import judge_ranking, judge_samples
 from studies.equal_footing_methods import METHODS
-from studies.gin_methods import objective_from_gin
 
 SEEDS = (0, 1, 2)
 UPDATES = {"rnnlg": 150, "nlg_ratings": 80}
@@ -248,26 +248,26 @@ def _run(
     if method.strength is not None:
         macros[method.strength[0]] = strength
     reference = _sft_run(folder, task, seed)
-    with objective_from_gin(
+    objective = objective_from_gin(
         method.gin or (name,), macros, policy=POLICIES[task], train_steps=UPDATES[task]
-    ) as objective:
-        summary = train(
-            model_dir=str(job / "run"),
-            objective=objective,
-            data=data,
-            optimizer=adamw(
-                learning_rate,
-                warmup_steps=20,
-                schedule="cosine",
-                total_steps=UPDATES[task],
-                clip_norm=1.0,
-            ),
-            loop=constant_loop(UPDATES[task]),
-            batch_size=rows,
-            initial_checkpoint_path=str(reference),
-            reference_scores="sft",
-            random_seed=seed,
-        )
+    )
+    summary = train(
+        model_dir=str(job / "run"),
+        objective=objective,
+        data=data,
+        optimizer=adamw(
+            learning_rate,
+            warmup_steps=20,
+            schedule="cosine",
+            total_steps=UPDATES[task],
+            clip_norm=1.0,
+        ),
+        loop=constant_loop(UPDATES[task]),
+        batch_size=rows,
+        initial_checkpoint_path=str(reference),
+        reference_scores="sft",
+        random_seed=seed,
+    )
     judge = judge_samples if task == "rnnlg" else judge_ranking
     return {
         "method": name,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.sources import prompt_fraction
 from jaxalign.data.task_data import TaskData
 from jaxalign.evaluation.statistics import spearman
@@ -30,7 +31,6 @@ from studies.command_line import run_study
 from studies.equal_footing import POLICIES, SCORES, constant_loop
 from studies.equal_footing_forms import RATINGS, read_rows
 from studies.equal_footing_judging import rating_log_probs
-from studies.gin_methods import objective_from_gin
 
 SEEDS = (0, 1, 2)
 WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -91,38 +91,36 @@ def _run(folder: Path, method: str, weight: float, seed: int, job: Path) -> dict
     policy: Policy = POLICIES["nlg_ratings"]
     # In the order of the task's scores, which is alphabetical.
     weights = (weight, 1 - weight, 0.0)
-    with objective_from_gin(
-        [method], {"WEIGHTS": weights, "BETA": BETA}, policy=policy
-    ) as objective:
-        train(
-            model_dir=str(job / "run"),
-            objective=objective,
-            data=TaskData(
-                task="nlg_ratings_scores",
-                cache_dir=str(folder / "pairs" / "cache"),
-                feature_lengths=RATINGS.lengths,
-                vocabulary=str(folder / RATINGS.name / "data" / "spm.model"),
-                train_file=str(folder / "pairs" / "train.jsonl"),
-                validation_file=str(folder / "pairs" / "validation.jsonl"),
-                kind="multi",
-                duplicates="keep",
-                long_prompts="truncate_left",
-                eval_split="",
-                pack=True,
-                row_lengths=ROW_LENGTHS,
-            ),
-            optimizer=adamw(
-                LEARNING_RATE,
-                warmup_steps=20,
-                schedule="cosine",
-                total_steps=UPDATES,
-                clip_norm=1.0,
-            ),
-            loop=constant_loop(UPDATES),
-            batch_size=ROWS,
-            initial_checkpoint_path=str(reference),
-            random_seed=seed,
-        )
+    objective = objective_from_gin([method], {"WEIGHTS": weights, "BETA": BETA}, policy=policy)
+    train(
+        model_dir=str(job / "run"),
+        objective=objective,
+        data=TaskData(
+            task="nlg_ratings_scores",
+            cache_dir=str(folder / "pairs" / "cache"),
+            feature_lengths=RATINGS.lengths,
+            vocabulary=str(folder / RATINGS.name / "data" / "spm.model"),
+            train_file=str(folder / "pairs" / "train.jsonl"),
+            validation_file=str(folder / "pairs" / "validation.jsonl"),
+            kind="multi",
+            duplicates="keep",
+            long_prompts="truncate_left",
+            eval_split="",
+            pack=True,
+            row_lengths=ROW_LENGTHS,
+        ),
+        optimizer=adamw(
+            LEARNING_RATE,
+            warmup_steps=20,
+            schedule="cosine",
+            total_steps=UPDATES,
+            clip_norm=1.0,
+        ),
+        loop=constant_loop(UPDATES),
+        batch_size=ROWS,
+        initial_checkpoint_path=str(reference),
+        random_seed=seed,
+    )
     return _judge(folder, job / "run", reference)
 
 

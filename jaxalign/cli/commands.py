@@ -219,8 +219,14 @@ def _signature(node: ast.FunctionDef) -> Signature:
             description=descriptions.get(argument.arg, ""),
         )
         for argument, default in pairs
+        if not _is_function(argument)
     }
     return Signature(summary, parameters)
+
+
+def _is_function(argument: ast.arg) -> bool:
+    """Whether a parameter takes a function, which no flag can give."""
+    return argument.annotation is not None and "Callable[" in ast.unparse(argument.annotation)
 
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:

@@ -8,6 +8,7 @@ unique (`train.batch_size`, `DROV.temperature`), whether or not a file has menti
 import contextlib
 import copy
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -19,10 +20,12 @@ from typing import Any
 import gin
 import gin.config
 
-from jaxalign.cli import gin_checks, gin_types
+from jaxalign.cli import gin_binding, gin_checks, gin_types
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 
+# A command that keeps its configuration has this parameter, a function that gives the text.
+_CONFIGURATION = "configuration"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _PARSE_ERRORS = (
     SyntaxError,
@@ -78,6 +81,7 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
         selector, command_line_keys, also_used=also_used, with_tasks=command.registers_tasks
     )
     gin_types.check(read)
+    gin_binding.bind_functions(except_macro=gin_checks.REGISTER_TASKS)
     required = [name for name, parameter in signature.parameters.items() if parameter.required]
     bound = gin.config._CONFIG.get(("", selector), {})
     missing = [f"--{name}" for name in required if name not in bound]
@@ -143,6 +147,8 @@ def run(function: Callable[..., Any], *, registers_tasks: bool = True) -> Any:
         if registers_tasks:
             for register in copy.deepcopy(gin_checks.registrations()):
                 register()
+        if _CONFIGURATION in inspect.signature(function).parameters:
+            return function(**{_CONFIGURATION: gin.operative_config_str})
         return function()
 
 

@@ -1,11 +1,10 @@
-"""The hyperparameters of an objective by name: its own options, and what is bound to its loss function by gin or `functools.partial`."""
+"""The hyperparameters of an objective by name: its own options, and those that `functools.partial` binds to its loss function."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,7 @@ def hyperparameters(objective: Objective) -> dict[str, Any]:
 
 
 def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
-    """Values of a function's keyword-only parameters: given by a partial, else bound by gin, else the default."""
+    """Values of a function's keyword-only parameters: those that a partial binds, else the defaults."""
     given: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         given = {**function.keywords, **given}
@@ -42,19 +41,7 @@ def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
         for parameter in keywords
         if parameter.default is not parameter.empty
     }
-    return {**values, **_gin_bindings(function), **given}
-
-
-def _gin_bindings(function: Callable[..., Any]) -> dict[str, Any]:
-    """What gin has bound, if gin drives this run; it is never imported for it."""
-    gin = sys.modules.get("gin")
-    if gin is None:
-        return {}
-    try:
-        return dict(gin.get_bindings(function))
-    except ValueError:
-        # Not one of gin's functions.
-        return {}
+    return {**values, **given}
 
 
 def _is_plain(value: Any) -> bool:

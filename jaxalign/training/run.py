@@ -7,7 +7,7 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def train(
     random_seed: int = 0,
     reference_scores: str | None = None,
     evaluators: Mapping[str, Evaluator] | None = None,
+    configuration: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
     """Trains the networks of an objective on a task; continues where a run in ``model_dir`` stopped.
 
@@ -73,6 +74,7 @@ def train(
       random_seed: of initialisation, data order and dropout.
       reference_scores: name of stored reference log-probabilities; found or computed by default.
       evaluators: further evaluations by name, called as ``(step, params by role)``.
+      configuration: gives the text of the configuration, which ``config.gin`` and every checkpoint keep.
 
     Returns:
       The content of ``summary.json``.
@@ -165,9 +167,11 @@ def train(
     if frozen_checkpoints:
         origin["frozen_checkpoints"] = frozen_checkpoints
     del start
+    configuration_text = configuration() if configuration is not None else ""
     primary = distributed.is_first()
     if primary:
         run_folder.write_description(folder, objective, data, metadata, origin)
+        run_folder.write_configuration(folder, configuration_text)
         files.write_text(
             folder / run_folder.MODEL_INFO_FILE,
             model_info(
@@ -190,7 +194,7 @@ def train(
                 "run_id": run_id,
                 "objective": objective.name,
                 "batch_size": batch_size,
-                "gin": run_folder.gin_text(),
+                "gin": configuration_text,
                 **run_folder.versions(),
             },
             evaluators={
@@ -222,7 +226,6 @@ def train(
         checkpointer.close()
     summary = run_folder.summarize(runner, state, metadata, started, loop)
     if primary:
-        run_folder.write_gin(folder)
         files.write_text(folder / run_folder.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from jaxalign.training.state import TrainState
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SUMMARY_FILE = "summary.json"
+CONFIGURATION_FILE = "config.gin"
 MODEL_INFO_FILE = "model-info.txt"
 
 
@@ -106,7 +106,7 @@ def write_description(
     metadata: Mapping[str, Any],
     origin: Mapping[str, Any],
 ) -> None:
-    """Writes ``networks.json``, ``versions.json`` and ``config.gin``, and copies the vocabulary.
+    """Writes ``networks.json`` and ``versions.json``, and copies the vocabulary.
 
     Args:
       folder: the run folder.
@@ -129,20 +129,12 @@ def write_description(
     }
     files.write_text(folder / loading.NETWORKS_FILE, json.dumps(description, indent=2) + "\n")
     files.write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
-    write_gin(folder)
 
 
-def gin_text() -> str:
-    """The operative configuration, if gin drives this run; gin is never imported for it."""
-    gin = sys.modules.get("gin")
-    return "" if gin is None else gin.operative_config_str()
-
-
-def write_gin(folder: Path) -> None:
-    """Writes the operative configuration to ``config.gin``."""
-    text = gin_text()
+def write_configuration(folder: Path, text: str) -> None:
+    """Writes the configuration of the run to ``config.gin``, if it has one."""
     if text:
-        files.write_text(folder / "config.gin", text)
+        files.write_text(folder / CONFIGURATION_FILE, text)
 
 
 def versions() -> dict[str, Any]:

@@ -9,13 +9,13 @@ import gin
 import numpy as np
 import pytest
 
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.cli.main import main
 from jaxalign.data import cache as cache_module
 from jaxalign.data.reference import STORED_FIELDS, write_stored
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.responses import Pairwise
-from studies.gin_methods import objective_from_gin
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +38,11 @@ def needs(name):
     macros = {key: value for key, value in MACROS.items() if key in text}
     token = macros.get("VALUE_TOKEN")
     policy = Policy(SHAPE_ONLY, value_token=token)
-    with objective_from_gin([name], macros, policy=policy) as objective:
-        responses = getattr(objective, "responses_per_prompt", None)
-        if isinstance(objective, Pairwise) and responses is None:
-            responses = 2
-        return responses or 2, objective.required_fields(), macros
+    objective = objective_from_gin([name], macros, policy=policy)
+    responses = getattr(objective, "responses_per_prompt", None)
+    if isinstance(objective, Pairwise) and responses is None:
+        responses = 2
+    return responses or 2, objective.required_fields(), macros
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import re
 
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
-from studies.gin_methods import objective_from_gin
 
 SHAPE_ONLY = T5Config(
     vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
@@ -40,8 +40,8 @@ def test_an_objective_is_called_after_its_gin_file(repository):
     assert len(files) > 40
     for stem, text in files.items():
         macros = {key: value for key, value in MACROS.items() if key in text}
-        with objective_from_gin([stem], macros, policy=Policy(SHAPE_ONLY)) as objective:
-            assert objective.name == stem
+        objective = objective_from_gin([stem], macros, policy=Policy(SHAPE_ONLY))
+        assert objective.name == stem
 
 
 def test_what_gin_binds_to_a_loss_is_among_the_hyperparameters():
@@ -51,7 +51,7 @@ def test_what_gin_binds_to_a_loss_is_among_the_hyperparameters():
         ("gold", "horizon"),
         ("dro_v", "temperature"),
     ):
-        with objective_from_gin([stem], {}, policy=Policy(SHAPE_ONLY)) as objective:
-            assert isinstance(hyperparameters(objective)[name], (int, float))
-    with objective_from_gin(["dpo"], {"BETA": 0.7}, policy=Policy(SHAPE_ONLY)) as objective:
-        assert hyperparameters(objective)["beta"] == 0.7
+        objective = objective_from_gin([stem], {}, policy=Policy(SHAPE_ONLY))
+        assert isinstance(hyperparameters(objective)[name], (int, float))
+    objective = objective_from_gin(["dpo"], {"BETA": 0.7}, policy=Policy(SHAPE_ONLY))
+    assert hyperparameters(objective)["beta"] == 0.7

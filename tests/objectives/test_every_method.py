@@ -1,15 +1,14 @@
 """Laws for every method that is one loss function, as its own gin file configures it."""
 
-import copy
 import dataclasses
 from pathlib import Path
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.batches import make_batch
 from jaxalign.data.examples import make_example
 from jaxalign.losses.requirements import requirements_of
@@ -183,16 +182,11 @@ class Case:
 
 @pytest.fixture(scope="module", params=files())
 def case(request):
-    """The objective of a gin file, on the table policy. gin's values are read when the loss is traced."""
-    gin.clear_config()
-    gin.add_config_file_search_path(str(OBJECTIVES.parent))
-    gin.parse_config_file(str(OBJECTIVES / f"{request.param}.gin"))
-    gin.bind_parameter("POLICY/gin.macro.value", POLICY)
-    objective = copy.deepcopy(gin.query_parameter("OBJECTIVE/gin.macro.value"))
+    """The objective of a gin file, on the table policy."""
+    objective = objective_from_gin([request.param], {}, policy=POLICY)
     least = requirements_of(objective.loss_function).min_responses
     responses = objective.responses_per_prompt or max(least, 4 if least > 1 else 2)
-    yield Case(request.param, objective, responses)
-    gin.clear_config()
+    return Case(request.param, objective, responses)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.reference import STORED_FIELDS
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
@@ -16,7 +17,6 @@ from jaxalign.objectives.ift import IFT
 from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
 from jaxalign.objectives.sft import SFT
 from jaxalign.training import task_checks
-from studies.gin_methods import objective_from_gin
 
 POLICY = Policy(
     T5Config(
@@ -172,7 +172,7 @@ def test_a_task_with_everything_suits_every_gin_file(repository):
         macros = {"VALUE_TOKEN": 3} if "VALUE_TOKEN" in text else {}
         macros |= {"NUM_FEATURES": 3} if "NUM_FEATURES" in text else {}
         policy = Policy(POLICY.config, value_token=macros.get("VALUE_TOKEN"))
-        with objective_from_gin([stem], macros, policy=policy) as objective:
-            responses = objective.responses_per_prompt or 2
-            facts = metadata("multi", responses, fields=fields)
-            assert task_checks.check(objective, data, facts, quiet=True).responses == "all"
+        objective = objective_from_gin([stem], macros, policy=policy)
+        responses = objective.responses_per_prompt or 2
+        facts = metadata("multi", responses, fields=fields)
+        assert task_checks.check(objective, data, facts, quiet=True).responses == "all"

@@ -1,38 +1,37 @@
-"""Objectives for studies, made from the gin files that users train with."""
+"""Objectives from the gin files that users train with, for programs that call `train` themselves."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gin
+import gin.config
+
+from jaxalign.cli import gin_binding
+from jaxalign.cli.gin_setup import gin_config_paths
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 
 
-@contextlib.contextmanager
 def objective_from_gin(
     names: Sequence[str], macros: Mapping[str, Any], *, policy: Any, train_steps: int = 1000
-) -> Iterator[Objective]:
-    """The objective of gin files ``objectives/<name>.gin``; gin's values hold until the context ends, since losses read them when traced.
+) -> Objective:
+    """The objective of gin files ``objectives/<name>.gin``. It keeps its hyperparameters; gin's configuration is empty afterwards.
 
     Args:
-      names: files, later ones override earlier ones.
+      names: files; later ones override earlier ones.
       macros: values of macros, such as ``BETA``.
-      policy: the policy network, which also gives ``MODEL``.
+      policy: the policy network, which also gives ``MODEL`` if it has a configuration.
       train_steps: the run's, for schedules of a method.
 
     Raises:
       UserError: a macro that no file defines.
     """
-    import gin
-
-    from jaxalign.cli.gin_setup import gin_config_paths
-
     gin.clear_config()
-    # Without the other places gin would log every one in which a file is not.
+    # gin logs every search path in which a file is not.
     gin.config._LOCATION_PREFIXES[:] = [
         path for path in gin_config_paths() if (Path(path) / "objectives").is_dir()
     ]
@@ -42,9 +41,11 @@ def objective_from_gin(
         known = {scope for scope, name in gin.config._CONFIG if name == "gin.macro"}
         if unknown := sorted(set(macros) - known):
             raise UserError(f"objectives/{names[-1]}.gin has no macro {', '.join(unknown)}")
-        given = {"POLICY": policy, "MODEL": policy.config, "TRAIN_STEPS": train_steps}
+        config = getattr(policy, "config", None)
+        given = {"POLICY": policy, "MODEL": config, "TRAIN_STEPS": train_steps}
         for macro, value in {**macros, **given}.items():
             gin.bind_parameter(f"{macro}/gin.macro.value", value)
-        yield copy.deepcopy(gin.query_parameter("OBJECTIVE/gin.macro.value"))
+        gin_binding.bind_functions()
+        return copy.deepcopy(gin.query_parameter("OBJECTIVE/gin.macro.value"))
     finally:
         gin.clear_config()
