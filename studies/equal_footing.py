@@ -173,7 +173,7 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
         data=dataclasses.replace(
             triplets, pack=True, row_lengths={"inputs": inputs, "targets": targets}
         ),
-        optimizer=adamw(1e-4, warmup_steps=20, clip_norm=1.0),
+        optimizers={"policy": adamw(1e-4, warmup_steps=20, clip_norm=1.0)},
         loop=constant_loop(VALUE_UPDATES),
         batch_size=rows,
         initial_checkpoint_path=run,
@@ -255,13 +255,15 @@ def _run(
         model_dir=str(job / "run"),
         objective=objective,
         data=data,
-        optimizer=adamw(
-            learning_rate,
-            warmup_steps=20,
-            schedule="cosine",
-            total_steps=UPDATES[task],
-            clip_norm=1.0,
-        ),
+        optimizers={
+            "policy": adamw(
+                learning_rate,
+                warmup_steps=20,
+                schedule="cosine",
+                total_steps=UPDATES[task],
+                clip_norm=1.0,
+            )
+        },
         loop=constant_loop(UPDATES[task]),
         batch_size=rows,
         initial_checkpoint_path=str(reference),

@@ -184,9 +184,15 @@ def _sft(source: Source, folder: Path, seed: int, job: Path) -> dict[str, Any]:
         model_dir=str(job / "run"),
         objective=SFT(policy=POLICY),
         data=_task(source, folder, pack=True),
-        optimizer=adamw(
-            2e-3, warmup_steps=100, schedule="cosine", total_steps=source.sft_steps, clip_norm=1.0
-        ),
+        optimizers={
+            "policy": adamw(
+                2e-3,
+                warmup_steps=100,
+                schedule="cosine",
+                total_steps=source.sft_steps,
+                clip_norm=1.0,
+            )
+        },
         loop=_loop(source.sft_steps, source.sft_steps // 5, "validation/loss"),
         batch_size=source.rows,
         random_seed=seed,
@@ -228,7 +234,7 @@ def _align(
         model_dir=str(job / "run"),
         objective=_objective(source, method, strength),
         data=_task(source, folder, pack=True),
-        optimizer=adamw(learning_rate, warmup_steps=20, clip_norm=1.0),
+        optimizers={"policy": adamw(learning_rate, warmup_steps=20, clip_norm=1.0)},
         loop=_loop(source.updates, source.updates // 5, "validation/loss"),
         batch_size=source.rows,
         initial_checkpoint_path=str(reference),

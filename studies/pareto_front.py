@@ -109,13 +109,15 @@ def _run(folder: Path, method: str, weight: float, seed: int, job: Path) -> dict
             pack=True,
             row_lengths=ROW_LENGTHS,
         ),
-        optimizer=adamw(
-            LEARNING_RATE,
-            warmup_steps=20,
-            schedule="cosine",
-            total_steps=UPDATES,
-            clip_norm=1.0,
-        ),
+        optimizers={
+            "policy": adamw(
+                LEARNING_RATE,
+                warmup_steps=20,
+                schedule="cosine",
+                total_steps=UPDATES,
+                clip_norm=1.0,
+            )
+        },
         loop=constant_loop(UPDATES),
         batch_size=ROWS,
         initial_checkpoint_path=str(reference),

@@ -191,9 +191,11 @@ def _sft(folder: Path, seed: int, job: Path) -> dict[str, Any]:
         model_dir=str(job / "run"),
         objective=SFT(policy=POLICY),
         data=data,
-        optimizer=adamw(
-            2e-3, warmup_steps=200, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0
-        ),
+        optimizers={
+            "policy": adamw(
+                2e-3, warmup_steps=200, schedule="cosine", total_steps=SFT_STEPS, clip_norm=1.0
+            )
+        },
         loop=_loop(SFT_STEPS),
         batch_size=16,
         random_seed=seed,
@@ -258,9 +260,15 @@ def _align(
         model_dir=str(job / "run"),
         objective=method.objective(),
         data=data,
-        optimizer=adamw(
-            learning_rate, warmup_steps=20, schedule="cosine", total_steps=UPDATES, clip_norm=1.0
-        ),
+        optimizers={
+            "policy": adamw(
+                learning_rate,
+                warmup_steps=20,
+                schedule="cosine",
+                total_steps=UPDATES,
+                clip_norm=1.0,
+            )
+        },
         loop=_loop(UPDATES),
         batch_size=method.packing["batch_size"],
         initial_checkpoint_path=str(sft),

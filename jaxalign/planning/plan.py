@@ -34,9 +34,8 @@ def plan(
     topology: str,
     objective: Objective,
     data: TaskData,
-    optimizer: Optimizer,
+    optimizers: Mapping[str, Optimizer],
     batch_size: int,
-    value_optimizer: Optimizer | None = None,
     microbatches: int = 1,
     mesh: MeshShape = DEFAULT_MESH,
     axis_rules: Mapping[str, AxisRules] | None = None,
@@ -57,9 +56,8 @@ def plan(
       topology: generation and chips along each axis, such as 'v5e:4x4', with '*2' for two slices; 'auto' compares the usual ones.
       objective: as in train.
       data: as in train; only lengths and packing are read.
-      optimizer: as in train.
+      optimizers: as in train.
       batch_size: as in train.
-      value_optimizer: as in train.
       microbatches: as in train.
       mesh: as in train.
       axis_rules: as in train.
@@ -91,8 +89,7 @@ def plan(
     rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
     setting = Setting(
         objective=objective,
-        optimizer=optimizer,
-        value_optimizer=value_optimizer,
+        optimizers=optimizers,
         batch=batch,
         microbatches=microbatches,
         mesh=mesh,

@@ -44,8 +44,7 @@ class Setting:
 
     Attributes:
       objective: the method, with its networks.
-      optimizer: of all trained roles, the value's aside if it has its own.
-      value_optimizer: of the role ``value``.
+      optimizers: by role, as in `run.train`.
       batch: shapes of the global batch.
       microbatches: parts of the batch whose gradients are accumulated.
       mesh: how devices are arranged.
@@ -54,8 +53,7 @@ class Setting:
     """
 
     objective: Objective
-    optimizer: Optimizer
-    value_optimizer: Optimizer | None
+    optimizers: Mapping[str, Optimizer]
     batch: Mapping[str, jax.ShapeDtypeStruct]
     microbatches: int
     mesh: MeshShape
@@ -96,7 +94,7 @@ class Setting:
         """
         partitioning.check_batch_size(mesh, self.rows, self.microbatches)
         frozen, frozen_shardings = abstract_frozen(self.objective, mesh, self.rules)
-        transformations = make_transformations(self.objective, self.optimizer, self.value_optimizer)
+        transformations = make_transformations(self.objective, self.optimizers)
         built = build_step(
             self.objective,
             transformations=transformations,

@@ -10,6 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from jaxalign.errors import UserError
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.training.optimizers import Optimizer
@@ -21,6 +22,8 @@ from jaxalign.training.state import (
     state_shardings,
 )
 from jaxalign.training.step import StepFunction, jit_train_step, make_train_step
+
+TRAINED_ROLES = ("policy", "value", "reward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +84,31 @@ def build_step(
 
 
 def make_transformations(
-    objective: Objective, optimizer: Optimizer, value_optimizer: Optimizer | None
+    objective: Objective, optimizers: Mapping[str, Optimizer]
 ) -> dict[str, optax.GradientTransformation]:
-    """Trained role -> optax transformation; the role ``value`` may have an optimizer of its own."""
-    optimizers = {
-        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
-        for role in objective.trained()
-    }
-    return build_transformations(optimizers, objective.update_scales())
+    """Trained role -> optax transformation.
+
+    Args:
+      objective: the method, with its networks.
+      optimizers: by role; a trained role without one of its own takes that of the role ``policy``.
+
+    Raises:
+      UserError: a trained role has no optimizer, or an optimizer is for a role that no method trains.
+    """
+    unknown = sorted(set(optimizers) - set(TRAINED_ROLES))
+    if unknown:
+        raise UserError(
+            f"optimizers names the role {unknown[0]!r}; the roles are {', '.join(TRAINED_ROLES)}"
+        )
+    chosen = {}
+    for role in objective.trained():
+        optimizer = optimizers.get(role, optimizers.get("policy"))
+        if optimizer is None:
+            raise UserError(
+                f"optimizers has none for the role {role!r}: give run.train.optimizers one for it, or one for 'policy'"
+            )
+        chosen[role] = optimizer
+    return build_transformations(chosen, objective.update_scales())
 
 
 def abstract_state(

@@ -12,8 +12,8 @@ from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.training import initial_checkpoint, run_folder, task_checks
+from jaxalign.training.build import make_transformations
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.state import build_transformations
 
 
 def check(
@@ -21,8 +21,7 @@ def check(
     model_dir: str,
     objective: Objective,
     data: TaskData,
-    optimizer: Optimizer,
-    value_optimizer: Optimizer | None = None,
+    optimizers: Mapping[str, Optimizer],
     initial_checkpoint_path: str | None = None,
     initial_checkpoint_step: int | str | None = None,
     **others: Any,
@@ -41,12 +40,7 @@ def check(
         if not start.exists():
             raise UserError(f"INITIAL_CHECKPOINT_PATH {initial_checkpoint_path} does not exist")
         initial_checkpoint.check(start, initial_checkpoint_step, objective.policy)
-    trained = objective.trained()
-    optimizers: Mapping[str, Optimizer] = {
-        role: value_optimizer if role == "value" and value_optimizer is not None else optimizer
-        for role in trained
-    }
-    build_transformations(optimizers, objective.update_scales())
+    make_transformations(objective, optimizers)
     for name in ("train_file", "validation_file"):
         pattern = getattr(data, name)
         if pattern is not None and not (Path(pattern).exists() or glob.glob(pattern)):

@@ -40,10 +40,9 @@ def train(
     model_dir: str,
     objective: Objective,
     data: TaskData,
-    optimizer: Optimizer,
+    optimizers: Mapping[str, Optimizer],
     loop: LoopConfig,
     batch_size: int,
-    value_optimizer: Optimizer | None = None,
     initial_checkpoint_path: str | None = None,
     initial_checkpoint_step: int | str | None = None,
     microbatches: int = 1,
@@ -60,10 +59,9 @@ def train(
       model_dir: the run folder.
       objective: the method, with its networks.
       data: the task.
-      optimizer: of the policy, and of the value if it has none of its own.
+      optimizers: by role; a trained role without one of its own takes that of the role ``policy``.
       loop: steps and periods.
       batch_size: rows of the global batch.
-      value_optimizer: of the value network.
       initial_checkpoint_path: run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md) whose policy is the start
         (also of value and reward networks) and the reference; a random initialisation by default.
       initial_checkpoint_step: which checkpoint of it: a number, 'best' or 'latest'; best if kept, else latest, by default.
@@ -112,7 +110,7 @@ def train(
         earlier=earlier,
     )
     frozen, frozen_checkpoints = start.frozen()
-    transformations = build.make_transformations(objective, optimizer, value_optimizer)
+    transformations = build.make_transformations(objective, optimizers)
     abstract = build.abstract_state(build.abstract_params(objective), transformations)
     checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
     rows = distributed.local_rows(device_mesh, batch_size)

@@ -215,7 +215,7 @@ def trained(tmp_path_factory):
             model_dir=str(folder / name),
             objective=objective,
             data=data,
-            optimizer=adamw(0.1),
+            optimizers={"policy": adamw(0.1)},
             loop=LoopConfig(
                 train_steps=steps,
                 eval_period=2,
@@ -373,7 +373,7 @@ class TestABoundedValue:
             data=TaskData(
                 task="u", cache_dir=folder, feature_lengths=LENGTHS, train_file=str(path)
             ),
-            optimizer=adamw(1e-2),
+            optimizers={"policy": adamw(1e-2)},
             loop=LoopConfig(train_steps=1, progress=False),
             batch_size=8,
         )

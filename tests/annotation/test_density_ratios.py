@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
             train_file=str(made / "task.jsonl"),
             eval_split="",
         ),
-        optimizer=adamw(1e-3),
+        optimizers={"policy": adamw(1e-3)},
         loop=LoopConfig(train_steps=1, checkpoint=CheckpointPolicy(period=1), progress=False),
         batch_size=8,
     )

@@ -114,7 +114,7 @@ def test_a_scoped_reference_binds_the_values_of_its_scope():
 
 
 def test_a_wrong_hyperparameter_is_refused_when_the_objective_is_built():
-    with pytest.raises(UserError, match="dpo.beta must be positive"):
+    with pytest.raises(UserError, match=r"dpo\.beta must be positive"):
         objective_from_gin(["dpo"], {"BETA": -1.0}, policy=TablePolicy())
 
 

@@ -40,7 +40,7 @@ def launch(feedback, tmp_path_factory):
                 feature_lengths={"inputs": 16, "targets": 16},
                 train_file=str(feedback),
             ),
-            optimizer=sgd(1e-2),
+            optimizers={"policy": sgd(1e-2)},
             loop=LoopConfig(train_steps=1, progress=False),
             **({"batch_size": 8} | options),
         )

@@ -52,7 +52,7 @@ def run(feedback, tmp_path_factory):
                 train_file=str(feedback),
                 stored=dict(stored),
             ),
-            optimizer=adamw(1e-3),
+            optimizers={"policy": adamw(1e-3)},
             loop=LoopConfig(train_steps=steps, log_period=1, eval_period=0, progress=False),
             batch_size=8,
             **options,

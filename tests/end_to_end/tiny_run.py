@@ -66,7 +66,7 @@ def main(
             max_examples_per_row=2,
             row_lengths={"inputs": 24, "targets": 24},
         ),
-        optimizer=adafactor(1e-3, warmup_steps=3),
+        optimizers={"policy": adafactor(1e-3, warmup_steps=3)},
         loop=LoopConfig(
             train_steps=steps,
             log_period=3,

@@ -127,9 +127,9 @@ def test_policy_and_value_have_the_papers_optimizer_each_with_its_learning_rate(
     ):
         function, _ = configured(name)
         bound = gin.get_bindings(function)
-        for key, rate in (("optimizer", policy_rate), ("value_optimizer", value_rate)):
-            schedule = bound[key].schedule
-            assert float(schedule(0)) == pytest.approx(rate / 150), (name, key)
+        for role, rate in (("policy", policy_rate), ("value", value_rate)):
+            schedule = bound["optimizers"][role].schedule
+            assert float(schedule(0)) == pytest.approx(rate / 150), (name, role)
             assert float(schedule(149)) == float(schedule(39_999)) == pytest.approx(rate)
 
 
@@ -166,7 +166,7 @@ def program(name):
     function, _ = configured(name, *changes)
     bound = gin.get_bindings(function)
     setting = Setting(
-        **{key: bound[key] for key in ("objective", "optimizer", "value_optimizer", "mesh")},
+        **{key: bound[key] for key in ("objective", "optimizers", "mesh")},
         batch=batch_shapes(bound["objective"], bound["data"], 32),
         microbatches=1,
         rules=partitioning.check_axis_rules({}, bound["objective"].trained()),

@@ -32,8 +32,7 @@ def setting_of(rows=32, **changes):
     config = CONFIG.replace(**changes)
     return Setting(
         objective=DROV(policy=Policy(config), value=ValueNetwork(config)),
-        optimizer=adafactor(),
-        value_optimizer=None,
+        optimizers={"policy": adafactor()},
         batch={"encoder_input_tokens": jax.ShapeDtypeStruct((rows, 16), "int32")},
         microbatches=1,
         mesh=MeshShape(data=2, fsdp=4),
