@@ -108,7 +108,7 @@ COMMANDS = {
         ),
         Command(
             "vocabulary",
-            "jaxalign.data.vocabularies",
+            "jaxalign.data.train_vocabulary",
             "train_vocabulary",
             "train a small SentencePiece model on a task",
             "trained {result.size} pieces",

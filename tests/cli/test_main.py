@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -53,9 +52,7 @@ class TestHelp:
             "import sys; from jaxalign.cli.main import main; main(['--help']); main(['vocabulary', '--help']);"
             "assert not {'jax', 'tensorflow', 'numpy', 'gin', 'seqio'} & set(sys.modules)"
         )
-        start = time.monotonic()
         subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
-        assert time.monotonic() - start < 5
 
     @pytest.mark.parametrize("name", sorted(commands.COMMANDS))
     def test_every_command_exists_and_explains_its_parameters(self, name):

@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from jaxalign.errors import UserError
 from jaxalign.losses import self_annotation as spa
 from jaxalign.losses.pairwise import dpo_loss
+from jaxalign.selection.self_labels import self_labels
 
 BETA, ALPHA = 0.4, 0.1
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -101,7 +102,7 @@ def test_impossible_hyperparameters_are_refused_by_name(changes):
 
 def labels(log_probs, initial, mask=None, beta=BETA):
     mask = jnp.ones(log_probs.shape, bool) if mask is None else mask
-    return spa.self_labels(log_probs, initial, mask, beta=beta)
+    return self_labels(log_probs, initial, mask, beta=beta)
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_no_server_is_no_notice():
 )
 def test_the_guard_passes_codes_and_signals_on(end, code, said, repository):
     program = (
-        "import os, sys, time; from jaxalign.training import processes; assert 'jax' not in sys.modules; "
+        "import os, sys, time; from jaxalign.parallel import processes; assert 'jax' not in sys.modules; "
         f"sys.exit(processes.guarded(lambda: {end}))"
     )
     done = subprocess.run(
