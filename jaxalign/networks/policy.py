@@ -23,6 +23,7 @@ from jaxalign.networks.shapes import (
     PerExample,
     TargetTokens,
     Tokens,
+    unboxed,
 )
 from jaxalign.networks.t5 import EncoderDecoder
 
@@ -62,7 +63,7 @@ class Policy:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters, without making them."""
-        return nn.meta.unbox(_abstract(self.config))
+        return unboxed(_abstract(self.config))
 
     def logical_axes(self) -> Params:
         """A PartitionSpec of logical axis names for every parameter."""

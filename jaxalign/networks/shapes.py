@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -44,3 +46,15 @@ PositionBias = Float[AnyArray, "1 heads queries keys"]
 # Rows and heads of a bias may be 1, to be broadcast.
 Bias = Float[AnyArray, "_rows _heads queries keys"]
 CrossBias = Float[AnyArray, "_rows _heads _queries source"]
+
+
+def unboxed(shapes: Any) -> Params:
+    """Shapes of parameters out of Flax's boxes with their axis names.
+
+    Flax's own `unbox` constrains each leaf to the mesh that is active, if one is, and a shape without an array cannot be constrained.
+    """
+    return jax.tree.map(
+        lambda box: box.unbox(apply_constraint=False),
+        shapes,
+        is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+    )

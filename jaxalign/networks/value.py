@@ -26,6 +26,7 @@ from jaxalign.networks.shapes import (
     Scalars,
     Tokens,
     Vectors,
+    unboxed,
 )
 from jaxalign.networks.t5 import Encoder
 
@@ -129,7 +130,7 @@ class ValueNetwork:
 
     def abstract_params(self) -> Params:
         """Shapes and dtypes of the parameters, without making them."""
-        return nn.meta.unbox(_abstract(self.config))
+        return unboxed(_abstract(self.config))
 
     def logical_axes(self) -> Params:
         """A PartitionSpec of logical axis names for every parameter."""

@@ -146,10 +146,13 @@ def train(
     checkpointer = checkpoints.open_run(folder, loop.checkpoint)
     resumed = checkpointer.latest_step()
     if resumed is None:
+        # Checkpoints are read outside the active mesh: reading computes nothing on devices.
+        beginning_params = start.trained()
         with partitioning.activate(device_mesh):
             state = jax.jit(
                 lambda tree: create_state(tree, transformations), out_shardings=shardings
-            )(start.trained())
+            )(beginning_params)
+        del beginning_params
     else:
         start.say_what_is_unreadable()
         state, data_state = checkpointer.restore(abstract, shardings)

@@ -144,8 +144,8 @@ class Start:
         axes = build.logical_axes(self._objective).get(role)
         places = role_shardings(self._mesh, shapes, axes, self._rules.get(role, ()))
         grown = hasattr(network, "from_policy") and (self._initial or self._unreadable) is not None
+        # Read before the mesh is active, as every checkpoint is.
+        arguments = (self.policy,) if grown else ()
+        make = network.from_policy if grown else network.init
         with partitioning.activate(self._mesh):
-            if grown:
-                make = jax.jit(network.from_policy, out_shardings=places)
-                return make(self._keys[role], self.policy)
-            return jax.jit(network.init, out_shardings=places)(self._keys[role])
+            return jax.jit(make, out_shardings=places)(self._keys[role], *arguments)
