@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from jaxalign.data import pipeline, reference
 from jaxalign.data.cache import load_metadata
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.parallel import partitioning
@@ -155,12 +156,12 @@ def packed_batches(cache_dir: str, split: str, batch_size: int) -> Iterator[Any]
 
 
 def check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[str, Any]) -> None:
-    """UserError if a run was trained with another vocabulary than a cache's."""
-
-    def identity(spec: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in spec.items() if key != "path"}
-
-    if identity(metadata["vocabulary"]) != identity(info["vocabulary"]):
-        raise UserError(
-            f"{cache_dir} was tokenised with another vocabulary than the run {info['run']}"
-        )
+    """UserError if a run was trained with another vocabulary than a cache's; one that was converted without a vocabulary may pass."""
+    if not info.get("vocabulary"):
+        return
+    require_same_vocabulary(
+        f"the run {info['run']}",
+        RecordedVocabulary(info["vocabulary"], info["run"]),
+        cache_dir,
+        RecordedVocabulary(metadata["vocabulary"], cache_dir),
+    )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterable, Sequence
 
+from jaxalign.data import sentencepiece_models
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
+from jaxalign.errors import UserError
 
 
 def train_sentencepiece(
@@ -35,7 +38,7 @@ def train_sentencepiece(
     sentences = [" ".join(text.split()) for text in texts]
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
-        raise ValueError(f"No text to train the vocabulary {output} on.")
+        raise UserError(f"No text to train the vocabulary {output} on.")
 
     def train(model_type: str) -> bytes:
         buffer = io.BytesIO()
@@ -59,19 +62,40 @@ def train_sentencepiece(
         )
         return buffer.getvalue()
 
-    model = train("unigram" if model_type == "auto" else model_type)
-    if model_type == "auto":
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        if processor.GetPieceSize() < vocab_size:
-            # Where byte pairs cannot reach the size either, the text is tiny and the smaller model is right.
-            with contextlib.suppress(RuntimeError):
-                model = train("bpe")
+    try:
+        model = train("unigram" if model_type == "auto" else model_type)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"SentencePiece cannot train {vocab_size} pieces on this text: {reason}"
+        ) from error
+    size = _size(model)
+    if size < vocab_size and model_type == "auto":
+        # Where byte pairs cannot reach the size either, the text is tiny and the smaller model is right.
+        with contextlib.suppress(RuntimeError):
+            model = train("bpe")
+            _say(
+                f"a unigram model, as T5's, has only {size} of {vocab_size} pieces on this text, so {output} is a byte-pair model "
+                "(BPE); --model_type=unigram makes the smaller one"
+            )
+    if _size(model) < vocab_size:
+        _say(
+            f"this text gives {_size(model)} of the {vocab_size} pieces asked for; more text gives more"
+        )
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     partial = f"{output}.partial"
     with open(partial, "wb") as file:
         file.write(model)
     os.replace(partial, output)
     return SentencePieceVocabulary(output)
+
+
+def _size(model: bytes) -> int:
+    return len(sentencepiece_models.parse(model, "the trained model").pieces)
+
+
+def _say(text: str) -> None:
+    print(f"jaxalign: {text}", file=sys.stderr)
 
 
 def train_vocabulary(

@@ -6,12 +6,16 @@ the cache appends it once, so that it is counted in every log-probability. Tenso
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from jaxalign.data import sentencepiece_models
+from jaxalign.errors import UserError
 
 PAD_ID = 0
 EOS_ID = 1
@@ -25,6 +29,7 @@ class Vocabulary(Protocol):
     pad_id: int
     eos_id: int
     unk_id: int
+    sentinels: int
 
     @property
     def size(self) -> int: ...
@@ -57,7 +62,9 @@ class ByteVocabulary:
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
 
     def __init__(self, extra_ids: int = 0):
-        self.extra_ids = extra_ids
+        if extra_ids < 0:
+            raise UserError(f"extra_ids is a number of sentinels, not {extra_ids}")
+        self.extra_ids = self.sentinels = extra_ids
 
     @property
     def size(self) -> int:
@@ -92,45 +99,57 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model whose PAD is 0, EOS 1 and unknown 2, with `extra_ids` sentinels appended.
+    """A SentencePiece model whose PAD is 0, EOS 1 and unknown 2, and its sentinels.
 
-    The sentinels are written `<extra_id_0>`, `<extra_id_1>` ... in text and numbered from the end, as in T5
-    (100 of them for T5's own 32,000 pieces).
+    The sentinels are written `<extra_id_0>`, `<extra_id_1>` ... in text and numbered from the end, as in T5 (100 of them after T5's own
+    32,000 pieces). A model may have them already, as mT5's does: then none are added, and `extra_ids` is 0 or their number.
+
+    Attributes:
+      extra_ids: sentinels added to the model's own pieces.
+      sentinels: sentinels in all, the model's own included.
 
     Raises:
-      ValueError: if the model keeps PAD, EOS or unknown elsewhere. Ids are not shifted silently, because a
-        checkpoint trained with the model's own ids would then read the wrong embeddings.
+      UserError: if the model keeps PAD, EOS or unknown elsewhere. Ids are not shifted silently, because a checkpoint trained with the
+        model's own ids would then read the wrong embeddings. Or if it has another number of sentinels than `extra_ids`.
     """
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
 
-    def __init__(self, path: str | os.PathLike[str], extra_ids: int = 0):
+    def __init__(
+        self, path: str | os.PathLike[str], extra_ids: int = 0, *, model: bytes | None = None
+    ):
         import sentencepiece
 
         self.path = os.fspath(path)
-        self.extra_ids = extra_ids
-        try:
-            with open(self.path, "rb") as file:
-                model = file.read()
-        except OSError as error:
-            raise ValueError(
-                f"Cannot read the SentencePiece model {self.path}: {error.strerror}. "
-                "Train one with `jaxalign vocabulary`, or use the vocabulary 'bytes'."
-            ) from error
-        self.sha256 = hashlib.sha256(model).hexdigest()
-        if extra_ids:
-            model = _with_sentinels(model, extra_ids)
+        if extra_ids < 0:
+            raise UserError(f"extra_ids is a number of sentinels, not {extra_ids}")
+        self.model = _read_model(self.path) if model is None else model
+        self.sha256 = hashlib.sha256(self.model).hexdigest()
+        proto = sentencepiece_models.parse(self.model, self.path)
+        own = sentencepiece_models.count_sentinels(proto)
+        if own and extra_ids not in (0, own):
+            raise UserError(
+                f"{self.path} has {own} sentinels (<extra_id_0> ...) of its own, so extra_ids is 0 or {own}, not {extra_ids}"
+            )
+        self.extra_ids = 0 if own else extra_ids
+        self.sentinels = own or extra_ids
+        extended = sentencepiece_models.with_sentinels(proto, self.extra_ids)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(model)
+            self._processor.LoadFromSerializedProto(extended.SerializeToString())
         except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{self.path} is not a SentencePiece model.") from error
+            raise UserError(f"{self.path} is not a SentencePiece model") from error
         ids = self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id()
         if ids != (PAD_ID, EOS_ID, UNK_ID):
-            raise ValueError(
+            raise UserError(
                 f"The SentencePiece model {self.path} has pad={ids[0]}, eos={ids[1]}, unk={ids[2]} (-1 = none); T5 needs "
                 "pad=0, eos=1, unk=2. Train the model again with these ids (`jaxalign vocabulary` does)."
             )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What `sentencepiece_models.digest` says of the model: equal where all ids but sentinels' are."""
+        return sentencepiece_models.digest(sentencepiece_models.parse(self.model, self.path))
 
     @property
     def size(self) -> int:
@@ -176,19 +195,15 @@ class SentencePieceVocabulary:
         return hash((self.sha256, self.extra_ids))
 
 
-def _with_sentinels(model: bytes, extra_ids: int) -> bytes:
-    """The model with T5's sentinel pieces after its own, the highest number first."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    # The module is generated, and a type checker cannot see its classes.
-    model_proto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
-    proto = model_proto.FromString(model)
-    for number in range(extra_ids - 1, -1, -1):
-        piece = proto.pieces.add()
-        piece.piece = f"\u2581<extra_id_{number}>"
-        piece.score = 0.0
-        piece.type = model_proto.SentencePiece.USER_DEFINED
-    return proto.SerializeToString()
+def _read_model(path: str) -> bytes:
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the SentencePiece model {path}: {error.strerror}. "
+            "Train one with `jaxalign vocabulary`, or use the vocabulary 'bytes'."
+        ) from error
 
 
 def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) -> Vocabulary:
@@ -199,22 +214,26 @@ def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) 
       directory: where a relative path starts (a cache or run folder); the current folder if None.
 
     Raises:
-      ValueError: unknown kind, missing file, or a file whose content is not the one described.
+      UserError: unknown kind, missing file, or a file whose content is not the one described.
     """
     kind = spec.get("kind")
-    extra_ids = int(spec.get("extra_ids", 0))
+    extra_ids = spec.get("extra_ids", 0)
+    if not isinstance(extra_ids, int) or isinstance(extra_ids, bool) or extra_ids < 0:
+        raise UserError(f"a vocabulary's extra_ids is a number of sentinels, not {extra_ids!r}")
     if kind == "bytes":
         return ByteVocabulary(extra_ids)
     if kind != "sentencepiece":
-        raise ValueError(f"Unknown vocabulary kind {kind!r}; known: 'bytes', 'sentencepiece'.")
-    path = spec["path"]
+        raise UserError(f"Unknown vocabulary kind {kind!r}; known: 'bytes', 'sentencepiece'.")
+    path = spec.get("path")
+    if not isinstance(path, str):
+        raise UserError(f"a SentencePiece vocabulary needs the path of its model, not {path!r}")
     if directory is not None and not os.path.isabs(path):
         path = os.path.join(directory, path)
     vocabulary = SentencePieceVocabulary(path, extra_ids)
     if spec.get("sha256") not in (None, vocabulary.sha256):
-        raise ValueError(
+        raise UserError(
             f"The SentencePiece model {path} is not the one this data was made with (its sha256 is "
-            f"{vocabulary.sha256[:12]}..., expected {spec['sha256'][:12]}...)."
+            f"{vocabulary.sha256[:12]}..., expected {str(spec['sha256'])[:12]}...)."
         )
     return vocabulary
 

@@ -1,7 +1,13 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 
-from jaxalign.data import train_vocabulary, vocabularies
+from jaxalign.data import sentencepiece_models, train_vocabulary, vocabularies
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
+from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
+from jaxalign.errors import UserError
 
 
 def test_bytes_are_shifted_by_three():
@@ -79,3 +85,67 @@ def test_t5s_real_vocabulary(shared_dir):
 def test_missing_model_is_one_clear_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"Cannot read the SentencePiece model .*nothing.model"):
         SentencePieceVocabulary(tmp_path / "nothing.model")
+
+
+def with_own_sentinels(path, count, output):
+    """The model with sentinels among its own pieces, as mT5's."""
+    proto = sentencepiece_models.parse(Path(path).read_bytes(), "model")
+    Path(output).write_bytes(sentencepiece_models.with_sentinels(proto, count).SerializeToString())
+    return str(output)
+
+
+def test_sentinels_that_a_model_has_are_counted_and_not_added_again(small_vocabulary, tmp_path):
+    path = with_own_sentinels(small_vocabulary, 100, tmp_path / "own.model")
+    added = SentencePieceVocabulary(small_vocabulary, 100)
+    for extra_ids in (0, 100):
+        own = SentencePieceVocabulary(path, extra_ids)
+        assert (own.size, own.sentinels, own.extra_ids) == (400, 100, 0)
+        text = "the golden lion <extra_id_0>"
+        assert own.encode(text) == added.encode(text)
+        assert vocabularies.vocabulary_from_dict(own.to_dict()) == own
+    with pytest.raises(UserError, match=r"has 100 sentinels .* extra_ids is 0 or 100, not 50"):
+        SentencePieceVocabulary(path, 50)
+
+
+def test_two_vocabularies_agree_where_every_text_has_the_same_ids(small_vocabulary, tmp_path):
+    path = with_own_sentinels(small_vocabulary, 100, tmp_path / "own.model")
+    recorded = {
+        name: RecordedVocabulary(vocabulary.to_dict())
+        for name, vocabulary in {
+            "none": SentencePieceVocabulary(small_vocabulary),
+            "added": SentencePieceVocabulary(small_vocabulary, 100),
+            "own": SentencePieceVocabulary(path),
+            "bytes": ByteVocabulary(),
+        }.items()
+    }
+    agreeing = {
+        (one, other)
+        for one in recorded
+        for other in recorded
+        if recorded[one].agrees_with(recorded[other])
+    }
+    assert agreeing == {(name, name) for name in recorded} | {("added", "own"), ("own", "added")}
+    uncounted = dataclasses.replace(recorded["added"], counted=False)
+    assert uncounted.agrees_with(recorded["none"])
+    message = r"than the run runs/a: with the SentencePiece model .* not bytes with 0 extra ids.*set VOCABULARY = 'bytes'"
+    with pytest.raises(UserError, match=message):
+        require_same_vocabulary("the run runs/a", recorded["bytes"], "cache", recorded["none"])
+
+
+def test_a_tokenizer_json_is_not_taken_for_a_model(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"model": {}}')
+    with pytest.raises(UserError, match=r"is a JSON file.*jaxalign convert"):
+        SentencePieceVocabulary(path)
+
+
+def test_fewer_pieces_than_asked_for_and_byte_pairs_are_said(tmp_path, capsys):
+    texts = ["a b c d e f g h", "b c d e"] * 5
+    train_sentencepiece(texts, str(tmp_path / "a.model"), vocab_size=5000)
+    assert "of the 5000 pieces asked for" in capsys.readouterr().err
+    sentences = [f"the {word} sings" for word in ("nightingale", "blackbird", "chaffinch")]
+    train_sentencepiece(sentences, str(tmp_path / "b.model"), vocab_size=45)
+    said = capsys.readouterr().err
+    assert "b.model is a byte-pair model (BPE)" in said
+    with pytest.raises(UserError, match="cannot train 3 pieces"):
+        train_sentencepiece(texts, str(tmp_path / "c.model"), vocab_size=3)

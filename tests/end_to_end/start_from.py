@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_run import CONFIG
 
+from jaxalign.data.task_data import TaskData
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
 from jaxalign.training.checkpoints import CheckpointPolicy
-from jaxalign.training.inputs import TaskData
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train

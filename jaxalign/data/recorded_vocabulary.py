@@ -1,0 +1,101 @@
+"""A vocabulary as a cache, a run folder or a checkpoint records it, and whether two of them give text the same ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.data.vocabularies import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    vocabulary_from_dict,
+)
+from jaxalign.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedVocabulary:
+    """The description of a vocabulary, and where to find it.
+
+    Attributes:
+      spec: as `Vocabulary.to_dict` gives it: kind, extra_ids, and of a SentencePiece model path and sha256.
+      folder: where a relative path starts.
+      model: the SentencePiece model itself, where it was read from elsewhere than a local file.
+      counted: whether the number of sentinels is known, or was only assumed.
+    """
+
+    spec: Mapping[str, Any]
+    folder: str = ""
+    model: bytes | None = None
+    counted: bool = True
+
+    def load(self) -> Vocabulary:
+        """The vocabulary.
+
+        Raises:
+          UserError: its model is missing, or another one than described.
+        """
+        if self.model is not None:
+            return SentencePieceVocabulary(
+                str(self.spec["path"]), self.spec["extra_ids"], model=self.model
+            )
+        return vocabulary_from_dict(self.spec, self.folder)
+
+    def describe(self) -> str:
+        """In words."""
+        sentinels = f"{self.spec.get('extra_ids', 0)} extra ids"
+        if self.spec.get("kind") != "sentencepiece":
+            return f"{self.spec.get('kind')} with {sentinels}"
+        return f"the SentencePiece model {str(self.spec.get('sha256'))[:12]} with {sentinels}"
+
+    def agrees_with(self, other: RecordedVocabulary) -> bool:
+        """Whether every text has the same ids in both; sentinels are compared where both know their number."""
+        if _identity(self.spec) == _identity(other.spec):
+            return True
+        if self.spec.get("kind") != other.spec.get("kind"):
+            return False
+        try:
+            mine, theirs = self.load(), other.load()
+        except UserError:
+            # Their digests differ already, and a model that is gone cannot show that only its file is another.
+            return False
+        counted = self.counted and other.counted
+        if isinstance(mine, ByteVocabulary) or isinstance(theirs, ByteVocabulary):
+            return not counted or mine.sentinels == theirs.sentinels
+        assert isinstance(mine, SentencePieceVocabulary)
+        assert isinstance(theirs, SentencePieceVocabulary)
+        same_sentinels = not counted or mine.sentinels == theirs.sentinels
+        return same_sentinels and mine.digest == theirs.digest
+
+
+def require_same_vocabulary(
+    what: str, theirs: RecordedVocabulary, cache_dir: str, ours: RecordedVocabulary
+) -> None:
+    """Refuses a task that is tokenised otherwise than a network was trained.
+
+    Args:
+      what: the network, for the message: "the run runs/sft".
+      theirs: its vocabulary.
+      cache_dir: the cached task.
+      ours: its vocabulary.
+
+    Raises:
+      UserError: they differ; it says what to set.
+    """
+    if theirs.agrees_with(ours):
+        return
+    place = str(theirs.spec.get("path", "bytes"))
+    if theirs.model is None and theirs.folder and place != "bytes":
+        place = os.path.join(theirs.folder, place)
+    raise UserError(
+        f"{cache_dir} was tokenised with another vocabulary than {what}: with {ours.describe()}, not {theirs.describe()}, so every "
+        f"token would mean something else; set VOCABULARY = {place!r} and EXTRA_IDS = {theirs.spec.get('extra_ids', 0)}, and another "
+        "CACHE_DIR"
+    )
+
+
+def _identity(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"extra_ids": 0} | {key: value for key, value in spec.items() if key != "path"}

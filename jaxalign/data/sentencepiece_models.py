@@ -1,0 +1,80 @@
+"""SentencePiece models as what they are, protocol buffers: their pieces, and T5's sentinels among them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from jaxalign.errors import UserError
+
+SPACE = "\u2581"
+_SENTINEL = re.compile(rf"{SPACE}?<extra_id_(\d+)>")
+
+
+def model_proto() -> Any:
+    """The class of the protocol buffer; the module is generated, and a type checker cannot see into it."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+
+
+def parse(model: bytes, path: str) -> Any:
+    """The protocol buffer of a model.
+
+    Args:
+      model: the content of a ``.model`` file.
+      path: its name, for the message.
+
+    Raises:
+      UserError: it is none.
+    """
+    if model.lstrip()[:1] == b"{":
+        raise UserError(
+            f"{path} is a JSON file, not a SentencePiece model; `jaxalign convert --checkpoint=FOLDER --output=RUN` makes the model "
+            "spiece.model of a folder with a T5 tokenizer.json"
+        )
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = model_proto().FromString(model)
+    except DecodeError as error:
+        raise UserError(f"{path} is not a SentencePiece model") from error
+    if not proto.pieces:
+        raise UserError(f"{path} is not a SentencePiece model: it has no pieces")
+    return proto
+
+
+def is_sentinel(piece: str) -> bool:
+    """Whether a piece is one of T5's sentinels, ``<extra_id_N>``."""
+    return _SENTINEL.fullmatch(piece) is not None
+
+
+def count_sentinels(proto: Any) -> int:
+    """How many of a model's own pieces are sentinels, as mT5's last hundred are."""
+    return sum(is_sentinel(piece.piece) for piece in proto.pieces)
+
+
+def with_sentinels(proto: Any, extra_ids: int) -> Any:
+    """A copy of the model with T5's sentinel pieces after its own, the highest number first."""
+    extended = model_proto()()
+    extended.CopyFrom(proto)
+    for number in range(extra_ids - 1, -1, -1):
+        piece = extended.pieces.add()
+        piece.piece = f"{SPACE}<extra_id_{number}>"
+        piece.score = 0.0
+        piece.type = model_proto().SentencePiece.USER_DEFINED
+    return extended
+
+
+def digest(proto: Any) -> str:
+    """A digest of what decides about ids: the pieces but for sentinels, their scores, the algorithm and the normalisation.
+
+    Two files with the same digest give every text the same ids, also where one was made from a ``tokenizer.json``.
+    """
+    found = hashlib.sha256(f"{proto.trainer_spec.model_type}\n".encode())
+    found.update(proto.normalizer_spec.precompiled_charsmap)
+    for piece in proto.pieces:
+        if not is_sentinel(piece.piece):
+            found.update(f"{piece.piece}\t{piece.score:.9g}\n".encode())
+    return found.hexdigest()
