@@ -162,6 +162,5 @@ def check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[
     require_same_vocabulary(
         f"the run {info['run']}",
         RecordedVocabulary(info["vocabulary"], info["run"]),
-        cache_dir,
         RecordedVocabulary(metadata["vocabulary"], cache_dir),
     )

@@ -72,15 +72,14 @@ class RecordedVocabulary:
 
 
 def require_same_vocabulary(
-    what: str, theirs: RecordedVocabulary, cache_dir: str, ours: RecordedVocabulary
+    what: str, theirs: RecordedVocabulary, ours: RecordedVocabulary
 ) -> None:
     """Refuses a task that is tokenised otherwise than a network was trained.
 
     Args:
       what: the network, for the message: "the run runs/sft".
       theirs: its vocabulary.
-      cache_dir: the cached task.
-      ours: its vocabulary.
+      ours: the task's, with the cache as its folder.
 
     Raises:
       UserError: they differ; it says what to set.
@@ -88,12 +87,11 @@ def require_same_vocabulary(
     if theirs.agrees_with(ours):
         return
     place = str(theirs.spec.get("path", "bytes"))
-    if theirs.model is None and theirs.folder and place != "bytes":
+    if theirs.folder and "path" in theirs.spec:
         place = os.path.join(theirs.folder, place)
     raise UserError(
-        f"{cache_dir} was tokenised with another vocabulary than {what}: with {ours.describe()}, not {theirs.describe()}, so every "
-        f"token would mean something else; set VOCABULARY = {place!r} and EXTRA_IDS = {theirs.spec.get('extra_ids', 0)}, and another "
-        "CACHE_DIR"
+        f"{ours.folder} was tokenised with another vocabulary than {what}: with {ours.describe()}, not {theirs.describe()}, so tokens "
+        f"would mean something else; set VOCABULARY = {place!r} and EXTRA_IDS = {theirs.spec.get('extra_ids', 0)}, and another CACHE_DIR"
     )
 
 

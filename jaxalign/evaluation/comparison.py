@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation import judges as judging
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.evaluation import ranking
 from jaxalign.evaluation.calibration import Calibration
@@ -117,8 +118,11 @@ class Comparison:
         report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
 
     def _check_vocabulary(self, name: str, run: opened.Run) -> None:
-        mine, theirs = run.info.get("vocabulary", {}), self.reference.info.get("vocabulary", {})
-        if {**mine, "path": ""} != {**theirs, "path": ""}:
+        mine, theirs = (
+            RecordedVocabulary(each.info.get("vocabulary", {}), each.info.get("run", ""))
+            for each in (run, self.reference)
+        )
+        if not mine.agrees_with(theirs):
             raise UserError(
                 f"policy '{name}' and the reference have different vocabularies, so their "
                 "log-probabilities cannot be compared; give another reference."

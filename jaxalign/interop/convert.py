@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign import __version__
+import numpy as np
+
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
-from jaxalign.interop import huggingface, huggingface_folder, orbax_writer, storage, t5x
-from jaxalign.interop.arrays import DTYPES, LazyArray, cast
-from jaxalign.interop.parameters import in_layout, nest
+from jaxalign.interop import (
+    huggingface_config,
+    huggingface_folder,
+    run_writer,
+    storage,
+    t5x,
+    tokenizer_files,
+)
+from jaxalign.interop.arrays import DTYPES, LazyArray, cast, reading_order
+from jaxalign.interop.parameters import in_layout, same_architecture
+from jaxalign.interop.source_vocabulary import choose_vocabulary, own_vocabulary
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
 from jaxalign.networks.config import T5Config
 from jaxalign.runs import checkpoints, loading
-
-T5_EXTRA_IDS = 100  # sentinels that T5's tokenizers add to their SentencePiece model
 
 
 def convert(
@@ -31,7 +38,7 @@ def convert(
     dtype: str = "",
     scan_layers: bool | None = None,
     vocabulary: str = "",
-    extra_ids: int = 0,
+    extra_ids: int | None = None,
     max_input_length: int = 0,
     max_target_length: int = 0,
 ) -> dict[str, Any]:
@@ -39,6 +46,9 @@ def convert(
 
     Every parameter is used exactly once, or the command stops and names it. Values are only renamed, transposed and stacked; they
     change if --dtype rounds them. Optimizer states and networks other than the policy are left out, and the command says so.
+
+    The new folder appears under its name when it is complete. Given again, the command finds that its output is there; a run folder gets
+    the vocabulary and the lengths that were not given before.
 
     Args:
       checkpoint: a run folder, a T5X checkpoint or a folder of several, or a Hugging Face folder with config.json and safetensors;
@@ -50,8 +60,9 @@ def convert(
       model: what the checkpoint is taken for; from gin: --gin_file=models/FILE.
       dtype: float32 or bfloat16; by default as it is, and float32 in a run folder.
       scan_layers: whether a run folder has its layers stacked; by default as the model says.
-      vocabulary: a SentencePiece model or 'bytes', for a run folder; by default the checkpoint's own where it has one.
-      extra_ids: sentinels after the vocabulary's own pieces; 100 for T5's.
+      vocabulary: a SentencePiece model or 'bytes', for a run folder or a Hugging Face folder; by default the checkpoint's own where it
+        has one.
+      extra_ids: sentinels after the vocabulary's own pieces; 100 for T5's. By default as many as the checkpoint says.
       max_input_length: tokens of a prompt, which a run folder records for generating and scoring.
       max_target_length: tokens of a response, likewise.
 
@@ -59,12 +70,19 @@ def convert(
       ``message``, ``output``, ``step``, ``arrays``, ``parameters``, ``left_out`` and ``assumed``.
 
     Raises:
-      UserError: the checkpoint is malformed, does not fit the model, or something is at `output` already.
+      UserError: the checkpoint is malformed or damaged, does not fit the model or the vocabulary, or something else is at `output`.
     """
     if to not in FORMATS:
         raise UserError(f"--to={to} is not a format; there are {', '.join(FORMATS)}")
     if dtype and dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={dtype} is refused; T5's parameters are float32 or bfloat16")
+    lengths = {"inputs": max_input_length, "targets": max_target_length}
+    if to != RUN and (scan_layers or any(lengths.values())):
+        raise UserError("--scan_layers and the lengths are for run folders (--to=jaxalign)")
+    if to not in (RUN, HUGGING_FACE) and (vocabulary or extra_ids is not None):
+        raise UserError(
+            "T5X's checkpoints hold no vocabulary; --vocabulary and --extra_ids are for --to=jaxalign and --to=huggingface"
+        )
     source = open_source(checkpoint, int(step) if step.isdigit() else step or None, role=role)
     config, assumed = source.configured(model)
     if to == RUN:
@@ -75,34 +93,36 @@ def convert(
         dtype = "float32"
         if scan_layers is not None:
             config = config.replace(scan_layers=scan_layers)
-    elif scan_layers or vocabulary or extra_ids or max_input_length or max_target_length:
-        raise UserError(
-            "--scan_layers, --vocabulary, --extra_ids and the lengths are for run folders (--to=jaxalign)"
-        )
     dtype = dtype or _common_dtype(source.params)
-    notes: list[str] = []
     path, new_step = _place(storage.absolute(output), to, source.step)
+    chosen = None
+    if to in (RUN, HUGGING_FACE):
+        chosen = choose_vocabulary(source, config, vocabulary, extra_ids)
+    arrays = {name: cast(array, DTYPES[dtype]) for name, array in source.params.items()}
+    is_there = not storage.is_remote(path) and storage.occupied(path)
+    if is_there:
+        _require_same(path, to, arrays, new_step, config, source)
+    notes = [f"{path} was there already, with the same parameters"] if is_there else []
     if to == RUN:
-        description = _describe(source, config, vocabulary, extra_ids)
-        lengths = {"inputs": max_input_length, "targets": max_target_length}
-        recorded = dict(source.info.get("feature_lengths") or {})
-        description["feature_lengths"] = recorded | {k: v for k, v in lengths.items() if v}
-        laid_out = in_layout(source.params, config)
-        arrays = {name: cast(array, DTYPES[dtype]) for name, array in laid_out.items()}
-        lacking = [
-            *([] if description["vocabulary"] else ["--vocabulary"]),
-            *(
-                f"--max_{'input' if name == 'inputs' else 'target'}_length"
-                for name in lengths
-                if name not in description["feature_lengths"]
-            ),
-        ]
+        description = run_writer.describe(source, config, chosen, lengths)
+        if is_there:
+            added = run_writer.complete(path, description, chosen)
+            notes += [f"added: {', '.join(added)}"] if added else []
+            description = checkpoints.read_json(Path(path) / loading.NETWORKS_FILE)
+        else:
+            laid_out = in_layout(source.params, config)
+            stored = {name: cast(array, DTYPES[dtype]) for name, array in laid_out.items()}
+            run_writer.write(path, stored, new_step, description, chosen)
+        lacking = run_writer.lacking(description)
         if lacking:
-            notes = [f"not recorded: {', '.join(lacking)}; generate, evaluate and score need them"]
-        _write_run(path, arrays, new_step, description)
+            notes.append(
+                f"not recorded: {', '.join(lacking)}; generate, evaluate and score need them: give this command again with them, which "
+                "adds them"
+            )
+    elif is_there:
+        _require_same_vocabulary(path, to, chosen)
     else:
-        arrays = {name: cast(array, DTYPES[dtype]) for name, array in source.params.items()}
-        _write_foreign(path, to, arrays, new_step, config, dtype, source)
+        notes += _write_foreign(path, to, arrays, new_step, config, dtype, chosen)
     return _result(source, path, new_step, arrays, dtype, assumed, notes)
 
 
@@ -129,121 +149,80 @@ def _write_foreign(
     step: int,
     config: T5Config,
     dtype: str,
-    source: Source,
-) -> None:
-    if to == HUGGING_FACE:
-        try:
-            huggingface.config_to_huggingface(config)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        with storage.new_folder(path, huggingface_folder.CONFIG) as folder:
-            recorded = _vocabulary(source, "", 0)
-            _check_size(recorded, config)
-            file = recorded.get("source")
-            if file is not None:
-                content = storage.read(*_split(file)) or b""
-                storage.write(folder, huggingface_folder.SENTENCEPIECE, content)
-            huggingface_folder.write(folder, arrays, config, dtype)
-        return
-    marker = t5x.INDEX if to == T5X else f"{t5x.ORBAX_ITEM}/_METADATA"
-    with storage.new_folder(path, marker) as folder:
-        (t5x.write_legacy if to == T5X else t5x.write_orbax)(folder, arrays, step)
-
-
-def _write_run(
-    path: str, arrays: dict[str, LazyArray], step: int, description: dict[str, Any]
-) -> None:
-    if storage.is_remote(path):
-        raise UserError(f"{path}: run folders are local, like MODEL_DIR")
-    source_file = description["vocabulary"].pop("source", None)
-    with storage.new_folder(path) as folder:
-        item = Path(folder) / checkpoints.CHECKPOINTS / str(step) / "params"
-        orbax_writer.write(str(item), {"policy": nest(arrays)})
-        if source_file is not None:
-            content = storage.read(*_split(source_file))
-            (Path(folder) / description["vocabulary"]["path"]).write_bytes(content or b"")
-        if not description["vocabulary"]:
-            del description["vocabulary"]
-        text = json.dumps(description, indent=2) + "\n"
-        (Path(folder) / loading.NETWORKS_FILE).write_text(text, encoding="utf-8")
-
-
-def _describe(source: Source, config: T5Config, vocabulary: str, extra_ids: int) -> dict[str, Any]:
-    """The content of ``networks.json``; in ``vocabulary.source``, the file to copy."""
-    origin = {"format": source.format, "path": source.path, "step": source.step}
-    description: dict[str, Any] = {
-        # The same numbers, so the same reference policy.
-        "run_id": source.run_id(),
-        "converted_from": origin,
-        "jaxalign": __version__,
-        "networks": {"policy": config.to_dict()},
-        "objective": "converted",
-        "vocabulary": _vocabulary(source, vocabulary, extra_ids),
-        "reward": None,
-    }
-    if source.info.get("value_token") is not None:
-        description["value_token"] = source.info["value_token"]
-    _check_size(description["vocabulary"], config)
-    return description
-
-
-def _vocabulary(source: Source, given: str, extra_ids: int) -> dict[str, Any]:
-    if given == "bytes":
-        return {"kind": "bytes", "extra_ids": extra_ids}
-    if given:
-        file = storage.absolute(given)
-    elif "vocabulary" in source.info:
-        recorded = dict(source.info["vocabulary"])
-        if "path" in recorded:
-            recorded["source"] = str(Path(source.path) / recorded["path"])
-            recorded["path"] = Path(recorded["path"]).name
-        return recorded
-    elif source.format == HUGGING_FACE and storage.read(
-        source.path, huggingface_folder.SENTENCEPIECE
-    ):
-        file = storage.join(source.path, huggingface_folder.SENTENCEPIECE)
-        extra_ids = extra_ids or T5_EXTRA_IDS
-    else:
-        return {}
-    content = storage.read(*_split(file))
-    if content is None:
-        raise UserError(f"the vocabulary {file} is missing")
-    return {
-        "kind": "sentencepiece",
-        "path": _split(file)[1],
-        "extra_ids": extra_ids,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "source": file,
-    }
-
-
-def _check_size(vocabulary: dict[str, Any], config: T5Config) -> None:
-    """Refuses a vocabulary that the embedding table has no rows for."""
-    from jaxalign.data.vocabularies import vocabulary_from_dict
-
-    if not vocabulary or storage.is_remote(vocabulary.get("source", "")):
-        return
-    described = {**vocabulary, "path": vocabulary.get("source", "")}
+    vocabulary: RecordedVocabulary | None,
+) -> list[str]:
+    """Writes a folder for another program, and returns what its user should know."""
+    if to != HUGGING_FACE:
+        marker = t5x.INDEX if to == T5X else f"{t5x.ORBAX_ITEM}/_METADATA"
+        with storage.new_folder(path, marker) as folder:
+            (t5x.write_legacy if to == T5X else t5x.write_orbax)(folder, arrays, step)
+        return []
     try:
-        size = vocabulary_from_dict(described).size
+        huggingface_config.config_to_huggingface(config)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if size > config.vocab_size:
-        raise UserError(
-            f"the vocabulary has {size} tokens with its sentinels, but the embedding table {config.vocab_size} rows"
-        )
+    with storage.new_folder(path, huggingface_folder.CONFIG) as folder:
+        notes = ["no tokenizer is in it, for the checkpoint has no vocabulary: give --vocabulary"]
+        if vocabulary is not None:
+            notes = tokenizer_files.write(folder, vocabulary.load())
+        huggingface_folder.write(folder, arrays, config, dtype)
+    return notes
 
 
-def _split(file: str) -> tuple[str, str]:
-    folder, _, name = file.rpartition("/")
-    return folder, name
+def _require_same(
+    path: str,
+    to: str,
+    arrays: Mapping[str, LazyArray],
+    step: int,
+    config: T5Config,
+    source: Source,
+) -> None:
+    """Refuses an output that is not what this command would make, by every value of it.
+
+    Raises:
+      UserError: something else is there.
+    """
+    refused = UserError(f"{path} exists already; choose another output")
+    try:
+        there = open_source(path)
+    except UserError:
+        raise refused from None
+    same = there.format == to and there.params.keys() == arrays.keys()
+    if to == RUN:
+        same = same and there.config == config and there.run_id() == source.run_id()
+        same = same and there.info.get("objective") == "converted"
+    if to != HUGGING_FACE:
+        same = same and there.step == step
+    if not same:
+        raise refused
+    if there.config is not None:
+        same_architecture(path, there.config, config)
+    for name in reading_order(there.params):
+        one, other = there.params[name], arrays[name]
+        if (one.shape, one.dtype) != (other.shape, other.dtype):
+            raise refused
+        # As bytes, so that a NaN equals itself.
+        if not np.array_equal(_bytes(one), _bytes(other)):
+            raise refused
+
+
+def _bytes(array: LazyArray) -> np.ndarray:
+    return np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8)
+
+
+def _require_same_vocabulary(path: str, to: str, vocabulary: RecordedVocabulary | None) -> None:
+    there = own_vocabulary(open_source(path)) if to == HUGGING_FACE else None
+    if (there is None) != (vocabulary is None) or (
+        there is not None and vocabulary is not None and not there.agrees_with(vocabulary)
+    ):
+        raise UserError(f"{path} exists already, with another vocabulary; choose another output")
 
 
 def _result(
     source: Source,
     path: str,
     step: int,
-    arrays: dict[str, LazyArray],
+    arrays: Mapping[str, LazyArray],
     dtype: str,
     assumed: str,
     notes: list[str],

@@ -21,13 +21,6 @@ SHARED, HEAD = "shared.weight", "lm_head.weight"
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Files made from the first T5 checkpoints have this table, which no T5 reads.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_FEED_FORWARD = {
-    "relu": ("relu",),
-    "gated-gelu": ("gelu", "linear"),
-    "gated-silu": ("silu", "linear"),
-}
-# What transformers calls the first of the two activations.
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
 _PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
@@ -39,93 +32,15 @@ class Pair(NamedTuple):
     transposed: bool
 
 
-def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Config:
-    """The `T5Config` of a parsed ``config.json``.
-
-    Args:
-      fields: the parsed JSON object.
-      **changes: fields of `T5Config` that the file does not determine, like ``dtype`` and ``scan_layers``.
-
-    Raises:
-      ValueError: the file describes no T5, or one with features that jaxalign does not have.
-    """
-    if fields.get("model_type") not in ("t5", "mt5", "umt5"):
-        raise ValueError(f"model_type is {fields.get('model_type')!r}, not a T5's ('t5' or 'mt5').")
-    if fields["model_type"] == "umt5":
-        raise ValueError(
-            "umt5 has a relative-position table in every layer, which is not supported."
-        )
-    feed_forward = fields.get("feed_forward_proj", "relu")
-    if feed_forward not in _FEED_FORWARD:
-        raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(_FEED_FORWARD)}.")
-    tied = bool(fields.get("tie_word_embeddings", True))
-    # Newer versions of transformers separate tying from T5 1.0's scaling of the tied logits by 1/sqrt(emb). Tied logits without
-    # scaling are an untied head that starts as a copy of the table.
-    scaled = bool(fields.get("scale_decoder_outputs", tied))
-    layers = int(fields["num_layers"])
-    return T5Config(
-        vocab_size=int(fields["vocab_size"]),
-        emb_dim=int(fields["d_model"]),
-        num_heads=int(fields["num_heads"]),
-        head_dim=int(fields["d_kv"]),
-        mlp_dim=int(fields["d_ff"]),
-        num_encoder_layers=layers,
-        num_decoder_layers=int(fields.get("num_decoder_layers") or layers),
-        mlp_activations=_FEED_FORWARD[feed_forward],
-        logits_via_embedding=tied and scaled,
-        relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
-        relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
-    ).replace(**changes)
-
-
-def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
-    """The content of a ``config.json``, for transformers' `T5ForConditionalGeneration`, whatever the family (mT5 and ByT5 are T5s).
-
-    Args:
-      config: of the network.
-      dtype: of the parameters.
-
-    Raises:
-      ValueError: transformers has no such T5.
-    """
-    names = {activations: name for name, activations in _FEED_FORWARD.items()}
-    if config.mlp_activations not in names:
-        raise ValueError(
-            f"transformers has no T5 with mlp_activations {config.mlp_activations}; known: {sorted(names)}."
-        )
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "vocab_size": config.vocab_size,
-        "d_model": config.emb_dim,
-        "d_kv": config.head_dim,
-        "d_ff": config.mlp_dim,
-        "num_heads": config.num_heads,
-        "num_layers": config.num_encoder_layers,
-        "num_decoder_layers": config.num_decoder_layers,
-        "feed_forward_proj": names[config.mlp_activations],
-        "dense_act_fn": _ACTIVATIONS[config.mlp_activations[0]],
-        "is_gated_act": len(config.mlp_activations) > 1,
-        "tie_word_embeddings": config.logits_via_embedding,
-        "scale_decoder_outputs": config.logits_via_embedding,
-        "relative_attention_num_buckets": config.relative_attention_num_buckets,
-        "relative_attention_max_distance": config.relative_attention_max_distance,
-        "layer_norm_epsilon": 1e-6,
-        "dropout_rate": config.dropout_rate,
-        "initializer_factor": 1.0,
-        "is_encoder_decoder": True,
-        "use_cache": True,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 0,
-        "torch_dtype": dtype,
-    }
-
-
-def from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> Params:
+def from_huggingface(
+    state_dict: Mapping[str, np.ndarray], config: T5Config, *, tied: bool = False
+) -> Params:
     """Parameters from a state dict of NumPy arrays, in the layout (scanned or not) that `config` asks for.
 
-    A head that is missing because it is tied to the table is copied from it when `config` has an untied one.
+    Args:
+      state_dict: the arrays by transformers' names.
+      config: of the network.
+      tied: whether the head is the table although `config` has one of its own (tied logits without scaling): it is copied where missing.
 
     Raises:
       ValueError: a parameter is missing, unknown, or has another shape than `config` says.
@@ -135,7 +50,7 @@ def from_huggingface(state_dict: Mapping[str, np.ndarray], config: T5Config) -> 
         _drop_copy(remaining, alias)
     if config.logits_via_embedding:
         _drop_copy(remaining, HEAD)
-    elif HEAD not in remaining and SHARED in remaining:
+    elif tied and HEAD not in remaining and SHARED in remaining:
         remaining[HEAD] = remaining[SHARED]
 
     expected = Policy(config.replace(scan_layers=False)).abstract_params()

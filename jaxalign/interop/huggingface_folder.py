@@ -8,14 +8,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.interop import huggingface, safetensors, storage
+from jaxalign.interop import huggingface, huggingface_config, safetensors, storage
 from jaxalign.interop.arrays import LazyArray, reading_order, transposed
 from jaxalign.networks.config import T5Config
 
-CONFIG = "config.json"
-SENTENCEPIECE = "spiece.model"
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 _ROWS = 4096  # of a table, compared at a time
+# Prefixes that tools put before all names, and whose they are.
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DistributedDataParallel",
+    "pretrained_model.": "TRL's model with a value head",
+}
+_VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")
 
 
 def refuse_pickle(path: str, names: set[str]) -> None:
@@ -45,15 +51,18 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
     path = storage.join(folder, CONFIG)
     if content is None:
         raise UserError(f"{path} is missing")
+    fields = safetensors.parse_json(content, path)
+    tensors, unused = safetensors.read_folder(folder)
+    tensors = _without_wrappers(folder, tensors, unused)
+    head_differs = _head_differs(tensors)
     try:
-        config = huggingface.config_from_huggingface(safetensors.parse_json(content, path))
+        config = huggingface_config.config_from_huggingface(fields, head_differs=head_differs)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: {reason}") from error
-    tensors = safetensors.read_folder(folder)
-    unused = []
+    _check_generation(folder)
     if tensors.pop(huggingface.UNUSED, None) is not None:
         unused.append(f"{huggingface.UNUSED} (no T5 reads it)")
     copies = [*huggingface.ALIASES, *([huggingface.HEAD] if config.logits_via_embedding else [])]
@@ -65,9 +74,15 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
         elif copy is not None and huggingface.SHARED not in tensors:
             # Some files have the shared table only under the name of one of its users.
             tensors[huggingface.SHARED] = copy
-    if not config.logits_via_embedding and huggingface.SHARED in tensors:
-        # Tied logits that are not scaled are those of a head that equals the table.
-        tensors.setdefault(huggingface.HEAD, tensors[huggingface.SHARED])
+    if huggingface_config.is_tied(fields, head_differs) and huggingface.SHARED in tensors:
+        if not config.logits_via_embedding:
+            # Tied logits that are not scaled are those of a head that equals the table.
+            tensors.setdefault(huggingface.HEAD, tensors[huggingface.SHARED])
+    elif huggingface.HEAD not in tensors:
+        raise UserError(
+            f"{folder} has no {huggingface.HEAD}, and its {CONFIG} says that the head is not the embedding table "
+            "(tie_word_embeddings false); is it a model with a head, and downloaded completely?"
+        )
     params = {}
     for pair in huggingface.pairs(config):
         name = ".".join(pair.path)
@@ -91,7 +106,7 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
       config: of the network.
       dtype: theirs.
     """
-    fields = huggingface.config_to_huggingface(config, dtype)
+    fields = huggingface_config.config_to_huggingface(config, dtype)
     names = {".".join(pair.path): pair for pair in huggingface.pairs(config)}
     tensors = {}
     for name in reading_order(params):
@@ -101,12 +116,66 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
     storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
 
+def _without_wrappers(
+    folder: str, tensors: dict[str, LazyArray], unused: list[str]
+) -> dict[str, LazyArray]:
+    """Tensors under T5's own names, where a tool has put its prefix before every one."""
+    stripped: list[str] = []
+    while prefix := _wrapper_of(tensors):
+        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        others = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+        unused += [f"{name} (of the wrapper {prefix})" for name in others if name in _VALUE_HEAD]
+        clashing = sorted(name for name in others if name in inside)
+        if clashing:
+            raise UserError(f"{folder} has {clashing[0]} with and without the prefix {prefix}")
+        tensors = inside | {n: t for n, t in others.items() if n not in _VALUE_HEAD}
+        stripped.append(f"{prefix} ({_WRAPPERS[prefix]})")
+    if stripped:
+        unused.append(f"the prefix {' and '.join(stripped)} of tensors' names")
+    return tensors
+
+
+def _wrapper_of(tensors: Mapping[str, LazyArray]) -> str | None:
+    for prefix in _WRAPPERS:
+        inside = (f"{prefix}shared.", f"{prefix}encoder.", f"{prefix}decoder.")
+        nested = tuple(f"{prefix}{other}" for other in _WRAPPERS)
+        if any(name.startswith((*inside, *nested)) for name in tensors):
+            return prefix
+    return None
+
+
+def _head_differs(tensors: Mapping[str, LazyArray]) -> bool:
+    """Whether there is a head that is not the embedding table."""
+    head = tensors.get(huggingface.HEAD)
+    tables = [tensors[n] for n in (huggingface.SHARED, *huggingface.ALIASES) if n in tensors]
+    return head is not None and bool(tables) and not _equal(head, tables[0])
+
+
+def _check_generation(folder: str) -> None:
+    content = storage.read(folder, GENERATION_CONFIG)
+    if content is None:
+        return
+    path = storage.join(folder, GENERATION_CONFIG)
+    try:
+        huggingface_config.check_token_ids(safetensors.parse_json(content, path))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _equal(copy: LazyArray, table: LazyArray) -> bool:
+    if copy.shape != table.shape:
+        return False
+    starts = range(0, table.shape[0], _ROWS) if table.shape else ()
+    rows = [
+        (slice(first, first + _ROWS), *[slice(None)] * len(table.shape[1:])) for first in starts
+    ]
+    return all(np.array_equal(copy.read(part), table.read(part)) for part in rows)
+
+
 def _require_equal(folder: str, name: str, copy: LazyArray, table: LazyArray) -> None:
-    equal = copy.shape == table.shape
-    for first in range(0, table.shape[0] if equal else 0, _ROWS):
-        rows = (slice(first, first + _ROWS), slice(None))
-        equal = equal and np.array_equal(copy.read(rows), table.read(rows))
-    if not equal:
+    if not _equal(copy, table):
         raise UserError(
             f"{folder}: {name} differs from {huggingface.SHARED}, but its {CONFIG} has one table for both"
         )

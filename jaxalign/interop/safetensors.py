@@ -26,15 +26,19 @@ MAX_SHARD_BYTES = 5_000_000_000
 _NAMES = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "F16": DTYPES["float16"]}
 
 
-def read_folder(folder: str) -> dict[str, LazyArray]:
-    """The tensors of a folder with ``model.safetensors``, or with shards and their index.
+def read_folder(folder: str) -> tuple[dict[str, LazyArray], list[str]]:
+    """The tensors of a folder with ``model.safetensors``, or with shards and their index; and files of it that are not read.
+
+    Where there are both, an index is left over from an earlier download, and transformers does not look at it either.
 
     Raises:
       UserError: a file is missing or malformed, or index and shards differ.
     """
-    index = storage.read(folder, INDEX_FILE)
-    if index is None:
-        return read_file(folder, FILE)
+    names = storage.children(folder)
+    if FILE in names or INDEX_FILE not in names:
+        left = [f"{INDEX_FILE} (beside the whole {FILE})"] if INDEX_FILE in names else []
+        return read_file(folder, FILE), left
+    index = storage.read(folder, INDEX_FILE) or b""
     path = storage.join(folder, INDEX_FILE)
     weight_map = parse_json(index, path).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -50,7 +54,7 @@ def read_folder(folder: str) -> dict[str, LazyArray]:
     missing = sorted(weight_map.keys() - tensors.keys())
     if missing:
         raise UserError(f"{path}: {missing[0]} is not in {weight_map[missing[0]]}")
-    return tensors
+    return tensors, []
 
 
 def read_file(folder: str, name: str) -> dict[str, LazyArray]:

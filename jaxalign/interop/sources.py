@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from jaxalign.networks.config import T5Config
 from jaxalign.runs import checkpoints, loading
 
 RUN, T5X, T5X_ORBAX, HUGGING_FACE = "jaxalign", "t5x", "t5x_orbax", "huggingface"
-FORMATS = (RUN, T5X, T5X_ORBAX, HUGGING_FACE)
+T5X_FORMATS = (T5X, T5X_ORBAX)
+FORMATS = (RUN, *T5X_FORMATS, HUGGING_FACE)
 _SAMPLE_BYTES = 256
 
 
@@ -146,6 +148,8 @@ def _open_run(folder: str, step: int | str | None, role: str) -> Source:
         raise UserError(f"{folder}: run folders are local; copy it here first")
     info = loading.load_info(folder, step)
     config = loading.network_config(info, role)
+    checkpoints.refuse_damaged(info["run"], info["step"])
+    _refuse_exchanged(info)
     item = f"{info['run']}/{checkpoints.CHECKPOINTS}/{info['step']}/params"
     arrays = zarr.read_tree(item)
     prefix = f"{role}."
@@ -154,6 +158,25 @@ def _open_run(folder: str, step: int | str | None, role: str) -> Source:
     params = parameters.unrolled(item, own, config.param_scan_axis)
     left_out = [f"role {other}" for other in others]
     return Source(RUN, info["run"], info["step"], params, config, left_out, info, list)
+
+
+def _refuse_exchanged(info: dict[str, Any]) -> None:
+    """Refuses a checkpoint that says it is of another run, or of another step, than its place.
+
+    Raises:
+      UserError: naming both. Converted checkpoints hold parameters alone and say nothing.
+    """
+    place = Path(info["run"], checkpoints.CHECKPOINTS, str(info["step"]))
+    if (place / "metadata" / "metadata").is_file():
+        run_id = checkpoints.read_json(place / "metadata" / "metadata").get("run_id")
+        if run_id != info.get("run_id", run_id):
+            raise UserError(
+                f"{place} is a checkpoint of the run {run_id}, but lies in that of {info['run_id']}"
+            )
+    if (place / "optimizer").is_dir():
+        step = zarr.read_tree(str(place / "optimizer")).get("step")
+        if step is not None and step.shape == () and int(step.read()) != info["step"]:
+            raise UserError(f"{place} is the checkpoint of step {int(step.read())}")
 
 
 def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:

@@ -6,10 +6,11 @@ Nothing here decides what a checkpoint is: it reads whole files and parts of the
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import tensorstore as ts
 from etils import epath
 
 from jaxalign.errors import UserError
+
+_UNFINISHED = ".converting"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 def is_remote(path: str) -> bool:
@@ -104,14 +108,15 @@ def ocdbt(folder: str) -> dict[str, Any]:
 def new_folder(path: str, marker: str = "") -> Iterator[str]:
     """Yields the folder to write a new checkpoint into, which appears under its name when all of it has been written.
 
+    It is written as ``.<name>.converting`` beside its place and locked meanwhile. What a killed process left under such a name is cleared.
     A bucket has no renaming: there the folder is written in place, so write the file that makes it a checkpoint last.
 
     Args:
-      path: the folder; nothing may be there yet.
+      path: the folder; nothing but an empty folder may be there yet.
       marker: a file that a finished folder has, by which one is recognised in a bucket.
 
     Raises:
-      UserError: something is there.
+      UserError: something is there, another process is writing it, or the disk refuses.
     """
     if is_remote(path):
         if marker and read(path, marker) is not None:
@@ -119,19 +124,65 @@ def new_folder(path: str, marker: str = "") -> Iterator[str]:
         yield path
         return
     target = Path(path)
-    if target.exists():
+    if occupied(path):
         raise UserError(f"{path} exists already; choose another output")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.tmp-", dir=target.parent))
     try:
-        partial.chmod(0o755)  # mkdtemp's folders are the owner's alone
-        yield str(partial)
-        try:
-            partial.rename(target)
-        except OSError as error:
-            raise UserError(f"{path} came into being meanwhile; choose another output") from error
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(target.parent)
+        partial = target.parent / f".{target.name}{_UNFINISHED}"
+        with _locked(partial):
+            try:
+                yield str(partial)
+                if occupied(path):
+                    raise UserError(f"{path} came into being meanwhile; choose another output")
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def occupied(path: str) -> bool:
+    """Whether something other than an empty folder is at a local path."""
+    return os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes what killed processes left of folders that they were writing; those that a process is still writing are locked."""
+    for entry in folder.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(UserError, OSError), _locked(entry):
+            shutil.rmtree(entry)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Makes a folder, or takes one over that no process holds, and holds it; the system lets go of it when the process ends."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        free = True
+        # Where a file system has no locks, one convert at a time is up to the user.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+        # Whoever held it may have finished and renamed it just now.
+        if (
+            not free
+            or not folder.exists()
+            or not os.path.samestat(os.fstat(descriptor), folder.stat())
+        ):
+            raise UserError(
+                f"another process is writing {folder} now; wait for it, or choose another output"
+            )
+        for left in list(folder.iterdir()):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
 
 
 def write(folder: str, name: str, content: bytes) -> None:

@@ -18,14 +18,20 @@ _ORBAX = "_CHECKPOINT_METADATA"
 _BLOCK = 1 << 22
 
 
-def write_manifest(folder: Path) -> None:
-    """Lists every file below a checkpoint's folder, for `find_damage`."""
+def write_manifest(folder: Path, *, by_orbax: bool = True) -> None:
+    """Lists every file below a checkpoint's folder, for `find_damage`.
+
+    Args:
+      folder: of the checkpoint.
+      by_orbax: whether Orbax gives it its final name, and then describes it in a file of its own; `jaxalign convert` writes items alone.
+    """
     files = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST and path != folder / _ORBAX
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=0), encoding="utf-8")
+    content = {"by_orbax": by_orbax, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=0), encoding="utf-8")
 
 
 def find_damage(folder: Path, item: str = "", *, content: bool = True) -> str | None:
@@ -41,7 +47,9 @@ def find_damage(folder: Path, item: str = "", *, content: bool = True) -> str | 
         missing = [name for name in ([item] if item else ITEMS) if not (folder / name).is_dir()]
         return f"{missing[0]} is missing" if missing else None
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = manifest["files"]
+        by_orbax = manifest.get("by_orbax", True)
         listed = {name: (int(size), int(crc)) for name, (size, crc) in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
@@ -59,6 +67,8 @@ def find_damage(folder: Path, item: str = "", *, content: bool = True) -> str | 
             return f"{name} is missing"
         except OSError as error:
             raise _unreadable(file, error) from error
+    if by_orbax is False:
+        return None
     try:
         json.loads((folder / _ORBAX).read_text(encoding="utf-8"))
     except FileNotFoundError:

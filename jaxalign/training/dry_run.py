@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import cache
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_data import TaskData
+from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.training import initial_checkpoint, run_folder, task_checks
@@ -35,11 +37,12 @@ def check(
     del others
     folder = Path(model_dir).expanduser().absolute()
     run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
+    started = None
     if initial_checkpoint_path is not None and "://" not in initial_checkpoint_path:
         start = Path(initial_checkpoint_path).expanduser()
         if not start.exists():
             raise UserError(f"INITIAL_CHECKPOINT_PATH {initial_checkpoint_path} does not exist")
-        initial_checkpoint.check(start, initial_checkpoint_step, objective.policy)
+        started = initial_checkpoint.check(start, initial_checkpoint_step, objective.policy)
     make_transformations(objective, optimizers)
     for name in ("train_file", "validation_file"):
         pattern = getattr(data, name)
@@ -48,7 +51,15 @@ def check(
     if (Path(data.cache_dir) / cache.METADATA_FILE).exists():
         metadata = cache.load_metadata(data.cache_dir) if data.train_file else data.prepare()
         task_checks.check(objective, data, metadata)
+        if started is not None:
+            cached = RecordedVocabulary(metadata["vocabulary"], data.cache_dir)
+            require_same_vocabulary(f"the initial checkpoint {start}", started, cached)
         return
     vocabulary = data.vocabulary or "bytes"
     if vocabulary != "bytes" and "://" not in vocabulary and not Path(vocabulary).exists():
         raise UserError(f"VOCABULARY {vocabulary} does not exist")
+    if started is not None and data.vocabulary is not None and "://" not in vocabulary:
+        wanted = vocabulary_from_spec(vocabulary, data.extra_ids).to_dict()
+        require_same_vocabulary(
+            f"the initial checkpoint {start}", started, RecordedVocabulary(wanted, data.cache_dir)
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
 from jaxalign.parallel import distributed
@@ -24,10 +25,14 @@ class InitialCheckpoint:
     Attributes:
       identity: ``run_id``, ``step`` and ``path``; the first two name the log-probabilities stored for it as a reference.
       reader: from a policy, its shapes and its shardings to its parameters.
+      vocabulary: what it was trained with; None where it does not say, as T5X's never do.
+      system: where it is from: one of `interop.sources.FORMATS`.
     """
 
     identity: dict[str, Any]
     reader: Callable[[Any, Any, Any], Any]
+    vocabulary: RecordedVocabulary | None = None
+    system: str = "jaxalign"
 
     def restore(self, policy: Any, mesh: Any, rules: AxisRules = ()) -> Any:
         """The parameters, each device's part of them on that device.
@@ -55,7 +60,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     Raises:
       UserError: there is none, or it is malformed.
     """
-    from jaxalign.interop import sources
+    from jaxalign.interop import source_vocabulary, sources
 
     if sources.is_run(path):
         # Another run may go on writing there: the first process chooses the step.
@@ -68,13 +73,13 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
         def read_run(policy: Any, shapes: Any, shardings: Any) -> Any:
             if _other_layout(info, getattr(policy, "config", None)):
-                checkpoints.refuse_damaged(info["run"], info["step"])
                 return _read_source(sources.open_source(path, info["step"]), policy, shardings)
             return checkpoints.restore_params(
                 path, "policy", step=info["step"], abstract=shapes, shardings=shardings
             )
 
-        return InitialCheckpoint(identity, read_run)
+        vocabulary = source_vocabulary.of_run(info) if info.get("vocabulary") else None
+        return InitialCheckpoint(identity, read_run, vocabulary)
     if distributed.several():
         # Of a folder that another run writes to every process would find a latest of its own.
         step = distributed.first(lambda: sources.open_source(path, step).step)
@@ -89,22 +94,30 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
         ) from error
     identity = {"run_id": source.run_id(), "step": source.step, "path": source.path}
     return InitialCheckpoint(
-        identity, lambda policy, _, shardings: _read_source(source, policy, shardings)
+        identity,
+        lambda policy, _, shardings: _read_source(source, policy, shardings),
+        source_vocabulary.own_vocabulary(source),
+        source.format,
     )
 
 
-def check(path: Path | str, step: int | str | None, policy: Any) -> None:
+def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVocabulary | None:
     """Finds a local checkpoint and, where it is not a run's, compares its names and shapes with a policy's.
+
+    Returns:
+      Its vocabulary, if it says what it is.
 
     Raises:
       UserError: as `open_checkpoint`, or it is not this policy's.
     """
-    from jaxalign.interop import sources
+    from jaxalign.interop import source_vocabulary, sources
 
     if sources.is_run(path):
-        loading.load_info(path, step)
-    else:
-        sources.open_source(path, step).configured(getattr(policy, "config", None))
+        info = loading.load_info(path, step)
+        return source_vocabulary.of_run(info) if info.get("vocabulary") else None
+    source = sources.open_source(path, step)
+    source.configured(getattr(policy, "config", None))
+    return source_vocabulary.own_vocabulary(source)
 
 
 def _read_source(source: Any, policy: Any, shardings: Any) -> Any:

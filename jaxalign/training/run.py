@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxalign.annotation import score
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
@@ -91,6 +92,8 @@ def train(
     _check_vocabulary(objective, data)
     earlier = distributed.first(lambda: run_folder.earlier_launch(folder))
     run_folder.check_same_method(folder, earlier, objective)
+    vocabulary = RecordedVocabulary(metadata["vocabulary"], data.cache_dir)
+    run_folder.check_same_vocabulary(folder, earlier, vocabulary)
     finished = distributed.first(lambda: run_folder.finished_summary(folder, loop.train_steps))
     if finished is not None:
         return finished
@@ -108,7 +111,10 @@ def train(
         step=initial_checkpoint_step,
         run_id=run_id,
         earlier=earlier,
+        vocabulary=vocabulary,
     )
+    if not earlier:
+        start.say_how_steps_count(loop.train_steps)
     frozen, frozen_checkpoints = start.frozen()
     transformations = build.make_transformations(objective, optimizers)
     abstract = build.abstract_state(build.abstract_params(objective), transformations)

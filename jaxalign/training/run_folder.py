@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxalign import __version__
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
@@ -54,6 +55,19 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
             raise UserError(
                 f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"
             )
+
+
+def check_same_vocabulary(
+    folder: Path, earlier: Mapping[str, Any], vocabulary: RecordedVocabulary
+) -> None:
+    """Refuses to continue a run with a task that is tokenised otherwise than when it began.
+
+    Raises:
+      UserError: naming both.
+    """
+    if earlier.get("vocabulary"):
+        theirs = RecordedVocabulary(earlier["vocabulary"], str(folder))
+        require_same_vocabulary(f"the run in {folder}", theirs, vocabulary)
 
 
 def check_same_origin(

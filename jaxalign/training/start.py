@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.errors import UserError
+from jaxalign.interop.sources import T5X_FORMATS
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import AxisRules
@@ -34,6 +36,7 @@ class Start:
       step: which of its checkpoints; that of the earlier launch by default, for that other run may have gone on since.
       run_id: of this run.
       earlier: what an earlier launch of the run wrote about itself; empty if this is the first.
+      vocabulary: the task's, which every checkpoint that the run reads must have been trained with.
 
     Attributes:
       identity: ``run_id`` and ``step`` of the reference policy, which name its stored log-probabilities.
@@ -54,11 +57,13 @@ class Start:
         step: int | str | None,
         run_id: str,
         earlier: Mapping[str, Any],
+        vocabulary: RecordedVocabulary | None = None,
     ) -> None:
         self._objective, self._mesh, self._rules = objective, mesh, rules
         networks = objective.trained()
         keys = jax.random.split(jax.random.key(seed), len(networks))
         self._keys = dict(zip(networks, keys, strict=True))
+        self._vocabulary = vocabulary
         self._pinned = earlier.get("frozen_checkpoints", {})
         self._initial: initial_checkpoint.InitialCheckpoint | None = None
         self._unreadable: UserError | None = None
@@ -82,6 +87,7 @@ class Start:
             self._unreadable, self.identity = error, before
             return
         self.identity = self._initial.identity
+        self._check_vocabulary(f"the initial checkpoint {path}", self._initial)
         run_folder.check_same_origin(folder, "initial checkpoint", before, self.identity)
 
     @functools.cached_property
@@ -125,11 +131,35 @@ class Start:
             before = self._pinned.get(role)
             opened = initial_checkpoint.open_checkpoint(run, before["step"] if before else None)
             identities[role] = opened.identity
+            self._check_vocabulary(f"the {role}'s checkpoint {run}", opened)
             run_folder.check_same_origin(
                 Path(run), f"checkpoint of the {role}", before, opened.identity
             )
             frozen[role] = opened.restore(network, self._mesh)
         return frozen, identities
+
+    def say_how_steps_count(self, train_steps: int) -> None:
+        """Tells whoever comes from T5X, whose steps go on from those of the checkpoint, that a run's begin at 0."""
+        step = self.identity["step"]
+        if (
+            self._initial is None
+            or self._initial.system not in T5X_FORMATS
+            or step < 1
+            or not distributed.is_first()
+        ):
+            return
+        more = train_steps - step
+        text = f"TRAIN_STEPS = {train_steps} are updates of this run; T5X would count from the checkpoint's step {step} and "
+        text += (
+            f"make {more} of them: for as many, set TRAIN_STEPS = {more}"
+            if more > 0
+            else f"need TRAIN_STEPS = {step + train_steps} for as many"
+        )
+        print(f"jaxalign: warning: {text}", file=sys.stderr)
+
+    def _check_vocabulary(self, what: str, opened: initial_checkpoint.InitialCheckpoint) -> None:
+        if self._vocabulary is not None and opened.vocabulary is not None:
+            require_same_vocabulary(what, opened.vocabulary, self._vocabulary)
 
     def say_what_is_unreadable(self) -> None:
         """Tells on standard error that the run goes on without the checkpoint that it began with."""

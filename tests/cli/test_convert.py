@@ -38,7 +38,9 @@ def test_says_where_how_much_and_what_it_assumed(checkpoint, tmp_path, capsys):
     assert f"{output} holds " in printed
     assert "step 5" in printed
     assert "assumed, because parameters do not say it: activations gelu-linear" in printed
-    assert main(["convert", *arguments]) == 2
+    assert main(["convert", *arguments]) == 0
+    assert "was there already, with the same parameters" in capsys.readouterr().out
+    assert main(["convert", *arguments, "--dtype=bfloat16"]) == 2
     assert capsys.readouterr().err == f"jaxalign: {output} exists already; choose another output\n"
 
 

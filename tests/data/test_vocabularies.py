@@ -129,7 +129,7 @@ def test_two_vocabularies_agree_where_every_text_has_the_same_ids(small_vocabula
     assert uncounted.agrees_with(recorded["none"])
     message = r"than the run runs/a: with the SentencePiece model .* not bytes with 0 extra ids.*set VOCABULARY = 'bytes'"
     with pytest.raises(UserError, match=message):
-        require_same_vocabulary("the run runs/a", recorded["bytes"], "cache", recorded["none"])
+        require_same_vocabulary("the run runs/a", recorded["bytes"], recorded["none"])
 
 
 def test_a_tokenizer_json_is_not_taken_for_a_model(tmp_path):

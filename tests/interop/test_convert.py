@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.interop import arrays, huggingface, safetensors, sources, storage, zarr
+from jaxalign.interop import (
+    arrays,
+    huggingface,
+    huggingface_config,
+    safetensors,
+    sources,
+    storage,
+    zarr,
+)
 from jaxalign.interop.arrays import DTYPES
 from jaxalign.interop.convert import convert
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, T5X_ORBAX, open_source
@@ -87,17 +95,17 @@ def test_files_of_hugging_face_are_written_again_as_they_were(shared_dir, tmp_pa
             output=str(tmp_path / "hf" / version),
             to=HUGGING_FACE,
         )
-        expected = safetensors.read_folder(str(folder))
-        found = safetensors.read_folder(str(tmp_path / "hf" / version))
+        expected, _ = safetensors.read_folder(str(folder))
+        found, _ = safetensors.read_folder(str(tmp_path / "hf" / version))
         for name, tensor in expected.items():
             np.testing.assert_array_equal(found[name].read(), tensor.read(), err_msg=name)
         extra = found.keys() - expected.keys()
         assert extra <= {huggingface.HEAD}
         one = json.loads((folder / "config.json").read_text())
         other = json.loads((tmp_path / "hf" / version / "config.json").read_text())
-        assert huggingface.config_from_huggingface(one) == huggingface.config_from_huggingface(
-            other
-        )
+        assert huggingface_config.config_from_huggingface(
+            one
+        ) == huggingface_config.config_from_huggingface(other)
 
 
 @pytest.mark.parametrize("to", [T5X, T5X_ORBAX, HUGGING_FACE])
@@ -141,8 +149,11 @@ def test_what_exists_is_not_overwritten_and_what_fails_leaves_nothing(
     folder = make_checkpoint(T5X, values())
     first = convert(checkpoint=folder, output=str(tmp_path / "out"), to=to)["output"]
     before = sorted(storage.files(first))
+    changed = values()
+    changed["decoder.layers_2.mlp.wo.kernel"][0, 0] += 1e-6
+    other = make_checkpoint(T5X, changed, name="other")
     with pytest.raises(UserError, match="exists already"):
-        convert(checkpoint=folder, output=str(tmp_path / "out"), to=to)
+        convert(checkpoint=other, output=str(tmp_path / "out"), to=to)
     assert sorted(storage.files(first)) == before
     # The last array's data is gone, which only reading it shows.
     os.remove(f"{folder}/target.token_embedder.embedding/0.0")
@@ -231,7 +242,7 @@ def test_tables_that_hugging_face_repeats_and_those_no_network_reads(
     values, make_checkpoint, tmp_path
 ):
     folder = make_checkpoint(HUGGING_FACE, values())
-    tensors = safetensors.read_folder(folder)
+    tensors, _ = safetensors.read_folder(folder)
     table = tensors["shared.weight"]
     copies = {
         "encoder.embed_tokens.weight": table,
@@ -298,7 +309,7 @@ def test_vocabularies_are_copied(values, make_checkpoint, tmp_path, repository):
     assert (tmp_path / "hf" / "spiece.model").read_bytes() == model.read_bytes()
     convert(checkpoint=str(tmp_path / "hf"), output=str(tmp_path / "again"))
     recorded = load_policy(tmp_path / "again")[2]["vocabulary"]
-    assert (recorded["path"], recorded["extra_ids"]) == ("spiece.model", 100)
+    assert (recorded["path"], recorded["extra_ids"]) == ("spiece.model", 0)
     with pytest.raises(UserError, match=r"259 tokens .* 40 rows"):
         small = make_checkpoint(T5X, values(), name="small")
         convert(checkpoint=small, output=str(tmp_path / "no"), vocabulary="bytes")
@@ -310,7 +321,9 @@ def test_vocabularies_are_copied(values, make_checkpoint, tmp_path, repository):
         ({"to": "gguf"}, "there are jaxalign, t5x"),
         ({"dtype": "float16"}, "float16 is refused"),
         ({"dtype": "bfloat16"}, "parameters are float32"),
-        ({"to": T5X, "vocabulary": "bytes"}, "for run folders"),
+        ({"to": T5X, "vocabulary": "bytes"}, "hold no vocabulary"),
+        ({"to": HUGGING_FACE, "max_input_length": 8}, "for run folders"),
+        ({"extra_ids": 100}, "give --vocabulary as well"),
         ({"output": "gs://bucket/run"}, "run folders are local"),
         ({"role": "value"}, "no run folder"),
     ],

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.interop.huggingface import config_from_huggingface, from_huggingface, to_huggingface
+from jaxalign.interop.huggingface import from_huggingface, to_huggingface
+from jaxalign.interop.huggingface_config import config_from_huggingface
 from jaxalign.networks.decoding import generate
 from jaxalign.networks.policy import Policy
 

@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path, max_shard_bytes):
     lazy = {name: from_numpy(values) for name, values in TENSORS.items()}
     safetensors.write_folder(str(tmp_path), lazy, ["c", "a", "b"], max_shard_bytes=max_shard_bytes)
     assert (tmp_path / safetensors.INDEX_FILE).exists() == (max_shard_bytes == 50)
-    again = safetensors.read_folder(str(tmp_path))
+    again, _ = safetensors.read_folder(str(tmp_path))
     assert again.keys() == TENSORS.keys()
     for name, values in TENSORS.items():
         assert again[name].dtype == values.dtype

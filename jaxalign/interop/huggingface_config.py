@@ -1,0 +1,155 @@
+"""``config.json`` of transformers' T5 and mT5, read into a `T5Config` and written from one: everything in it is obeyed or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.networks.config import T5Config
+
+_FEED_FORWARD = {
+    "relu": ("relu",),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-silu": ("silu", "linear"),
+}
+# What transformers calls the first of the two activations.
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
+# The layout of tokens is T5's everywhere in jaxalign.
+TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+EPSILON = 1e-6
+
+
+def config_from_huggingface(
+    fields: Mapping[str, Any], *, head_differs: bool = False, **changes: Any
+) -> T5Config:
+    """The `T5Config` of a parsed ``config.json``.
+
+    Args:
+      fields: the parsed JSON object.
+      head_differs: whether the folder has a head that is not the embedding table, which says more than the file where transformers 5
+        wrote it.
+      **changes: fields of `T5Config` that the file does not determine, like ``dtype`` and ``scan_layers``.
+
+    Raises:
+      ValueError: the file describes no T5, or one with features that jaxalign does not have.
+    """
+    if fields.get("model_type") not in ("t5", "mt5", "umt5"):
+        raise ValueError(f"model_type is {fields.get('model_type')!r}, not a T5's ('t5' or 'mt5').")
+    if fields["model_type"] == "umt5":
+        raise ValueError(
+            "umt5 has a relative-position table in every layer, which is not supported."
+        )
+    feed_forward = fields.get("feed_forward_proj", "relu")
+    if feed_forward not in _FEED_FORWARD:
+        raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(_FEED_FORWARD)}.")
+    activations = _FEED_FORWARD[feed_forward]
+    _require(fields, "dense_act_fn", _ACTIVATIONS[activations[0]], f"with {feed_forward}")
+    _require(fields, "is_gated_act", len(activations) > 1, f"with {feed_forward}")
+    _require(fields, "layer_norm_epsilon", EPSILON, "as in every T5")
+    _require(fields, "is_encoder_decoder", True, "as in every T5")
+    check_token_ids(fields)
+    layers = int(fields["num_layers"])
+    return T5Config(
+        vocab_size=int(fields["vocab_size"]),
+        emb_dim=int(fields["d_model"]),
+        num_heads=int(fields["num_heads"]),
+        head_dim=int(fields["d_kv"]),
+        mlp_dim=int(fields["d_ff"]),
+        num_encoder_layers=layers,
+        num_decoder_layers=int(fields.get("num_decoder_layers") or layers),
+        mlp_activations=activations,
+        logits_via_embedding=is_tied(fields, head_differs) and _is_scaled(fields, head_differs),
+        relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
+        relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
+    ).replace(**changes)
+
+
+def check_token_ids(fields: Mapping[str, Any]) -> None:
+    """Refuses other ids of padding, end and start than T5's; also those of a ``generation_config.json``.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    for name, expected in TOKEN_IDS.items():
+        given = fields.get(name)
+        if given is not None and given not in (expected, [expected]):
+            raise ValueError(
+                f"{name} is {given!r}; jaxalign has T5's layout of tokens only, where it is {expected}."
+            )
+
+
+def is_tied(fields: Mapping[str, Any], head_differs: bool = False) -> bool:
+    """Whether the head is the embedding table.
+
+    transformers 5 writes ``tie_word_embeddings`` true for every mT5, whose head is its own: there the tensors decide.
+    """
+    tied = bool(fields.get("tie_word_embeddings", True))
+    return tied and not (fields.get("model_type") == "mt5" and head_differs)
+
+
+def _is_scaled(fields: Mapping[str, Any], head_differs: bool) -> bool:
+    """Whether logits are divided by sqrt(d_model), as T5 1.0's are.
+
+    transformers 5 says so in a field of its own, and never scales an mT5; before, whatever was tied was scaled.
+    """
+    tied = is_tied(fields, head_differs)
+    scaled = tied and not (fields["model_type"] == "mt5" and _major_version(fields) >= 5)
+    scaled = bool(fields.get("scale_decoder_outputs", scaled))
+    if scaled and not tied:
+        raise ValueError(
+            "scale_decoder_outputs is true with a head of its own, which no T5 has: only tied logits are scaled."
+        )
+    return scaled
+
+
+def _major_version(fields: Mapping[str, Any]) -> int:
+    major = str(fields.get("transformers_version", "")).partition(".")[0]
+    return int(major) if major.isdecimal() and len(major) < 5 else 0
+
+
+def _require(fields: Mapping[str, Any], name: str, expected: Any, where: str) -> None:
+    given = fields.get(name)
+    if given is not None and given != expected:
+        raise ValueError(f"{name} is {given!r}; jaxalign computes with {expected!r} only, {where}.")
+
+
+def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
+    """The content of a ``config.json``, for transformers' `T5ForConditionalGeneration`, whatever the family (mT5 and ByT5 are T5s).
+
+    Args:
+      config: of the network.
+      dtype: of the parameters.
+
+    Raises:
+      ValueError: transformers has no such T5.
+    """
+    names = {activations: name for name, activations in _FEED_FORWARD.items()}
+    if config.mlp_activations not in names:
+        raise ValueError(
+            f"transformers has no T5 with mlp_activations {config.mlp_activations}; known: {sorted(names)}."
+        )
+    return {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_heads": config.num_heads,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "feed_forward_proj": names[config.mlp_activations],
+        "dense_act_fn": _ACTIVATIONS[config.mlp_activations[0]],
+        "is_gated_act": len(config.mlp_activations) > 1,
+        "tie_word_embeddings": config.logits_via_embedding,
+        "scale_decoder_outputs": config.logits_via_embedding,
+        "relative_attention_num_buckets": config.relative_attention_num_buckets,
+        "relative_attention_max_distance": config.relative_attention_max_distance,
+        "layer_norm_epsilon": EPSILON,
+        "dropout_rate": config.dropout_rate,
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        **TOKEN_IDS,
+        "torch_dtype": dtype,
+    }

@@ -1,0 +1,130 @@
+"""Run folders made of checkpoints: written, and completed where a vocabulary or lengths are given later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign import __version__
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.data.vocabularies import SentencePieceVocabulary
+from jaxalign.errors import UserError
+from jaxalign.interop import orbax_writer, storage
+from jaxalign.interop.arrays import LazyArray
+from jaxalign.interop.parameters import nest
+from jaxalign.interop.source_vocabulary import of_run
+from jaxalign.interop.sources import Source
+from jaxalign.networks.config import T5Config
+from jaxalign.runs import checkpoints, files, loading, manifests
+
+
+def describe(
+    source: Source, config: T5Config, vocabulary: RecordedVocabulary | None, lengths: dict[str, int]
+) -> dict[str, Any]:
+    """The content of ``networks.json``.
+
+    Args:
+      source: what is converted.
+      config: of its network.
+      vocabulary: its vocabulary, if it is known.
+      lengths: tokens of ``inputs`` and ``targets`` that the user gives; 0 for what the source records.
+    """
+    recorded = dict(source.info.get("feature_lengths") or {})
+    description: dict[str, Any] = {
+        # The same numbers, so the same reference policy.
+        "run_id": source.run_id(),
+        "converted_from": {"format": source.format, "path": source.path, "step": source.step},
+        "jaxalign": __version__,
+        "networks": {"policy": config.to_dict()},
+        "objective": "converted",
+        "reward": None,
+        "feature_lengths": recorded | {name: length for name, length in lengths.items() if length},
+    }
+    if vocabulary is not None:
+        description["vocabulary"] = _spec(vocabulary)
+    if source.info.get("value_token") is not None:
+        description["value_token"] = source.info["value_token"]
+    return description
+
+
+def write(
+    path: str,
+    arrays: Mapping[str, LazyArray],
+    step: int,
+    description: Mapping[str, Any],
+    vocabulary: RecordedVocabulary | None,
+) -> None:
+    """Writes a run folder with one checkpoint of a policy, which has a manifest like those of training."""
+    if storage.is_remote(path):
+        raise UserError(f"{path}: run folders are local, like MODEL_DIR")
+    with storage.new_folder(path) as folder:
+        checkpoint = Path(folder) / checkpoints.CHECKPOINTS / str(step)
+        orbax_writer.write(str(checkpoint / "params"), {"policy": nest(arrays)})
+        manifests.write_manifest(checkpoint, by_orbax=False)
+        _copy_model(Path(folder), vocabulary)
+        text = json.dumps(description, indent=2) + "\n"
+        (Path(folder) / loading.NETWORKS_FILE).write_text(text, encoding="utf-8")
+
+
+def complete(
+    path: str, description: Mapping[str, Any], vocabulary: RecordedVocabulary | None
+) -> list[str]:
+    """Adds to a run folder of the same checkpoint what was not known when it was made.
+
+    Returns:
+      What was added, in words.
+
+    Raises:
+      UserError: it records another vocabulary or other lengths.
+    """
+    file = Path(path) / loading.NETWORKS_FILE
+    there = checkpoints.read_json(file)
+    added = []
+    if vocabulary is not None:
+        if not there.get("vocabulary"):
+            _copy_model(Path(path), vocabulary)
+            there["vocabulary"] = _spec(vocabulary)
+            added.append("vocabulary")
+        elif not of_run({**there, "run": path}).agrees_with(vocabulary):
+            recorded = of_run({**there, "run": path})
+            raise UserError(
+                f"{path} exists already, with {recorded.describe()} and not {vocabulary.describe()}; choose another output"
+            )
+    lengths = there.get("feature_lengths") or {}
+    for name, length in description["feature_lengths"].items():
+        if lengths.get(name, length) != length:
+            raise UserError(
+                f"{path} exists already, with {lengths[name]} tokens of {name} and not {length}; choose another output"
+            )
+        if name not in lengths:
+            added.append(f"length of {name}")
+            lengths[name] = length
+    if added:
+        there["feature_lengths"] = lengths
+        files.write_text(file, json.dumps(there, indent=2) + "\n")
+    return added
+
+
+def lacking(description: Mapping[str, Any]) -> list[str]:
+    """The flags by which what a folder does not record would be given."""
+    flags = {"inputs": "--max_input_length", "targets": "--max_target_length"}
+    missing = [] if description.get("vocabulary") else ["--vocabulary"]
+    known = description.get("feature_lengths") or {}
+    return missing + [flag for name, flag in flags.items() if name not in known]
+
+
+def _spec(vocabulary: RecordedVocabulary) -> dict[str, Any]:
+    spec = dict(vocabulary.spec)
+    if "path" in spec:
+        spec["path"] = Path(spec["path"]).name
+    return spec
+
+
+def _copy_model(folder: Path, vocabulary: RecordedVocabulary | None) -> None:
+    if vocabulary is None or "path" not in vocabulary.spec:
+        return
+    loaded = vocabulary.load()
+    assert isinstance(loaded, SentencePieceVocabulary)
+    (folder / Path(vocabulary.spec["path"]).name).write_bytes(loaded.model)

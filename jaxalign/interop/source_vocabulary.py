@@ -1,0 +1,121 @@
+"""The vocabulary of a checkpoint: its own, or the one that a command gives it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
+from jaxalign.errors import UserError
+from jaxalign.interop import storage, tokenizer_files
+from jaxalign.interop.sources import HUGGING_FACE, RUN, Source
+from jaxalign.networks.config import T5Config
+
+
+def own_vocabulary(source: Source) -> RecordedVocabulary | None:
+    """What a checkpoint says of its vocabulary; None if it says nothing, as T5X's never do.
+
+    Raises:
+      UserError: its tokenizer is none that jaxalign can obey, or lies outside of its folder.
+    """
+    if source.format == HUGGING_FACE:
+        return tokenizer_files.read(source.path)
+    if source.format != RUN or not source.info.get("vocabulary"):
+        return None
+    return of_run(source.info)
+
+
+def of_run(info: dict[str, Any]) -> RecordedVocabulary:
+    """The vocabulary that a run records.
+
+    Raises:
+      UserError: its model is not a file of the run's folder.
+    """
+    spec = info["vocabulary"]
+    if not isinstance(spec, dict):
+        raise UserError(f"{info['run']}: its vocabulary must be a JSON object, not {spec!r}")
+    if "path" in spec:
+        name = spec["path"]
+        inside = isinstance(name, str) and os.path.basename(name) == name and name not in ("", "..")
+        if not inside or Path(info["run"], name).is_symlink():
+            raise UserError(
+                f"{info['run']}: its vocabulary {name!r} is not a file of that folder, and is not followed"
+            )
+    return RecordedVocabulary(spec, info["run"])
+
+
+def choose_vocabulary(
+    source: Source, config: T5Config, given: str, extra_ids: int | None
+) -> RecordedVocabulary | None:
+    """The vocabulary that goes with a checkpoint into its new folder.
+
+    Args:
+      source: the checkpoint.
+      config: of its network.
+      given: a SentencePiece model or 'bytes', as the user says; '' for the checkpoint's own.
+      extra_ids: the number of sentinels, as the user says.
+
+    Returns:
+      None if the checkpoint has none, and none is given.
+
+    Raises:
+      UserError: what is given is not the checkpoint's own, or has more tokens than the embedding table rows.
+    """
+    own = own_vocabulary(source)
+    chosen = own if not given else _given(given, _sentinels(own, extra_ids))
+    if chosen is None:
+        if extra_ids is not None:
+            raise UserError(
+                "--extra_ids counts the sentinels of a vocabulary; give --vocabulary as well"
+            )
+        return None
+    if not given and extra_ids is not None:
+        chosen = _counted_otherwise(source, chosen, extra_ids)
+    if given and own is not None and not chosen.agrees_with(own):
+        raise UserError(
+            f"--vocabulary is {chosen.describe()}, but {source.path} has {own.describe()}; leave --vocabulary out, or take the "
+            "tokenizer's files out of a copy of the folder if they are not the model's"
+        )
+    size = chosen.load().size
+    if size > config.vocab_size:
+        remedy = "" if chosen.counted else "; say how many sentinels there are: --extra_ids=N"
+        raise UserError(
+            f"the vocabulary has {size} tokens with its sentinels, but the embedding table {config.vocab_size} rows{remedy}"
+        )
+    return chosen
+
+
+def _sentinels(own: RecordedVocabulary | None, extra_ids: int | None) -> int:
+    """Of a given vocabulary: as many as the user says, or else as the checkpoint's own has."""
+    if extra_ids is not None:
+        return extra_ids
+    return 0 if own is None else int(own.spec.get("extra_ids", 0))
+
+
+def _given(given: str, extra_ids: int) -> RecordedVocabulary:
+    if given == "bytes":
+        return RecordedVocabulary(ByteVocabulary(extra_ids).to_dict())
+    file = storage.absolute(given)
+    folder, _, name = file.rpartition("/")
+    content = storage.read(folder, name)
+    if content is None:
+        raise UserError(f"the vocabulary {file} is missing")
+    vocabulary = SentencePieceVocabulary(name, extra_ids, model=content)
+    return RecordedVocabulary(vocabulary.to_dict(), folder, content)
+
+
+def _counted_otherwise(
+    source: Source, own: RecordedVocabulary, extra_ids: int
+) -> RecordedVocabulary:
+    """The checkpoint's own vocabulary with as many sentinels as the user says, where the checkpoint does not say how many."""
+    vocabulary = own.load()
+    if own.counted and vocabulary.sentinels != extra_ids:
+        raise UserError(
+            f"--extra_ids={extra_ids}, but {source.path} says that its vocabulary has {vocabulary.sentinels} sentinels"
+        )
+    if own.counted or own.model is None:
+        return own
+    recounted = SentencePieceVocabulary(str(own.spec["path"]), extra_ids, model=own.model)
+    return RecordedVocabulary(recounted.to_dict(), own.folder, own.model)

@@ -1,0 +1,138 @@
+"""The tokenizer of a Hugging Face folder: read as a vocabulary of ours, and written so that transformers gives text the same ids."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jaxalign.data import sentencepiece_models
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
+from jaxalign.errors import UserError
+from jaxalign.interop import safetensors, storage, tokenizer_json
+
+SENTENCEPIECE = "spiece.model"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+_ADDED_TOKENS = "added_tokens.json"
+_T5_SENTINELS, _BYT5_SENTINELS = 100, 125  # transformers' defaults
+_BYTES = "ByT5Tokenizer"
+
+
+def read(folder: str) -> RecordedVocabulary | None:
+    """The vocabulary of a Hugging Face folder; None if it has no tokenizer files.
+
+    Raises:
+      UserError: its tokenizer is none of T5's, mT5's or ByT5's, or has tokens that were added later.
+    """
+    names = storage.children(folder)
+    config = _object(folder, TOKENIZER_CONFIG) if TOKENIZER_CONFIG in names else {}
+    stated = _stated_sentinels(folder, config)
+    if str(config.get("tokenizer_class")).removesuffix("Fast") == _BYTES:
+        bytes_only = ByteVocabulary(_BYT5_SENTINELS if stated is None else stated)
+        return RecordedVocabulary(bytes_only.to_dict(), counted=stated is not None)
+    if SENTENCEPIECE in names:
+        path = storage.join(folder, SENTENCEPIECE)
+        model, made = storage.read(folder, SENTENCEPIECE) or b"", None
+    elif TOKENIZER in names:
+        path = storage.join(folder, TOKENIZER)
+        model, made = tokenizer_json.read(_object(folder, TOKENIZER), path)
+        stated = made if stated is None else stated
+    else:
+        return None
+    proto = sentencepiece_models.parse(model, path)
+    own = sentencepiece_models.count_sentinels(proto)
+    count = own or (_T5_SENTINELS if stated is None else stated)
+    pieces = [piece.piece for piece in proto.pieces]
+    for name, given in _added_tokens(folder, names, config).items():
+        tokenizer_json.check_added(storage.join(folder, name), given, pieces, count)
+    vocabulary = SentencePieceVocabulary(SENTENCEPIECE, 0 if own else count, model=model)
+    counted = bool(own) or stated is not None
+    return RecordedVocabulary(vocabulary.to_dict(), folder, model, counted)
+
+
+def write(folder: str, vocabulary: Vocabulary) -> list[str]:
+    """Writes the files from which transformers makes a tokenizer with the same ids.
+
+    Args:
+      folder: that of the weights.
+      vocabulary: theirs.
+
+    Returns:
+      What transformers will do otherwise, in words.
+    """
+    config: dict[str, Any] = {
+        "extra_ids": vocabulary.sentinels,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    notes = []
+    if isinstance(vocabulary, ByteVocabulary):
+        config["tokenizer_class"] = _BYTES
+    else:
+        assert isinstance(vocabulary, SentencePieceVocabulary)
+        proto = sentencepiece_models.parse(vocabulary.model, vocabulary.path)
+        storage.write(folder, SENTENCEPIECE, vocabulary.model)
+        content = tokenizer_json.write(proto, vocabulary.sentinels)
+        if content is None:
+            notes.append(
+                f"no {TOKENIZER}: the SentencePiece model treats spaces, or cuts words, in a way of its own, and transformers may give "
+                "text other ids"
+            )
+        else:
+            storage.write(folder, TOKENIZER, content)
+        config["tokenizer_class"] = (
+            "T5Tokenizer" if content is None or _is_t5s(proto) else "PreTrainedTokenizerFast"
+        )
+    storage.write(folder, TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    return notes
+
+
+def _is_t5s(proto: Any) -> bool:
+    """Whether transformers' own T5 tokenizer gives this model's ids: it knows unigram models without symbols of the user's."""
+    types = sentencepiece_models.model_proto().SentencePiece
+    symbols = any(
+        piece.type == types.USER_DEFINED and not sentencepiece_models.is_sentinel(piece.piece)
+        for piece in proto.pieces
+    )
+    own = sentencepiece_models.count_sentinels(proto) > 0
+    return proto.trainer_spec.model_type == 1 and not symbols and not own
+
+
+def _object(folder: str, name: str) -> dict[str, Any]:
+    return safetensors.parse_json(storage.read(folder, name) or b"", storage.join(folder, name))
+
+
+def _stated_sentinels(folder: str, config: dict[str, Any]) -> int | None:
+    """The number of sentinels that a tokenizer's configuration gives, in one way or another."""
+    stated = config.get("extra_ids")
+    if stated is not None:
+        if type(stated) is not int or stated < 0:
+            path = storage.join(folder, TOKENIZER_CONFIG)
+            raise UserError(f"{path}: extra_ids is {stated!r}, not a number of sentinels")
+        return stated
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        tokens = config.get(name)
+        texts = [t.get("content") if isinstance(t, dict) else t for t in tokens or []]
+        count = sum(isinstance(t, str) and sentencepiece_models.is_sentinel(t) for t in texts)
+        if count:
+            return count
+    return None
+
+
+def _added_tokens(
+    folder: str, names: set[str], config: dict[str, Any]
+) -> dict[str, dict[Any, Any]]:
+    """Ids of added tokens by text, by the file that gives them."""
+    found: dict[str, dict[Any, Any]] = {}
+    if _ADDED_TOKENS in names:
+        found[_ADDED_TOKENS] = _object(folder, _ADDED_TOKENS)
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        found[TOKENIZER_CONFIG] = {
+            token.get("content") if isinstance(token, dict) else token: int(token_id)
+            if str(token_id).isdecimal() and len(str(token_id)) < 10
+            else token_id
+            for token_id, token in decoder.items()
+        }
+    return found
