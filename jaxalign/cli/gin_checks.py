@@ -11,6 +11,7 @@ from typing import Any
 import gin
 import gin.config
 
+from jaxalign.cli import t5x_names
 from jaxalign.cli.commands import UsageError
 from jaxalign.cli.flags import did_you_mean
 
@@ -63,6 +64,7 @@ def check(
     used_selectors = {name for _, name in known}
     for key in command_line_keys:
         _check_effect(key, read, used_selectors)
+    _check_t5x_macros(config, read)
     _check_required(config, reached)
     registrations()
     return reached
@@ -115,10 +117,19 @@ def _remedies(unset: list[str], required: list[str]) -> list[str]:
     return [*remedies, f"set {' '.join(flags)}"] if flags else remedies
 
 
+def _check_t5x_macros(config: Mapping[Key, Mapping[str, Any]], read: set[str]) -> None:
+    """Refuses macros in files that only T5X reads: whoever sets one expects an effect."""
+    for name in sorted(scope for scope, selector in config if selector == _MACRO):
+        told = t5x_names.advice(name)
+        if name not in read and told is not None:
+            raise UsageError(f"{name} has no effect: {told}")
+
+
 def _check_effect(key: str, read: set[str], used_selectors: set[str]) -> None:
     if "." not in key:
         if key not in read:
-            hint = did_you_mean(key, sorted(read))
+            told = t5x_names.advice(key)
+            hint = did_you_mean(key, sorted(read)) if told is None else f"; {told}"
             raise UsageError(f"--gin.{key} has no effect: nothing reads the macro {key}{hint}")
         return
     name = key.rpartition("/")[2].rpartition(".")[0]

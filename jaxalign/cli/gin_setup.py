@@ -20,7 +20,7 @@ from typing import Any
 import gin
 import gin.config
 
-from jaxalign.cli import gin_binding, gin_checks, gin_types
+from jaxalign.cli import gin_binding, gin_checks, gin_types, t5x_names
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 
@@ -187,8 +187,19 @@ def _parse_file(file: str) -> None:
         )
         hint = did_you_mean(file.removeprefix("gin_configs/"), known)
         raise UsageError(f"gin file {file} not found{hint}")
-    with _explained(file):
-        gin.parse_config_file(file)
+    try:
+        with _explained(file):
+            gin.parse_config_file(file)
+    except UsageError as error:
+        raise UsageError(f"{error}{_advice_on_file(file)}") from error
+
+
+def _advice_on_file(file: str) -> str:
+    """What does the same as the names of T5X's in a file that could not be read."""
+    found = next(p for p in gin.config._LOCATION_PREFIXES if Path(p, file).is_file())
+    told = t5x_names.advice_on_file(Path(found, file).read_text(encoding="utf-8", errors="replace"))
+    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+    return f". {'; '.join(told[:3])}{more}" if told else ""
 
 
 def _bind(binding: str) -> str:
@@ -212,8 +223,12 @@ def _bind(binding: str) -> str:
         _register_by_name(key.rpartition("/")[2].rpartition(".")[0])
     for reference in re.findall(r"@([\w./]+)", value):
         _register_by_name(reference.rpartition("/")[2])
-    with _explained(flag):
-        gin.parse_config(f"{key} = {value}")
+    try:
+        with _explained(flag):
+            gin.parse_config(f"{key} = {value}")
+    except UsageError as error:
+        told = t5x_names.advice(key)
+        raise error if told is None else UsageError(f"{flag}: {told}") from error
     return key
 
 

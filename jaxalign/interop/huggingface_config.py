@@ -58,7 +58,8 @@ def config_from_huggingface(
         num_encoder_layers=layers,
         num_decoder_layers=int(fields.get("num_decoder_layers") or layers),
         mlp_activations=activations,
-        logits_via_embedding=is_tied(fields, head_differs) and _is_scaled(fields, head_differs),
+        # Only tied logits are scaled.
+        logits_via_embedding=_is_scaled(fields, head_differs),
         relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
         relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
     ).replace(**changes)

@@ -23,6 +23,7 @@ RUN, T5X, T5X_ORBAX, HUGGING_FACE = "jaxalign", "t5x", "t5x_orbax", "huggingface
 T5X_FORMATS = (T5X, T5X_ORBAX)
 FORMATS = (RUN, *T5X_FORMATS, HUGGING_FACE)
 _SAMPLE_BYTES = 256
+_VALUE = "value."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +191,10 @@ def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
     _same_step(folder, own_step, step)
     slots = len([name for name in others if name != "state.step"])
     left_out = [f"{slots} arrays of the optimizer"] if slots else []
+    # What `interop.t5x_model` trains beside the policy.
+    values = {name for name in params if name.startswith(_VALUE)}
+    params = {name: array for name, array in params.items() if name not in values}
+    left_out += [f"a value network ({len(values)} arrays under target.value)"] if values else []
     evidence = _first_bytes(folder if legacy else storage.join(folder, t5x.ORBAX_ITEM), params)
     return Source(
         T5X if legacy else T5X_ORBAX,

@@ -381,3 +381,18 @@ def test_a_bucket_is_tensorstores_gcs():
     }
     with pytest.raises(UserError, match="names a bucket"):
         storage.kvstore("gs:///a")
+
+
+def test_a_value_network_that_t5x_trained_beside_the_policy_is_left_out_and_said(
+    values, make_checkpoint, tmp_path
+):
+    expected = values()
+    beside = {
+        "value.head.kernel": np.ones((8, 1), np.float32),
+        "value.encoder.encoder_norm.scale": np.ones(8, np.float32),
+    }
+    folder = make_checkpoint(T5X, expected | beside)
+    for to in FORMATS:
+        result = convert(checkpoint=folder, output=str(tmp_path / to), to=to)
+        assert "left out: a value network (2 arrays under target.value)" in result["message"]
+        assert_equal(result["output"], expected)

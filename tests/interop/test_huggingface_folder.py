@@ -45,6 +45,11 @@ def variant(values, make_checkpoint, tmp_path):
     return make
 
 
+def in_memory(folder):
+    tensors, _ = safetensors.read_folder(str(folder))
+    return {name: arrays.from_numpy(tensor.read()) for name, tensor in tensors.items()}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -132,7 +137,7 @@ def test_a_stale_index_beside_a_whole_file_is_left_out(variant):
 def test_prefixes_of_wrappers_are_taken_off_and_said(variant, wrap):
     folder = variant("wrapped", wrap=wrap)
     if wrap == "pretrained_model.":
-        tensors, _ = safetensors.read_folder(str(folder))
+        tensors = in_memory(folder)
         tensors["v_head.summary.weight"] = arrays.from_numpy(np.ones((1, 8), np.float32))
         safetensors.write_folder(str(folder), tensors, list(tensors))
     source = open_source(folder)
@@ -143,7 +148,7 @@ def test_prefixes_of_wrappers_are_taken_off_and_said(variant, wrap):
 
 def test_a_folder_of_tensors_under_two_prefixes_is_refused(variant):
     folder = variant("twice", wrap="module.")
-    tensors, _ = safetensors.read_folder(str(folder))
+    tensors = in_memory(folder)
     tensors["shared.weight"] = tensors["module.shared.weight"]
     safetensors.write_folder(str(folder), tensors, list(tensors))
     with pytest.raises(UserError, match=r"shared\.weight with and without the prefix module\."):

@@ -30,7 +30,22 @@ CONFIG = T5Config(
 )
 # Another interpreter whose transformers is compared with, so that versions can take turns.
 PYTHON = os.environ.get("TRANSFORMERS_PYTHON", sys.executable)
-WORDS = ["golden", "lion", "serves", "cheap", "thai", "food", "near", "the", "river;", "is", "it", "kid-friendly?", "naïve", "café"]
+WORDS = [
+    "golden",
+    "lion",
+    "serves",
+    "cheap",
+    "thai",
+    "food",
+    "near",
+    "the",
+    "river;",
+    "is",
+    "it",
+    "kid-friendly?",
+    "naïve",
+    "café",
+]
 TEXTS = [
     *(" ".join(WORDS[(i * j) % len(WORDS)] for j in range(1, 12)) for i in range(1, 40)),
     "see SLOT_NAME here",
