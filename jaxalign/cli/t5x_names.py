@@ -40,7 +40,7 @@ _PARAMETERS = {
     "DatasetConfig.module": "an import in a gin file, and REGISTER_TASKS",
     "DatasetConfig.pack": "PACK",
     "DatasetConfig.seed": "RANDOM_SEED",
-    "DatasetConfig.split": "inputs.TaskData.train_split and eval_split",
+    "DatasetConfig.split": "TaskData.train_split and eval_split",
     "DatasetConfig.task_feature_lengths": "TASK_FEATURE_LENGTHS",
     "DatasetConfig.use_cached": "every task is cached on first use, in CACHE_DIR",
     "EncoderDecoderModel.label_smoothing": "LABEL_SMOOTHING of objectives/sft.gin",

@@ -133,7 +133,7 @@ def cache_source(
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(output_dir)}.", dir=parent)
     try:
         metadata = _write(
-            source, partial, splits, vocabulary, limits, max_rejected_fraction, output_dir
+            source, partial, splits, vocabulary, limits, max_rejected_fraction, output_dir, name
         )
         metadata = {"name": name, **options, "request": request, **metadata}
         with open(os.path.join(partial, METADATA_FILE), "w", encoding="utf-8") as file:
@@ -218,6 +218,7 @@ def _write(
     limits: Limits,
     max_rejected_fraction: float,
     output_dir: str,
+    name: str,
 ) -> dict[str, Any]:
     """Writes the splits and the side file into a fresh folder; returns what was found."""
     all_rejected = RejectionLog()
@@ -250,7 +251,7 @@ def _write(
         read[split] = log.seen
         all_rejected.entries.extend(log.entries)
     all_rejected.write(os.path.join(folder, REJECTED_FILE))
-    _check_no_straddling(summaries)
+    _check_no_straddling(summaries, by_seqio=hasattr(source, "tokenized"), name=name)
     spec = _portable(vocabulary)
     if "path" in spec:
         shutil.copyfile(vocabulary.to_dict()["path"], os.path.join(folder, _MODEL_FILE))
@@ -273,7 +274,16 @@ def _write(
     }
 
 
-def _check_no_straddling(summaries: Mapping[str, SplitSummary]) -> None:
+def _check_no_straddling(
+    summaries: Mapping[str, SplitSummary], *, by_seqio: bool, name: str
+) -> None:
+    advice = "split the data by prompt (give only train_file and it is done for you)"
+    if by_seqio:
+        advice = (
+            f"register {name!r} with splits that share none (filter one of them by prompt), or do without evaluation: `jaxalign cache "
+            f"--task={name} --output_dir=CACHE_DIR --splits=train`, then train from that CACHE_DIR with "
+            "--gin.TaskData.eval_split=\"''\""
+        )
     names = list(summaries)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
@@ -281,8 +291,7 @@ def _check_no_straddling(summaries: Mapping[str, SplitSummary]) -> None:
             if shared:
                 example = min(shared)
                 raise DataError(
-                    f"{len(shared)} prompts are in both {first!r} and {second!r}, for example "
-                    f"{example[:80]!r}; split the data by prompt (give only train_file and it is done for you)."
+                    f"{len(shared)} prompts are in both {first!r} and {second!r}, for example {example[:80]!r}; {advice}."
                 )
 
 

@@ -8,6 +8,7 @@ import pytest
 from jaxalign.data import cache, examples, reference, sources
 from jaxalign.data.cached_split import CachedSplit
 from jaxalign.data.rejections import DataError
+from jaxalign.data.tokenization import SplitSummary
 from jaxalign.data.vocabularies import ByteVocabulary
 
 
@@ -275,3 +276,12 @@ def test_reference_scores(write_lines, tmp_path):
     Path(path).write_text(json.dumps(description | {"fingerprint": "0"}))
     with pytest.raises(DataError, match="computed on other data"):
         reference.read_reference_scores(folder, "train", "sft")
+
+
+def test_a_seqio_task_whose_splits_share_prompts_gets_advice_that_fits_it():
+    shared = SplitSummary()
+    shared.prompts.add("the same")
+    summaries = {"train": shared, "validation": shared}
+    for by_seqio, advice in ((True, "register 'my_task' with splits"), (False, "train_file")):
+        with pytest.raises(DataError, match=advice):
+            cache._check_no_straddling(summaries, by_seqio=by_seqio, name="my_task")

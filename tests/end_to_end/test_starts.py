@@ -20,8 +20,8 @@ from jaxalign.interop.convert import convert
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
-from jaxalign.training import partitioning
-from jaxalign.training.checkpoints import restore_params
+from jaxalign.parallel import partitioning
+from jaxalign.runs.checkpoints import restore_params
 
 SCRIPT = Path(__file__).with_name("start_from.py")
 FORMATS = ("jaxalign", "t5x", "t5x_orbax", "huggingface")

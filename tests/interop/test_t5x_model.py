@@ -1,6 +1,7 @@
 """An objective inside T5X's trainer, tried in a stand-in of T5X's model, which is not installed here."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 import types
@@ -98,6 +99,7 @@ def batches():
             targets=np.asarray(targets, np.int32),
             target_lengths=np.asarray([len(targets)], np.int32),
             feedback=np.asarray([reward], np.float32),
+            scores=None,
         )
         for i, (inputs, targets, reward) in enumerate(examples)
     ]
@@ -199,7 +201,10 @@ def test_what_t5x_cannot_run_is_refused(t5x_model):
     for objective, message in (
         (SFT(policy=policy), "T5X's own loss"),
         (KTO(policy=policy), "other networks in memory"),
-        (Pairwise(policy=policy, loss_function=pairwise.dpo_loss), "compares the responses"),
+        (
+            Pairwise(policy=policy, loss_function=functools.partial(pairwise.dpo_loss, beta=0.1)),
+            "compares the responses",
+        ),
         (DROP(policy=policy, temperature=0.5), "set RESCALE = 'none'"),
         (live, "other networks in memory"),
     ):

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from jaxalign.annotation.score import reference_name, score
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.data.train_vocabulary import train_sentencepiece
+from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import parameters, t5x
 from jaxalign.interop.arrays import from_numpy
@@ -18,6 +21,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.stacking import stack_layers
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
+from jaxalign.objectives.sft import SFT
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.training.initial_checkpoint import check, open_checkpoint
@@ -127,9 +131,14 @@ def test_a_converted_run_says_where_it_is_from_and_has_no_method_to_continue(fol
     assert description["converted_from"]["format"] == "t5x"
 
 
-def begin(objective, path, *, seed=0, earlier=None):
+def begin(objective, path, *, seed=0, earlier=None, vocabulary=None):
     mesh = partitioning.make_mesh()
-    options = {"step": None, "run_id": "new", "earlier": earlier or {}}
+    options = {
+        "step": None,
+        "run_id": "new",
+        "earlier": earlier or {},
+        "vocabulary": vocabulary,
+    }
     return Start(Path("run"), objective, mesh, {}, seed, path=path and str(path), **options)
 
 
@@ -187,3 +196,46 @@ def test_policy_and_value_start_from_it_and_the_values_head_is_made_anew(folders
 def test_scoring_asks_for_the_lengths_that_a_converted_checkpoint_does_not_know(folders):
     with pytest.raises(UserError, match="records no length of its inputs; give --max_input_length"):
         score(checkpoint=str(folders / "unrolled"), cache_dir="unread")
+
+
+@pytest.mark.parametrize("to", ["jaxalign", "huggingface"])
+def test_a_task_with_another_vocabulary_than_the_starts_is_refused(folders, tmp_path, to):
+    model = str(tmp_path / "my.model")
+    theirs = train_sentencepiece(["a b c d e f g h", "b c d e"] * 5, model, vocab_size=20)
+    other = train_sentencepiece(
+        ["i j k l m n", "j k"] * 5, str(tmp_path / "o.model"), vocab_size=18
+    )
+    start = convert(
+        checkpoint=str(folders / "t5x"),
+        output=str(tmp_path / "start"),
+        to=to,
+        vocabulary=model,
+        extra_ids=4,
+    )["output"]
+    objective = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG))
+
+    def of_task(vocabulary):
+        return RecordedVocabulary(vocabulary.to_dict(), "runs/cache")
+
+    begin(objective, start, vocabulary=of_task(SentencePieceVocabulary(model, 4)))
+    for vocabulary in (other, ByteVocabulary(), theirs):
+        with pytest.raises(
+            UserError,
+            match=r"runs/cache was tokenised with another vocabulary than the initial checkpoint.* and EXTRA_IDS = 4",
+        ):
+            begin(objective, start, vocabulary=of_task(vocabulary))
+    # T5X's say nothing of theirs.
+    begin(objective, folders / "t5x", vocabulary=of_task(other))
+
+
+def test_steps_are_explained_to_whoever_comes_from_t5x(folders, capsys):
+    objective = SFT(policy=Policy(CONFIG))
+    begin(objective, folders / "t5x").say_how_steps_count(2)
+    assert "T5X would count from the checkpoint's step 3 and need TRAIN_STEPS = 5" in (
+        capsys.readouterr().err
+    )
+    begin(objective, folders / "t5x_orbax").say_how_steps_count(10)
+    assert "for as many, set TRAIN_STEPS = 7" in capsys.readouterr().err
+    for name in ("huggingface", "unrolled"):
+        begin(objective, folders / name).say_how_steps_count(2)
+    assert capsys.readouterr().err == ""
