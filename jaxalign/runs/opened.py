@@ -84,7 +84,7 @@ def _vocabulary(info: dict[str, Any]) -> Any:
 
     if not info.get("vocabulary"):
         raise UserError(
-            f"{info['run']} was converted without a vocabulary; convert the checkpoint again, with --vocabulary"
+            f"{info['run']} was converted without a vocabulary; give that `jaxalign convert` again with --vocabulary, which adds it"
         )
     try:
         return vocabulary_from_dict(info["vocabulary"], info["run"])

@@ -48,7 +48,8 @@ def main(method, feedback, cache_dir, model_dir, steps, checkpoint, die=""):
         ),
         optimizer=adafactor(1e-3, warmup_steps=0),
         loop=LoopConfig(
-            train_steps=int(steps),
+            # A run saves its last step, so one that shall die before has another ahead of it.
+            train_steps=int(steps) + bool(die),
             log_period=1,
             eval_period=1,
             checkpoint=CheckpointPolicy(period=1000),
