@@ -46,7 +46,7 @@ def main(method, feedback, cache_dir, model_dir, steps, checkpoint, die=""):
             feature_lengths={"inputs": 16, "targets": 16},
             train_file=feedback,
         ),
-        optimizer=adafactor(1e-3, warmup_steps=0),
+        optimizers={"policy": adafactor(1e-3, warmup_steps=0)},
         loop=LoopConfig(
             # A run saves its last step, so one that shall die before has another ahead of it.
             train_steps=int(steps) + bool(die),
