@@ -152,8 +152,8 @@ def check_objective(objective: Objective) -> None:
 
 
 def passthrough_features(objective: Objective) -> dict[str, Any]:
-    """The features, one number an example each, that a seqio task gives besides inputs and targets."""
-    spec = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=0)
+    """The features that a seqio task gives besides inputs and targets: each an array of one number, for seqio cuts no scalars."""
+    spec = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=1)
     return dict.fromkeys(objective.required_fields(), spec)
 
 

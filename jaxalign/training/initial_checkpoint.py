@@ -26,13 +26,13 @@ class InitialCheckpoint:
       identity: ``run_id``, ``step`` and ``path``; the first two name the log-probabilities stored for it as a reference.
       reader: from a policy, its shapes and its shardings to its parameters.
       vocabulary: what it was trained with; None where it does not say, as T5X's never do.
-      system: where it is from: one of `interop.sources.FORMATS`.
+      t5x: whether it is T5X's, where a run that starts from it goes on counting its steps.
     """
 
     identity: dict[str, Any]
     reader: Callable[[Any, Any, Any], Any]
     vocabulary: RecordedVocabulary | None = None
-    system: str = "jaxalign"
+    t5x: bool = False
 
     def restore(self, policy: Any, mesh: Any, rules: AxisRules = ()) -> Any:
         """The parameters, each device's part of them on that device.
@@ -97,7 +97,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
         identity,
         lambda policy, _, shardings: _read_source(source, policy, shardings),
         source_vocabulary.own_vocabulary(source),
-        source.format,
+        source.format in sources.T5X_FORMATS,
     )
 
 

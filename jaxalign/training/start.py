@@ -12,7 +12,6 @@ import jax
 
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.errors import UserError
-from jaxalign.interop.sources import T5X_FORMATS
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import AxisRules
@@ -140,22 +139,19 @@ class Start:
 
     def say_how_steps_count(self, train_steps: int) -> None:
         """Tells whoever comes from T5X, whose steps go on from those of the checkpoint, that a run's begin at 0."""
-        step = self.identity["step"]
-        if (
-            self._initial is None
-            or self._initial.system not in T5X_FORMATS
-            or step < 1
-            or not distributed.is_first()
-        ):
+        if self._initial is None or not self._initial.t5x or not distributed.is_first():
             return
+        step = self.identity["step"]
         more = train_steps - step
-        text = f"TRAIN_STEPS = {train_steps} are updates of this run; T5X would count from the checkpoint's step {step} and "
-        text += (
-            f"make {more} of them: for as many, set TRAIN_STEPS = {more}"
-            if more > 0
-            else f"need TRAIN_STEPS = {step + train_steps} for as many"
-        )
-        print(f"jaxalign: warning: {text}", file=sys.stderr)
+        advice = f"need TRAIN_STEPS = {step + train_steps} for as many"
+        if more > 0:
+            advice = f"make {more} of them: for as many, set TRAIN_STEPS = {more}"
+        if step > 0:
+            print(
+                f"jaxalign: warning: TRAIN_STEPS = {train_steps} counts the updates of this run; T5X would count from the checkpoint's "
+                f"step {step} and {advice}",
+                file=sys.stderr,
+            )
 
     def _check_vocabulary(self, what: str, opened: initial_checkpoint.InitialCheckpoint) -> None:
         if self._vocabulary is not None and opened.vocabulary is not None:

@@ -234,11 +234,11 @@ def test_seqios_converter_passes_one_number_an_example(t5x_model, batches):
     element = {
         "inputs": tf.constant([5, 6, 1], tf.int32),
         "targets": tf.constant([7, 1], tf.int32),
-        "rewards": tf.constant(0.5, tf.float32),
-        "reference_log_probs": tf.constant(-3.0, tf.float32),
+        "rewards": tf.constant([0.5], tf.float32),
+        "reference_log_probs": tf.constant([-3.0], tf.float32),
     }
     dataset = tf.data.Dataset.from_tensors(element)
-    lengths = {"inputs": 7, "targets": 6, "rewards": 0, "reference_log_probs": 0}
+    lengths = {"inputs": 7, "targets": 6, "rewards": 1, "reference_log_probs": 1}
     (converted,) = converter(dataset, lengths).batch(1).as_numpy_iterator()
     params = model.get_initial_variables(jax.random.key(0), {})["params"]
     loss, _ = model.loss_fn(params, {n: jnp.asarray(v) for n, v in converted.items()}, None)
