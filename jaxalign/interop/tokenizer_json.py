@@ -239,11 +239,11 @@ def _check_pre_tokenizer(pre_tokenizer: Any, path: str) -> None:
 
 
 def _check_post_processor(post_processor: Any, path: str) -> None:
-    if post_processor is None:
-        return
-    single = post_processor.get("single") if isinstance(post_processor, dict) else None
-    parts = [next(iter(part)) for part in single] if isinstance(single, list) else []
-    if parts != ["Sequence", "SpecialToken"] or single[1]["SpecialToken"].get("id") != "</s>":
+    expected = _end_of_text()
+    given = post_processor if isinstance(post_processor, dict) else {}
+    if post_processor is not None and any(
+        given.get(key) != expected[key] for key in ("type", "single")
+    ):
         raise _refused(path, "it does not put </s> alone around a text")
 
 
