@@ -111,11 +111,11 @@ def _counted_otherwise(
 ) -> RecordedVocabulary:
     """The checkpoint's own vocabulary with as many sentinels as the user says, where the checkpoint does not say how many."""
     vocabulary = own.load()
-    if own.counted and vocabulary.sentinels != extra_ids:
+    if vocabulary.sentinels != extra_ids and (own.counted or own.model is None):
         raise UserError(
             f"--extra_ids={extra_ids}, but {source.path} says that its vocabulary has {vocabulary.sentinels} sentinels"
         )
-    if own.counted or own.model is None:
+    if own.model is None or vocabulary.sentinels == extra_ids:
         return own
     recounted = SentencePieceVocabulary(str(own.spec["path"]), extra_ids, model=own.model)
     return RecordedVocabulary(recounted.to_dict(), own.folder, own.model)

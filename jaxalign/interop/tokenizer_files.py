@@ -29,7 +29,8 @@ def read(folder: str) -> RecordedVocabulary | None:
     stated = _stated_sentinels(folder, config)
     if str(config.get("tokenizer_class")).removesuffix("Fast") == _BYTES:
         bytes_only = ByteVocabulary(_BYT5_SENTINELS if stated is None else stated)
-        return RecordedVocabulary(bytes_only.to_dict(), counted=stated is not None)
+        # No text has a sentinel among its bytes, so a task need not have as many.
+        return RecordedVocabulary(bytes_only.to_dict(), counted=False)
     if SENTENCEPIECE in names:
         path = storage.join(folder, SENTENCEPIECE)
         model, made = storage.read(folder, SENTENCEPIECE) or b"", None
