@@ -4,7 +4,7 @@
 the two prompts' log-normalisers is ignored. These losses mix the examples of a batch: `objectives.responses.WholeBatch` feeds them, so
 that the contrast matrix is that of the whole step's batch on all devices.
 
-The weight of a cell stands *inside* the sigmoid: it is an inverse temperature ``beta w_ij`` of its own. With N rejected responses the
+The weight of a cell is *inside* the sigmoid: each cell has its own inverse temperature ``beta w_ij``. With N rejected responses the
 gradient at the start is therefore 1/N of DPO's, which ``scale='row_sum'`` undoes.
 """
 
@@ -43,7 +43,7 @@ def rpo_loss(
 
     Args:
       log_ratios: log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats.
-      prompt_embeddings: any vectors, one a prompt; they are centred on the batch and normalised here, and held constant.
+      prompt_embeddings: any vectors, one per prompt; this function centres them on the batch, normalises them and holds them constant.
       mask: which responses exist.
       beta: inverse temperature, per nat.
       tau: temperature of the weights, in units of cosine distance.
@@ -173,10 +173,10 @@ def contrast_weights(
 
 
 def unit_directions(embeddings: Embeddings, where: Bool[Array, " examples"]) -> Embeddings:
-    """Embeddings minus their mean over the batch, normalised; 0 where nothing exists or nothing is left. Without gradient.
+    """Embeddings minus their mean over the batch, normalised, without gradient; 0 for absent examples and for zero vectors.
 
-    Pooled encoder states all point much the same way, so their cosines say little before they are centred. The batch's mean stands for
-    that of the data: among N prompts it pushes cosines of different prompts down to -1 / (N - 1) on average, which small batches feel.
+    Pooled encoder states have nearly the same direction, so their cosines carry little information before centring. The batch's mean
+    approximates that of the data: with N prompts, cosines of different prompts average -1 / (N - 1), which matters in small batches.
     """
     (embeddings,) = as_float32(jax.lax.stop_gradient(embeddings))
     kept = jnp.where(where[:, None], embeddings, 0)
@@ -189,7 +189,7 @@ def unit_directions(embeddings: Embeddings, where: Bool[Array, " examples"]) -> 
 def good_and_bad(
     feedback: PerResponse, mask: Bool[Array, "examples responses"], threshold: float
 ) -> tuple[Bool[Array, " all_responses"], Bool[Array, " all_responses"]]:
-    """Which of all responses in the batch exceed the threshold, and which exist and do not."""
+    """Masks of the existing responses of the batch that exceed the threshold, and of those that do not."""
     good = jnp.asarray(feedback) > threshold
     return (mask & good).reshape(-1), (mask & ~good).reshape(-1)
 

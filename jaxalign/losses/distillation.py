@@ -1,8 +1,8 @@
 """Divergences between a teacher's and a student's distribution over the next token.
 
-Each returns one number a position, in nats, from log-probabilities over the vocabulary; the gradient reaches the student only. Forward KL,
-reverse KL and generalised Jensen-Shannon are functions of their own: the value of the last vanishes at both ends of its parameter, so it
-has the KLs as limits only after division by it.
+Each function returns one number per position, in nats, from log-probabilities over the vocabulary; the gradient reaches the student only.
+Forward KL, reverse KL and generalised Jensen-Shannon are separate functions: the last is 0 at both ends of its parameter, so it tends to
+the KLs only after division by the parameter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxalign.losses.masking import as_float32
 Distributions = Float[Array, "*positions vocab"]
 Divergences = Float[Array, "*positions"]
 
-# Float32 sums of probabilities near 1 are wrong by about this much, so a smaller remaining mass cannot be told from none.
+# Float32 sums of probabilities near 1 have about this error, so a smaller remaining mass cannot be distinguished from 0.
 _SMALLEST_REST = 1e-7
 
 
@@ -90,7 +90,7 @@ def teacher_buckets(
 def student_buckets(
     log_probs: Distributions, top_ids: Int[Array, "*positions k"]
 ) -> Float[Array, "*positions buckets"]:
-    """The student's distribution over the same k + 1 buckets, exact however small the rest.
+    """The student's distribution over the same k + 1 buckets, exact for any size of the last one.
 
     A divergence between buckets is at most that between the distributions (they forget which of the other tokens it was), and equal to it
     if k covers all tokens but one.
@@ -103,7 +103,7 @@ def student_buckets(
     top = jnp.take_along_axis(log_probs, top_ids, axis=-1, mode="clip")
     is_top = jnp.zeros(log_probs.shape, bool)
     is_top = jnp.put_along_axis(is_top, top_ids, True, axis=-1, inplace=False, mode="drop")
-    # Where every token is a top one, the rest is impossible, but finite.
+    # If every token is among the k, the last bucket has probability 0; its log-probability stays finite.
     covered = jnp.all(is_top, axis=-1, keepdims=True)
     others = jnp.where(is_top & ~covered, -jnp.inf, log_probs)
     rest = jax.nn.logsumexp(others, axis=-1, keepdims=True)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jaxalign.losses.masking import as_float32, masked_mean
+from jaxalign.losses.masking import as_float32
 
 PerResponse = Float[Array, "examples responses"]
 
@@ -148,7 +148,7 @@ def two_sample_loss(
 ) -> Float[Array, " examples"]:
     """``1/4 ((r1 - r2) - tau (l1 - l2))^2``: half the variance within a prompt, from two responses (arXiv 2405.19107, appendix).
 
-    The appendix prints 1/2, and responses of pi, which we read as slips: only 1/4 is DRO's loss with V profiled out.
+    The appendix prints 1/2, and responses of pi; we take both for errors, because only 1/4 gives DRO's loss with V profiled out.
 
     Args:
       log_ratios: ``l`` of both responses.
@@ -157,13 +157,6 @@ def two_sample_loss(
     """
     targets = value_target(log_ratios, rewards, temperature=temperature)
     return 0.25 * jnp.square(targets[:, 0] - targets[:, 1])
-
-
-def batch_variance(
-    targets: PerResponse, where: Bool[Array, "examples responses"]
-) -> Float[Array, ""]:
-    """The biased (1/B) variance of z over the responses where the mask holds."""
-    return masked_mean(jnp.square(targets - masked_mean(targets, where)), where)
 
 
 def optimal_policy_log_probs(

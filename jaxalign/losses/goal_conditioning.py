@@ -1,8 +1,9 @@
 """Goal-conditioned representations of a reward model (Nath et al. 2024, arXiv 2407.13887).
 
-A second loss beside Bradley-Terry makes the cosine between the state of a prefix and a "goal" state behave like a Q-value: will this
-prefix end well? Prefix t of a response is its first t tokens; its state is the decoder's at position t, which has read those tokens and
-not the next. `sample_positions` and `sample_source_and_goal` say which prefixes meet; the losses see cosines only.
+A second loss beside Bradley-Terry makes the cosine between the state of a prefix and a "goal" state behave like a Q-value, which predicts
+the quality of the finished response. Prefix t of a response is its first t tokens; its state is the decoder's at position t, which has
+read those tokens and not the next. `sample_positions` and `sample_source_and_goal` choose the prefixes that are compared; the losses read
+cosines only.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def sample_positions(
     """Uniform positions ``[pairs, samples]`` within responses: ``floor(u n)`` with u in [low, high).
 
     Args:
-      keys: one a response, so that a response's positions depend on nothing else in its batch.
+      keys: one per response, so that the positions in a response do not depend on the rest of the batch.
       lengths: ``n``, tokens of each response with EOS. All positions are below n; 0 where there is no response.
       num_samples: K.
       low: fraction of the response, counted from its start, at which sampling begins.
@@ -72,9 +73,9 @@ def cosine(
 
 
 def matched_contrastive_loss(positive: Cosines, negative: Cosines) -> PerPair:
-    """``mean_k -log sigmoid(cos+_k) + mean_k -log sigmoid(-cos-_k)``: K matched pairs, the mean outside the logarithm. Ours.
+    """``mean_k -log sigmoid(cos+_k) + mean_k -log sigmoid(-cos-_k)``: K matched pairs, mean outside the logarithm (our form).
 
-    Between 2 log(1 + 1/e) = 0.627 (positives align, negatives oppose) and 2 log(1 + e) = 2.627.
+    It lies between 2 log(1 + 1/e) = 0.627 (positives align, negatives oppose) and 2 log(1 + e) = 2.627.
 
     Args:
       positive: cosines of an earlier and a later prefix of the preferred response.

@@ -1,6 +1,6 @@
 """Checks of hyperparameters, which run when a loss is traced.
 
-Objectives trace theirs once when they are built, so a wrong value is told by name before anything is read or compiled.
+An objective traces its loss once when it is built, so a wrong value is reported by name before any data are read or compiled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxalign.errors import UserError
 
 
 class HyperparameterError(UserError):
-    """A hyperparameter's value makes no sense, whatever the data are."""
+    """A hyperparameter has a value that is invalid for all data."""
 
 
 def require_positive(method: str, **values: float | int) -> None:
@@ -40,7 +40,7 @@ def require_probability(method: str, **values: float | int) -> None:
 
 
 def require_flip_rate(method: str, **values: float | int) -> None:
-    """Raises `HyperparameterError` unless every value lies in [0, 1/2): labels flipped more often say nothing, or the contrary."""
+    """Raises `HyperparameterError` unless every value lies in [0, 1/2): above it labels carry the opposite information."""
     _require_numbers(method, values)
     for name, value in values.items():
         if not 0 <= value < 0.5:

@@ -11,14 +11,14 @@ from jaxalign.losses.masking import as_float32
 PerResponse = Float[Array, "examples responses"]
 
 # Nats per nat of log-probability and per token. Float32 sums of the same tokens, in another order (packed, on another mesh, in
-# another compiled program), were measured to differ by up to half of this.
+# another compiled program), differ by up to half of this in measurements.
 RESOLUTION = 1e-6
 
 
 def log_ratio(
     log_probs: PerResponse, reference_log_probs: PerResponse, lengths: PerResponse
 ) -> PerResponse:
-    """``l = log pi(y|x) - log pi_ref(y|x)``, exactly 0 where the two differ by less than float32 can tell.
+    """``l = log pi(y|x) - log pi_ref(y|x)``, exactly 0 where the two differ by less than the resolution of float32.
 
     Two programs that compute the same sum rarely agree to the last bit, so without this a policy that equals its reference would
     start at a log-ratio of a few millionths instead of 0. The gradient is that of ``log pi`` everywhere.

@@ -5,7 +5,7 @@ reward is ``g = (beta l - sum_{j != k} w_j r_j) / w_k``, and the loss is ``-log 
 functions differ in where the margins ``sum_j w_j (r_j(y_w) - r_j(y_l))`` come from. Arrays are ``[pairs]``, the preferred response first.
 
 The factor 1/w_k makes the loss steep where w_k is small: lower the learning rate there. Margins are in units of beta times nats:
-rewards of other scales have to be rescaled, and the scale belongs in the report.
+rewards of other scales have to be rescaled.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def modpo_loss(
       form: 'logistic', or 'hinge' for ``max(0, 1 - g_w + g_l)``.
 
     Raises:
-      UserError: if the weight is not positive: at 0 the pairs say nothing, and plain DPO on another objective's pairs is meant.
+      UserError: if the weight is not positive: at 0 use plain DPO on the other objective's pairs.
     """
     require_positive("modpo", beta=beta)
     require_one_of("modpo", "form", form, FORMS)

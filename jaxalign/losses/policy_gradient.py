@@ -1,7 +1,7 @@
 """Offline policy gradient on whole responses: A-LoL and its relatives (Baheti et al. 2023, arXiv 2305.14718, ICLR 2024).
 
 The whole response is one action. Its advantage is its reward minus the value of its prompt under the frozen reference policy, computed
-once; importance weights ``rho = pi / pi_ref`` are constants. Token-level weights (A-LoL seq) are in another file. All losses are averaged
+once; importance weights ``rho = pi / pi_ref`` are constants. `token_level.a_lol_seq_loss` has weights of tokens. All losses are averaged
 over responses, those with an advantage of 0 included.
 """
 
@@ -23,7 +23,7 @@ _MAX_LOG_RATIO = 60.0
 
 @requires(imitates=True)
 def nll_loss(log_probs: PerResponse) -> PerResponse:
-    """``-log pi(y|x)``: fine-tuning, as a mean over responses instead of tokens. The floor that A-LoL is compared with.
+    """``-log pi(y|x)``: fine-tuning, as a mean over responses instead of tokens; A-LoL's baseline.
 
     Args:
       log_probs: log pi(y|x), summed over tokens, in nats.
@@ -78,7 +78,7 @@ def a_lol_loss(
 def a_lol_reference_free_loss(
     log_probs: PerResponse, advantages: PerResponse, *, positive_only: bool = True
 ) -> PerResponse:
-    """A-LoL without importance weights: ``-max(A, 0) log pi(y|x)``, no reference policy in training (arXiv 2305.14718).
+    """A-LoL without importance weights: ``-max(A, 0) log pi(y|x)``, with no reference policy in training (arXiv 2305.14718).
 
     Args:
       log_probs: log pi(y|x), summed over tokens, in nats.
@@ -100,7 +100,7 @@ def a_lol_kl_loss(
 ) -> PerResponse:
     """A-LoL KL: ``-max(A, 0) log pi(y|x) + beta (log pi(y|x) - log pi_ref(y|x))``, no importance weight (arXiv 2305.14718).
 
-    Despite its name an advantage threshold and not a regulariser: the gradient is that of the reference-free loss with weight
+    Despite its name it is a threshold on the advantage and not a regulariser: the gradient is that of the reference-free loss with weight
     ``max(A, 0) - beta``, so responses with a smaller advantage are pushed down and a larger beta takes entropy away.
 
     Args:

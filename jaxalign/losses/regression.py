@@ -1,8 +1,8 @@
-"""Regressions of the log-ratio on the reward: relatives of DRO that differ in what stands for the soft value V(x).
+"""Regressions of the log-ratio on the reward: relatives of DRO that replace the soft value V(x) in different ways.
 
 KL-regularised reward has its optimum where ``r - V(x) = tau l`` for every response, ``V*(x) = tau log E_{y~pi_ref} exp(r/tau)``. Here V is
-0, a function of the other responses to the prompt, or an estimate from samples of the reference policy; none of them is learned. In all
-of them ``l`` is log pi(y|x) - log pi_ref(y|x) in nats, and everything but log pi is a constant.
+0, a function of the other responses to the prompt, or an estimate from samples of the reference policy; it is never learned. In all losses
+``l`` is log pi(y|x) - log pi_ref(y|x) in nats, and everything but log pi is a constant.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def agro_loss(
       temperature: ``tau > 0``, reward units per nat.
 
     Returns:
-      Losses and weights, one a prompt.
+      Losses and weights, one per prompt.
 
     Raises:
       UserError: if temperature is not positive, or there is a single response per prompt.
@@ -98,7 +98,7 @@ def kimi_loss(
 
     ``-(r - rbar) log pi + (tau/2) l^2``. V*(x) tends to the mean reward of pi_ref for large tau; with
     logged responses of another policy the bias stays.
-    The on-line method's reference is the previous iterate; here it is fixed.
+    In the on-line method the reference is the previous iterate; here it is fixed.
 
     Args:
       log_probs: log pi(y|x), summed over tokens.
@@ -161,7 +161,7 @@ def reward_partitioning_loss(
     lengths = jnp.maximum(lengths, 1)
     grouped = responses_in_groups(mask, 2)
     scores = jax.lax.stop_gradient(reference / lengths) + rewards / temperature
-    # A prompt without a group has no sum; its scores stand in, and its losses are dropped.
+    # A prompt with a single response has no sum; its own scores replace it, and its losses get weight 0.
     summed = grouped | ~jnp.any(grouped, axis=-1, keepdims=True)
     log_sums = jax.nn.logsumexp(scores, axis=-1, keepdims=True, where=summed)
     residuals = log_ratios / lengths - (rewards / temperature - log_sums)
@@ -266,7 +266,7 @@ def quantile_rewards(
 
     Args:
       rewards: ``r``.
-      reference_rewards: ``r_j``, n a prompt.
+      reference_rewards: ``r_j``, n per prompt.
       transform: 'identity'; 'log' of the quantile, at least 1/n; 'normal' quantile function of it, clipped to [1/n, 1 - 1/n] (the clips
         are those of the public code).
 

@@ -1,4 +1,4 @@
-"""What a loss function needs of a batch beyond the arrays its parameters name, and its method's name, declared beside the function."""
+"""Requirements of a loss function beyond the arrays that its parameters name, and the name of its method; declared by decorators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Requirements:
         and not only implied by the order of its responses.
       one_scale: responses to different prompts are compared by their feedback, which the margin of a pair or the rank in a group is not
         made for.
-      imitates: the loss raises the likelihood of every response it gets, whatever its feedback.
+      imitates: the loss raises the likelihood of every response, regardless of its feedback.
       threshold: (hyperparameter, 'feedback' or 'rewards') where responses count as good if that field exceeds the hyperparameter.
     """
 
@@ -51,7 +51,7 @@ def requires(**requirements: Any) -> Callable[[Function], Function]:
 
 
 def named(name: str) -> Callable[[Function], Function]:
-    """Decorator that says what a loss function's method is called, where that is not the function's name."""
+    """Decorator that names a loss function's method, if it is not named like the function."""
 
     def declare(function: Function) -> Function:
         setattr(function, _NAME, name)
@@ -87,7 +87,7 @@ def quantities_of(function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[
 
 
 def method_name(function: Callable[..., Any]) -> str:
-    """``ipo`` for ``ipo_loss``, or what `named` says; for runs, error messages and metrics."""
+    """``ipo`` for ``ipo_loss``, or the name given by `named`; for runs, error messages and metrics."""
     while isinstance(function, functools.partial):
         function = function.func
     declared = inspect.unwrap(function, stop=lambda wrapped: hasattr(wrapped, _NAME))

@@ -1,6 +1,6 @@
 """Sums and shifts within the responses of packed rows.
 
-A row holds several responses side by side, told apart by segment ids (0 is padding). Nothing here passes from one response to another, so
+A row holds several responses, distinguished by segment ids (0 is padding). These functions never mix responses, so
 a token-level loss built from these functions does not depend on packing.
 """
 
@@ -23,7 +23,7 @@ def shifted(values: Any, segments: Segments, steps: int, fill: Any) -> Any:
       values: floats or ints ``[rows, length]``.
       segments: the response of each token, 0 on padding.
       steps: how far to look.
-      fill: what stands past a response's end or before its start, and on padding.
+      fill: the value past a response's end or before its start, and on padding.
     """
     length = segments.shape[1]
     positions = jnp.arange(length) + steps
@@ -57,7 +57,7 @@ def suffix_sums(values: PerToken, segments: Segments, *, discount: float = 1.0) 
 def segment_totals(values: PerToken, segments: Segments) -> PerToken:
     """The sum over the whole response, at each of its tokens; 0 on padding."""
     sums = suffix_sums(values, segments)
-    # Of the first token of the segment that each position lies in.
+    # The position of the first token of each position's segment.
     starts = jnp.where(first_tokens(segments), jnp.arange(segments.shape[1]), 0)
     totals = jnp.take_along_axis(sums, jax.lax.cummax(starts, axis=1), axis=1)
     return jnp.where(segments > 0, totals, 0)

@@ -1,6 +1,6 @@
-"""SPA: preference pairs that a policy labels itself, and labels that look wrong (Kim et al. 2024, arXiv 2406.04412).
+"""SPA: preference pairs that a policy labels itself, and the detection of wrong labels (Kim et al. 2024, arXiv 2406.04412).
 
-Only `extrapolated_log_probs` needs logits over the vocabulary, of the policy and of the reference policy at the same positions;
+Only `extrapolated_token_log_probs` needs logits over the vocabulary, of the policy and of the reference policy at the same positions;
 everything else works on log-probabilities of responses. `objectives.spa` runs it over chunks of positions.
 """
 
@@ -75,21 +75,6 @@ def extrapolated_token_log_probs(
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
-def extrapolated_log_probs(
-    policy_logits: Float[Array, "rows length vocab"],
-    reference_logits: Float[Array, "rows length vocab"],
-    targets: Int[Array, "rows length"],
-    mask: Bool[Array, "rows length"],
-    *,
-    strength: float,
-) -> Float[Array, " rows"]:
-    """`extrapolated_token_log_probs` summed over the tokens where the mask holds."""
-    log_probs = extrapolated_token_log_probs(
-        policy_logits, reference_logits, targets, strength=strength
-    )
-    return jnp.sum(jnp.where(mask, log_probs, 0), axis=-1)
-
-
 def find_suspects(
     chosen_extrapolated_log_ratios: PerPair,
     rejected_extrapolated_log_ratios: PerPair,
@@ -113,8 +98,8 @@ def find_suspects(
 class RunningQuantile:
     """A low quantile of the last ``window`` values, as a state of float32 arrays.
 
-    Rule, as in SPA's public code: sort the full window and average the values at the zero-based ranks ``int(window * fraction)`` and
-    the next. Unlike there, values enter one by one, not as means of a microbatch (whose tenth percentile would flag far more than a
+    The rule of SPA's public code: sort the full window and average the values at the zero-based ranks ``int(window * fraction)`` and
+    the next. Unlike in that code, values enter one by one, not as means of a microbatch (whose tenth percentile would flag far more than a
     tenth of the pairs), and the state is that of the whole batch on all devices.
 
     Attributes:
@@ -149,13 +134,13 @@ class RunningQuantile:
         places = jnp.arange(self.window)
         known = jnp.concatenate([places >= self.window - state["filled"], where])
         joined = jnp.concatenate([state["recent"], values.astype(jnp.float32)])
-        # Stable: what is known moves to the end in its order.
+        # The sort is stable: known values move to the end and keep their order.
         recent = joined[jnp.argsort(known, stable=True)][-self.window :]
         filled = jnp.minimum(jnp.sum(known), self.window).astype(jnp.float32)
         return {"recent": jnp.where(places >= self.window - filled, recent, 0), "filled": filled}
 
     def value(self, state: Mapping[str, Array]) -> Float[Array, ""]:
-        """The quantile, or what ``until_full`` says."""
+        """The quantile; before the window is full, the value that ``until_full`` chooses."""
         ranks = jnp.sort(state["recent"])
         rank = min(int(self.window * self.fraction), self.window - 1)
         quantile = 0.5 * (ranks[rank] + ranks[min(rank + 1, self.window - 1)])

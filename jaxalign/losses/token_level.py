@@ -1,4 +1,4 @@
-"""Losses on tokens: cross entropy, tokens weighted by what a policy and its reference say of them, and intuitive fine-tuning."""
+"""Losses on tokens: cross entropy, weights from the probabilities of a policy and its reference, and intuitive fine-tuning."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def gold_loss(
     """GOLD, Pang and He 2021, arXiv 2009.07839, algorithm 1: ``-b_t Q_t log pi(y_t)`` with constant ``b_t`` and ``Q_t``.
 
     ``Q_t = sum_{k=0..horizon} discount^k q_{t+k}``, where q comes from a model fitted by maximum likelihood, and tokens past the response's
-    end count as probability 1. ``b_t = clip(pi_old(y_t), min_importance, 1)`` stands for the importance weight of the demonstrations.
+    end count as probability 1. ``b_t = clip(pi_old(y_t), min_importance, 1)`` approximates the importance weight of the demonstrations.
 
     Args:
       log_probs: log pi of each target token, in nats.
       reference_log_probs: those of the frozen model fitted by maximum likelihood; constants.
       segments: the response of each token, 0 on padding.
       reward: 'probability': ``q = p`` (GOLD-s); 'log_probability': ``q = log(p + 1e-10) - baseline`` (GOLD-p).
-      horizon: how many later tokens a token answers for.
+      horizon: number of later tokens in the return of a token.
       discount: gamma.
       baseline: of GOLD-p, in nats.
       min_reward: each q is at least this (c in the paper).
@@ -182,7 +182,7 @@ def ift_code_loss(
     """IFT as its released code computes it (Hua et al. 2024, arXiv 2405.11870): tokens weighted by the discounted loss that follows them.
 
     With ``c_t = sum_{i >= t} discount^(i - t) ell_i`` over a response of n tokens, the loss of token t is ``n c_t / (sum c) * ell_t``, so
-    its mean over the response is ``sum c ell / sum c``. Early tokens that a large loss follows count most.
+    its mean over the response is ``sum c ell / sum c``. Early tokens that are followed by a large loss count most.
 
     Args:
       losses: ``ell_t``, the negative log-probability of each target token under mixed decoder inputs, in nats.

@@ -1,4 +1,4 @@
-"""Losses on single responses that are labelled desirable or undesirable, and what they carry from step to step."""
+"""Losses on single responses that are labelled desirable or undesirable, and the statistics that they carry from step to step."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def apo_zero_unpaired_loss(
     """APO-zero on single responses, D'Oosterlinck et al. 2024, arXiv 2408.06266: KTO with the reference point 0.
 
     ``1 - sigmoid(beta l)`` for desirable responses and ``sigmoid(beta l)`` for undesirable ones, as public code (TRL) has it. It has no
-    finite optimum: every log-ratio is pushed to plus or minus infinity, so stop early.
+    finite optimum: every log-ratio is pushed to plus or minus infinity, so training needs early stopping.
 
     Args:
       log_ratios: ``l``, log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats.
@@ -202,7 +202,8 @@ def _cumulative_mean(
 class RunningMean:
     """BCO's shift as public code (TRL) has it: the mean log-ratio of all responses seen in training, the current step's included.
 
-    Equal weights since step 0, not an exponential average. Carries ``count`` (responses) and ``shift`` (nats), float32.
+    All values since step 0 have equal weights; it is not an exponential average.
+    Carries ``count`` (responses) and ``shift`` (nats), float32.
     """
 
     def initial(self) -> dict[str, Array]:
@@ -224,8 +225,8 @@ class RunningMean:
 class TwoSidedRunningMean:
     """BCO's shift in the paper's form, ``(E_+[l] + E_-[l]) / 2``, each mean over everything seen in training (arXiv 2404.04656).
 
-    It does not drift with the share of desirable responses, as `RunningMean` does. Until both kinds were seen, the mean of the one that
-    was. Carries a count and a mean of each kind and ``shift`` (nats), float32.
+    It does not drift with the share of desirable responses, as `RunningMean` does. Until both kinds have been seen, it is the
+    mean of the one that has. Carries a count and a mean of each kind and ``shift`` (nats), float32.
 
     Attributes:
       desirable_threshold: that of the loss.

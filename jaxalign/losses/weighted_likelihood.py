@@ -1,8 +1,8 @@
-"""Likelihood of the logged responses, weighted by their reward: what needs no reference policy.
+"""Likelihood of the logged responses, weighted by their reward; these losses need no reference policy.
 
 Filtered fine-tuning, reward-weighted regression and weighted behaviour cloning tilt the behaviour policy mu that wrote the responses, not
-the reference policy; they are the controls that any claim about a regularised method needs. Best-of-n fine-tuning is filtering too, done
-where the data is made (`selection.from_feedback.best_of_n`).
+the reference policy. They are the controls for claims about regularised methods. Best-of-n fine-tuning filters too, when the data are
+derived (`data.derived.best_of_n`).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses import contrastive
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.losses.requirements import quantities_of, requirements_of
+from tests.fixtures.numbers import close
 
 BETA, TAU, LN2 = 0.4, 0.5, math.log(2)
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -77,10 +78,6 @@ def cells(arrays):
 def with_tau(method, tau):
     weighted = "prompt_embeddings" in quantities_of(ALL[method])[0]
     return functools.partial(ALL[method], **({"tau": tau} if weighted else {}))
-
-
-def close(found, expected, tolerance=1e-6):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def nats(logits):

@@ -16,6 +16,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.joint_preference import in_batch_jpo_loss, jpo_loss
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.losses.requirements import requirements_of
+from tests.fixtures.numbers import close
 
 BETA = 0.4
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -31,10 +32,6 @@ def made(pairs=5, dtype=jnp.float32):
     ratios = jnp.asarray(generator.normal(size=(4, pairs)), dtype)
     lengths = jnp.asarray(generator.integers(1, 9, (2, pairs)), dtype)
     return [*ratios, *lengths]
-
-
-def close(found, expected, tolerance=1e-6):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 # Given pairs.

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses import listwise
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.losses.requirements import requirements_of
+from tests.fixtures.numbers import close
 
 ALPHA, BETA = 0.5, 0.3
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -33,10 +34,6 @@ def lists(responses=4, seed=0, dtype=jnp.float32):
     """Log-ratios and rewards ``[3, responses]``, and a mask that holds everywhere."""
     ratios, rewards = np.random.default_rng(seed).normal(size=(2, 3, responses))
     return jnp.asarray(ratios, dtype), jnp.asarray(rewards, dtype), jnp.ones((3, responses), bool)
-
-
-def close(found, expected, tolerance=1e-6):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("responses", [2, 5])

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses import multi_objective
 from jaxalign.losses.pairwise import dpo_loss, hinge_loss
 from jaxalign.losses.requirements import quantities_of
+from tests.fixtures.numbers import close
 
 BETA = 0.4
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -63,10 +64,6 @@ def slopes(function, arrays):
         return jnp.sum(call(function, arrays | part)[0])
 
     return jax.grad(total)({name: arrays[name] for name in names})
-
-
-def close(found, expected, tolerance=1e-6):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def assert_same(first, second, arrays):

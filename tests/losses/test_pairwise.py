@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from jaxalign.errors import UserError
 from jaxalign.losses import dro, pairwise
 from jaxalign.losses.requirements import quantities_of, requirements_of
+from tests.fixtures.numbers import close
 
 BETA, TAU, ETA = 0.4, 0.3, 0.7
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -70,10 +71,6 @@ def assert_same(first, second, arrays, exact=True, factor=1.0):
     check = np.testing.assert_array_equal if exact else functools.partial(close, tolerance=2e-6)
     check(losses_of(first, arrays), factor * losses_of(second, arrays))
     jax.tree.map(lambda a, b: check(a, factor * b), slopes(first, arrays), slopes(second, arrays))
-
-
-def close(found, expected, tolerance=1e-6):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def dpo(beta=BETA):

@@ -24,6 +24,9 @@ from jaxalign.losses.policy_gradient import (
 from jaxalign.losses.requirements import requirements_of
 from jaxalign.losses.token_level import a_lol_seq_loss
 from jaxalign.losses.weighted_likelihood import weighted_behaviour_cloning_loss
+from tests.fixtures import numbers
+
+close = functools.partial(numbers.close, tolerance=1e-13)
 
 EXTREME = st.floats(-1e4, 1e4, width=32)
 
@@ -39,10 +42,6 @@ def arrays(float64):
     """Log-probabilities, log-ratios and advantages of both signs, `[4, 3]` in float64."""
     log_probs, log_ratios, advantages = np.random.default_rng(0).normal(size=(3, 4, 3))
     return jnp.asarray(log_probs - 9), jnp.asarray(log_ratios), jnp.asarray(advantages)
-
-
-def close(found, expected, tolerance=1e-13):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def gradient(loss, log_probs, *arguments, **options):

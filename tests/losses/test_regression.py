@@ -16,6 +16,9 @@ from jax.test_util import check_grads
 from jaxalign.errors import UserError
 from jaxalign.losses import dro, regression
 from jaxalign.losses.requirements import requirements_of
+from tests.fixtures import numbers
+
+close = functools.partial(numbers.close, tolerance=1e-12)
 
 
 def compiled(function):
@@ -43,10 +46,6 @@ SAMPLES = 40
 def _float64():
     with jax.enable_x64(True):
         yield
-
-
-def close(found, expected, tolerance=1e-12):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 class Bandit:

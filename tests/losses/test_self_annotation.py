@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses import self_annotation as spa
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.selection.self_labels import self_labels
+from tests.fixtures.numbers import close
 
 BETA, ALPHA = 0.4, 0.1
 EXTREME = st.floats(-1e4, 1e4, width=32)
@@ -23,10 +24,6 @@ LOSS = functools.partial(spa.spa_loss, beta=BETA, alpha=ALPHA)
 
 def pair(pairs=5, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, pairs)), dtype)
-
-
-def close(found, expected, tolerance=1e-6):
-    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 # The loss.
@@ -173,9 +170,14 @@ def sums(logits, targets, mask):
     return jnp.sum(jnp.where(mask, log_probs, 0), -1)
 
 
+def extrapolated_log_probs(policy, reference, targets, mask, *, strength):
+    log_probs = spa.extrapolated_token_log_probs(policy, reference, targets, strength=strength)
+    return jnp.sum(jnp.where(mask, log_probs, 0), -1)
+
+
 def extrapolated(logits, strength, side):
     policy, reference, targets, mask = (array[:, side] for array in logits)
-    return spa.extrapolated_log_probs(policy, reference, targets, mask, strength=strength)
+    return extrapolated_log_probs(policy, reference, targets, mask, strength=strength)
 
 
 def test_without_strength_the_policy_itself_remains(logits):
@@ -217,7 +219,7 @@ def test_on_answers_of_one_token_it_flags_the_same_pairs_for_every_strength(logi
 
     def flagged(strength):
         ratios = [
-            spa.extrapolated_log_probs(
+            extrapolated_log_probs(
                 policy, reference, targets[:, side : side + 1], mask, strength=strength
             )
             - sums(reference, targets[:, side : side + 1], mask)
@@ -237,7 +239,7 @@ def test_no_gradient_passes_the_extrapolation(logits):
     policy, reference, targets, mask = (array[:, 0] for array in logits)
 
     def total(policy):
-        return jnp.sum(spa.extrapolated_log_probs(policy, reference, targets, mask, strength=0.5))
+        return jnp.sum(extrapolated_log_probs(policy, reference, targets, mask, strength=0.5))
 
     assert not jax.grad(total)(policy).any()
 

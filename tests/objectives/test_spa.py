@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.losses.pairwise import dpo_loss
-from jaxalign.losses.self_annotation import extrapolated_log_probs
+from jaxalign.losses.self_annotation import extrapolated_token_log_probs
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.spa import SPA
@@ -57,16 +57,13 @@ def expected(toy, batch):
         ]
         results = []
         for strength, first in ((0.5, logits[0]), (0.0, logits[0]), (0.0, logits[1])):
+            log_probs = extrapolated_token_log_probs(
+                first, logits[1], batch["decoder_target_tokens"], strength=strength
+            )
             results.append(
                 jnp.stack(
                     [
-                        extrapolated_log_probs(
-                            first,
-                            logits[1],
-                            batch["decoder_target_tokens"],
-                            batch["decoder_segment_ids"] == segment,
-                            strength=strength,
-                        )
+                        jnp.where(batch["decoder_segment_ids"] == segment, log_probs, 0).sum(-1)
                         for segment in (1, 2)
                     ],
                     axis=1,
