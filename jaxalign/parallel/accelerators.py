@@ -1,4 +1,4 @@
-"""Accelerators: published peaks of a chip, and how a job's chips are arranged unless a run says otherwise."""
+"""Accelerators: the published peak rates of a chip, and the limits that define the default mesh of a run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One chip of a TPU generation or one GPU, as its vendor describes it.
+    """One chip of a TPU generation, or one GPU, with its vendor's figures.
 
     Attributes:
       name: as in topology names, for example 'v5e'.
-      device_kinds: what `jax.Device.device_kind` says or starts with.
+      device_kinds: values, or prefixes, of `jax.Device.device_kind`.
       memory_bytes: high-bandwidth memory of a chip.
       peak_flops: dense bfloat16 operations per second of a chip.
       memory_bandwidth: bytes per second between a chip and its memory.
-      interconnect_bandwidth: bytes per second that a chip sends to its neighbours, all links together, one direction.
+      interconnect_bandwidth: bytes per second that a chip sends to its neighbours over all links together, in one direction.
       chips_per_host: chips that one process drives on a slice of several hosts.
-      max_fsdp: over how many chips parameters are sharded by default; more chips are further copies.
+      max_fsdp: the largest number of chips over which parameters are sharded by default; further chips hold further copies.
     """
 
     name: str
@@ -33,8 +33,8 @@ class Accelerator:
     max_fsdp: int
 
 
-# TPUs: Google's pages cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; they state the interconnect for both directions together, halved here.
-# GPUs: NVIDIA's data sheets (SXM, without sparsity); NVLink likewise halved.
+# TPUs: Google's pages cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. They state the interconnect for both directions together; it is halved
+# here. GPUs: NVIDIA's data sheets (SXM, without sparsity); NVLink is halved in the same way.
 ACCELERATORS: dict[str, Accelerator] = {
     each.name: each
     for each in (
@@ -52,7 +52,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 def find_accelerator(device: Any) -> Accelerator | None:
     """The accelerator of a JAX device; None for a CPU or a kind that is not listed."""
     kind = device.device_kind
-    # Longest first: 'TPU v5' is also the beginning of 'TPU v5 lite'.
+    # The longest name is tried first, because 'TPU v5' is a prefix of 'TPU v5 lite'.
     names = [(name, each) for each in ACCELERATORS.values() for name in each.device_kinds]
     for name, each in sorted(names, key=lambda pair: -len(pair[0])):
         if kind.startswith(name):

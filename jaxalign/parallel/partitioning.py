@@ -1,8 +1,8 @@
-"""Meshes and shardings: logical axis names on one side, mesh axes on the other.
+"""Meshes and shardings: rules map the logical axis names of arrays to mesh axes.
 
-Parameters carry T5X's logical names (vocab, embed, mlp, heads, joined_kv, relpos_buckets, layers), activations batch, length and so on.
-`LOGICAL_AXIS_RULES` maps them to the mesh axes ``slice`` and ``data`` (batch only), ``fsdp`` (batch and parameters) and ``tensor`` (model
-parallel).
+Parameters carry T5X's logical names (vocab, embed, mlp, heads, joined_kv, relpos_buckets, layers). Activations carry batch, length and so
+on. `LOGICAL_AXIS_RULES` maps these names to the mesh axes ``slice`` and ``data`` (batch only), ``fsdp`` (batch and parameters) and
+``tensor`` (model parallel).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ BATCH_AXES = ("slice", "data", "fsdp")
 
 AxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
-# Priority order: the first rule whose mesh axis is still free in an array wins, as in T5X. So an activation's batch takes data and
-# fsdp before its embed can, while a parameter's embed takes fsdp.
+# In order of priority: the first rule whose mesh axis is still free in an array applies, as in T5X. The batch axis of an activation
+# therefore takes data and fsdp before its embed axis can, while the embed axis of a parameter takes fsdp.
 LOGICAL_AXIS_RULES: AxisRules = (
     ("batch", BATCH_AXES),
     ("vocab", "tensor"),
@@ -48,13 +48,15 @@ BATCH_SPEC = PartitionSpec(BATCH_AXES)
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """How many devices each mesh axis takes. Nothing given: the accelerator's default. One axis may be -1: all that remain.
+    """The number of devices on each mesh axis.
+
+    If no axis is given, the accelerator's default applies. One axis may be -1 and then takes all remaining devices.
 
     Attributes:
-      slice: copies of the parameters on slices of their own, joined by the data-centre network; by default the slices there are.
+      slice: copies of the parameters on separate slices, which the data-centre network connects; by default the number of slices.
       data: copies of the parameters within a slice; by default all devices that the other axes leave.
-      fsdp: devices over which parameters and batch are sharded; 1 by default where another axis is given.
-      tensor: model parallelism within a layer; 1 by default.
+      fsdp: devices over which parameters and batch are sharded; by default 1 if another axis is given.
+      tensor: model parallelism within a layer; by default 1.
     """
 
     slice: int | None = None
@@ -70,12 +72,12 @@ class MeshShape:
     def resolve(
         self, num_devices: int, *, num_slices: int = 1, max_fsdp: int = 1
     ) -> tuple[int, int, int, int]:
-        """The sizes of slice, data, fsdp and tensor for a number of devices.
+        """Returns the sizes of slice, data, fsdp and tensor for a number of devices.
 
         Args:
-          num_devices: of all slices together.
-          num_slices: slices they lie on.
-          max_fsdp: over how many devices of a slice the default mesh shards parameters.
+          num_devices: devices of all slices together.
+          num_slices: slices that hold these devices.
+          max_fsdp: the largest number of devices of a slice over which the default mesh shards parameters.
 
         Raises:
           UserError: if the product of the axes is not the number of devices.
@@ -87,7 +89,7 @@ class MeshShape:
             fsdp: int = math.gcd(num_devices // slices, max_fsdp)
         else:
             fsdp = 1 if self.fsdp is None else self.fsdp
-        # -1 elsewhere leaves nothing for data.
+        # If another axis is -1, it takes the remaining devices, and data takes none.
         rest = 1 if -1 in (slices, fsdp, tensor) else -1
         sizes = [slices, rest if self.data is None else self.data, fsdp, tensor]
         if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
@@ -110,24 +112,24 @@ class MeshShape:
 def default_mesh_shape(
     accelerator: Accelerator, num_devices: int, num_slices: int = 1
 ) -> MeshShape:
-    """The mesh a run gets if it asks for none: parameters sharded over a slice (up to ``max_fsdp`` chips), copies for the rest.
+    """Returns the default mesh of a run: parameters sharded over a slice (up to ``max_fsdp`` chips), and copies on the remaining chips.
 
     Args:
       accelerator: the kind of chip.
-      num_devices: of all slices together.
-      num_slices: slices they lie on.
+      num_devices: devices of all slices together.
+      num_slices: slices that hold these devices.
     """
     sizes = MeshShape().resolve(num_devices, num_slices=num_slices, max_fsdp=accelerator.max_fsdp)
     return MeshShape(*sizes)
 
 
 def make_mesh(shape: MeshShape = MeshShape(), devices: list[Any] | None = None) -> Mesh:
-    """Arranges the devices (all by default) as a mesh with axes slice, data, fsdp and tensor.
+    """Arranges the devices (by default all) as a mesh with the axes slice, data, fsdp and tensor.
 
-    Neighbours on the interconnect become neighbours on the mesh; only the axis ``slice`` crosses between TPU slices.
+    Neighbours on the interconnect become neighbours on the mesh. Only the axis ``slice`` connects different TPU slices.
 
     Raises:
-      UserError: if the axes do not multiply to the number of devices, or ``slice`` is not a multiple of the slices there are.
+      UserError: if the product of the axes is not the number of devices, or if ``slice`` is not a multiple of the number of slices.
     """
     everything = devices is None
     devices = list(jax.devices()) if devices is None else list(devices)
@@ -150,7 +152,7 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: list[Any] | None = None) 
 
 
 def _arrange(sizes: tuple[int, ...], num_slices: int, devices: list[Any]) -> np.ndarray:
-    """Devices by their place on the interconnect; an axis of the mesh may take a part of one of the topology's axes."""
+    """Arranges devices by their position on the interconnect; a mesh axis may take a part of one axis of the topology."""
     inner = (sizes[0] // num_slices, *sizes[1:])
 
     def arrange(split: bool) -> np.ndarray:
@@ -174,14 +176,14 @@ def _arrange(sizes: tuple[int, ...], num_slices: int, devices: list[Any]) -> np.
 
 @contextlib.contextmanager
 def activate(mesh: Mesh) -> Iterator[None]:
-    """Makes logical sharding constraints inside networks refer to a mesh while a function is traced."""
-    # `with mesh` alone would leave Flax's constraints without effect.
+    """Sets the mesh to which logical sharding constraints inside networks refer while a function is traced."""
+    # Flax's constraints have no effect under a plain `with mesh`.
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
         yield
 
 
 def parameter_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, rules: AxisRules = ()) -> Any:
-    """Maps a tree of logical `PartitionSpec` to `NamedSharding`; ``rules`` come before `LOGICAL_AXIS_RULES`."""
+    """Maps a tree of logical `PartitionSpec` to `NamedSharding`; ``rules`` take precedence over `LOGICAL_AXIS_RULES`."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, mesh_axes(spec, rules)),
         logical_axes,
@@ -190,7 +192,7 @@ def parameter_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, rules: Axi
 
 
 def mesh_axes(logical: Sequence[str | None], rules: AxisRules = ()) -> PartitionSpec:
-    """The mesh axes of an array's logical axes; ``rules`` come before `LOGICAL_AXIS_RULES`."""
+    """Returns the mesh axes of an array's logical axes; ``rules`` take precedence over `LOGICAL_AXIS_RULES`."""
     found = nn.logical_to_mesh_axes(tuple(logical), (*rules, *LOGICAL_AXIS_RULES))
     return PartitionSpec() if found is None else found
 
@@ -198,10 +200,10 @@ def mesh_axes(logical: Sequence[str | None], rules: AxisRules = ()) -> Partition
 def check_axis_rules(
     rules: Mapping[str, Any], roles: Collection[str]
 ) -> dict[str, tuple[tuple[str, str | tuple[str, ...] | None], ...]]:
-    """Rules by role as gin gives them, with lists made tuples.
+    """Checks rules by role as gin gives them, and converts their lists to tuples.
 
     Raises:
-      UserError: on a role that is not trained, or an unknown logical or mesh axis.
+      UserError: for a role that is not trained, or an unknown logical or mesh axis.
     """
     logical = {name for name, _ in LOGICAL_AXIS_RULES}
     checked: dict[str, Any] = {}
@@ -233,15 +235,15 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def batch_shardings(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """Rows are split over slice, data and fsdp."""
+    """Returns the shardings of a batch: its rows are split over slice, data and fsdp."""
     return {name: NamedSharding(mesh, BATCH_SPEC) for name in batch}
 
 
 def check_divisible(shapes: Any, shardings: Any) -> None:
-    """Refuses a mesh that does not divide a parameter.
+    """Checks that the mesh divides every parameter.
 
     Raises:
-      UserError: naming the parameter, its dimension and the mesh axis.
+      UserError: if it does not; the message names the parameter, its dimension and the mesh axis.
     """
 
     def check(path: Any, shape: Any, sharding: NamedSharding) -> None:
@@ -260,10 +262,10 @@ def check_divisible(shapes: Any, shardings: Any) -> None:
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, microbatches: int) -> None:
-    """Refuses a batch whose rows cannot be spread over the mesh and the microbatches.
+    """Checks that the rows of a batch can be split over the mesh and the microbatches.
 
     Raises:
-      UserError: naming the sizes.
+      UserError: if they cannot; the message names the sizes.
     """
     parts = math.prod(mesh.shape[name] for name in BATCH_AXES)
     if microbatches < 1 or batch_size % (parts * microbatches):
@@ -279,7 +281,7 @@ def optimizer_state_shardings(
     logical_axes: Any,
     rules: AxisRules = (),
 ) -> Any:
-    """Shards every optimizer slot like its parameter, and factored second moments like the dimensions they keep.
+    """Shards every optimizer slot like its parameter, and factored second moments like the dimensions that they keep.
 
     Counters and Adafactor's placeholders are replicated.
 
@@ -287,8 +289,8 @@ def optimizer_state_shardings(
       mesh: the mesh.
       abstract_state: shapes of the optimizer state.
       params: shapes of the role's parameters.
-      logical_axes: their logical `PartitionSpec`.
-      rules: come before `LOGICAL_AXIS_RULES`.
+      logical_axes: the logical `PartitionSpec` of these parameters.
+      rules: rules that take precedence over `LOGICAL_AXIS_RULES`.
     """
     axes = jax.tree.leaves(logical_axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     by_path = {
@@ -314,13 +316,13 @@ def optimizer_state_shardings(
 def _slot_axes(
     slot: tuple[str, ...], shape: tuple[int, ...], param: tuple[int, ...], names: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    """The logical axes of an optimizer slot of a parameter; none if its shape does not come from the parameter's."""
+    """Returns the logical axes of an optimizer slot; none if the slot's shape does not derive from the parameter's shape."""
     names = (*names, *[None] * (len(param) - len(names)))
     if shape == param:
         return names
     dimensions = list(zip(param, names, strict=True))
     leading = [each for each in dimensions if each[1] == "layers"]
-    # Layer-stacked parameters are optimised layer by layer, and their slots lead with the layers.
+    # Layer-stacked parameters are optimised layer by layer, and the first axis of their slots is the layer axis.
     rest = [each for each in dimensions if each[1] != "layers"]
     if len(rest) >= 2 and slot and slot[-1] in ("v_row", "v_col"):
         # optax reduces rows over the longest dimension and columns over the second longest (`optax.scale_by_factored_rms`).
@@ -338,7 +340,7 @@ def _key(entry: Any) -> str:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Makes global arrays of this process's rows of a batch."""
+    """Builds global arrays from this process's rows of a batch."""
     sharding = NamedSharding(mesh, BATCH_SPEC)
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(array))

@@ -1,4 +1,4 @@
-"""Stopping in good order: SIGTERM and Google Cloud's notices make a run save and exit with a code of its own."""
+"""Preemption: after SIGTERM or a maintenance notice of Google Cloud, a run saves a checkpoint and exits with its own exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "
 
 
 class Stopped(SystemExit):
-    """The run was told to stop and has saved; the same command goes on. As an exit it has the code 75."""
+    """The run received a request to stop and has saved a checkpoint; the same command continues it. Its exit code is 75."""
 
     def __init__(self, message: str) -> None:
         super().__init__(STOPPED)
@@ -29,23 +29,23 @@ class Stopped(SystemExit):
 
 
 class StopNotice:
-    """Knows whether the run shall stop. In a job of several processes all of them learn it at the same step.
+    """Records whether the run has to stop. In a job of several processes all of them see the request at the same step.
 
-    A context: on entry it takes over SIGTERM, on exit it gives it back.
+    A context manager: it installs a handler of SIGTERM on entry and restores the previous handler on exit.
     """
 
     def __init__(self) -> None:
         self._received = threading.Event()
-        self._over = threading.Event()
-        self._taken = False
-        self._previous: Any = None
+        self._closed = threading.Event()
+        self._handler_installed = False
+        self._previous_handler: Any = None
 
     def __enter__(self) -> StopNotice:
-        # With several processes JAX's runtime has taken over SIGTERM when it started, and tells the others.
+        # In a job of several processes JAX's runtime handles SIGTERM from its start and informs the other processes.
         alone = not distributed.several()
         if alone and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-            self._taken = True
+            self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
+            self._handler_installed = True
         if server := _metadata_server():
             threading.Thread(target=self._watch, args=(server,), daemon=True).start()
         return self
@@ -56,13 +56,13 @@ class StopNotice:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
-        if self._taken:
-            # None: it was not Python's.
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        self._closed.set()
+        if self._handler_installed:
+            # The previous handler is None if it was not installed from Python.
+            signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)
 
     def requested(self, step: int) -> bool:
-        """Whether to save and stop after this step; to be asked once after every step, by all processes."""
+        """Whether to save and stop after this step. Every process must call this once after every step."""
         if distributed.several():
             from jax.experimental import multihost_utils
 
@@ -74,15 +74,15 @@ class StopNotice:
         self._received.set()
 
     def _watch(self, server: str) -> None:
-        while not self._over.wait(_POLL_SECONDS):
+        while not self._closed.wait(_POLL_SECONDS):
             if noticed(server):
-                # The same way as the notice that a scheduler gives.
+                # A signal, so that the notice is handled like a request of a scheduler.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
 
 def noticed(server: str) -> bool:
-    """Whether the metadata server announces maintenance that ends this machine, or its preemption."""
+    """Whether the metadata server announces the preemption of this machine, or maintenance that terminates it."""
     for key, value in _NOTICES.items():
         request = urllib.request.Request(
             f"http://{server}/computeMetadata/v1/instance/{key}",
@@ -98,7 +98,7 @@ def noticed(server: str) -> bool:
 
 
 def _metadata_server() -> str | None:
-    """Asked only on a TPU, whose machines are Google's, or where the environment names a server."""
+    """Returns the metadata server to poll: the one that the environment names, or Google's on a TPU; otherwise None."""
     named = os.environ.get("GCE_METADATA_HOST") or os.environ.get("GCE_METADATA_IP")
     if named or jax.default_backend() != "tpu":
         return named

@@ -1,7 +1,7 @@
-"""Which job of several processes this one belongs to, read from flags and environment before JAX is imported; and its guardian.
+"""Detection of jobs of several processes from flags and environment, before JAX is imported; and a parent process that guards them.
 
-JAX's runtime ends a process by SIGABRT when another process of the job is lost. A parent that does nothing but wait turns that into one
-line and an exit code.
+JAX's runtime ends a process with SIGABRT when another process of the job is lost. A parent process, which only waits, turns this into a
+one-line message and an exit code.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 
 from jaxalign.errors import UserError
 
-# Exit codes of a training process, besides 0, 2 (the user's mistake) and 130 (interrupted).
-STOPPED = 75  # by SIGTERM or a maintenance notice, after saving: the same command goes on
+# Exit codes of a training process, besides 0, 2 (a user's mistake) and 130 (interrupted).
+STOPPED = 75  # SIGTERM or a maintenance notice, after saving: the same command continues the run
 LOST_PROCESS = 76  # another process of the job was lost: launch all of them again
 
 _DEFAULT_PORT = 1234
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
-# PCI: the maker's number, and the first byte of a device's class.
-_GOOGLE = "0x1ae0"
-_DISK_AND_NETWORK = ("0x01", "0x02")
+# PCI: the vendor's number, and the first byte of a device class.
+_GOOGLE_VENDOR = "0x1ae0"
+_DISK_AND_NETWORK_CLASSES = ("0x01", "0x02")
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How this process finds the others; what is None is found by `jax.distributed` from the cluster.
+    """How this process finds the others. `jax.distributed` determines values that are None from the cluster.
 
     Attributes:
       coordinator_address: host:port of the first process.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
-      cluster: where JAX looks for what is None: 'tpu', 'slurm', 'ompi', 'kubernetes', or '' for nowhere.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      cluster: the environment from which JAX takes values that are None: 'tpu', 'slurm', 'ompi', 'kubernetes', or '' for none.
     """
 
     coordinator_address: str | None = None
@@ -54,15 +54,15 @@ def find_launch(
     process_id: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Launch | None:
-    """The job of several processes that flags and environment speak of; None for a process on its own.
+    """Returns the job of several processes that flags and environment describe; None for a single process.
 
-    Nothing is asked over the network. Read are, after the flags: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID``; what XPK sets for GPUs (``JAX_COORDINATOR_IP`` or ``_ADDRESS``, ``JAX_COORDINATOR_PORT``, ``NNODES``,
-    ``NODE_RANK``) and for CPUs (``JAX_PROCESS_COUNT``, ``JOB_INDEX``, ``PROCESSES_IN_JOB``, ``JOB_COMPLETION_INDEX``); and the
-    signs of clusters that `jax.distributed` knows.
+    The function makes no network request. After the flags it reads ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID``; then the variables that XPK sets for GPUs (``JAX_COORDINATOR_IP`` or ``_ADDRESS``, ``JAX_COORDINATOR_PORT``,
+    ``NNODES``, ``NODE_RANK``) and for CPUs (``JAX_PROCESS_COUNT``, ``JOB_INDEX``, ``PROCESSES_IN_JOB``, ``JOB_COMPLETION_INDEX``); and
+    then the variables of clusters that `jax.distributed` supports.
 
     Raises:
-      UserError: if something is missing or malformed.
+      UserError: if a value is missing or malformed.
     """
     address = coordinator_address or _address(environment)
     count, index = num_processes, process_id
@@ -81,11 +81,13 @@ def find_launch(
     if missing and not cluster:
         present = [f"--{name}" for name, value in given.items() if value is not None]
         raise UserError(
-            f"{' and '.join(present)} (or the environment) speak of a job of several processes, but {' and '.join(missing)} "
+            f"{' and '.join(present)} (or the environment) describe a job of several processes, but {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} missing"
         )
     if count is not None and index is not None and not 0 <= index < count:
-        raise UserError(f"--process_id={index} is not one of --num_processes={count}, from 0")
+        raise UserError(
+            f"--process_id={index} must be from 0 to {count - 1} with --num_processes={count}"
+        )
     if count == 1:
         return None
     if address is not None and not address.rpartition(":")[2].isdigit():
@@ -95,7 +97,7 @@ def find_launch(
 
 
 def find_cluster(environment: Mapping[str, str]) -> str:
-    """The cluster whose signs the environment shows, '' for none; a single process on a laptop shows none."""
+    """Returns the cluster that the environment indicates; '' for none, as for a single process on a laptop."""
     if _on_tpu(environment):
         return "tpu"
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
@@ -113,7 +115,7 @@ def find_cluster(environment: Mapping[str, str]) -> str:
 
 
 def _on_tpu(environment: Mapping[str, str]) -> bool:
-    """A host of a TPU slice: GKE says how many there are, a TPU VM's metadata server has to be asked (by JAX)."""
+    """Whether this is a host of a TPU slice. GKE states the number of hosts; on a TPU VM, JAX asks the metadata server."""
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms.split(","):
         return False
@@ -128,11 +130,11 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
 
 
 def _has_tpu_chip(devices: str = "/sys/bus/pci/devices") -> bool:
-    """Whether a PCI device is Google's, and neither one of its disks nor of its network cards; other hosts have vfio groups too."""
+    """Whether a PCI device of Google is present that is neither a disk nor a network card; other hosts have vfio groups too."""
     for folder in map(Path, glob.glob(f"{devices}/*")):
         with contextlib.suppress(OSError):
-            maker, kind = ((folder / name).read_text().strip() for name in ("vendor", "class"))
-            if maker == _GOOGLE and kind[:4] not in _DISK_AND_NETWORK:
+            vendor, kind = ((folder / name).read_text().strip() for name in ("vendor", "class"))
+            if vendor == _GOOGLE_VENDOR and kind[:4] not in _DISK_AND_NETWORK_CLASSES:
                 return True
     return False
 
@@ -156,7 +158,7 @@ def _number(environment: Mapping[str, str], *names: str, given: int | None) -> i
 
 
 def _index_in_job_set(environment: Mapping[str, str]) -> int | None:
-    """The process of a JobSet: jobs of equally many pods, counted through."""
+    """Returns the number of this process in a JobSet, whose jobs have equal numbers of pods; they are numbered consecutively."""
     within = _number(environment, "JOB_COMPLETION_INDEX", given=None)
     if within is None:
         return None
@@ -165,21 +167,21 @@ def _index_in_job_set(environment: Mapping[str, str]) -> int | None:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Runs a process of a job in a child and returns its exit code; `LOST_PROCESS` if JAX's runtime ended it.
+    """Runs a process of a job in a child process and returns its exit code; `LOST_PROCESS` if JAX's runtime ended it.
 
-    Signals are passed on, and the child dies with its parent. To be called before JAX is imported, for a process with threads cannot be
-    forked.
+    The parent forwards signals, and the child dies with its parent. Call this before JAX is imported, because a process with threads
+    cannot be forked safely.
     """
     if not sys.platform.startswith("linux"):
         return run()
     parent = os.getpid()
     sys.stdout.flush()
     sys.stderr.flush()
-    # A signal waits until somebody is there to receive it.
+    # Signals are blocked until their handlers are installed.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child == 0:
-        # A group of its own: a terminal's ^C reaches it once, through its parent.
+        # The child gets its own process group, so that a terminal's ^C reaches it only once, through its parent.
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -200,8 +202,8 @@ def guarded(run: Callable[[], int]) -> int:
         return code
     if code == -signal.SIGABRT:
         print(
-            "jaxalign: JAX's runtime ended this process, as it does when another process of the job is lost or never came (its lines are "
-            "above); launch all processes again, and the run goes on from its last checkpoint",
+            "jaxalign: JAX's runtime ended this process, as it does when another process of the job is lost or never joins (its messages "
+            "are above); launch all processes again, and the run continues from its last checkpoint",
             file=sys.stderr,
         )
         return LOST_PROCESS

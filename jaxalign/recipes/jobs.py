@@ -1,4 +1,4 @@
-"""Resumable studies: each job writes one ``result.json``; several worker processes share the jobs of a folder."""
+"""Resumable job graphs: each job writes one ``result.json``, and several worker processes share the jobs of a folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Job:
     """One unit of work.
 
     Attributes:
-      name: its folder within the study's.
-      run: from the job's folder to a JSON object.
-      needs: names of jobs that must have finished.
+      name: the job's folder within the folder of the graph.
+      run: function from the job's folder to a JSON object.
+      needs: names of the jobs that must have finished before.
     """
 
     name: str
@@ -38,10 +38,10 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def work(folder: Path, jobs: Sequence[Job], *, poll_seconds: float = 2.0) -> None:
-    """Runs jobs that nobody else has claimed until all are finished or none can be.
+    """Runs jobs that no other process has claimed, until all jobs are finished or every remaining job depends on a failed one.
 
     Raises:
-      RuntimeError: if a job failed, after all jobs that do not depend on it.
+      RuntimeError: if a job failed. The jobs that do not depend on it run first.
     """
     failed: set[str] = set()
     while True:
@@ -80,16 +80,16 @@ def work(folder: Path, jobs: Sequence[Job], *, poll_seconds: float = 2.0) -> Non
 
 
 def run_workers(jobs: Sequence[Job], folder: Path, workers: int, *, only: str = "") -> None:
-    """Runs the jobs in this process and ``workers - 1`` forked ones, each on a core of its own.
+    """Runs the jobs in this process and ``workers - 1`` forked processes, each on its own core.
 
-    One process a core beats one process with all cores: small models do not parallelise. Forking happens before JAX starts, and
-    compiled programs are kept in the folder for the other processes.
+    One process per core is faster than one process with all cores, because small models do not parallelise. The processes are forked
+    before JAX starts. They share compiled programs through the folder.
 
     Args:
-      jobs: all jobs of the study.
-      folder: where results go.
+      jobs: all jobs of the graph.
+      folder: folder of the results.
       workers: number of processes.
-      only: run only jobs whose name starts with this, and what they need.
+      only: run only jobs whose name starts with this, and the jobs that they need.
 
     Raises:
       RuntimeError: if a job failed.
@@ -135,7 +135,7 @@ def _closure(jobs: Sequence[Job], prefix: str) -> set[str]:
 
 
 def _claim(folder: Path) -> bool:
-    """Takes a job unless a living process has it."""
+    """Claims a job unless a running process has claimed it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _CLAIM
     try:

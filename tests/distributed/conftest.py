@@ -1,4 +1,4 @@
-"""Jobs of one or more real processes on this machine, and what they leave behind."""
+"""Jobs of one or more real processes on this machine, and the files that they write."""
 
 import dataclasses
 import json
@@ -16,19 +16,19 @@ from jaxalign.runs.checkpoints import restore_params
 from jaxalign.runs.metrics import read_metrics
 
 SCRIPT = Path(__file__).with_name("worker.py")
-# Much longer than anything takes, also on a crowded machine.
-PATIENCE = 900
+# Seconds; much longer than any job takes, also on a busy machine.
+TIMEOUT = 900
 
 
 @dataclasses.dataclass
 class Job:
-    """Processes that train together."""
+    """The processes of one training job."""
 
     processes: list[subprocess.Popen]
 
     def finish(self, *codes):
-        """Waits for all processes, which must end with these codes (one code for all); returns their outputs."""
-        outputs = [process.communicate(timeout=PATIENCE)[0] for process in self.processes]
+        """Waits for all processes, checks their exit codes (one code counts for all), and returns their outputs."""
+        outputs = [process.communicate(timeout=TIMEOUT)[0] for process in self.processes]
         wanted = list(codes) if len(codes) > 1 else list(codes) * len(outputs)
         found = [process.returncode for process in self.processes]
         assert found == wanted, "\n".join(output[-3000:] for output in outputs)
@@ -37,7 +37,7 @@ class Job:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
-    """A folder with sixty triplets of short texts; caches of data and of compiled programs come beside them."""
+    """A folder with sixty triplets of short texts; it also holds the caches of data and of compiled programs."""
     folder = tmp_path_factory.mktemp("job")
     records = [
         {
@@ -70,7 +70,7 @@ def spawn(command, environment):
 
 @pytest.fixture(scope="session")
 def spawn_job():
-    """`spawn_job(command, environment, processes)`: a script's processes, which find each other through the environment."""
+    """`spawn_job(command, environment, processes)` starts processes of a script, which find each other through the environment."""
 
     def start(command, environment, processes):
         job = {
@@ -89,7 +89,7 @@ def spawn_job():
 
 @pytest.fixture(scope="session")
 def train_command(workplace, repository):
-    """`train_command(2, folder, "--flag=value", ...)`: two processes of `jaxalign train` that find each other by their flags."""
+    """`train_command(2, folder, "--flag=value", ...)` starts two processes of `jaxalign train`, which find each other by their flags."""
 
     def launch(processes, folder, *flags):
         names = ("models/tiny", "tasks/synthetic", "objectives/sft", "optimizers/adamw")
@@ -118,14 +118,14 @@ def train_command(workplace, repository):
 
 @pytest.fixture(scope="session")
 def start(workplace, repository):
-    """`start(folder, steps, processes=2, devices=2, only={1: {...}}, **options)`; ``only``: options of one process."""
+    """`start(folder, steps, processes=2, devices=2, only={1: {...}}, **options)`; ``only`` holds options of single processes."""
 
     def launch(folder, steps, *, processes=1, devices=4, only=None, **options):
         port = free_port()
         environment = {
             "PYTHONPATH": f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "TINY_RUN_DEVICES": str(devices),
-            # Compiling takes longer than training.
+            # Compilation takes longer than training here.
             "TINY_RUN_XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
             "OMP_NUM_THREADS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(workplace / "compiled"),
@@ -155,7 +155,7 @@ def start(workplace, repository):
 
 
 class Runs:
-    """What runs have left in their folders."""
+    """Reads and compares the folders of runs."""
 
     def trained(self, folder, step):
         """The parameters of a checkpoint, by role."""
@@ -174,20 +174,20 @@ class Runs:
         jax.tree.map(close, self.trained(one, step), self.trained(other, step))
 
     def measured(self, folder):
-        """Every line of metrics.jsonl, without what depends on a clock."""
+        """Every line of metrics.jsonl, without the throughput, which depends on the clock."""
         return [
             {name: value for name, value in record.items() if not name.endswith("_per_second")}
             for record in read_metrics(folder / "metrics.jsonl")
         ]
 
     def assert_measured_alike(self, one, other):
-        """The same lines, with the same numbers but for rounding."""
+        """Asserts that both runs have the same lines, with the same numbers up to rounding."""
         for mine, theirs in zip(self.measured(one), self.measured(other), strict=True):
             assert mine.pop("split") == theirs.pop("split")
             assert theirs == pytest.approx(mine, rel=1e-4, abs=1e-5)
 
     def position(self, folder, step):
-        """The iterator's state in a checkpoint."""
+        """The state of the data iterator in a checkpoint."""
         return json.loads((folder / "checkpoints" / str(step) / "data" / "metadata").read_text())
 
 

@@ -1,6 +1,6 @@
-"""A process of a job that trains nothing: all work together in steps until something happens to one of them.
+"""A process of a job without training: all processes exchange data in steps until an event happens to one of them.
 
-python small_job.py EVENT VICTIM FOLDER; other processes are found through the environment.
+Usage: python small_job.py EVENT VICTIM FOLDER. The processes find each other through the environment.
 """
 
 import os
@@ -21,7 +21,7 @@ def fail() -> None:
 
 
 def restore_without(victim: int, mesh: Any, folder: str) -> None:
-    """All save states and delete one; then one process dies while the others read what is left."""
+    """All processes save states and delete one; then one process dies while the others restore the remaining state."""
     import jax
     import jax.numpy as jnp
 
@@ -86,7 +86,7 @@ def work(event: str, victim: int, folder: str) -> int:
         if index == victim:
             {"mistake": fail, "defect": lambda: [][0], "killed": kill, "silent": kill}[event]()
         if event == "silent":
-            # The others wait for nothing that could fail.
+            # The others wait in no call that could fail.
             time.sleep(3600)
     return 0
 

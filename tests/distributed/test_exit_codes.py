@@ -1,4 +1,4 @@
-"""When something happens to one process the others end soon, with one line and a code of their own."""
+"""When one process of a job fails, the others end soon, with one line and their own exit code."""
 
 import os
 import subprocess
@@ -70,4 +70,4 @@ def test_a_process_that_waits_for_the_others_says_so(repository, tmp_path):
     ) as process:
         found = next(line for line in process.stderr if "waits" in line)
         process.terminate()
-    assert found.startswith("process 1 of 2 waits for the others at localhost:9, for up to 5 min")
+    assert found.startswith("process 1 of 2 waits for the others at localhost:9 for up to 5 min")

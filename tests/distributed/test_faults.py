@@ -1,4 +1,4 @@
-"""Training is killed at random moments and started again, until it is done: the parameters are those of an undisturbed run."""
+"""Training that is killed at random moments and started again until it finishes gives the parameters of an uninterrupted run."""
 
 import random
 import signal
@@ -12,8 +12,8 @@ METHOD = {"method": "dro_v"}
 
 
 @pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
     start(folder, STEPS, devices=1, period=PERIOD, best=True, **METHOD).finish(0)
     return folder
 
@@ -25,8 +25,8 @@ def saved(folder):
 
 
 @pytest.mark.faults
-def test_twenty_kills_at_random_moments_change_nothing(runs, start, whole, tmp_path):
-    """Half of them fall while a checkpoint is being written. None costs more steps than those since the checkpoint before."""
+def test_twenty_kills_at_random_moments_change_nothing(runs, start, uninterrupted, tmp_path):
+    """Half of the kills happen while a checkpoint is being written. None loses more than the steps since the previous checkpoint."""
     moments = random.Random(11)
     for kill in range(20):
         before = saved(tmp_path) if kill else 0
@@ -36,29 +36,29 @@ def test_twenty_kills_at_random_moments_change_nothing(runs, start, whole, tmp_p
                 "delay": moments.choice([0, moments.random() / 8]),
             }
         else:
-            # One of the steps after the next checkpoint, and some time into it.
+            # At one of the steps after the next checkpoint, some time after its start.
             plan = {
                 "kill_at": before + PERIOD + moments.randint(1, PERIOD),
                 "saved_first": before + PERIOD,
                 "delay": moments.choice([0, moments.random() / 10]),
             }
         start(tmp_path, STEPS, devices=1, period=PERIOD, best=True, **METHOD, **plan).finish(KILLED)
-        # What was being written may be lost, what was written is not.
+        # A checkpoint may be lost while it is being written, but not after that.
         assert saved(tmp_path) >= plan.get("saved_first", before)
     start(tmp_path, STEPS, devices=1, period=PERIOD, best=True, **METHOD).finish(0)
-    runs.assert_identical(whole, tmp_path, STEPS)
-    assert runs.measured(tmp_path) == runs.measured(whole)
-    assert runs.position(tmp_path, STEPS) == runs.position(whole, STEPS)
+    runs.assert_identical(uninterrupted, tmp_path, STEPS)
+    assert runs.measured(tmp_path) == runs.measured(uninterrupted)
+    assert runs.position(tmp_path, STEPS) == runs.position(uninterrupted, STEPS)
 
 
 @pytest.mark.faults
-def test_sigterm_alone_saves_and_goes_on(runs, start, whole, tmp_path):
-    """Between two checkpoints, between two lines of metrics, twice."""
+def test_a_single_process_saves_on_sigterm_and_continues(runs, start, uninterrupted, tmp_path):
+    """The signal arrives twice, between two checkpoints and between two lines of metrics."""
     for step in (4, 8):
         (output,) = start(
             tmp_path, STEPS, devices=1, period=PERIOD, best=True, **METHOD, term_at=step
         ).finish(75)
         assert "told to stop" in output and saved(tmp_path) in (step, step + 1)
     start(tmp_path, STEPS, devices=1, period=PERIOD, best=True, **METHOD).finish(0)
-    runs.assert_identical(whole, tmp_path, STEPS)
-    assert runs.measured(tmp_path) == runs.measured(whole)
+    runs.assert_identical(uninterrupted, tmp_path, STEPS)
+    assert runs.measured(tmp_path) == runs.measured(uninterrupted)

@@ -1,4 +1,4 @@
-"""Two processes train as one does, stop together when one is told to, and go on bit for bit."""
+"""Two processes train like one, stop together when one receives SIGTERM, and continue bit for bit."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def test_two_processes_have_the_trajectory_of_one(runs, alone, together):
     assert runs.position(together, STEPS) == runs.position(alone, STEPS)
 
 
-def test_what_is_counted_is_the_global_batch(alone, together):
+def test_counts_are_those_of_the_global_batch(alone, together):
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (alone, together)]
     for name in ("step", "examples", "tokens"):
         assert summaries[0][name] == summaries[1][name] > 0
@@ -46,7 +46,7 @@ def test_a_run_has_one_identity(together):
 
 @pytest.fixture(scope="module")
 def stopped(start, together, tmp_path_factory):
-    """The second process was told to stop after step 2; all were started again."""
+    """The second process received SIGTERM after step 2; then both were started again."""
     folder = tmp_path_factory.mktemp("stopped")
     job = start(folder, STEPS, processes=2, devices=2, only={1: {"term_at": 2, "pause": 2.0}})
     outputs = job.finish(STOPPED)
@@ -67,7 +67,7 @@ def test_sigterm_to_one_process_stops_all_and_nothing_is_lost(runs, together, st
 
 @pytest.mark.faults
 def test_four_processes_have_the_trajectory_of_one(runs, start, tmp_path):
-    """Of policy and value."""
+    """The run trains policy and value networks."""
     one, four = tmp_path / "one", tmp_path / "four"
     start(one, STEPS, processes=1, devices=4, method="dro_v").finish(0)
     start(four, STEPS, processes=4, devices=1, method="dro_v", mesh={"data": 2, "fsdp": 2}).finish(
@@ -112,7 +112,7 @@ def test_a_job_that_is_started_again_after_a_kill_loses_nothing(
         ),
     ],
 )
-def test_another_number_of_processes_and_another_mesh_go_on_in_the_same_order(
+def test_another_number_of_processes_and_another_mesh_continue_in_the_same_order(
     runs, start, alone, tmp_path, first, second
 ):
     start(tmp_path, 4, **first).finish(0)
@@ -124,7 +124,7 @@ def test_another_number_of_processes_and_another_mesh_go_on_in_the_same_order(
 
 @pytest.mark.faults
 def test_reference_scores_and_checks_of_the_whole_batch(runs, start, tmp_path):
-    """KTO reads stored scores, which the processes compute together, and checks prompts across the rows of all."""
+    """KTO reads stored scores, which the processes compute together, and checks prompts across the rows of all processes."""
     one, two = tmp_path / "one", tmp_path / "two"
     start(one, 4, processes=1, devices=4, method="kto", cache=str(tmp_path / "a")).finish(0)
     start(two, 4, processes=2, devices=2, method="kto", cache=str(tmp_path / "b")).finish(0)
@@ -132,14 +132,14 @@ def test_reference_scores_and_checks_of_the_whole_batch(runs, start, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_mistake_is_told_by_all_processes_with_its_own_code(start, tmp_path):
+def test_all_processes_report_a_mistake_with_its_own_code(start, tmp_path):
     outputs = start(tmp_path, STEPS, processes=2, devices=2, mesh={"data": 3}).finish(2)
     assert all("devices" in output.splitlines()[-1] for output in outputs)
 
 
 @pytest.mark.faults
 def test_the_command_line_starts_a_job(train_command, tmp_path):
-    """What is printed once is printed by the first; a mistake is one line and code 2."""
+    """Only the first process prints the summary; a mistake gives one line and exit code 2."""
     outputs = train_command(2, tmp_path / "run").finish(0)
     assert ["finished at step 2" in output for output in outputs] == [True, False]
     assert (tmp_path / "run" / "checkpoints" / "2").exists()

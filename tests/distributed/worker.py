@@ -1,6 +1,6 @@
-"""One process of a tiny training job that a test starts, stops and kills; its exit codes are those of `jaxalign train`.
+"""One process of a tiny training job that tests start, stop and kill; its exit codes are those of `jaxalign train`.
 
-python worker.py JSON, with the keys of `Options`; other processes are found through the environment.
+Usage: python worker.py JSON, with the keys of `Options`. The processes find each other through the environment.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from jaxalign.parallel import processes
 
 @dataclasses.dataclass
 class Options:
-    """What a test asks for.
+    """The options of a job.
 
     Attributes:
-      feedback, cache, folder: the data and the run folder.
+      feedback, cache, folder: the data, the cache and the run folder.
       steps: updates in total.
       period: steps between checkpoints.
-      mesh: of `MeshShape`.
-      method: 'sft', 'dro_v', or 'kto' with its check of the whole batch.
-      term_at: step after which this process sends itself SIGTERM, and from which it is slow, by ``pause``.
-      kill_at: step after which it kills itself, some seconds later if ``delay`` is given.
-      saved_first: checkpoint that has to be there before it kills itself.
-      kill_writing: step whose checkpoint is being written when it kills itself.
+      mesh: arguments of `MeshShape`.
+      method: 'sft', 'dro_v', or 'kto', which checks the whole batch.
+      term_at: step after which this process sends itself SIGTERM; from then on every step takes ``pause`` longer.
+      kill_at: step after which this process kills itself, with a delay of ``delay``.
+      saved_first: checkpoint that must exist before the process kills itself.
+      kill_writing: the process kills itself while it writes the checkpoint of this step.
       delay, pause: seconds.
-      best: keep the best by validation loss.
+      best: keep the best checkpoint by validation loss.
     """
 
     feedback: str
@@ -57,7 +57,7 @@ def kill() -> None:
 
 
 def disturb(options: Options) -> None:
-    """Lets something happen when training comes to a step, and lets it be another moment within the step."""
+    """Installs the signals and kills that the options request."""
     from jaxalign.training.loop import Loop
 
     receive = Loop._receive
@@ -67,7 +67,7 @@ def disturb(options: Options) -> None:
         if step.number == options.term_at:
             os.kill(os.getpid(), signal.SIGTERM)
         if options.term_at and step.number >= options.term_at:
-            # JAX's runtime looks once a second whether the signal came, and then asks the others where they are.
+            # JAX's runtime checks for the signal once a second, and then asks the other processes for their steps.
             time.sleep(options.pause)
         if step.number == options.kill_at:
             wait_for(options, options.saved_first)

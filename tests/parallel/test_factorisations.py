@@ -1,4 +1,4 @@
-"""Every way of arranging eight devices trains the same as one: SFT, DRO-V, KTO and DPO, scanned or not, with remat and microbatches."""
+"""Every mesh of eight devices trains like one device: SFT, DRO-V, KTO and DPO, with and without scan, remat and microbatches."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ CASES = [
     pytest.param(
         method,
         sizes,
-        # Every method meets every variant, and so does every arrangement, over the four methods.
+        # Every method is tested with every variant; so is every mesh, over the four methods together.
         VARIANTS[(index + shift) % 4],
         marks=() if (method, sizes) in FAST else pytest.mark.slow,
         id=f"{method}-{'x'.join(map(str, sizes))}",
@@ -89,7 +89,7 @@ def train(world):
 
 @pytest.mark.parametrize(("method", "sizes", "variant"), CASES)
 def test_every_factorisation_gives_the_trajectory_of_one_device(train, method, sizes, variant):
-    # Scanning, remat and microbatches are left out on one device where that changes no initial parameter.
+    # On one device, remat and microbatches are left out; scan stays, because it changes the initial parameters.
     alone = train(method, (1, 1, 1, 1), (variant[0], "none", 1), 1)
     found = train(method, sizes, variant, 8)
     for one, other in zip(found[0], alone[0], strict=True):
@@ -102,5 +102,5 @@ def test_every_factorisation_gives_the_trajectory_of_one_device(train, method, s
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-5, atol=1e-5)
 
 
-def test_all_twenty_arrangements_are_there():
+def test_there_are_twenty_different_factorisations():
     assert len(FACTORISATIONS) == 20 == len(set(FACTORISATIONS))

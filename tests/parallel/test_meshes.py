@@ -1,4 +1,4 @@
-"""Every arrangement of devices trains the same."""
+"""Training gives the same result on every mesh."""
 
 import functools
 
@@ -66,7 +66,7 @@ def test_microbatches_on_a_mesh(world, drov, alone):
 
 
 def test_kto_reference_point_is_that_of_the_global_batch(world):
-    """On one device, on eight, and in microbatches."""
+    """This holds on one device, on eight devices, and with microbatches."""
     objective = KTO(policy=world.policy, reference="live")
     expected = world.train(objective, MeshShape(), 1, steps=1)[0][0]["reference_point"]
     for shape, devices, count in ((MeshShape(data=8), 8, 1), (MeshShape(data=2), 2, 4)):
@@ -75,7 +75,7 @@ def test_kto_reference_point_is_that_of_the_global_batch(world):
 
 
 def test_log_ratios_are_zero_at_the_start_on_a_sharded_mesh(world):
-    """The reference shares the policy's parameters; the mesh splits every reduction."""
+    """The reference has the policy's parameters; the mesh splits every reduction."""
     objective = Pairwise(loss_function=DPO, policy=world.policy, reference="live")
 
     class Twins(type(world)):
@@ -113,7 +113,7 @@ def test_a_mesh_that_does_not_fit_the_devices_or_the_batch_is_refused():
 
 
 @pytest.mark.parametrize("make", [adafactor, adamw])
-def test_optimizer_slots_lie_where_their_parameters_do(world, make):
+def test_optimizer_slots_are_sharded_like_their_parameters(world, make):
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     transformations = build_transformations({"policy": make(1e-3)}, {})
     params = {"policy": world.policy.abstract_params()}
@@ -150,7 +150,7 @@ def test_activations_are_sharded_as_their_axis_names_say():
 
 
 def test_the_step_donates_its_state(world, drov, random_batch):
-    """Two copies of parameters and optimizer would not fit."""
+    """Two copies of parameters and optimizer state would not fit into memory."""
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
     roles = drov.trained()
     transformations = build_transformations(dict.fromkeys(roles, adafactor()), {})
@@ -162,5 +162,5 @@ def test_the_step_donates_its_state(world, drov, random_batch):
     shapes = jax.eval_shape(lambda: (state, {}, batch))
     text = step.lower(*shapes).as_text()
     donated = text.count("tf.aliasing_output") + text.count("jax.buffer_donor")
-    # Adafactor's placeholders have one element and are not worth counting.
+    # Adafactor's placeholders have one element and are not counted.
     assert donated >= sum(leaf.size > 1 for leaf in jax.tree.leaves(state))

@@ -1,4 +1,4 @@
-"""Where arrays lie: files to compare with, default meshes, rules of a role, and which dimension a factored slot keeps."""
+"""Shardings: snapshot files, default meshes, rules of a role, and the dimension that a factored slot keeps."""
 
 import importlib.util
 from pathlib import Path
@@ -30,9 +30,11 @@ def script():
 
 
 @pytest.mark.parametrize("size", ["large", "xl", "xxl"])
-def test_every_array_lies_where_the_snapshot_says(script, size):
+def test_shardings_equal_the_snapshot(script, size):
     written = (script.FOLDER / f"t5_1_1_{size}.txt").read_text(encoding="utf-8")
-    assert script.snapshot(size) == written, "if meant: python scripts/sharding_snapshots.py"
+    assert script.snapshot(size) == written, (
+        "if the change is intended: python scripts/sharding_snapshots.py"
+    )
 
 
 class Device:
@@ -53,7 +55,7 @@ class Device:
         ("cpu", None),
     ],
 )
-def test_an_accelerator_is_known_by_what_its_device_says(kind, name):
+def test_an_accelerator_is_identified_by_its_device_kind(kind, name):
     found = find_accelerator(Device(kind))
     assert (found and found.name) == name
 
@@ -66,11 +68,11 @@ def test_default_meshes_use_every_chip_and_divide_the_models(name, devices, slic
     shape = default_mesh_shape(ACCELERATORS[name], devices, slices)
     sizes = shape.resolve(devices)
     assert np.prod(sizes) == devices and sizes[0] == slices and sizes[3] == 1
-    # Small to XXL, T5 1.1.
+    # The widths of T5 1.1 from Small to XXL.
     assert all(width % sizes[2] == 0 for width in (512, 768, 1024, 2048, 4096))
 
 
-def test_axes_left_out_are_filled():
+def test_axes_that_are_not_given_get_their_defaults():
     assert MeshShape().resolve(8) == (1, 8, 1, 1)
     assert MeshShape().resolve(8, num_slices=2) == (2, 4, 1, 1)
     assert MeshShape().resolve(8, num_slices=2, max_fsdp=64) == (2, 1, 4, 1)
@@ -90,8 +92,8 @@ def test_the_batch_is_spread_over_slices_too():
 
 @pytest.mark.parametrize("shape", [(256, 128), (128, 256), (128, 128)])
 @pytest.mark.parametrize("stacked", [False, True])
-def test_factored_slots_lie_like_the_dimension_they_keep(shape, stacked):
-    """A gradient that differs along one dimension only shows which of the two a slot keeps; squares included."""
+def test_factored_slots_are_sharded_like_the_dimension_they_keep(shape, stacked):
+    """A gradient that varies along one dimension only shows which dimension a slot keeps, for square parameters too."""
     names = ("embed", "mlp")
     steps = np.arange(1.0, max(shape) + 1)
     gradient = jnp.asarray(steps[: shape[0], None] * np.ones(shape), jnp.float32)
@@ -118,7 +120,7 @@ def test_factored_slots_lie_like_the_dimension_they_keep(shape, stacked):
     assert checked == 2
 
 
-def test_rules_of_a_role_move_that_role_alone(world):
+def test_rules_of_a_role_change_that_role_only(world):
     mesh = make_mesh(MeshShape(data=2, fsdp=2, tensor=2))
     networks = {"policy": world.policy, "value": world.value}
     abstract = jax.eval_shape(
@@ -151,13 +153,13 @@ def partitioning_state(params):
         ({"policy": [("mlp", "model")]}, "mesh axes are slice, data, fsdp, tensor"),
     ],
 )
-def test_rules_that_name_nothing_are_refused(rules, message):
+def test_rules_with_unknown_names_are_refused(rules, message):
     with pytest.raises(UserError, match=message):
         partitioning.check_axis_rules(rules, {"policy": None})
 
 
 class Chip:
-    """A chip of a simulated TPU slice, as JAX arranges them."""
+    """A chip of a simulated TPU slice, with the attributes that JAX reads to arrange it."""
 
     platform, device_kind, slice_index, core_on_chip = "tpu", "TPU v5 lite", 0, 0
 
@@ -183,7 +185,7 @@ def test_an_axis_may_take_part_of_a_topologys_axis(topology, sizes):
     assert sorted(chip.id for chip in arranged.flat) == list(range(wide * high))
 
 
-def test_a_mesh_that_a_topology_has_no_place_for_is_refused_by_name():
+def test_a_mesh_that_does_not_fit_a_topology_is_refused_by_name():
     chips = [Chip(x + 4 * y, (x, y, 0)) for y in range(4) for x in range(4)]
     with pytest.raises(UserError, match="16 x TPU v5 lite cannot be arranged as slice 1, data 1"):
         partitioning._arrange((1, 1, 5, 3), 1, chips)

@@ -1,4 +1,4 @@
-"""Jobs run once, in the order of their needs, and go on after an interruption."""
+"""Jobs run once, in the order of their needs, and continue after an interruption."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_finished_jobs_are_not_run_again(tmp_path):
     assert calls == ["a", "b"]
 
 
-def test_a_failure_stops_only_what_needs_it(tmp_path):
+def test_a_failure_stops_only_the_jobs_that_need_it(tmp_path):
     calls = []
     jobs = [_job("bad", calls, fails=True), _job("after", calls, ("bad",)), _job("other", calls)]
     with pytest.raises(RuntimeError, match="bad"):
@@ -50,7 +50,7 @@ def test_a_claim_of_a_dead_process_is_taken_over(tmp_path):
     assert calls == ["a"]
 
 
-def test_only_what_is_asked_for_and_its_needs_run(tmp_path):
+def test_only_the_requested_jobs_and_their_needs_run(tmp_path):
     calls = []
     jobs = [_job("a", calls), _job("b", calls, ("a",)), _job("c", calls)]
     run_workers(jobs, tmp_path, 1, only="b")

@@ -104,7 +104,7 @@ def test_flags_come_before_the_environment():
     [
         (("h:5", None, 0), "--num_processes is missing"),
         (("h:5", None, None), "--num_processes and --process_id are missing"),
-        (("h:5", 2, 2), "--process_id=2 is not one of --num_processes=2"),
+        (("h:5", 2, 2), "--process_id=2 must be from 0 to 1 with --num_processes=2"),
     ],
 )
 def test_half_a_job_is_refused(flags, message):
@@ -238,7 +238,7 @@ def test_no_server_is_no_notice():
     ("end", "code", "said"),
     [
         ("os._exit(75)", 75, ""),
-        ("os.abort()", processes.LOST_PROCESS, "another process of the job is lost or never came"),
+        ("os.abort()", processes.LOST_PROCESS, "another process of the job is lost or never joins"),
         ("os.kill(os.getpid(), 9)", 137, "this process was killed by SIGKILL"),
         ("os.kill(os.getppid(), 15) or time.sleep(60)", 143, "this process was killed by SIGTERM"),
     ],
