@@ -1,8 +1,8 @@
-"""Write docs/results/plans: what the DRO paper's runs, and a larger one, need on TPU slices.
+"""Writes docs/results/plans: the memory and time that the DRO paper's runs, and a larger run, need on TPU slices.
 
     python scripts/plans.py [NAME ...]
 
-compiles the named plans (all by default; minutes each) and writes the index of those that are there. Needs libtpu.
+compiles the named plans (by default all; each takes minutes) and writes the index of all existing plans. Needs libtpu.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from jaxalign.cli.main import main as jaxalign
-from jaxalign.planning.report import gib, macros, seconds, table
+from jaxalign.planning.plan_report import gib, macros, seconds, table
 
 FOLDER = Path("docs/results/plans")
 PAPER = "--gin_file=experiments/dro_paper"
@@ -39,26 +39,26 @@ PLANS = {
 }
 HEAD = """# Plans
 
-What `jaxalign plan` says of the runs of the DRO paper (Richemond et al. 2024, arXiv 2405.19107, section 5) on the slices that it
-names, and of T5-XXL. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives are the
-compiler's, operations are counted, and step times are bounds; [plan.md](../../plan.md) says how each number comes about. Compile
-times are of a shared machine with two cores. Made by `python scripts/plans.py`; the command of each row is
+The output of `jaxalign plan` for the runs of the DRO paper (Richemond et al. 2024, arXiv 2405.19107, section 5) on the slices that the
+paper names, and for T5-XXL. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives come from
+the compiler, operations are counted, and step times are bounds; [plan.md](../../plan.md) explains how each number is obtained. Compile
+times are those of a shared machine with two cores. `python scripts/plans.py` made this page; the commands of the rows are
 
 """
 FOOT = """
 
-The lower bound of a step's time supposes that products, memory and links all run at their published peaks at once; the upper one adds the
-three up. The paper reports 2 seconds a step for T5-L and 10 for T5-XL on these slices, and does not say its
-lengths. All these runs leave most of a chip's memory free. With one or two rows a chip, gathering the parameters takes about as long as
-the matrix products, or longer: more rows a step would use the chips better.
+The lower bound of a step's time assumes that products, memory and links all run at their published peaks at the same time; the upper bound
+is the sum of the three. The paper reports 2 seconds per step for T5-L and 10 for T5-XL on these slices, and does not state its
+lengths. All these runs leave most of a chip's memory free. With one or two rows per chip, gathering the parameters takes about as long as
+the matrix products, or longer: more rows per step would use the chips better.
 
-The other files of `experiments/dro_paper` change numbers only (learning rates, tau, the count of steps), so they compile to the
+The other files of `experiments/dro_paper` change numbers only (learning rates, tau, the number of steps), so they compile to the
 program of `t5_large_dro_v` or `t5_large_kto` with other constants; `tests/gin_configs/test_dro_paper.py` compares the programs.
 """
 
 
 def write_index() -> None:
-    """Write the tables of the plans that are there, and their index."""
+    """Writes the tables of all existing plans, and their index."""
     commands, rows = [], []
     for name, (title, flags) in PLANS.items():
         path = FOLDER / f"{name}.json"
@@ -111,7 +111,7 @@ def write_index() -> None:
 
 
 def main(names: list[str]) -> int:
-    """Compile the named plans, or all, and write the index."""
+    """Compiles the named plans, or all, and writes the index."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in names or PLANS:
         title, flags = PLANS[name]

@@ -1,6 +1,6 @@
-"""Writes tests/goldens/shardings: where every array of T5-L, XL and XXL lies on the default meshes. Run it when a rule changes on purpose.
+"""Writes tests/goldens/shardings: the sharding of every array of T5-L, XL and XXL on the default meshes.
 
-python scripts/sharding_snapshots.py
+Run it after an intended change of a rule: python scripts/sharding_snapshots.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxalign.training.state import build_transformations, create_state
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "shardings"
 # emb_dim, mlp_dim, heads: T5X's t5_1_1 sizes; 24 layers each.
 SIZES = {"large": (1024, 2816, 16), "xl": (2048, 5120, 32), "xxl": (4096, 10240, 64)}
-# Chips (and slices) of jobs that one would run the model on.
+# Chips and slices of typical jobs.
 JOBS = {
     "v4": (32, 1),
     "v5e": (16, 1),
@@ -35,7 +35,7 @@ JOBS = {
 
 
 def snapshot(size: str) -> str:
-    """The table of DRO-V with Adafactor."""
+    """Returns the table of DRO-V with Adafactor."""
     emb_dim, mlp_dim, heads = SIZES[size]
     config = T5Config(
         vocab_size=32128,

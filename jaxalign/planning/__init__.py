@@ -1,1 +1,1 @@
-"""What a run will need on a TPU slice, found by compiling its step for that slice on any machine."""
+"""Planning: the memory and time that a run needs on a TPU slice, found by compiling its step for that slice on any machine."""

@@ -1,4 +1,4 @@
-"""What chips send to each other in one run of a compiled program, read from its text."""
+"""The collective communication of one execution of a compiled program, read from its text."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      count: how many run, bodies of loops multiplied by their trip counts.
-      num_bytes: bytes per chip of the larger of operand and result, all of them together.
-      sent_bytes: bytes that a chip sends if each is done in the best way on a ring of its n chips: ``(n - 1) / n`` of the bytes, twice
-        that for all-reduce, all of them for collective-permute.
+      count: number of executions; the body of a loop counts as often as it runs.
+      num_bytes: bytes per chip of the larger of operand and result, summed over all executions.
+      sent_bytes: bytes that a chip sends with the optimal algorithm on a ring of the n chips of a group: ``(n - 1) / n`` of the bytes,
+        twice that for all-reduce, all of them for collective-permute.
     """
 
     kind: str
@@ -37,7 +37,7 @@ class Collective:
 
 
 def count_collectives(module: Module) -> dict[str, Collective]:
-    """The collectives of one run, by kind; kinds that do not occur are left out."""
+    """Counts the collectives of one execution by kind; kinds that do not occur are omitted."""
     totals: dict[str, list[float]] = {}
     seen: set[str] = set()
     for computation, instruction, times in module.executed():
@@ -45,14 +45,14 @@ def count_collectives(module: Module) -> dict[str, Collective]:
         if kind not in KINDS:
             continue
         if computation.name.startswith("async_collective_fusion"):
-            # One collective drawn out over several fusions with other work: they share its channel.
+            # One collective is spread over several fusions that contain other work too; they share its channel.
             channel = re.search(r"channel_id=\d+", instruction.attributes)
             key = channel[0] if channel else instruction.name
             if key in seen:
                 continue
             seen.add(key)
         if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
-            kind = "reduce-scatter"  # which is how a TPU writes it down
+            kind = "reduce-scatter"  # programs for TPUs express it in this form
             size = sum(array.num_bytes for array in instruction.arrays)
         else:
             size = _num_bytes(kind, instruction, computation, group_size(instruction, module))
@@ -65,12 +65,12 @@ def count_collectives(module: Module) -> dict[str, Collective]:
 
 
 def group_size(instruction: Instruction, module: Module) -> int:
-    """How many chips take part in a collective."""
+    """Returns the number of chips that take part in a collective."""
     text = instruction.attributes
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text)
     if mesh:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        # An axis may stand there in part: 'axis':(major)size.
+        # A part of an axis is written as 'axis':(major)size.
         named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part) if part else sizes[name] for name, part in named)
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=", text)
@@ -86,7 +86,7 @@ def _num_bytes(kind: str, instruction: Instruction, computation: Computation, me
     arrays = instruction.arrays
     started = instruction.opcode.endswith("-start")
     if started and kind in ("all-gather", "collective-permute"):
-        # (operands, results, ...): as many results as operands.
+        # The shape is (operands, results, ...), with as many results as operands.
         operands = len(instruction.operands)
         return sum(array.num_bytes for array in arrays[operands : 2 * operands])
     size = sum(array.num_bytes for array in arrays)

@@ -1,7 +1,7 @@
-"""Floating-point operations of matrix products: of a T5's parts by formula, of a whole step by walking what JAX traced.
+"""Floating-point operations of matrix products: of a T5's parts by formula, of a whole step from its jaxpr.
 
-A multiplication with its addition counts as two operations. Everything that is not a matrix product is left out; on a TPU it runs on other
-units and is limited by memory.
+A multiplication with its addition counts as two operations. Operations other than matrix products are not counted; a TPU executes them on
+other units, where memory bandwidth limits them.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def layer_flops(config: T5Config, length: int) -> int:
 
 
 def recomputed_flops(config: T5Config, length: int) -> int:
-    """What the backward pass of one self-attention layer computes again under ``config.remat_policy``, for one row.
+    """Operations that the backward pass of one self-attention layer repeats under ``config.remat_policy``, for one row.
 
-    'full' computes the layer again up to the last product, which no gradient needs; 'minimal' the two products of attention.
+    'full' recomputes the layer up to the last product, which no gradient needs. 'minimal' recomputes the two products of attention.
     """
     joined = config.num_heads * config.head_dim
     if config.remat_policy == "full":
@@ -67,9 +67,9 @@ def recomputed_flops(config: T5Config, length: int) -> int:
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Operations of all matrix products in a function, bodies of scans multiplied by their lengths.
+    """Counts the operations of all matrix products in a function; the body of a scan counts as often as it runs.
 
-    What is differentiated, recomputed or computed for a frozen network is all in there; of alternatives the dearest counts.
+    The count includes differentiation, recomputation and frozen networks. Of the branches of a condition, the most expensive one counts.
 
     Args:
       function: any JAX function, for example a training step.
@@ -93,7 +93,7 @@ def _count(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(_count(branch.jaxpr) for branch in parameters["branches"])
         else:
-            total += sum(_count(inner) for inner in _inner(parameters))
+            total += sum(_count(inner) for inner in _inner_jaxprs(parameters))
     return total
 
 
@@ -103,8 +103,8 @@ def _dot_flops(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contracted)
 
 
-def _inner(parameters: dict[str, Any]) -> list[Any]:
-    """The programs that an equation carries with it."""
+def _inner_jaxprs(parameters: dict[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an equation."""
     found = []
     for value in parameters.values():
         for item in value if isinstance(value, (list, tuple)) else (value,):

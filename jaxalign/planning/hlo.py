@@ -1,4 +1,4 @@
-"""Reading the text of a compiled XLA module: computations, instructions, shapes, and how often each computation runs."""
+"""Parser of the text of a compiled XLA module: computations, instructions, shapes, and how often each computation runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAME_VALUE = ("copy", "bitcast", "convert", "copy-done", "optimization-barrier"
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a shape: its bytes, and whether it lies in a chip's main memory (and not in the memory beside its units)."""
+    """One array of a shape: its bytes, and whether it is in a chip's main memory rather than in on-chip memory."""
 
     num_bytes: int
     in_main_memory: bool
@@ -31,12 +31,12 @@ class Instruction:
     """One instruction of a computation.
 
     Attributes:
-      name: without the percent sign.
+      name: the name without the percent sign.
       opcode: for example 'all-gather' or 'fusion'.
-      shape: of the result, as text.
-      operands: names of instructions; for a constant, parameter or iota whatever stands in the brackets.
+      shape: the shape of the result, as text.
+      operands: names of instructions; for a constant, parameter or iota the text in the brackets.
       attributes: the text after the operands.
-      root: whether it is the computation's result.
+      root: whether this instruction is the computation's result.
     """
 
     name: str
@@ -48,17 +48,17 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the result; several if it is a tuple."""
+        """The arrays of the result; more than one if it is a tuple."""
         return tuple(parse_shape(self.shape))
 
     def attribute(self, name: str) -> str | None:
-        """A computation that an attribute names, for example ``condition``."""
+        """The computation that an attribute names, for example ``condition``."""
         found = re.search(rf"\b{name}=%([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Computations that it runs, a loop's aside."""
+        """The computations that this instruction runs, except those of a loop."""
         if self.opcode == "while":
             return ()
         return tuple(
@@ -75,7 +75,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose value is the computation's."""
+        """The instruction whose value is the value of the computation."""
         return next(each for each in self.instructions.values() if each.root)
 
     @functools.cached_property
@@ -90,12 +90,12 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A compiled program, as one device runs it.
+    """A compiled program of one device.
 
     Attributes:
-      computations: by name.
-      entry: name of the computation that runs.
-      num_partitions: devices it is partitioned over.
+      computations: the computations by name.
+      entry: name of the entry computation.
+      num_partitions: number of devices over which the program is partitioned.
     """
 
     computations: dict[str, Computation]
@@ -104,22 +104,22 @@ class Module:
 
     @functools.cached_property
     def runs(self) -> dict[str, float]:
-        """How often each computation that is reached runs in one execution; branches count as if all were taken."""
+        """How often each reachable computation runs in one execution; every branch of a condition counts as taken."""
         return self._count()[0]
 
     @functools.cached_property
     def unknown_loops(self) -> tuple[str, ...]:
-        """Loops whose trip count could not be told; their bodies count once."""
+        """Loops whose trip count could not be determined; their bodies count once."""
         return self._count()[1]
 
     def executed(self) -> Iterator[tuple[Computation, Instruction, float]]:
-        """Every instruction that runs, with its computation and how often."""
+        """Every instruction that runs, with its computation and its number of executions."""
         for name, times in self.runs.items():
             for instruction in self.computations[name].instructions.values():
                 yield self.computations[name], instruction, times
 
     def trip_count(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a loop's body runs: XLA's annotation, or counter, bound and step where they are constants; else None."""
+        """Returns how often the body of a loop runs: from XLA's annotation, or from constant start, bound and step; otherwise None."""
         known = _KNOWN_TRIPS.search(loop.attributes)
         if known:
             return int(known[1])
@@ -170,7 +170,7 @@ class Module:
 
 
 def parse_module(text: str) -> Module:
-    """Parses what ``jax.stages.Compiled.as_text()`` returns.
+    """Parses the result of ``jax.stages.Compiled.as_text()``.
 
     Raises:
       ValueError: if the text has no entry computation.
@@ -192,13 +192,13 @@ def parse_module(text: str) -> Module:
             if instruction is not None:
                 current[instruction.name] = instruction
     if entry is None:
-        raise ValueError("the text has no ENTRY computation; is it that of a compiled XLA module?")
+        raise ValueError("the text has no ENTRY computation: it is not a compiled XLA module")
     partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
     return Module(computations, entry, int(partitions[1]) if partitions else 1)
 
 
 def parse_instruction(line: str) -> Instruction | None:
-    """Parses one line of a computation; None if it is not an instruction."""
+    """Parses one line of a computation; returns None if it is not an instruction."""
     start = re.match(r"\s*(ROOT )?%?([\w.\-]+) = ", line)
     if not start:
         return None
@@ -223,7 +223,7 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def parse_shape(text: str) -> Iterator[Array]:
-    """The arrays of a shape, in order: one, or those of a tuple."""
+    """Parses the arrays of a shape in order: one array, or the elements of a tuple."""
     for item, sizes, layout in _ARRAY.findall(text):
         bits = _ITEM_BITS.get(item)
         if bits is None:
@@ -234,7 +234,7 @@ def parse_shape(text: str) -> Iterator[Array]:
 
 
 def _closing(text: str) -> int:
-    """Where the bracket that opens a text closes."""
+    """Returns the position of the bracket that closes the first bracket of a text."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -244,7 +244,7 @@ def _closing(text: str) -> int:
 
 
 def _source(computation: Computation, name: str) -> Instruction | None:
-    """The instruction behind copies of its value."""
+    """Follows copies of a value to the instruction that computes it."""
     instruction = computation.instructions.get(name)
     while instruction is not None and instruction.opcode in _SAME_VALUE:
         instruction = computation.instructions.get(instruction.operands[0])
@@ -259,7 +259,7 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _element(computation: Computation, name: str) -> int | None:
-    """Which element of the loop's state an instruction reads, if it does nothing else."""
+    """Returns which element of the loop's state an instruction reads, if it does nothing else."""
     found = _source(computation, name)
     if found is None or found.opcode != "get-tuple-element":
         return None
@@ -269,7 +269,7 @@ def _element(computation: Computation, name: str) -> int | None:
 
 
 def _step(body: Computation, counter: int, outside: Computation, start: Instruction) -> int | None:
-    """What one pass adds to the counter."""
+    """Returns the constant that one pass of a loop adds to its counter."""
     if body.root.opcode != "tuple":
         return None
     added = _source(body, body.root.operands[counter])

@@ -1,4 +1,4 @@
-"""`jaxalign plan`: what a run's step needs on a TPU topology, found by compiling it there without a TPU."""
+"""`jaxalign plan`: memory and time of a run's step on a TPU topology, found by compiling the step for it without a TPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,17 @@ from jaxalign.objectives.base import Objective
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.accelerators import Accelerator
 from jaxalign.parallel.partitioning import AxisRules, MeshShape
-from jaxalign.planning import collectives, flops, hlo, report, roofline, search, topologies, traffic
-from jaxalign.planning.setting import Outcome, Setting, batch_shapes, compile_setting
+from jaxalign.planning import (
+    collectives,
+    flops,
+    hlo,
+    plan_report,
+    roofline,
+    smallest_change,
+    topologies,
+    traffic,
+)
+from jaxalign.planning.compile_spec import CompileResult, CompileSpec, batch_shapes, compile_step
 from jaxalign.training.build import abstract_params
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.run import DEFAULT_MESH
@@ -47,13 +56,13 @@ def plan(
     title: str = "",
     output: str | None = None,
 ) -> dict[str, Any]:
-    """Says whether a run fits a TPU slice and how fast it could be, by compiling its step with libtpu on a CPU.
+    """Determines whether a run fits a TPU slice, and bounds its speed, by compiling its step with libtpu on a CPU.
 
-    Takes the gin files and flags of `jaxalign train`; folders, checkpoints and data files may be missing. Prints a table, and the same as
-    JSON. See docs/plan.md for how each number comes about.
+    The gin files and flags are those of `jaxalign train`; folders, checkpoints and data files may be missing. The function prints a table
+    and the same content as JSON. docs/plan.md explains how each number is obtained.
 
     Args:
-      topology: generation and chips along each axis, such as 'v5e:4x4', with '*2' for two slices; 'auto' compares the usual ones.
+      topology: generation and chips along each axis, such as 'v5e:4x4', with '*2' for two slices; 'auto' compares common topologies.
       objective: as in train.
       data: as in train; only lengths and packing are read.
       optimizers: as in train.
@@ -62,21 +71,22 @@ def plan(
       mesh: as in train.
       axis_rules: as in train.
       random_seed: as in train.
-      responses_per_prompt: of the task, if it is neither what the objective needs nor data.responses_per_example.
-      num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
-      teacher_top: tokens stored of a teacher, for distillation from them.
-      search_change: where the run does not fit, try what would make it fit; every trial is one more compilation.
+      responses_per_prompt: responses per prompt of the task, if neither the objective nor data.responses_per_example determines them.
+      num_scores: scores per response, for objectives with several scores; by default the number that the objective's reward network
+        reads, otherwise 2.
+      teacher_top: number of a teacher's tokens that are stored per position, for distillation from them.
+      search_change: if the run does not fit, search for a change with which it fits; every trial is one more compilation.
       title: heading of the table.
-      output: path without suffix; the table goes to .md and the JSON to .json as well.
+      output: path without suffix; the table is also written to .md and the JSON to .json.
 
     Returns:
       The content of the JSON.
 
     Raises:
-      UserError: without libtpu, on an unknown topology, or if mesh and batch do not fit together.
+      UserError: if libtpu is missing, if the topology is unknown, or if mesh and batch do not fit together.
     """
     if not getattr(jax.config, "jax_platforms", None):
-        # Otherwise JAX finds libtpu and looks for a TPU to run on.
+        # Otherwise JAX finds libtpu and searches for a TPU on this machine.
         jax.config.update("jax_platforms", "cpu")
     batch = batch_shapes(
         objective,
@@ -87,7 +97,7 @@ def plan(
         teacher_top=teacher_top,
     )
     rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
-    setting = Setting(
+    spec = CompileSpec(
         objective=objective,
         optimizers=optimizers,
         batch=batch,
@@ -98,13 +108,13 @@ def plan(
     )
     if topology == AUTO:
         topologies.require_libtpu()
-        result: dict[str, Any] = compare(setting)
-        text = report.comparison(result)
+        result: dict[str, Any] = compare(spec)
+        text = plan_report.comparison(result)
     else:
         accelerator, devices = topologies.describe(topology)
-        result = plan_topology(setting, topology, accelerator, devices, search_change)
+        result = plan_topology(spec, topology, accelerator, devices, search_change)
         result["title"] = title or _title(result)
-        text = report.table(result)
+        text = plan_report.table(result)
     print(text)
     print(json.dumps(result, indent=2))
     if output is not None:
@@ -115,14 +125,14 @@ def plan(
     return result
 
 
-def compare(setting: Setting) -> dict[str, Any]:
-    """What each of `topologies.DEFAULT_TOPOLOGIES` would do with a run, without looking for changes."""
+def compare(spec: CompileSpec) -> dict[str, Any]:
+    """Plans a run on each of `topologies.DEFAULT_TOPOLOGIES`, without a search for changes."""
     rows = []
     for name in topologies.DEFAULT_TOPOLOGIES:
         print(f"compiling for {name}", file=sys.stderr)
         try:
             accelerator, devices = topologies.describe(name)
-            found = plan_topology(setting, name, accelerator, devices, search_change=False)
+            found = plan_topology(spec, name, accelerator, devices, search_change=False)
         except UserError as error:
             rows.append({"topology": name, "fits": False, "reason": str(error)})
             continue
@@ -136,37 +146,37 @@ def compare(setting: Setting) -> dict[str, Any]:
                 "compile_seconds": found["compile"]["seconds"],
             }
         )
-    return {"schema": SCHEMA, "run": describe_run(setting), "topologies": rows}
+    return {"schema": SCHEMA, "run": describe_run(spec), "topologies": rows}
 
 
 def plan_topology(
-    setting: Setting,
+    spec: CompileSpec,
     name: str,
     accelerator: Accelerator,
     devices: Sequence[Any],
     search_change: bool,
 ) -> dict[str, Any]:
-    """The plan of a run on one topology, as JSON.
+    """Returns the plan of a run on one topology, as JSON.
 
     Raises:
       UserError: if mesh and batch do not fit together.
     """
 
-    def compile_one(changed: Setting) -> Outcome:
-        return compile_setting(changed, devices, accelerator.memory_bytes)
+    def compile_one(changed: CompileSpec) -> CompileResult:
+        return compile_step(changed, devices, accelerator.memory_bytes)
 
-    outcome = compile_one(setting)
-    found = describe_outcome(setting, outcome, accelerator, devices)
-    change: search.Trial | None = None
-    trials: list[search.Trial] = []
+    outcome = compile_one(spec)
+    found = describe_outcome(spec, outcome, accelerator, devices)
+    change: smallest_change.Trial | None = None
+    trials: list[smallest_change.Trial] = []
     if not outcome.fits and search_change:
-        change, trials = search.smallest_change(setting, outcome.mesh, compile_one)
+        change, trials = smallest_change.smallest_change(spec, outcome.mesh, compile_one)
     with_change = None
     if change is not None and change.outcome is not None:
-        with_change = describe_outcome(change.setting, change.outcome, accelerator, devices)
+        with_change = describe_outcome(change.spec, change.outcome, accelerator, devices)
     return {
         "schema": SCHEMA,
-        "run": describe_run(setting),
+        "run": describe_run(spec),
         "topology": {
             "name": name,
             "accelerator": accelerator.name,
@@ -184,34 +194,34 @@ def plan_topology(
     }
 
 
-def describe_run(setting: Setting) -> dict[str, Any]:
-    """What is planned, in numbers."""
-    config: Any = getattr(setting.objective.policy, "config", None)
-    shapes = {name: list(shape.shape) for name, shape in setting.batch.items()}
+def describe_run(spec: CompileSpec) -> dict[str, Any]:
+    """Describes the planned run: parameters, network and batch."""
+    config: Any = getattr(spec.objective.policy, "config", None)
+    shapes = {name: list(shape.shape) for name, shape in spec.batch.items()}
     return {
-        "objective": setting.objective.name,
+        "objective": spec.objective.name,
         "parameters": {
             role: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-            for role, tree in abstract_params(setting.objective).items()
+            for role, tree in abstract_params(spec.objective).items()
         },
-        "frozen_roles": list(setting.objective.frozen_roles()),
+        "frozen_roles": list(spec.objective.frozen_roles()),
         "network": config.to_dict() if hasattr(config, "to_dict") else None,
-        "logits_chunk_size": getattr(setting.objective.policy, "logits_chunk_size", None),
-        "batch_size": setting.rows,
+        "logits_chunk_size": getattr(spec.objective.policy, "logits_chunk_size", None),
+        "batch_size": spec.rows,
         "input_tokens": shapes["encoder_input_tokens"][1],
         "target_tokens": shapes["decoder_input_tokens"][1],
-        "microbatches": setting.microbatches,
+        "microbatches": spec.microbatches,
     }
 
 
 def describe_outcome(
-    setting: Setting, outcome: Outcome, accelerator: Accelerator, devices: Sequence[Any]
+    spec: CompileSpec, outcome: CompileResult, accelerator: Accelerator, devices: Sequence[Any]
 ) -> dict[str, Any]:
-    """Memory, operations, communication and time bounds of one compiled setting."""
-    mesh = partitioning.make_mesh(setting.mesh, list(devices))
+    """Describes memory, operations, communication and time bounds of one compiled step."""
+    mesh = partitioning.make_mesh(spec.mesh, list(devices))
     chips = len(devices)
-    step = setting.flops(mesh)
-    model = setting.without_recomputation().flops(mesh)
+    step = spec.flops(mesh)
+    model = spec.without_recomputation().flops(mesh)
     found: dict[str, Any] = {
         "mesh": outcome.mesh,
         "fits": outcome.fits,
@@ -221,7 +231,7 @@ def describe_outcome(
             "step": step,
             "per_chip": step / chips,
             "model_step": model,
-            "forward_parts": _parts(setting),
+            "forward_parts": _parts(spec),
         },
         "collectives": None,
         "roofline": None,
@@ -253,7 +263,7 @@ def describe_outcome(
     return found
 
 
-def _describe_memory(outcome: Outcome, accelerator: Accelerator) -> dict[str, Any]:
+def _describe_memory(outcome: CompileResult, accelerator: Accelerator) -> dict[str, Any]:
     held = outcome.parameter_bytes + outcome.optimizer_bytes + outcome.batch_bytes
     return {
         "chip": accelerator.memory_bytes,
@@ -268,17 +278,17 @@ def _describe_memory(outcome: Outcome, accelerator: Accelerator) -> dict[str, An
     }
 
 
-def _parts(setting: Setting) -> dict[str, float] | None:
-    """Forward operations of the policy by part, if it is a T5."""
-    config = getattr(setting.objective.policy, "config", None)
+def _parts(spec: CompileSpec) -> dict[str, float] | None:
+    """Returns the forward operations of the policy by part; None if it is not a T5."""
+    config = getattr(spec.objective.policy, "config", None)
     if config is None or not hasattr(config, "num_encoder_layers"):
         return None
-    source = setting.batch["encoder_input_tokens"].shape[1]
-    target = setting.batch["decoder_input_tokens"].shape[1]
-    return flops.parts(config, setting.rows, source, target)
+    source = spec.batch["encoder_input_tokens"].shape[1]
+    target = spec.batch["decoder_input_tokens"].shape[1]
+    return flops.parts(config, spec.rows, source, target)
 
 
-def _describe_trial(trial: search.Trial) -> dict[str, Any]:
+def _describe_trial(trial: smallest_change.Trial) -> dict[str, Any]:
     outcome = trial.outcome
     return {
         "changes": trial.changes,

@@ -1,4 +1,4 @@
-"""A bound on a step's time from what it computes, moves and sends, at a chip's published peaks."""
+"""Roofline model: bounds on a step's time from its operations, memory traffic and communication at a chip's published peaks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Roofline:
     """Seconds of a step on every chip, if each resource ran at its published peak.
 
     Attributes:
-      compute_seconds: matrix products, recomputation included.
+      compute_seconds: matrix products, including recomputation.
       memory_seconds: traffic with main memory.
-      interconnect_seconds: bytes sent to other chips, all links busy.
-      lower_seconds: the longest of the three: perfect overlap.
-      upper_seconds: their sum: no overlap. Neither says what a real chip reaches; real matrix products run below the peak.
-      bound_by: which of the three is longest.
-      mfu_upper: model FLOPs utilisation at `lower_seconds`: operations of the model without recomputation over what the peak allows.
+      interconnect_seconds: bytes sent to other chips, with all links busy.
+      lower_seconds: the longest of the three, which assumes perfect overlap.
+      upper_seconds: their sum, which assumes no overlap. Neither predicts a real chip, whose matrix products run below the peak.
+      bound_by: the resource with the longest time.
+      mfu_upper: model FLOPs utilisation at `lower_seconds`: operations of the model without recomputation, divided by those at the peak.
       mfu_lower: the same at `upper_seconds`.
     """
 
@@ -40,14 +40,14 @@ def roofline(
     memory_bytes: float,
     sent_bytes: float,
 ) -> Roofline:
-    """The bounds of a step; every argument is per chip.
+    """Returns the bounds of a step; all counts are per chip.
 
     Args:
-      accelerator: whose peaks to use.
-      flops: operations, recomputation included.
+      accelerator: the chip whose peaks apply.
+      flops: operations, including recomputation.
       model_flops: operations without recomputation.
-      memory_bytes: read from and written to main memory.
-      sent_bytes: sent to other chips.
+      memory_bytes: bytes read from and written to main memory.
+      sent_bytes: bytes sent to other chips.
     """
     seconds = {
         "compute": flops / accelerator.peak_flops,

@@ -1,4 +1,4 @@
-"""TPU topologies by name, described by libtpu on a machine that has none."""
+"""TPU topologies by name; libtpu describes them on a machine without TPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 from jaxalign.errors import UserError
 from jaxalign.parallel.accelerators import ACCELERATORS, Accelerator
 
-# What `--topology=auto` tries: slices of one to 128 chips that Google Cloud offers.
+# The topologies of `--topology=auto`: slices that Google Cloud offers.
 DEFAULT_TOPOLOGIES = (
     "v5e:2x4",
     "v5e:4x4",
@@ -26,7 +26,7 @@ DEFAULT_TOPOLOGIES = (
 )
 INSTALL = 'jaxalign plan compiles with libtpu, which is not installed; pip install "jaxalign[tpu]" or pip install libtpu'
 _NAME = re.compile(r"(v\d+[a-z]?):(\d+)x(\d+)(?:x(\d+))?(?:\*(\d+))?")
-# libtpu asks the machine about TPUs that are not there, and complains at length; and it takes a lock, as if it held them.
+# Without these variables libtpu queries the machine for its TPUs, logs many errors, and takes the lock of a process that uses TPUs.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -38,23 +38,23 @@ _ENVIRONMENT = {
 
 
 def require_libtpu() -> None:
-    """Raises `UserError` that says how to install libtpu, if it is not there."""
+    """Raises a `UserError` with the command that installs libtpu if it is missing."""
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise UserError(INSTALL)
 
 
 def parse_topology(name: str) -> tuple[Accelerator, tuple[int, ...], int]:
-    """The accelerator, the extent of a slice in chips, and the number of slices of, for example, 'v5e:4x4' or 'v5e:4x4*2'.
+    """Returns the accelerator, the extent of a slice in chips, and the number of slices of a name such as 'v5e:4x4' or 'v5e:4x4*2'.
 
     Raises:
-      UserError: if it is no such name.
+      UserError: if the name is malformed or its generation unknown.
     """
     match = _NAME.fullmatch(name)
     if not match or match[1] not in ACCELERATORS:
         tpus = ", ".join(each for each in ACCELERATORS if _NAME.fullmatch(f"{each}:1x1"))
         raise UserError(
-            f"topology {name!r} is not a generation and chips along each axis, such as v5e:4x4 or v5p:2x2x4, with *2 for two slices; "
-            f"generations: {tpus}"
+            f"topology {name!r} must be a generation and the chips along each axis, such as v5e:4x4 or v5p:2x2x4, with *2 for two "
+            f"slices; generations: {tpus}"
         )
     extent = tuple(int(size) for size in match.groups()[1:4] if size)
     if 0 in extent or match[5] == "0":
@@ -63,10 +63,10 @@ def parse_topology(name: str) -> tuple[Accelerator, tuple[int, ...], int]:
 
 
 def describe(name: str) -> tuple[Accelerator, list[Any]]:
-    """The accelerator and the devices of a topology, to compile for.
+    """Returns the accelerator and the devices of a topology, as targets of compilation.
 
     Raises:
-      UserError: without libtpu, or if libtpu does not know the topology.
+      UserError: if libtpu is missing or does not know the topology.
     """
     accelerator, extent, num_slices = parse_topology(name)
     require_libtpu()
@@ -78,10 +78,10 @@ def describe(name: str) -> tuple[Accelerator, list[Any]]:
     if num_slices > 1:
         options["num_slices"] = num_slices
     if math.prod(extent) < accelerator.chips_per_host:
-        # Less than a host: libtpu's own bounds would not divide it.
+        # The slice is smaller than a host, so libtpu's default bounds of a host do not divide it.
         options["chips_per_host_bounds"] = [*extent, *[1] * (3 - len(extent))]
     if accelerator.name == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip, as JAX has it on v4
+        options["chip_config_name"] = "megacore"  # one device per chip, as in JAX on v4
     base = f"{accelerator.name}:{'x'.join(map(str, extent))}"
     try:
         described = topologies.get_topology_desc(base, platform="tpu", **options)

@@ -1,4 +1,4 @@
-"""What a chip moves between its units and its main memory in one run of a compiled program: an estimate from its text."""
+"""An estimate, from a compiled program's text, of the bytes that one execution moves between a chip's units and its main memory."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _READS_A_PART = ("dynamic-slice", "gather", "slice")
 
 
 def memory_bytes(module: Module) -> float:
-    """Bytes read from and written to main memory, loops multiplied by their trip counts.
+    """Estimates the bytes read from and written to main memory; the body of a loop counts as often as it runs.
 
-    Every instruction outside a fusion reads its operands and writes its result; a fusion that slices an operand reads the slice, one
-    that updates a part of an array in place writes the part. Arrays that the compiler placed in the memory beside the units are free.
+    Every instruction outside a fusion reads its operands and writes its result. A fusion that slices an operand reads the slice; a fusion
+    that updates a part of an array in place writes the part. Arrays in on-chip memory cost nothing.
     """
     fused = {
         called
@@ -60,11 +60,11 @@ def _instruction_bytes(module: Module, computation: Computation, instruction: In
         if name in computation.instructions
     ]
     if instruction.opcode == "slice-start" and len(instruction.arrays) > 1:
-        # (source, slice, ...): only the slice moves.
+        # The shape is (source, slice, ...); only the slice is moved.
         moved = instruction.arrays[1]
         return moved.num_bytes * (2 if moved.in_main_memory else 1)
     if instruction.opcode.endswith("-start"):
-        # The result holds the operands too.
+        # The result contains the operands too.
         return _main(instruction)
     if instruction.opcode in _READS_A_PART:
         return 2 * _main(instruction)
@@ -102,7 +102,7 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
 
 
 def _written_bytes(inner: Computation, instruction: Instruction) -> tuple[int, set[str]]:
-    """Bytes of a fusion's results, and what it updates in place, of which it writes a part."""
+    """Returns the bytes that a fusion writes, and the names of arrays that it updates in place, of which it writes only a part."""
     root = inner.root
     names = root.operands if root.opcode == "tuple" else (root.name,)
     total, updated = 0, set()
@@ -120,7 +120,7 @@ def _written_bytes(inner: Computation, instruction: Instruction) -> tuple[int, s
 
 
 def _aliases(name: str, users: dict[str, list[Instruction]]) -> set[str]:
-    """An instruction and the bitcasts of it."""
+    """Returns the name of an instruction and the names of its bitcasts."""
     found, queue = {name}, [name]
     while queue:
         for user in users.get(queue.pop(), []):

@@ -17,7 +17,7 @@ from jaxalign.cli.flags import parse_flags
 from jaxalign.cli.main import main
 from jaxalign.data.ultrafeedback import ASPECTS
 from jaxalign.parallel import partitioning
-from jaxalign.planning.setting import Setting, batch_shapes
+from jaxalign.planning.compile_spec import CompileSpec, batch_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "gin_configs" / "experiments" / "dro_paper"
@@ -165,7 +165,7 @@ def program(name):
     changes = [f"--gin.{key}={value}" for key, value in (SMALL_MODEL | QUICK | lengths).items()]
     function, _ = configured(name, *changes)
     bound = gin.get_bindings(function)
-    setting = Setting(
+    setting = CompileSpec(
         **{key: bound[key] for key in ("objective", "optimizers", "mesh")},
         batch=batch_shapes(bound["objective"], bound["data"], 32),
         microbatches=1,

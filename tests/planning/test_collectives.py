@@ -1,4 +1,4 @@
-"""Bytes of collectives in compiled programs, and loops of the forms that compilers write."""
+"""Bytes of collectives and memory traffic in compiled programs, with loops in the forms that compilers emit."""
 
 import textwrap
 
@@ -36,7 +36,7 @@ def test_all_reduce_sends_twice_its_bytes_on_a_ring(mesh):
     assert found["all-reduce"].sent_bytes == pytest.approx(2 * 400 * 7 / 8)
 
 
-def test_all_gather_counts_what_it_gathers(mesh):
+def test_all_gather_counts_the_gathered_array(mesh):
     def gather(x):
         return jnp.sin(jax.lax.all_gather(x, "x", tiled=True))[:1] * x
 
@@ -45,7 +45,7 @@ def test_all_gather_counts_what_it_gathers(mesh):
     assert found["all-gather"].sent_bytes == pytest.approx(7 * 400)
 
 
-def test_reduce_scatter_counts_what_it_reduces(mesh):
+def test_reduce_scatter_counts_the_array_that_it_reduces(mesh):
     def scatter(x):
         return jax.lax.psum_scatter(jnp.tile(x, (8, 1)) * jnp.sin(x), "x", tiled=True)
 
@@ -71,7 +71,7 @@ def test_a_loop_multiplies_the_collectives_of_its_body(mesh):
 
 
 def module_text(bound="constant(7)", step="constant(2)"):
-    """A loop whose counter steps by two, as a compiler unrolls it, around a permutation; no annotation says how often it runs."""
+    """A loop around a permutation whose counter steps by two, as after unrolling; no annotation states its trip count."""
     return textwrap.dedent(f"""\
         HloModule m, num_partitions=4
 
@@ -157,12 +157,12 @@ def test_pieces_of_one_asynchronous_collective_count_once():
     assert collectives.count_collectives(hlo.parse_module(text))["all-gather"].count == 1
 
 
-def test_text_that_is_no_module_is_refused():
+def test_text_that_is_not_a_module_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse_module("nothing")
 
 
-def test_memory_traffic_counts_slices_and_not_the_stack_they_come_from():
+def test_memory_traffic_counts_a_slice_and_not_the_sliced_array():
     text = textwrap.dedent("""\
         HloModule m
 
@@ -181,7 +181,7 @@ def test_memory_traffic_counts_slices_and_not_the_stack_they_come_from():
           ROOT %far = f32[100]{0} negate(%near)
         }
         """)
-    # The slice is read from main memory into near memory, its negation written to main memory.
+    # The slice is read from main memory into on-chip memory, and its negation is written to main memory.
     assert traffic.memory_bytes(hlo.parse_module(text)) == 400 + 400
 
 

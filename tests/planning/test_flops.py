@@ -1,4 +1,4 @@
-"""Counted operations agree with XLA's own count where XLA counts right: on models without loops."""
+"""Counted operations agree with XLA's own count on models without loops, where XLA's count is correct."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ CONFIG = T5Config(
     num_encoder_layers=1,
     num_decoder_layers=2,
 )
-# XLA counts element-wise operations too, 1 to 2 % of these small networks, and leaves out what it finds twice.
+# XLA also counts element-wise operations, 1 to 2 % of these small networks, and it removes common subexpressions.
 TOLERANCE = 0.04
 
 
@@ -96,7 +96,7 @@ def test_scanned_layers_count_as_often_as_they_run():
     assert counts[1] == pytest.approx(counts[0], rel=0.005)
 
 
-def test_a_value_on_the_policys_states_costs_no_pass_of_its_own():
+def test_a_value_on_the_policys_encoder_states_costs_no_further_pass():
     policy = policy_of()
     alone, shared = (
         flops.count_flops(jax.grad(loss_of(objective)), *shapes_of(objective))
@@ -125,7 +125,7 @@ def test_attention_grows_with_the_square_of_the_length():
     assert flops.layer_flops(CONFIG, 100) == 100 * linear + 4 * 100 * 100 * joined
 
 
-def test_the_longer_branch_of_a_condition_counts():
+def test_the_more_expensive_branch_of_a_condition_counts():
     def function(x, flag):
         return jax.lax.cond(flag, lambda x: x @ x @ x, lambda x: x @ x, x)
 

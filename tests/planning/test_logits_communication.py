@@ -1,4 +1,4 @@
-"""What chunked logits cost in communication."""
+"""The communication cost of chunked logits."""
 
 import jax
 import jax.numpy as jnp

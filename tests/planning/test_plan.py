@@ -1,4 +1,4 @@
-"""`jaxalign plan` from gin files to its JSON, with the eight fake devices in place of a slice."""
+"""`jaxalign plan` from gin files to its JSON, with eight simulated devices in place of a slice."""
 
 import importlib.util
 import json
@@ -14,8 +14,8 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.parallel.accelerators import ACCELERATORS
 from jaxalign.planning import plan as plan_module
-from jaxalign.planning import report, topologies
-from jaxalign.planning.setting import batch_shapes
+from jaxalign.planning import plan_report, topologies
+from jaxalign.planning.compile_spec import batch_shapes
 
 FILES = (
     "--gin_file=models/tiny.gin",
@@ -42,7 +42,7 @@ PAPER = "--gin_file=experiments/dro_paper/t5_large_dro_v.gin"
 
 @pytest.fixture
 def slice_of_cpus(monkeypatch):
-    """Eight fake devices as a v5e slice."""
+    """Eight simulated devices as a v5e slice."""
     monkeypatch.setattr(
         topologies, "describe", lambda name: (ACCELERATORS["v5e"], list(jax.devices()[:8]))
     )
@@ -56,7 +56,7 @@ def test_without_libtpu_the_command_says_how_to_install_it(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "h100:2x2", "v9z:2x2", "v5e:0x4", "v5e:4x4*0"])
-def test_a_name_that_is_no_topology_is_refused(name):
+def test_a_malformed_topology_name_is_refused(name):
     with pytest.raises(UserError, match="topology"):
         topologies.parse_topology(name)
 
@@ -65,7 +65,7 @@ def test_topology_names_give_generation_extent_and_slices():
     assert topologies.parse_topology("v5p:2x2x4*2") == (ACCELERATORS["v5p"], (2, 2, 4), 2)
 
 
-def test_nothing_that_a_plan_does_not_need_is_demanded(capsys):
+def test_values_that_a_plan_does_not_need_are_not_required(capsys):
     assert main(["plan", PAPER, "--topology=v5e:4x4", "--dry_run"]) == 0
     assert "plan.plan.objective" in capsys.readouterr().out
 
@@ -80,7 +80,7 @@ def test_a_misspelt_binding_is_still_refused(capsys):
     assert "did you mean BATCH_SIZE" in capsys.readouterr().err
 
 
-def test_train_still_demands_what_it_needs(capsys):
+def test_train_requires_the_values_that_it_needs(capsys):
     assert main(["train", PAPER, "--dry_run"]) == 2
     assert "MODEL_DIR" in capsys.readouterr().err
 
@@ -140,11 +140,11 @@ def test_the_json_of_a_plan_has_its_schema(slice_of_cpus, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert output.with_suffix(".md").read_text().strip() in printed
     assert printed.startswith("# Tiny\n\n**Fits:**")
-    assert report.table(plan).startswith("# Tiny")
+    assert plan_report.table(plan).startswith("# Tiny")
 
 
-def test_auto_goes_on_where_a_topology_does_not_do(monkeypatch, slice_of_cpus, capsys):
-    def found(setting, name, accelerator, devices, search_change):
+def test_auto_continues_after_a_topology_that_does_not_fit(monkeypatch, slice_of_cpus, capsys):
+    def found(spec, name, accelerator, devices, search_change):
         assert not search_change
         if name == "v5e:4x4":
             raise UserError("batch size 8 is not a multiple of 16 devices")

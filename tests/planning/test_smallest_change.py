@@ -1,4 +1,4 @@
-"""The search for the smallest change, with a compiler that is asked only what it would say."""
+"""The search for the smallest change, with a stand-in for the compiler."""
 
 import dataclasses
 
@@ -11,8 +11,13 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.planning.search import candidates, smallest_change
-from jaxalign.planning.setting import Outcome, Setting, refused_bytes, replace_configs
+from jaxalign.planning.compile_spec import (
+    CompileResult,
+    CompileSpec,
+    refused_bytes,
+    replace_configs,
+)
+from jaxalign.planning.smallest_change import candidates, smallest_change
 from jaxalign.training.optimizers import adafactor
 
 CONFIG = T5Config(
@@ -28,9 +33,9 @@ CONFIG = T5Config(
 MESH = {"slice": 1, "data": 2, "fsdp": 4, "tensor": 1}
 
 
-def setting_of(rows=32, **changes):
+def spec_of(rows=32, **changes):
     config = CONFIG.replace(**changes)
-    return Setting(
+    return CompileSpec(
         objective=DROV(policy=Policy(config), value=ValueNetwork(config)),
         optimizers={"policy": adafactor()},
         batch={"encoder_input_tokens": jax.ShapeDtypeStruct((rows, 16), "int32")},
@@ -41,7 +46,7 @@ def setting_of(rows=32, **changes):
 
 
 def outcome(fits):
-    return Outcome(
+    return CompileResult(
         mesh=MESH,
         parameter_bytes=1,
         optimizer_bytes=1,
@@ -58,15 +63,15 @@ def outcome(fits):
 def compiler(condition):
     asked = []
 
-    def compile_one(setting):
-        asked.append(setting)
-        return outcome(condition(setting))
+    def compile_one(spec):
+        asked.append(spec)
+        return outcome(condition(spec))
 
     return compile_one, asked
 
 
-def test_one_change_is_preferred_to_two_and_cheap_ones_come_first():
-    changes = [tuple(change) for change, _ in candidates(setting_of(), MESH)]
+def test_single_changes_come_before_combinations_and_cheap_changes_come_first():
+    changes = [tuple(change) for change, _ in candidates(spec_of(), MESH)]
     assert changes[0] == ("MESH_DATA", "MESH_FSDP")
     sizes = [len(set(change) - {"MESH_DATA"}) for change in changes]
     assert sizes == sorted(sizes)
@@ -75,7 +80,7 @@ def test_one_change_is_preferred_to_two_and_cheap_ones_come_first():
 
 def test_the_first_change_that_fits_is_taken():
     compile_one, asked = compiler(lambda s: s.remat_policy == "full")
-    found, trials = smallest_change(setting_of(), MESH, compile_one)
+    found, trials = smallest_change(spec_of(), MESH, compile_one)
     assert found.changes == {"REMAT_POLICY": "full"}
     assert len(trials) == len(asked)
     assert not any(trial.outcome.fits for trial in trials[:-1])
@@ -83,52 +88,52 @@ def test_the_first_change_that_fits_is_taken():
 
 def test_changes_are_combined_where_one_is_not_enough():
     compile_one, _ = compiler(lambda s: s.remat_policy == "full" and s.microbatches == 4)
-    found, _ = smallest_change(setting_of(), MESH, compile_one, max_trials=50)
+    found, _ = smallest_change(spec_of(), MESH, compile_one, max_trials=50)
     assert found.changes == {"MICROBATCHES": 4, "REMAT_POLICY": "full"}
 
 
 def test_more_microbatches_than_rows_of_a_device_are_not_tried():
-    tried = [change.get("MICROBATCHES", 1) for change, _ in candidates(setting_of(rows=32), MESH)]
+    tried = [change.get("MICROBATCHES", 1) for change, _ in candidates(spec_of(rows=32), MESH)]
     assert max(tried) == 4  # 32 rows over 8 devices
 
 
-def test_nothing_is_left_to_try_where_everything_is_at_its_end():
+def test_there_are_no_candidates_if_every_value_is_at_its_limit():
     mesh = {**MESH, "data": 1, "fsdp": 32}
-    assert list(candidates(setting_of(remat_policy="full"), mesh)) == []
+    assert list(candidates(spec_of(remat_policy="full"), mesh)) == []
 
 
-def test_a_refused_mesh_is_a_trial_and_the_search_goes_on():
-    def compile_one(setting):
-        if setting.mesh.data == 1:
+def test_a_refused_mesh_is_a_trial_and_the_search_continues():
+    def compile_one(spec):
+        if spec.mesh.data == 1:
             raise UserError("mesh axis fsdp of size 8 does not divide dimension 0")
-        return outcome(setting.microbatches == 2)
+        return outcome(spec.microbatches == 2)
 
-    found, trials = smallest_change(setting_of(), MESH, compile_one)
+    found, trials = smallest_change(spec_of(), MESH, compile_one)
     assert trials[0].outcome is None and "does not divide" in trials[0].refusal
     assert found.changes == {"MICROBATCHES": 2}
 
 
 def test_the_number_of_trials_is_limited():
     compile_one, asked = compiler(lambda s: False)
-    found, trials = smallest_change(setting_of(), MESH, compile_one, max_trials=3)
+    found, trials = smallest_change(spec_of(), MESH, compile_one, max_trials=3)
     assert found is None and len(asked) == len(trials) == 3
 
 
 def test_a_changed_configuration_reaches_every_network():
-    objective = replace_configs(setting_of().objective, remat_policy="none", logits_chunk_size=7)
+    objective = replace_configs(spec_of().objective, remat_policy="none", logits_chunk_size=7)
     assert objective.policy.config.remat_policy == objective.value.config.remat_policy == "none"
     assert objective.policy.logits_chunk_size == 7
-    assert objective.temperature == setting_of().objective.temperature
+    assert objective.temperature == spec_of().objective.temperature
 
 
 def test_an_unchanged_objective_is_the_same_object():
-    objective = setting_of().objective
+    objective = spec_of().objective
     assert replace_configs(objective, remat_policy="minimal") is objective
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(MeshShape)])
 def test_a_mesh_change_keeps_the_other_axes(field):
-    _, changed = next(iter(candidates(setting_of(), MESH)))
+    _, changed = next(iter(candidates(spec_of(), MESH)))
     expected = {"slice": None, "data": 1, "fsdp": 8, "tensor": None}
     assert getattr(changed.mesh, field) == expected[field]
 

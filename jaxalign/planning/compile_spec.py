@@ -1,4 +1,4 @@
-"""One arrangement of a run: what is compiled for a topology, and what the compiler says of it."""
+"""The step of a run to compile for a topology, and the result of compiling it."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from jaxalign.training.build import (
 from jaxalign.training.optimizers import Optimizer
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# What XLA says of a program that is too large, in the two forms that it has.
+# The two forms of XLA's message on a program that is too large.
 _USED = re.compile(
     r"(?:Used |\()([\d.]+)([BKMGT])\w*\)? (?:of|exceeds available HBM) \(?([\d.]+)([BKMGT])"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What a run's step is made of, without data and parameters.
+class CompileSpec:
+    """Everything that determines a run's step, except data and parameters.
 
     Attributes:
       objective: the method, with its networks.
       optimizers: by role, as in `run.train`.
       batch: shapes of the global batch.
       microbatches: parts of the batch whose gradients are accumulated.
-      mesh: how devices are arranged.
+      mesh: the mesh of devices.
       rules: axis rules by role.
-      random_seed: of dropout.
+      random_seed: seed of dropout.
     """
 
     objective: Objective
@@ -67,27 +67,27 @@ class Setting:
 
     @property
     def remat_policy(self) -> str | None:
-        """Of the policy; None if it is not a T5."""
+        """The remat policy of the policy network; None if it is not a T5."""
         config = getattr(self.objective.policy, "config", None)
         return config.remat_policy if isinstance(config, T5Config) else None
 
-    def with_config(self, **changes: Any) -> Setting:
-        """The same with fields of every T5's configuration, or of every policy, changed."""
+    def with_config(self, **changes: Any) -> CompileSpec:
+        """Returns a copy in which fields of every T5's configuration, or of every policy, are changed."""
         return dataclasses.replace(self, objective=replace_configs(self.objective, **changes))
 
     def flops(self, mesh: Mesh) -> float:
-        """Operations of matrix products in one step, on all devices together."""
+        """Counts the operations of matrix products in one step, on all devices together."""
         built, frozen, _ = self.build(mesh)
         with partitioning.activate(mesh):
             return count_flops(built.function, built.abstract, frozen, dict(self.batch))
 
-    def without_recomputation(self) -> Setting:
-        """The same with every activation and all logits kept, and no microbatches: the operations that the method itself needs."""
+    def without_recomputation(self) -> CompileSpec:
+        """Returns a copy that keeps all activations and logits and has no microbatches: it has only the method's own operations."""
         whole = dataclasses.replace(self, microbatches=1)
         return whole.with_config(remat_policy="none", logits_chunk_size=None)
 
     def build(self, mesh: Mesh) -> tuple[BuiltStep, dict[str, Any], dict[str, Any]]:
-        """The step on a mesh, and the shapes and shardings of the frozen roles.
+        """Builds the step on a mesh; returns it with the shapes and shardings of the frozen roles.
 
         Raises:
           UserError: if the mesh divides neither the batch nor a parameter.
@@ -110,20 +110,20 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of compiling a setting.
+class CompileResult:
+    """The result of compiling a step; all bytes are per chip.
 
     Attributes:
       mesh: sizes by axis.
-      parameter_bytes: per chip, of trained and frozen roles.
-      optimizer_bytes: per chip.
-      batch_bytes: per chip.
-      peak_bytes: per chip; with the compiler's own figure where it refused.
-      usable_bytes: what the compiler lets a program use, where it said so.
-      program_bytes: the program itself, which lies in the chip's memory too.
-      compile_seconds: tracing, lowering and compiling.
-      compiled: None if the compiler refused, or was not asked because the state alone does not fit.
-      reason: why it does not fit; None if it does.
+      parameter_bytes: parameters of trained and frozen roles.
+      optimizer_bytes: optimizer state.
+      batch_bytes: the batch.
+      peak_bytes: peak memory; the compiler's own figure if it refused the program.
+      usable_bytes: memory that the compiler lets a program use, if its message states it.
+      program_bytes: the program itself, which is also in the chip's memory.
+      compile_seconds: time of tracing, lowering and compiling.
+      compiled: the program; None if the compiler refused it, or if the state alone does not fit, so that nothing was compiled.
+      reason: why the step does not fit; None if it fits.
     """
 
     mesh: dict[str, int]
@@ -143,26 +143,26 @@ class Outcome:
         return self.reason is None
 
 
-def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int) -> Outcome:
-    """Compiles a step for devices that need not be there.
+def compile_step(spec: CompileSpec, devices: Sequence[Any], memory_bytes: int) -> CompileResult:
+    """Compiles a step for devices that need not be present.
 
     Args:
-      setting: the run.
-      devices: of a topology.
-      memory_bytes: of one chip.
+      spec: the step.
+      devices: the devices of a topology.
+      memory_bytes: memory of one chip.
 
     Raises:
       UserError: if mesh and batch do not fit together.
     """
     started = time.perf_counter()
-    mesh = partitioning.make_mesh(setting.mesh, list(devices))
-    built, frozen, frozen_shardings = setting.build(mesh)
+    mesh = partitioning.make_mesh(spec.mesh, list(devices))
+    built, frozen, frozen_shardings = spec.build(mesh)
     held = {
         "parameter_bytes": device_bytes(built.abstract.params, built.shardings.params)
         + device_bytes(frozen, frozen_shardings),
         "optimizer_bytes": device_bytes(built.abstract.opt_state, built.shardings.opt_state),
         "batch_bytes": device_bytes(
-            dict(setting.batch), partitioning.batch_shardings(mesh, setting.batch)
+            dict(spec.batch), partitioning.batch_shardings(mesh, spec.batch)
         ),
     }
     outcome: dict[str, Any] = {
@@ -174,25 +174,25 @@ def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int)
     }
     state = sum(held.values())
     if state > memory_bytes:
-        return Outcome(
+        return CompileResult(
             **outcome,
             peak_bytes=state,
             compile_seconds=0.0,
             reason="parameters and optimizer alone exceed the chip's memory",
         )
-    lowered = built.step.lower(built.abstract, frozen, dict(setting.batch))  # type: ignore[attr-defined]
+    lowered = built.step.lower(built.abstract, frozen, dict(spec.batch))  # type: ignore[attr-defined]
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         peak, outcome["usable_bytes"] = refused_bytes(str(error))
-        return Outcome(
+        return CompileResult(
             **outcome,
             peak_bytes=state if peak is None else peak,
             compile_seconds=time.perf_counter() - started,
             reason="the compiler found no schedule that fits"
-            + (", and did not say by how much" if peak is None else ""),
+            + (", and did not state the missing memory" if peak is None else ""),
         )
     memory = compiled.memory_analysis()
     peak = (
@@ -203,7 +203,7 @@ def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int)
         + memory.generated_code_size_in_bytes
     )
     outcome |= {"program_bytes": memory.generated_code_size_in_bytes, "compiled": compiled}
-    return Outcome(
+    return CompileResult(
         **outcome,
         peak_bytes=peak,
         compile_seconds=time.perf_counter() - started,
@@ -212,7 +212,7 @@ def compile_setting(setting: Setting, devices: Sequence[Any], memory_bytes: int)
 
 
 def refused_bytes(message: str) -> tuple[int | None, int | None]:
-    """What a program would have used and what it may use, from XLA's message on a program that is too large; None if it says neither."""
+    """Reads the required and the usable bytes from XLA's message on a program that is too large; None if the message lacks them."""
     used = _USED.search(message)
     if used is None:
         return None, None
@@ -221,7 +221,7 @@ def refused_bytes(message: str) -> tuple[int | None, int | None]:
 
 
 def device_bytes(shapes: Any, shardings: Any) -> int:
-    """Bytes that one device holds of a tree of arrays."""
+    """Returns the bytes of a tree of arrays on one device."""
 
     def one(leaf: Any, sharding: Any) -> int:
         return int(np.prod(sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
@@ -238,15 +238,16 @@ def batch_shapes(
     num_scores: int | None = None,
     teacher_top: int = 32,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a run's global batch, from its configuration alone.
+    """Returns the shapes of a run's global batch from its configuration alone.
 
     Args:
-      objective: says which fields it needs and how many responses.
+      objective: the objective, which determines the fields and the number of responses.
       data: lengths and packing.
-      batch_size: rows.
-      responses_per_prompt: if neither objective nor task says it right.
-      num_scores: scores of a response, for objectives on several; what its reward network reads, or else 2, by default.
-      teacher_top: tokens stored of a teacher, for objectives that read them.
+      batch_size: number of rows.
+      responses_per_prompt: number of responses, if neither the objective nor the task determines it.
+      num_scores: scores per response, for objectives with several scores; by default the number that the objective's reward network
+        reads, otherwise 2.
+      teacher_top: number of a teacher's tokens that are stored per position, for objectives that read them.
 
     Raises:
       UserError: if the objective needs a field that no batch has.
@@ -279,7 +280,7 @@ def batch_shapes(
 
 
 def replace_configs(value: Any, **changes: Any) -> Any:
-    """A dataclass with every T5 configuration and every policy in it, at any depth, changed in the fields that it has."""
+    """Changes the named fields of every T5 configuration and every policy in a dataclass, at any depth."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = {
@@ -295,10 +296,10 @@ def replace_configs(value: Any, **changes: Any) -> Any:
 
 
 __all__ = [
-    "Outcome",
-    "Setting",
+    "CompileResult",
+    "CompileSpec",
     "batch_shapes",
-    "compile_setting",
+    "compile_step",
     "device_bytes",
     "refused_bytes",
     "replace_configs",

@@ -9,7 +9,7 @@ GIB = 2**30
 
 
 def table(plan: Mapping[str, Any]) -> str:
-    """The plan of a run on one topology, for people."""
+    """Formats the plan of a run on one topology."""
     topology, run = plan["topology"], plan["run"]
     lines = [f"# {plan['title']}", "", verdict(plan), "", *_rows(_run_rows(run, topology, plan))]
     lines += ["", *_outcome_lines(plan)]
@@ -19,20 +19,20 @@ def table(plan: Mapping[str, Any]) -> str:
         lines += ["", "Tried, in this order:", ""]
         for trial in plan["trials"]:
             peak = "" if trial["peak"] is None else f" at {gib(trial['peak'])}"
-            said = "fits" if trial["fits"] else trial["reason"]
-            lines.append(f"- {macros(trial['changes'])}: {said}{peak}")
+            verdict_text = "fits" if trial["fits"] else trial["reason"]
+            lines.append(f"- {macros(trial['changes'])}: {verdict_text}{peak}")
     return "\n".join(lines)
 
 
 def verdict(plan: Mapping[str, Any]) -> str:
-    """Whether it fits and, if not, what would."""
+    """States whether the run fits and, if not, which change makes it fit."""
     memory, topology = plan["memory"], plan["topology"]
     size = f"{gib(memory['peak'])} of {gib(memory['chip'])} on each of {topology['chips']} chips"
     if plan["fits"]:
         return f"**Fits:** {size}."
     reason = f"**Does not fit:** {size}; {plan['reason']}."
     if plan["change"] is not None:
-        return f"{reason} The smallest change that does: {macros(plan['change'])}."
+        return f"{reason} The smallest change that fits: {macros(plan['change'])}."
     return (
         f"{reason} None of the {len(plan['trials'])} changes tried fits."
         if plan["trials"]
@@ -41,7 +41,7 @@ def verdict(plan: Mapping[str, Any]) -> str:
 
 
 def comparison(result: Mapping[str, Any]) -> str:
-    """One row a topology."""
+    """Formats the comparison of topologies, with one row per topology."""
     run = result["run"]
     rows = [("topology", "fits", "peak of chip", "step time, no less than", "compile")]
     for each in result["topologies"]:
@@ -58,22 +58,22 @@ def comparison(result: Mapping[str, Any]) -> str:
                 f"{each['compile_seconds']:.0f} s",
             )
         )
-    heading = f"# {run['objective']} on the usual topologies"
+    heading = f"# {run['objective']} on common topologies"
     return "\n".join([heading, "", *_grid(rows)])
 
 
 def macros(changes: Mapping[str, Any]) -> str:
-    """Changes as they are written in gin."""
+    """Formats changes as gin bindings."""
     return ", ".join(f"`{name} = {value!r}`" for name, value in changes.items())
 
 
 def gib(number: float) -> str:
-    """Bytes, for people."""
+    """Formats a number of bytes in GiB or MiB."""
     return f"{number / GIB:.2f} GiB" if number >= 0.1 * GIB else f"{number * 1024 / GIB:.2f} MiB"
 
 
 def seconds(number: float) -> str:
-    """A time, for people."""
+    """Formats a time in seconds or milliseconds."""
     return f"{number:.2f} s" if number >= 1 else f"{number * 1e3:.1f} ms"
 
 
