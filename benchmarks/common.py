@@ -1,8 +1,8 @@
-"""What the benchmarks share: measuring two workers in turn, and printing ratios.
+"""Common parts of the benchmarks: measuring two workers in turn, and printing ratios.
 
-Each side of a comparison runs in a process of its own, so that thread pools and memory do not mix. The parent asks them in turn
-(A B A B ...) and reports the median and range of the ratios of neighbouring measurements; times of one side alone would say more
-about the machine's other work than about the program.
+Each side of a comparison runs in its own process, so that thread pools and memory do not mix. The parent asks the two processes in turn
+and reports the median and range of the ratios of neighbouring measurements. Absolute times of one side would depend more on other work
+of the machine than on the program.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODEL = {
     "num_encoder_layers": 4,
     "num_decoder_layers": 4,
 }
-# What `make demo` trains, and so the highest step rate that data must keep up with.
+# The model that `make demo` trains: it has the highest step rate that the input pipeline has to match.
 SMALLEST_MODEL = {
     "vocab_size": 1024,
     "emb_dim": 128,
@@ -42,9 +42,9 @@ SMALLEST_MODEL = {
 
 
 class Worker:
-    """A child process that answers JSON requests, one line each, and otherwise sleeps.
+    """A child process that answers JSON requests, one per line, and sleeps otherwise.
 
-    It is held on as many cores as it may have threads, which is also how XLA counts them.
+    The process is restricted to as many cores as it may have threads; XLA derives its number of threads from the cores.
     """
 
     def __init__(self, script: str, arguments: Mapping[str, Any], threads: int):
@@ -61,14 +61,14 @@ class Worker:
         self.about = self._read()
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
+        """Sends a request and waits for its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self._read()
 
     def close(self) -> None:
-        """Let the process end."""
+        """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -82,10 +82,10 @@ class Worker:
 
 
 def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[..., Any]]]) -> None:
-    """The worker's side: build from the arguments, answer requests until the parent closes the pipe.
+    """Runs the worker's side: builds from the arguments, and answers requests until the parent closes the pipe.
 
     Args:
-      start: from the arguments to what the parent should know at once, and a function that answers a request's keywords.
+      start: function from the arguments to a description for the parent and a function that answers a request's keywords.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print
@@ -99,7 +99,7 @@ def serve(start: Callable[[dict[str, Any]], tuple[dict[str, Any], Callable[..., 
 
 @dataclasses.dataclass
 class Clock:
-    """Wall and CPU seconds of a block, all threads of the process counted."""
+    """Wall and CPU seconds of a block; the CPU seconds of all threads of the process count."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -114,7 +114,7 @@ class Clock:
 
 
 def run_for(seconds: float, step: Callable[[int], Any]) -> dict[str, float]:
-    """Call `step(0)`, `step(1)`, ... for at least `seconds`; returns calls, wall and CPU seconds."""
+    """Calls `step(0)`, `step(1)`, ... for at least `seconds`; returns the number of calls, wall and CPU seconds."""
     calls = 0
     with Clock() as clock:
         while calls == 0 or time.perf_counter() - clock._wall < seconds:
@@ -124,7 +124,7 @@ def run_for(seconds: float, step: Callable[[int], Any]) -> dict[str, float]:
 
 
 def peak_memory() -> float:
-    """Largest resident size of this process so far, in MiB."""
+    """Returns the largest resident size of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -154,7 +154,7 @@ class Comparison:
 def alternate(
     pairs: int, ours: Callable[[], Any], theirs: Callable[[], Any]
 ) -> list[tuple[Any, Any]]:
-    """Measure both in turn, each pair in the other order than the one before."""
+    """Measures both sides in turn; the order alternates between pairs."""
     results = []
     for index in range(pairs):
         if index % 2:
@@ -167,7 +167,7 @@ def alternate(
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """An aligned table that is also Markdown; numbers to the right."""
+    """Prints an aligned Markdown table with right-aligned numbers."""
     rows = [list(map(str, row)) for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
 

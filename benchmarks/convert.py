@@ -1,11 +1,11 @@
-"""Memory of `jaxalign convert`: how much the process grows, as a multiple of the largest tensor and of the model.
+"""Memory of `jaxalign convert`: the growth of the process as a multiple of the largest tensor and of the model.
 
     python benchmarks/convert.py [--megabytes=400]
 
-Writes a random T5 1.1 in T5X's legacy format, array by array, and converts it into each format, and a scanned run folder back, each
-in a process of its own. The increase is of the peak resident set over what the process had before, with everything imported (Linux).
-glibc keeps freed blocks of up to 32 MiB for later, more than a hundred MiB of them whatever the model's size; it is told here to return
-those of 1 MiB and more, so that what the program holds shows. --allocator=default measures without that.
+Writes a random T5 1.1 in T5X's legacy format, array by array, converts it into each format, and converts a scanned run folder back, each
+in its own process. The increase is the peak resident set minus the resident set after all imports (Linux). glibc keeps freed blocks of up
+to 32 MiB for later use, more than a hundred MiB of them independently of the model's size. By default this script makes glibc return
+blocks of 1 MiB and more, so that the measurement shows what the program holds; --allocator=default omits this.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def write_model(folder: Path, megabytes: int) -> int:
-    """A model of about this size; returns its layers per stack."""
+    """Writes a model of about this size; returns its layers per stack."""
     import numpy as np
 
     from jaxalign.interop import parameters, t5x
@@ -101,7 +101,7 @@ def write_model(folder: Path, megabytes: int) -> int:
 
 
 def measure(source: str, output: str, to: str) -> dict[str, int]:
-    """Converts, and returns bytes: the increase, the largest tensor (of a layer, of all), and the model."""
+    """Converts a checkpoint; returns in bytes the increase of memory, the largest tensor (of a layer and overall) and the model."""
     from jaxalign.interop.convert import convert
     from jaxalign.interop.sources import open_source
 
@@ -109,7 +109,7 @@ def measure(source: str, output: str, to: str) -> dict[str, int]:
     opened.configured(None)
     sizes = {name: array.nbytes for name, array in opened.params.items()}
     before = resident("VmRSS")
-    # The peak so far is that of importing.
+    # Resets the peak, which so far is that of the imports.
     Path("/proc/self/clear_refs").write_text("5")
     convert(
         checkpoint=source,
@@ -126,7 +126,7 @@ def measure(source: str, output: str, to: str) -> dict[str, int]:
 
 
 def resident(field: str) -> int:
-    """A size of this process, or its peak, in bytes."""
+    """Returns a size of this process from /proc, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

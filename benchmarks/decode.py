@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py
 
-Random weights that never choose EOS, so that both sides decode every prompt to the full length; the table says on how many of the
-tokens they agree.
+The random weights never choose EOS, so that both sides decode every prompt to the full length. The table shows the share of tokens on
+which both sides agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--prompt_length", type=int, default=64)
@@ -58,7 +58,7 @@ def main() -> None:
 def measure(
     name: str, beams: int, ours: Worker, theirs: Worker, options: argparse.Namespace
 ) -> list[str]:
-    """One row of the table."""
+    """Measures one row of the table."""
     found, expected = (
         np.asarray(worker.ask(beams=beams, seconds=0)["tokens"]) for worker in (ours, theirs)
     )
@@ -98,7 +98,7 @@ def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]
 
 
 def start_jaxalign(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
-    """Decodes with a number of beams; returns the best response of each prompt."""
+    """Returns a function that decodes with a number of beams and returns the best response of each prompt."""
     from jaxalign.interop.huggingface import from_huggingface
     from jaxalign.networks.config import T5Config
     from jaxalign.networks.decoding import beam_search, generate
@@ -122,7 +122,7 @@ def start_jaxalign(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
 
 
 def start_torch(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
-    """The same; it draws the weights and writes them."""
+    """The same for PyTorch; this side draws the weights and writes them."""
     import os
 
     import torch

@@ -1,11 +1,12 @@
 """The training step on one accelerator: T5-L and T5-XL, SFT and DRO-V, at the largest batch that fits its memory.
 
     python benchmarks/gpu_step.py --json gpu.json
-    python benchmarks/gpu_step.py --model tiny --device cpu --max_batch 16 --seconds 0.5      # to see it work
+    python benchmarks/gpu_step.py --model tiny --device cpu --max_batch 16 --seconds 0.5      # a quick trial
 
-Needs jax, flax and optax, and no data: token ids are random. The batch is found by doubling, then bisecting. MFU is the model's
-floating-point operations (three times the forward pass, nothing for recomputation) over those of a matrix product measured in the same
-run. The parts are jitted by themselves; their sum need not be the step. `--profile DIR` writes a trace for TensorBoard or Perfetto.
+Needs jax, flax and optax, and no data: token ids are random. The batch is found by doubling and then bisection. MFU is the model's
+floating-point operations per second (three times the forward pass, without recomputation), relative to a matrix product measured in the
+same run. The parts of a step are jitted separately; their sum can differ from the step. `--profile DIR` writes a trace for TensorBoard or
+Perfetto.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ OBJECTIVES = ("sft", "dro_v")
 
 
 def step_flops(config: Any, objective: str, rows: int, source: int, target: int) -> float:
-    """Operations of a training step: forward, and twice that backward, of the policy and for DRO-V of the value's encoder.
+    """Counts the operations of a training step: forward, and twice that backward, of the policy and for DRO-V of the value's encoder.
 
     Args:
       config: a `T5Config`.
       objective: 'sft' or 'dro_v'.
-      rows: of the batch, padding included.
-      source: encoder tokens of a row, padding included.
-      target: decoder tokens of a row, padding included.
+      rows: rows of the batch, including padding.
+      source: encoder tokens of a row, including padding.
+      target: decoder tokens of a row, including padding.
     """
     from jaxalign.planning import flops
 
@@ -53,7 +54,7 @@ def step_flops(config: Any, objective: str, rows: int, source: int, target: int)
 
 
 def largest_batch(fits: Callable[[int], bool], limit: int, start: int = 8) -> int:
-    """The largest batch up to `limit` that fits, to within an eighth; 0 if not even one row does."""
+    """Finds the largest batch up to `limit` that fits, to within an eighth; 0 if even one row does not fit."""
     good, bad, size = 0, limit + 1, min(start, limit)
     while size < bad:
         if fits(size):
@@ -99,7 +100,7 @@ class Step:
         self.mesh = partitioning.make_mesh(devices=_jax().devices()[:1])
         self._step = step.make_train_step(self.objective, self.transformations)
         self.state = self.new_state()
-        self.gib: dict[int, float] = {}  # memory by rows, as XLA counts it
+        self.gib: dict[int, float] = {}  # memory by number of rows, as XLA counts it
 
     def new_state(self) -> Any:
         from jaxalign.training import state
@@ -115,7 +116,7 @@ class Step:
         return jax.jit(create)(jax.random.key(0))
 
     def batch(self, rows: int) -> dict[str, Any]:
-        """Random tokens on the device; lengths are uniform with mean `--filled` of a row."""
+        """Makes a batch of random tokens on the device; lengths are uniform, and their mean is the share `--filled` of a row."""
         from jaxalign.data.batches import make_batch
         from jaxalign.data.examples import make_example
         from jaxalign.parallel import partitioning
@@ -142,12 +143,12 @@ class Step:
         )
         return partitioning.put_batch(self.mesh, batch)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - one step object a measurement
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - one step object per measurement
     def compiled(self, rows: int) -> Callable[..., Any]:
-        """The step for a number of rows.
+        """Compiles the step for a number of rows.
 
         Raises:
-          MemoryError: it needs more than `--memory_gib`.
+          MemoryError: if it needs more than `--memory_gib`.
         """
         from jaxalign.parallel import partitioning
         from jaxalign.training import step
@@ -165,7 +166,7 @@ class Step:
         return program
 
     def run(self, rows: int, steps: int, batch: dict[str, Any] | None = None) -> float:
-        """Seconds of a number of steps on one batch, which the host queues without waiting."""
+        """Runs a number of steps on one batch, which the host queues without waiting; returns the seconds."""
         program, batch = self.compiled(rows), batch or self.batch(rows)
         started = time.perf_counter()
         for _ in range(steps):
@@ -174,7 +175,7 @@ class Step:
         return time.perf_counter() - started
 
     def fits(self, rows: int) -> bool:
-        """Whether a step with so many rows compiles and runs in the memory there is."""
+        """Whether a step with this number of rows compiles and runs in the available memory."""
         try:
             self.run(rows, 2)
         except MemoryError as error:
@@ -192,7 +193,7 @@ class Step:
         return True
 
     def parts(self, rows: int) -> dict[str, float]:
-        """Seconds of the parts of a step, each jitted by itself."""
+        """Measures the seconds of the parts of a step, each jitted separately."""
         import optax
 
         jax, batch = _jax(), self.batch(rows)
@@ -217,7 +218,7 @@ class Step:
             )
 
         def update(params: Any, slots: Any) -> Any:
-            # Any tree of the gradients' shapes will do.
+            # Any tree with the shapes of the gradients serves as gradients.
             rules = self.transformations
             pairs = {
                 role: rules[role].update(params[role], slots[role], params[role]) for role in rules
@@ -229,7 +230,7 @@ class Step:
 
 
 def measure(options: argparse.Namespace, model: str, objective: str, peak: float) -> dict[str, Any]:
-    """The numbers of one model and objective at the largest batch, or at `--batch`; {'error': ...} if none fits."""
+    """Measures one model and objective at the largest batch, or at `--batch`; {'error': ...} if no batch fits."""
     _log(f"{model} {objective}")
     step = Step(options, model, objective)
     rows = options.batch or largest_batch(step.fits, options.max_batch)
@@ -260,13 +261,13 @@ def measure(options: argparse.Namespace, model: str, objective: str, peak: float
     try:
         result["parts_seconds"] = step.parts(rows)
     except _jax().errors.JaxRuntimeError as error:
-        # A part alone may need what the whole does in place.
+        # A part may need memory for a result that the whole step updates in place.
         result["parts_error"] = str(error).splitlines()[0]
     return result
 
 
 def matmul_flops(dtype: str, size: int, seconds: float) -> float:
-    """Floating-point operations per second of a chain of square matrix products: what the MFU is relative to."""
+    """Measures the floating-point operations per second of a chain of square matrix products, the reference of the MFU."""
     jax, products = _jax(), 16
     matrix = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
 
@@ -293,7 +294,7 @@ def _size(tree: Any) -> int:
 
 
 def _jax() -> Any:
-    """jax, imported only after the device has been chosen."""
+    """Imports jax, only after the device has been chosen."""
     import jax
 
     return jax
@@ -304,7 +305,7 @@ def _log(text: str) -> None:
 
 
 def print_results(report: dict[str, Any]) -> None:
-    """Two Markdown tables: the steps, and their parts."""
+    """Prints two Markdown tables: the steps and their parts."""
     about = "{device}, jax {jax}, {dtype}, {inputs}/{targets} tokens, remat {remat}".format(
         **report
     )
@@ -340,18 +341,22 @@ PARTS = ("policy_forward", "policy_forward_backward", "value_forward_backward", 
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options; those that depend on the device are filled in."""
+    """Parses the options and fills in those that depend on the device."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="t5_large,t5_xl", help=f"some of {', '.join(MODELS)}")
+    parser.add_argument(
+        "--model", default="t5_large,t5_xl", help=f"one or more of {', '.join(MODELS)}"
+    )
     parser.add_argument("--objective", default=",".join(OBJECTIVES), help="sft, dro_v or both")
     parser.add_argument("--device", default="gpu", choices=("gpu", "cpu", "tpu"))
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="bfloat16; on cpu float32")
     parser.add_argument("--inputs", type=int, default=512, help="encoder tokens of a row")
     parser.add_argument("--targets", type=int, default=256, help="decoder tokens of a row")
     parser.add_argument("--filled", type=float, default=1.0, help="mean share of a row in use")
-    parser.add_argument("--batch", type=int, default=0, help="rows; 0 searches for the most")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="rows; 0 searches for the largest number"
+    )
     parser.add_argument("--max_batch", type=int, default=4096)
     parser.add_argument("--memory_gib", type=float, help="refuse more, by XLA's count; on cpu 2")
     parser.add_argument("--remat", default="minimal", choices=("none", "minimal", "full"))
@@ -367,24 +372,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     options.matmul_size = options.matmul_size or (1024 if on_cpu else 8192)
     if options.memory_gib is None:
-        options.memory_gib = 2.0 if on_cpu else 0.0  # a device says itself when it is full
+        options.memory_gib = (
+            2.0 if on_cpu else 0.0
+        )  # accelerators report exhausted memory themselves
     options.models, options.objectives = options.model.split(","), options.objective.split(",")
     for given, known in ((options.models, MODELS), (options.objectives, OBJECTIVES)):
         if set(given) - set(known):
             parser.error(
-                f"{', '.join(sorted(set(given) - set(known)))}: choose of {', '.join(known)}"
+                f"unknown: {', '.join(sorted(set(given) - set(known)))}; choose from {', '.join(known)}"
             )
     if not 0 < options.filled <= 1:
-        parser.error("--filled is a share of a row: above 0, at most 1")
+        parser.error("--filled must be a share of a row, above 0 and at most 1")
     return options
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     options = parse()
     os.environ["JAX_PLATFORMS"] = "cuda" if options.device == "gpu" else options.device
-    # The default 75 % would be the limit of the search.
-    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name; JAX refuses both
+    # JAX's default of 75 % would limit the search.
+    if (
+        "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ
+    ):  # the older name; JAX refuses both together
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.92")
     jax = _jax()
     product = matmul_flops(options.dtype, options.matmul_size, options.seconds / 4)

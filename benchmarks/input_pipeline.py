@@ -1,4 +1,4 @@
-"""Batches of the input pipeline against the steps of the smallest model that trains on them.
+"""The rate of batches of the input pipeline, compared with the step rate of the smallest model that trains on them.
 
     python benchmarks/input_pipeline.py --shared ../shared/data
 
@@ -23,7 +23,7 @@ UNPACKED_ROWS, PACKED_ROWS, EXAMPLES_PER_ROW = 32, 8, 16
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--pairs", type=int, default=5)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def caches(data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
-    """Caches of the bundled task and, where it is, of rnnlg."""
+    """Makes caches of the bundled task and, if its file exists, of rnnlg."""
     from jaxalign.data import cache, registry, sources, train_vocabulary, vocabularies
 
     def make(name: str, source: Any, texts: str) -> str:
@@ -66,11 +66,11 @@ def caches(data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
         source = sources.JsonlSource({"train": str(file)}, "seq2seq", duplicates="keep")
         yield "rnnlg", make("rnnlg", source, str(file))
     else:
-        print(f"rnnlg: skipped, there is no {file}")
+        print(f"rnnlg: skipped, {file} does not exist")
 
 
 def measure(name: str, cache_dir: str, pack: bool, options: argparse.Namespace) -> list[str]:
-    """One row of the table."""
+    """Measures one row of the table."""
     arguments = {"cache_dir": cache_dir, "pack": pack}
     pipeline = Worker(__file__, {**arguments, "side": "pipeline"}, options.threads)
     training = Worker(__file__, {**arguments, "side": "training"}, options.threads)

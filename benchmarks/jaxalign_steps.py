@@ -25,7 +25,7 @@ from jaxalign.training import step as steps
 
 
 def batches_of(examples: Examples, arguments: dict[str, Any]) -> list[tuple[dict, int, int]]:
-    """Batches with their number of examples and of tokens; packed if `arguments` say how."""
+    """Makes batches with their numbers of examples and of tokens; packed if `arguments` describe the packing."""
     if arguments["rows"] is None:
         size = arguments["examples"]
         groups = [
@@ -84,7 +84,7 @@ def _cached(examples: Examples, index: int) -> Any:
 def make_step(
     config: T5Config, objective_name: str, batch: dict[str, Any], logits_chunk_size: Any = "default"
 ) -> tuple[Callable[..., Any], Any]:
-    """The compiled step and the first state."""
+    """Returns the jitted step and the initial state."""
     policy = Policy(config) if logits_chunk_size == "default" else Policy(config, logits_chunk_size)
     if objective_name == "sft":
         objective: Any = SFT(policy=policy, z_loss=0.0)

@@ -1,4 +1,4 @@
-"""Worker: the same step in PyTorch with Hugging Face transformers, batches padded to their longest example."""
+"""Worker: the same step in PyTorch with Hugging Face transformers; batches are padded to their longest example."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workloads import Examples, load
 
 
 def hf_config(model: dict[str, Any]) -> T5Config:
-    """The dimensions under Hugging Face's names."""
+    """Returns the configuration with Hugging Face's names."""
     return T5Config(
         vocab_size=model["vocab_size"],
         d_model=model["emb_dim"],
@@ -47,7 +47,7 @@ class Value(torch.nn.Module):
 
 
 def pad(sequences: list[np.ndarray], value: int) -> torch.Tensor:
-    """Rows as long as the longest sequence."""
+    """Pads sequences to the length of the longest."""
     rows = np.full((len(sequences), max(map(len, sequences))), value, np.int64)
     for row, sequence in zip(rows, sequences, strict=True):
         row[: len(sequence)] = sequence
@@ -55,7 +55,7 @@ def pad(sequences: list[np.ndarray], value: int) -> torch.Tensor:
 
 
 def batch_of(examples: Examples) -> tuple[dict[str, torch.Tensor], int, int]:
-    """A padded batch, its number of examples and of tokens."""
+    """Returns a padded batch and its numbers of examples and of tokens."""
     input_ids = pad(examples.inputs, 0)
     return (
         {
@@ -71,7 +71,7 @@ def batch_of(examples: Examples) -> tuple[dict[str, torch.Tensor], int, int]:
 
 
 def log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the log-probabilities of each response's tokens."""
+    """Returns the sum of the log-probabilities of each response's tokens."""
     token_losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
     )
@@ -110,7 +110,7 @@ def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]
     ]
     config = hf_config(arguments["model"])
     policy = T5ForConditionalGeneration(config).train()
-    # Its configuration ignores tie_word_embeddings=False for T5 in version 5; T5 1.1 has a projection of its own.
+    # transformers 5 ignores tie_word_embeddings=False for T5; T5 1.1 has a separate projection.
     policy.lm_head.weight = torch.nn.Parameter(policy.lm_head.weight.detach().clone())
     networks = [policy]
     if arguments["objective"] == "dro_v":

@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py --shared ../shared/data
 
-Both sides: the same T5 1.1, float32, forward, backward and AdamW update, no dropout, two threads. `dense` rows are full. The length
-mixes are packed here and padded to the longest of each batch there, as usual.
+Both sides train the same T5 1.1 in float32 with forward pass, backward pass and AdamW update, without dropout, with two threads. `dense`
+rows are full. For the length mixes, jaxalign packs rows, and PyTorch pads each batch to its longest example, as is common.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DENSE_ROWS, DENSE_LENGTH = 16, 64
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--workloads", default="dense,rnnlg,taskmaster3")
@@ -36,7 +36,7 @@ def main() -> None:
         for name in options.workloads.split(","):
             arguments = prepare(name, options.shared, Path(folder))
             if arguments is None:
-                print(f"{name}: skipped, there is no {MIXES[name].file} in {options.shared}")
+                print(f"{name}: skipped, {options.shared / MIXES[name].file} does not exist")
                 continue
             for objective in options.objectives.split(","):
                 rows.append(measure(name, {**arguments, "objective": objective}, options))
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def prepare(name: str, data_dir: Path, folder: Path) -> dict[str, Any] | None:
-    """The workers' arguments for a workload, or None if its data are absent."""
+    """Returns the workers' arguments for a workload, or None if its data are missing."""
     path = folder / f"{name}.npz"
     arguments: dict[str, Any] = {"model": MODEL, "examples_file": str(path)}
     if name == "dense":
@@ -68,7 +68,7 @@ def prepare(name: str, data_dir: Path, folder: Path) -> dict[str, Any] | None:
 
 
 def measure(name: str, arguments: dict[str, Any], options: argparse.Namespace) -> list[str]:
-    """One row of the table."""
+    """Measures one row of the table."""
     ours = Worker(str(HERE / "jaxalign_steps.py"), arguments, options.threads)
     theirs = Worker(str(HERE / "torch_steps.py"), arguments, options.threads)
     print(f"{name} {arguments['objective']}: {ours.about} {theirs.about}", file=sys.stderr)

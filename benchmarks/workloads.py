@@ -1,4 +1,4 @@
-"""The data of the benchmarks: dense rows, and examples with the lengths of real tasks, the same for both sides."""
+"""The data of the benchmarks, the same for both sides: dense rows, and examples with the lengths of real tasks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Mix:
     """A length mix.
 
     Attributes:
-      name: of the data.
-      kind: record kind of its file.
-      file: in the data folder.
-      max_lengths: tokens of a prompt and of a response, at most; longer prompts keep their end.
-      examples: in a step of the padded side.
-      rows: of a packed batch, chosen so that it holds about as many examples.
+      name: name of the data.
+      kind: record kind of the file.
+      file: file name in the data folder.
+      max_lengths: the largest numbers of tokens of a prompt and of a response; longer prompts keep their end.
+      examples: examples per step of the padded side.
+      rows: rows of a packed batch, chosen so that it holds about the same number of examples.
       row_lengths: encoder and decoder tokens of a packed row.
-      examples_per_row: at most, in a packed row.
+      examples_per_row: the largest number of examples in a packed row.
     """
 
     name: str
@@ -47,7 +47,7 @@ MIXES = {
             8,
             (1024, 128),
         ),
-        # Log-normal lengths like rnnlg's, for a machine without the data.
+        # Log-normal lengths similar to those of rnnlg, for a machine without the data.
         Mix("synthetic", "", "", (128, 128), 32, 7, (128, 128)),
     )
 }
@@ -55,7 +55,7 @@ MIXES = {
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Token ids of prompts and responses, each ending in EOS, with a reward and a reference log-probability."""
+    """Token ids of prompts and responses, which end in EOS, with rewards and reference log-probabilities."""
 
     inputs: list[np.ndarray]
     targets: list[np.ndarray]
@@ -64,11 +64,11 @@ class Examples:
 
     @property
     def tokens(self) -> np.ndarray:
-        """Encoder plus decoder tokens of every example."""
+        """The number of encoder and decoder tokens of every example."""
         return np.asarray([len(x) + len(y) for x, y in zip(self.inputs, self.targets, strict=True)])
 
     def take(self, indices: Any) -> Examples:
-        """Some of the examples."""
+        """Returns a subset of the examples."""
         return Examples(
             [self.inputs[i] for i in indices],
             [self.targets[i] for i in indices],
@@ -78,14 +78,14 @@ class Examples:
 
 
 def dense(rows: int, length: int, vocab_size: int, seed: int = 0) -> Examples:
-    """Examples that fill their rows: prompts and responses of `length` tokens."""
+    """Makes examples that fill their rows: prompts and responses of `length` tokens."""
     return _random([length] * rows, [length] * rows, vocab_size, np.random.default_rng(seed))
 
 
 def mixed(
     mix: Mix, data_dir: Path | None, work_dir: Path, vocab_size: int, limit: int = 2048
 ) -> Examples | None:
-    """The first `limit` examples, shuffled, of a length mix; None if its file is absent.
+    """Draws `limit` examples of a length mix at random; returns None if its file is missing.
 
     Real tasks are tokenised with a SentencePiece model of 1,000 pieces, trained on the file.
     """
@@ -139,7 +139,7 @@ def _random(
 
 
 def save(examples: Examples, path: Path) -> None:
-    """Write examples for the workers; plain arrays, nothing pickled."""
+    """Writes examples for the workers as plain arrays, without pickle."""
     np.savez(
         path,
         inputs=np.concatenate(examples.inputs),
@@ -156,7 +156,7 @@ def save(examples: Examples, path: Path) -> None:
 
 
 def load(path: str) -> Examples:
-    """Inverse of `save`."""
+    """Reads what `save` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         prompts, responses = np.cumsum(arrays["lengths"], axis=1)
         return Examples(

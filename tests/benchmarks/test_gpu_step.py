@@ -1,4 +1,4 @@
-"""`benchmarks/gpu_step.py`: what it counts, how it searches, and that it runs without data, TensorFlow, seqio, gin or grain."""
+"""`benchmarks/gpu_step.py`: its counts, its search, and a run without data, TensorFlow, seqio, gin and grain."""
 
 import importlib
 import json
@@ -21,8 +21,8 @@ def gpu_step(repository, monkeypatch):
     return importlib.import_module("gpu_step")
 
 
-def test_counted_operations_are_xlas(gpu_step):
-    # Unscanned, without recomputation or chunks, so that XLA counts every product once. Wide, so that products dominate.
+def test_counted_operations_equal_those_of_xla(gpu_step):
+    # Without scan, recomputation and chunks, so that XLA counts every product once. The network is wide, so that products dominate.
     config = T5Config(
         vocab_size=512, emb_dim=128, num_heads=2, head_dim=64, mlp_dim=256, num_encoder_layers=2,
         num_decoder_layers=3,
@@ -72,14 +72,14 @@ def test_the_search_ends_within_an_eighth_of_the_largest_batch(gpu_step, capacit
     assert len(tried) <= 12
 
 
-def test_a_model_or_objective_that_there_is_not_is_refused(gpu_step, capsys):
+def test_an_unknown_model_is_refused(gpu_step, capsys):
     with pytest.raises(SystemExit):
         gpu_step.parse(["--model", "t5_huge"])
     assert "t5_huge" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_it_runs_with_a_tiny_model_and_imports_no_data_library(repository, tmp_path):
+def test_the_benchmark_runs_with_a_tiny_model_and_imports_no_data_library(repository, tmp_path):
     program = """if True:
         import sys
         for name in ("tensorflow", "seqio", "gin", "grain", "array_record"):
