@@ -1,8 +1,8 @@
-"""Exact optimum: a tabular bandit trained to convergence through the real objective, optimizer and step function.
+"""Exact optimum: a tabular bandit, trained to convergence with the package's objectives, optimizers and step function.
 
-Run ``python -m studies.bandit``. Six prompts, five responses, a behaviour policy mu that is not the reference policy. The
-optimum of KL-regularised reward is known in closed form, so a method either reaches it or not. Here: DRO and other values; the other
-methods are in `bandit_methods`, several objectives in `bandit_weights`.
+Run ``python -m studies.bandit``. The bandit has six prompts, five responses, and a behaviour policy mu that is not the reference policy.
+The optimum of KL-regularised reward is known in closed form, so that the study can test whether a method reaches it. This module compares
+DRO with different values; `bandit_methods` has the other methods, `bandit_weights` several objectives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from studies.bandit_problem import (
 
 
 def methods(bandit: Bandit, temperature: float) -> dict[str, Objective]:
-    """The methods of the table, all on one policy class."""
+    """Returns the methods of the table, all with the same class of policies."""
     policy = TabularPolicy(tuple(map(tuple, bandit.reference_log_probs.tolist())))
     shared: dict[str, Any] = {"policy": policy, "temperature": temperature}
     return {
@@ -40,7 +40,7 @@ def methods(bandit: Bandit, temperature: float) -> dict[str, Objective]:
 
 
 def table(temperatures: tuple[float, ...], steps: int) -> str:
-    """Trains every method at every temperature; returns a Markdown table."""
+    """Trains every method at every temperature and returns a Markdown table."""
     bandit = make_bandit()
     header = (
         "| method | "
@@ -70,19 +70,17 @@ def main() -> None:
     text = (
         "# Exact optimum: which methods reach the optimal policy\n\n"
         "    python -m studies.bandit\n\n"
-        "A bandit small enough to know the answer: six prompts with five possible responses each, whose probabilities are the policy's\n"
-        "parameters. Logged responses come from a behaviour policy mu that is not the reference policy "
-        "pi_ref, and rewards r have no noise. Each\n"
-        "method trains on all of it in every step, through the same step as a T5.\n"
+        "A bandit whose optimum is known in closed form: six prompts with five possible responses each, whose probabilities are the\n"
+        "policy's parameters. Logged responses come from a behaviour policy mu that is not the reference policy pi_ref, and rewards r\n"
+        "have no noise. Each method trains on all data in every step, with the same step function as a T5.\n"
         "\n"
-        "DRO's aim is the largest `E r - tau KL(pi || pi_ref)`, and pi* = pi_ref exp(r / tau) / Z has it (Z "
-        "normalises). A cell says how far the\n"
-        "trained policy is from pi*: KL(pi* || pi) in nats, averaged over prompts (0: reached), then which "
-        "share of what training can gain in that\n"
-        "aim was lost (0 %: nothing; 100 %: no better than not training; more: worse than not training).\n"
+        "DRO maximises `E r - tau KL(pi || pi_ref)`, and the maximum is at pi* = pi_ref exp(r / tau) / Z (Z normalises). A cell shows two\n"
+        "numbers. The first is the distance of the trained policy from pi*: KL(pi* || pi) in nats, averaged over prompts (0: pi* is\n"
+        "reached). The second is the share of the attainable gain in the maximised quantity that was lost (0 %: nothing; 100 %: the\n"
+        "policy is no better than the untrained one; more: it is worse).\n"
         "\n"
         "## DRO and its values\n\n"
-        f"{arguments.steps:,} steps of gradient descent. The rows differ in what stands for the value V(x) of a prompt.\n\n"
+        f"{arguments.steps:,} steps of gradient descent. The rows differ in the value V(x) of a prompt.\n\n"
         + table(temperatures, arguments.steps)
         + "\n"
         + bandit_methods.section(temperatures)

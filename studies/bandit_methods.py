@@ -1,4 +1,4 @@
-"""The bandit of `bandit`, solved by the other methods: which reach pi*, which provably aim elsewhere, and why."""
+"""The bandit of `bandit` with the other methods: which methods reach pi*, which have another optimum, and why."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ class Method:
     """One row of the table.
 
     Attributes:
-      make: from bandit and tau to the objective and its batch.
-      aim: why it reaches pi*, or what it aims at instead.
-      target: log-probabilities ``[prompts, responses]`` of what it aims at, if that has a closed form other than pi*.
+      make: function from the bandit and tau to the objective and its batch.
+      reason: why the method reaches pi*, or its optimum otherwise.
+      target: log-probabilities ``[prompts, responses]`` of the method's optimum, if it differs from pi* and has a closed form.
     """
 
     make: Callable[[Bandit, float], tuple[Objective, Mapping[str, Any]]]
-    aim: str
+    reason: str
     target: Callable[[Bandit, float], np.ndarray] | None = None
 
 
 def weighted(loss_function: Callable[..., Any], *, pairs: bool) -> Callable[..., Any]:
-    """The loss times a weight per response or pair, which stands in the batch; for expectations that are no counts.
+    """Multiplies a loss by a weight per response or pair from the batch, for expectations that are not counts.
 
     Args:
-      loss_function: of `Responses` or `Pairwise`.
-      pairs: which of the two.
+      loss_function: a loss of `Responses` or `Pairwise`.
+      pairs: whether it is a loss of `Pairwise`.
     """
     required, optional = quantities_of(loss_function)
     weight = f"chosen_{_WEIGHT}" if pairs else _WEIGHT
@@ -87,7 +87,7 @@ def weighted(loss_function: Callable[..., Any], *, pairs: bool) -> Callable[...,
 
 
 def preferences(bandit: Bandit, temperature: float = 1.0) -> np.ndarray:
-    """Bradley-Terry: P(i is preferred to j) ``[prompts, i, j]``, exact."""
+    """Returns the exact Bradley-Terry probabilities P(i is preferred to j), ``[prompts, i, j]``."""
     difference = bandit.rewards[:, :, None] - bandit.rewards[:, None, :]
     return 1 / (1 + np.exp(-difference / temperature))
 
@@ -98,12 +98,12 @@ def pairs_batch(
     flip_rate: float = 0.0,
     labels: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Every ordered pair of different responses, weighted by how often it is drawn and labelled so.
+    """Makes a batch of every ordered pair of different responses, weighted by the probability of drawing it with this label.
 
     Args:
       bandit: the problem.
-      flip_rate: share of labels that are wrong.
-      labels: weight by the probability of the label; otherwise by mu alone.
+      flip_rate: share of wrong labels.
+      labels: weight by the probability of the label too; otherwise by mu alone.
     """
     first, second = np.nonzero(~np.eye(RESPONSES, dtype=bool))
     prompts = np.repeat(_PROMPT_COLUMN, len(first))
@@ -118,14 +118,14 @@ def pairs_batch(
 
 
 def counted_batch(bandit: Bandit, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """`SAMPLES` responses a prompt, in proportion to probabilities that are multiples of 1/SAMPLES."""
+    """Makes a batch of `SAMPLES` responses per prompt, in proportion to probabilities that are multiples of 1/SAMPLES."""
     counts = np.rint(probabilities * SAMPLES).astype(int)
     actions = np.stack([np.repeat(np.arange(RESPONSES), row) for row in counts])
     return batch_of(bandit, _PROMPT_COLUMN, actions)
 
 
 def with_reference_rewards(bandit: Bandit, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the rewards of `SAMPLES` responses a prompt, in proportion to pi_ref."""
+    """Adds the rewards of `SAMPLES` responses per prompt, in proportion to pi_ref."""
     drawn = counted_batch(bandit, np.exp(bandit.reference_log_probs))
     return {**batch, "reference_rewards": drawn["rewards"][:, 0][:, None]}
 
@@ -177,12 +177,12 @@ def _unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _each_once(bandit: Bandit) -> dict[str, np.ndarray]:
-    """Every response of a prompt once."""
+    """Makes a batch with every response of a prompt once."""
     return batch_of(bandit, _PROMPT_COLUMN, np.tile(np.arange(RESPONSES), (PROMPTS, 1)))
 
 
 def _with_third(bandit: Bandit) -> dict[str, np.ndarray]:
-    """Every pair with every third response, weighted by pi_ref of the third."""
+    """Makes a batch of every pair with every third response, weighted by pi_ref of the third response."""
     pairs = pairs_batch(bandit)
     prompts = np.repeat(pairs["example_ids"][:, 0], RESPONSES)
     third = np.tile(np.arange(RESPONSES), len(pairs["example_ids"]))
@@ -245,7 +245,7 @@ def _behaviour_tilted(weights: Callable[[Bandit, float], np.ndarray]) -> Any:
 
 
 def _ipo_target(bandit: Bandit, tau: float) -> np.ndarray:
-    """pi_ref exp(E_{y' ~ mu} P(y > y') / tau), the pair (y, y) counting one half."""
+    """Returns pi_ref exp(E_{y' ~ mu} P(y > y') / tau); the pair (y, y) counts one half."""
     chance = np.einsum("pj,pij->pi", bandit.behaviour, preferences(bandit))
     return _normalised(bandit.reference_log_probs + chance / tau)
 
@@ -253,7 +253,7 @@ def _ipo_target(bandit: Bandit, tau: float) -> np.ndarray:
 METHODS: dict[str, Method] = {
     "DPO": Method(
         _pairs(pairwise.dpo_loss, beta=_same),
-        "Bradley-Terry labels give back the rewards: pi* for beta = tau, whatever pairs are drawn",
+        "Bradley-Terry labels determine the rewards: pi* for beta = tau, for every distribution of pairs",
     ),
     "DPO, a tenth of the labels flipped": Method(
         _pairs(pairwise.dpo_loss, functools.partial(pairs_batch, flip_rate=FLIP_RATE), beta=_same),
@@ -275,7 +275,7 @@ METHODS: dict[str, Method] = {
             beta=_same,
             label_smoothing=FLIP_RATE,
         ),
-        "smooths labels that were flipped already: margins shrink twice",
+        "smooths labels that are already flipped: margins shrink twice",
     ),
     "soft preferences (OSP), exact p": Method(
         _pairs(pairwise.osp_loss, _soft_labels, beta=_same),
@@ -283,11 +283,11 @@ METHODS: dict[str, Method] = {
     ),
     "SELM, alpha 0.1": Method(
         _pairs(pairwise.selm_loss, _with_third, beta=_same, alpha=0.1),
-        "the bonus for leaving pi_ref is unbounded below; at large beta descent stays near DPO's optimum",
+        "the bonus for leaving pi_ref is unbounded below; at large beta gradient descent stays near DPO's optimum",
     ),
     "DPO on argmax labels": Method(
         _pairs(pairwise.dpo_loss, _argmax_labels, beta=_same),
-        "no finite optimum: the margins of sure labels grow for ever",
+        "no finite optimum: the margins of certain labels grow without bound",
     ),
     "REBEL, two-sample DRO": Method(
         _pairs(pairwise.rebel_loss, functools.partial(pairs_batch, labels=False), eta=_inverse),
@@ -299,7 +299,7 @@ METHODS: dict[str, Method] = {
         _ipo_target,
     ),
     "hinge": Method(
-        _pairs(pairwise.hinge_loss, beta=_same), "margins of 1 / beta, whatever the rewards"
+        _pairs(pairwise.hinge_loss, beta=_same), "margins of 1 / beta, independent of the rewards"
     ),
     "SLiC-HF": Method(
         _pairs(pairwise.slic_loss),
@@ -352,7 +352,7 @@ METHODS: dict[str, Method] = {
             beta1=_same,
             beta2=_same,
         ),
-        "DRO with V* from samples of pi_ref: pi*",
+        "DRO with V* estimated from samples of pi_ref: pi*",
     ),
     "QRPO": Method(
         _responses(
@@ -387,7 +387,7 @@ METHODS: dict[str, Method] = {
             temperature=_same,
             max_weight=1e6,
         ),
-        "mu exp(r / tau): tilts mu and not pi_ref",
+        "mu exp(r / tau): tilts mu instead of pi_ref",
         _behaviour_tilted(lambda b, tau: np.exp((b.rewards - b.rewards.max()) / tau)),
     ),
     "weighted behaviour cloning": Method(
@@ -397,7 +397,7 @@ METHODS: dict[str, Method] = {
     ),
     "A-LoL": Method(
         _responses(policy_gradient.a_lol_loss, _advantages),
-        "policy gradient without regulariser: mu max(A, 0) times clipped importance weights",
+        "policy gradient without a regulariser: mu max(A, 0) times clipped importance weights",
     ),
     "A-LoL, reference-free": Method(
         _responses(policy_gradient.a_lol_reference_free_loss, _advantages),
@@ -415,7 +415,7 @@ METHODS: dict[str, Method] = {
     ),
     "APO-zero, unpaired": Method(
         _responses(unpaired.apo_zero_unpaired_loss, beta=_same, desirable_threshold=0.0),
-        "no finite optimum: every log-ratio is pushed up or down for ever",
+        "no finite optimum: every log-ratio grows or falls without bound",
     ),
 }
 
@@ -426,18 +426,20 @@ def _true_advantages(bandit: Bandit) -> np.ndarray:
 
 
 def section(temperatures: tuple[float, ...], steps: int = STEPS) -> str:
-    """Trains every method at every temperature; returns a Markdown section."""
+    """Trains every method at every temperature and returns a Markdown section."""
     bandit = make_bandit()
     lines = [
         "## Other methods\n",
-        f"{steps:,} steps of Adam, cosine from {LEARNING_RATE}. Pairs: all ordered ones, labelled by Bradley-Terry with",
-        "the rewards themselves, in exact expectation; lists: all five responses. Cells as above; a method reaches pi* if its KL is below",
-        "1e-4 at every tau. Many methods aim at something else: `own aim` is KL(what it aims at || pi), the "
-        "largest over tau, where that is",
-        "known in closed form, so a small number there says that the method did what it is meant to do.\n",
+        f"{steps:,} steps of Adam with a cosine schedule from {LEARNING_RATE}. Pairs: all ordered pairs, with Bradley-Terry labels under "
+        "the rewards",
+        "themselves, in exact expectation. Lists: all five responses. The cells are as above; a method reaches pi* if its KL is below "
+        "1e-4 at every",
+        "tau. Many methods have another optimum. Where it is known in closed form, `own optimum` is KL(own optimum || pi), the largest "
+        "over tau: a",
+        "small number means that the method reached its own optimum.\n",
         "| method | "
         + " | ".join(f"tau {tau:g}" for tau in temperatures)
-        + " | own aim | reaches pi* | because |",
+        + " | own optimum | reaches pi* | reason |",
         "|---" * (len(temperatures) + 4) + "|",
     ]
     for name, method in METHODS.items():
@@ -458,6 +460,6 @@ def section(temperatures: tuple[float, ...], steps: int = STEPS) -> str:
                 own.append(divergence(method.target(bandit, tau), policy))
         which = [f"{tau:g}" for tau, hit in zip(temperatures, reached, strict=True) if hit]
         verdict = "yes" if all(reached) else f"at tau {', '.join(which)}" if which else "no"
-        aim = "" if not own else "< 1e-6" if max(own) < 1e-6 else f"{max(own):.1g}"
-        lines.append(f"| {name} | {' | '.join(cells)} | {aim} | {verdict} | {method.aim} |")
+        optimum = "" if not own else "< 1e-6" if max(own) < 1e-6 else f"{max(own):.1g}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {optimum} | {verdict} | {method.reason} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""A tabular bandit whose optimum is known in closed form, and training on it."""
+"""A tabular bandit whose optimum is known in closed form, and training of policies on it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step
 
 PROMPTS = 6
-
-
 RESPONSES = 5
-
-
 SAMPLES = 400
 
 
 class Bandit(NamedTuple):
-    """The problem: log pi_ref, mu and rewards, all ``[prompts, responses]``; pi_ref and mu are multiples of 1/SAMPLES."""
+    """The problem: log pi_ref, mu and rewards, each ``[prompts, responses]``; pi_ref and mu are multiples of 1/SAMPLES."""
 
     reference_log_probs: np.ndarray
     behaviour: np.ndarray
@@ -48,14 +44,14 @@ class TabularPolicy:
     initial_logits: tuple[tuple[float, ...], ...]
 
     def init(self, rng: Array) -> dict[str, Array]:
-        """The table, starting at ``initial_logits``."""
+        """Returns the table with its initial values, ``initial_logits``."""
         del rng
         return {"logits": jnp.asarray(self.initial_logits, jnp.float32)}
 
     def score(
         self, params: Mapping[str, Array], batch: Mapping[str, Array], *, rng: Array | None = None
     ) -> TabularScores:
-        """Log-probability of every logged response."""
+        """Returns the log-probability of every logged response."""
         del rng
         log_probs = jax.nn.log_softmax(params["logits"])[batch["example_ids"][:, 0]]
         chosen = jnp.take_along_axis(log_probs, batch["actions"][:, 0], axis=-1)
@@ -64,23 +60,23 @@ class TabularPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class TabularValue:
-    """One value a prompt, starting at 0."""
+    """One value per prompt, initially 0."""
 
     def init(self, rng: Array) -> dict[str, Array]:
-        """The table of values."""
+        """Returns the table of values."""
         del rng
         return {"table": jnp.zeros((PROMPTS,), jnp.float32)}
 
     def values(
         self, params: Mapping[str, Array], batch: Mapping[str, Array], *, rng: Array | None = None
     ) -> Float[Array, " examples"]:
-        """V of every row's prompt."""
+        """Returns V of every row's prompt."""
         del rng
         return params["table"][batch["example_ids"][:, 0]]
 
 
 def make_bandit(seed: int = 0) -> Bandit:
-    """Draws reference policy, behaviour policy and rewards; rewards have a large prompt-dependent part."""
+    """Draws the reference policy, the behaviour policy and the rewards; rewards have a large prompt-dependent part."""
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(PROMPTS, RESPONSES))
     behaviour = softmax(generator.normal(size=(PROMPTS, RESPONSES)))
@@ -93,7 +89,7 @@ def make_bandit(seed: int = 0) -> Bandit:
 
 
 def bandit_batch(bandit: Bandit) -> dict[str, np.ndarray]:
-    """The whole data set as one batch: every response as often as mu says. ``[prompts, 1, SAMPLES]`` per-response fields."""
+    """Makes one batch of the whole data set, in which responses occur in proportion to mu; fields are ``[prompts, 1, SAMPLES]``."""
     counts = np.rint(bandit.behaviour * SAMPLES).astype(int)
     actions = np.stack([np.repeat(np.arange(RESPONSES), row) for row in counts])
     return batch_of(bandit, np.arange(PROMPTS), actions)
@@ -102,13 +98,13 @@ def bandit_batch(bandit: Bandit) -> dict[str, np.ndarray]:
 def batch_of(
     bandit: Bandit, prompts: np.ndarray, actions: np.ndarray, **fields: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """A batch of the given responses.
+    """Makes a batch of the given responses.
 
     Args:
       bandit: the problem.
       prompts: ``[rows]``.
       actions: ``[rows, responses]``.
-      fields: further per-response fields ``[rows, responses]``, or others that replace the usual ones.
+      fields: further per-response fields ``[rows, responses]``, or replacements of the default fields.
     """
     rows = prompts[:, None]
     per_response = {
@@ -133,7 +129,7 @@ def solve(
     batch: Mapping[str, Any] | None = None,
     optimizer: Optimizer | None = None,
 ) -> Float[Array, "prompts responses"]:
-    """Trains a method on the whole data set, by gradient descent unless told otherwise, and returns its log-policy."""
+    """Trains a method on the whole data set, by default with gradient descent, and returns its log-policy."""
     optimizers = {role: optimizer or sgd(1.2) for role in objective.trained()}
     transformations = build_transformations(optimizers, objective.update_scales())
     params = {role: net.init(jax.random.key(0)) for role, net in objective.trained().items()}
@@ -152,14 +148,14 @@ def solve(
 
 
 class Outcome(NamedTuple):
-    """How far from the optimum: KL(pi* || pi), averaged over prompts, in nats; and the share of the attainable gain in J that is lost."""
+    """The distance from the optimum, KL(pi* || pi) in nats averaged over prompts, and the lost share of the attainable gain in J."""
 
     divergence: float
     lost: float
 
 
 def divergence(target: Any, log_policy: Any) -> float:
-    """KL(target || policy) averaged over prompts, in nats, from log-probabilities; responses without mass in the target count 0."""
+    """Returns KL(target || policy) in nats averaged over prompts, from log-probabilities; responses of target probability 0 count 0."""
     target, found = np.asarray(target, np.float64), np.asarray(log_policy, np.float64)
     possible = target > -np.inf
     terms = np.where(possible, np.exp(target) * (np.where(possible, target, 0.0) - found), 0.0)
@@ -186,22 +182,22 @@ def judge(bandit: Bandit, log_policy: Any, temperature: float) -> Outcome:
 
 
 def cell(outcome: Outcome) -> str:
-    """``divergence / share lost`` for a table."""
+    """Formats ``divergence / lost share`` for a table."""
     if not np.isfinite(outcome.divergence):
         return "diverges"
-    # Below this float32 training cannot tell policies apart.
+    # Training in float32 does not resolve smaller differences.
     shown = "< 1e-6" if outcome.divergence < 1e-6 else f"{outcome.divergence:.2g}"
     return f"{shown} / {max(outcome.lost, 0.0):.1%}"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
+    """Computes the softmax along the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def largest_remainder(probabilities: np.ndarray, total: int) -> np.ndarray:
-    """Integer counts that sum to ``total``, at least one each, closest to the probabilities."""
+    """Returns integer counts of at least one that sum to ``total`` and are closest to the probabilities."""
     counts = np.maximum(np.floor(probabilities * total), 1)
     remainders = probabilities * total - counts
     for index in np.argsort(-remainders)[: int(total - counts.sum())]:

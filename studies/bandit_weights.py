@@ -19,14 +19,14 @@ WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 class TwoRewards(NamedTuple):
-    """One prompt with `ARMS` responses: log pi_ref and two rewards that pull apart, each ``[1, ARMS]``."""
+    """One prompt with `ARMS` responses: log pi_ref and two conflicting rewards, each ``[1, ARMS]``."""
 
     reference_log_probs: np.ndarray
     first: np.ndarray
     second: np.ndarray
 
     def optimum(self, weight: float) -> np.ndarray:
-        """log of pi_ref exp((w r1 + (1 - w) r2) / beta) / Z."""
+        """Returns log of pi_ref exp((w r1 + (1 - w) r2) / beta) / Z."""
         mixed = weight * self.first + (1 - weight) * self.second
         return np.log(softmax(self.reference_log_probs + mixed / BETA))
 
@@ -38,14 +38,14 @@ class TwoRewards(NamedTuple):
 
 
 def make_problem(seed: int = 0) -> TwoRewards:
-    """Rewards with correlation -0.6."""
+    """Draws a problem whose rewards have correlation -0.6."""
     generator = np.random.default_rng(seed)
     first, noise, logits = generator.normal(size=(3, 1, ARMS))
     return TwoRewards(np.log(softmax(logits)), first, -0.6 * first + 0.8 * noise)
 
 
 def pairs(problem: TwoRewards, rewards: np.ndarray) -> dict[str, np.ndarray]:
-    """Every ordered pair, weighted by the Bradley-Terry probability of its label under ``rewards``."""
+    """Makes a batch of every ordered pair, weighted by the Bradley-Terry probability of its label under ``rewards``."""
     first, second = np.nonzero(~np.eye(ARMS, dtype=bool))
     actions = np.stack([first, second], axis=1)
     chance = 1 / (1 + np.exp(rewards[0, second] - rewards[0, first]))
@@ -63,7 +63,7 @@ def pairs(problem: TwoRewards, rewards: np.ndarray) -> dict[str, np.ndarray]:
 def train(
     problem: TwoRewards, loss_function: Callable[..., Any], batch: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """The converged log-policy ``[1, ARMS]``."""
+    """Trains until convergence and returns the log-policy ``[1, ARMS]``."""
     policy = TabularPolicy(tuple(map(tuple, problem.reference_log_probs.tolist())))
     objective = Pairwise(policy=policy, loss_function=weighted(loss_function, pairs=True))
     optimizer = adamw(0.05, schedule="cosine", total_steps=STEPS)
@@ -73,7 +73,7 @@ def train(
 
 
 def modpo(problem: TwoRewards, weight: float) -> np.ndarray:
-    """Pairs of the first objective, margins of the second."""
+    """Trains MODPO with pairs of the first objective and margins of the second."""
     loss = functools.partial(
         multi_objective.modpo_rewards_loss, beta=BETA, weight=weight, margin_weight=1 - weight
     )
@@ -81,7 +81,7 @@ def modpo(problem: TwoRewards, weight: float) -> np.ndarray:
 
 
 def loss_weighting(problem: TwoRewards, weight: float) -> np.ndarray:
-    """``w DPO(pairs of 1) + (1 - w) DPO(pairs of 2)``: the same pairs with mixed label weights."""
+    """Trains ``w DPO(pairs of 1) + (1 - w) DPO(pairs of 2)``, which is DPO on the same pairs with mixed label weights."""
     one, two = pairs(problem, problem.first), pairs(problem, problem.second)
     mixed = weight * one["density_ratios"] + (1 - weight) * two["density_ratios"]
     loss = functools.partial(pairwise.dpo_loss, beta=BETA)
@@ -89,21 +89,22 @@ def loss_weighting(problem: TwoRewards, weight: float) -> np.ndarray:
 
 
 def total_variation(one: np.ndarray, other: np.ndarray) -> float:
-    """Half the sum of absolute differences of probabilities."""
+    """Returns half the sum of absolute differences of probabilities."""
     return float(0.5 * np.abs(np.exp(one) - np.exp(other)).sum())
 
 
 def section() -> str:
-    """Trains both for five weights; returns a Markdown section."""
+    """Trains both methods for five weights and returns a Markdown section."""
     problem = make_problem()
     lines = [
         "## Two objectives\n",
         f"One prompt, {ARMS} responses, rewards with correlation -0.6, beta {BETA}, Bradley-Terry pairs of either",
         "reward in exact expectation,",
-        f"{STEPS:,} steps of Adam. For a weight w the optimum is pi_ref exp((w r1 + (1 - w) r2) / beta) / Z. `distance` is the total",
-        "variation from it, `KL` is KL(optimum || pi), and `value` is `E[w r1 + (1 - w) r2] - beta KL(pi || "
-        "pi_ref)`, which the optimum has the",
-        "largest of. MODPO reaches it; adding up weighted losses does not, though it comes close in value.\n",
+        f"{STEPS:,} steps of Adam. For a weight w the optimum is pi_ref exp((w r1 + (1 - w) r2) / beta) / Z. `distance` is the total "
+        "variation",
+        "distance from the optimum, `KL` is KL(optimum || pi), and `value` is `E[w r1 + (1 - w) r2] - beta KL(pi || pi_ref)`, which the "
+        "optimum",
+        "maximises. MODPO reaches the optimum; the sum of weighted losses does not, although its value is close.\n",
         "| w | MODPO: distance | KL | value | loss weighting: distance | KL | value | optimum: value |",
         "|---" * 8 + "|",
     ]

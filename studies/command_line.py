@@ -1,4 +1,4 @@
-"""What the studies' commands share."""
+"""Common parts of the commands of the studies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxalign.networks.config import T5Config
 from jaxalign.recipes.jobs import Job, run_workers
 
-# About one million parameters with 1,024 pieces: what trains in minutes on two cores. As gin_configs/models/mini.gin.
+# About one million parameters with 1,024 pieces, as in gin_configs/models/mini.gin: it trains in minutes on two cores.
 MINI_T5 = T5Config(
     vocab_size=1024,
     emb_dim=128,
@@ -24,21 +24,23 @@ MINI_T5 = T5Config(
 
 
 def run_study(description: str, name: str, jobs: Callable[[Path, Path], Sequence[Job]]) -> None:
-    """Parses ``--data``, ``--output``, ``--workers`` and ``--only``, and runs the jobs that are not finished.
+    """Parses ``--data``, ``--output``, ``--workers`` and ``--only``, and runs all unfinished jobs.
 
     Args:
-      description: for ``--help``.
-      name: of the default output folder.
-      jobs: from the data folder and the output folder to the study's jobs.
+      description: text of ``--help``.
+      name: name of the default output folder.
+      jobs: function from the data folder and the output folder to the study's jobs.
     """
     parser = _parser(description)
     parser.add_argument("--data", type=Path, required=True, help="folder with the JSON Lines files")
     parser.add_argument("--output", type=Path, default=Path("runs") / name)
     parser.add_argument(
-        "--workers", type=int, default=2, help="processes that share the jobs, one core each"
+        "--workers", type=int, default=2, help="number of processes, each on one core"
     )
     parser.add_argument(
-        "--only", default="", help="run only jobs whose name starts with this, and what they need"
+        "--only",
+        default="",
+        help="run only jobs whose name starts with this, and the jobs that they need",
     )
     arguments = parser.parse_args()
     found = jobs(arguments.data, arguments.output)
@@ -46,12 +48,12 @@ def run_study(description: str, name: str, jobs: Callable[[Path, Path], Sequence
 
 
 def write_report(description: str, name: str, report: Callable[[Path], str]) -> None:
-    """Parses ``--runs`` and ``--output``; writes and prints the page.
+    """Parses ``--runs`` and ``--output``, and writes and prints the page.
 
     Args:
-      description: for ``--help``.
-      name: of the default run folder, and of the page.
-      report: from the run folder to Markdown.
+      description: text of ``--help``.
+      name: name of the default run folder and of the page.
+      report: function from the run folder to Markdown.
     """
     parser = _parser(description)
     parser.add_argument("--runs", type=Path, default=Path("runs") / name)

@@ -1,4 +1,4 @@
-"""The equal-footing study's data: the same annotated responses in every form that a method reads."""
+"""Data of the equal-footing study: the same annotated responses in every form that a method reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from studies import human_feedback, rnnlg
 
-# Dialogue acts whose samples are used, drawn at random (the file is ordered by domain).
+# Number of dialogue acts whose samples are used. They are drawn at random, because the file is ordered by domain.
 ACTS = 3000
 RATINGS = human_feedback.SOURCES[0]
 
@@ -23,10 +23,10 @@ class Form:
     """A form of the same annotated responses.
 
     Attributes:
-      file: stem of its files.
-      kind: of its records.
-      packing: batch size and lengths of packed rows, per task; some 30 responses a batch, counted in the table.
-      joined: triplets joined into groups of so many responses, per task.
+      file: stem of the file names.
+      kind: kind of the records.
+      packing: batch size and lengths of packed rows, per task; a batch holds about 30 responses, and the table shows their number.
+      joined: number of triplets that form one group, per task.
     """
 
     file: str
@@ -52,7 +52,7 @@ FORMS = {
 
 
 def rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
-    """The samples of a seed in every form; each file holds the same annotations."""
+    """Writes the samples of a seed in every form; each file holds the same annotations."""
     counts: dict[str, Any] = {}
     for split in ("train", "validation"):
         source = folder / f"rnnlg/samples/seed{seed}/triplets.{split}.jsonl"
@@ -72,7 +72,7 @@ def rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
                     others = [other["feedback"] for at, other in enumerate(group) if at != index]
                     references.append({**row, "reference_feedback": others})
             if len(group) > 2 and ordered[0]["feedback"] > ordered[-1]["feedback"]:
-                # The reference's own answer, whatever its feedback.
+                # The third response is a sample of the reference, independent of its feedback.
                 three = [ordered[0], ordered[-1], group[0]]
                 thirds.append(
                     {
@@ -101,7 +101,7 @@ def rnnlg_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
 
 
 def ratings_forms(folder: Path, seed: int, job: Path) -> dict[str, Any]:
-    """Ratings of quality in every form that two rated sentences a prompt allow."""
+    """Writes ratings of quality in every form that two rated sentences per prompt allow."""
     del seed
     counts: dict[str, Any] = {}
     for split in ("train", "validation"):
@@ -143,6 +143,6 @@ def _write_forms(
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file."""
+    """Reads the objects of a JSON Lines file."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -1,4 +1,4 @@
-"""The equal-footing study's judges: exact reward of new samples, and the ranking of held-out rated sentences."""
+"""Judges of the equal-footing study: the exact reward of new samples, and the ranking of held-out rated sentences."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _LOG_RATIO = "tau * log-ratio"
 
 
 def judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
-    """One sample at temperature 1 for each of the split's first acts: exact reward, KL from the SFT policy, length."""
+    """Judges one sample at temperature 1 for each of a number of acts: exact reward, KL from the SFT policy, length."""
     prompts = rnnlg_data.acts(folder / "rnnlg" / "data", split)
     generator = np.random.default_rng(0)
     prompts = [prompts[i] for i in sorted(generator.permutation(len(prompts))[: JUDGED[split]])]
-    policy, params, vocabulary = rnnlg._load(run)
-    sampled = rnnlg._generate(policy, params, vocabulary, prompts, samples=1, seed=1)
+    policy, params, vocabulary = rnnlg.load_policy(run)
+    sampled = rnnlg.generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
     encoded = [encode_text(vocabulary, prompt, rnnlg.LENGTHS["inputs"]) for prompt in prompts]
     log_probs = [
         score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
-        for weights in (params, rnnlg._load(reference)[1])
+        for weights in (params, rnnlg.load_policy(reference)[1])
     ]
     texts = [vocabulary.decode(each[0]) for each in sampled]
     rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
@@ -48,7 +48,7 @@ def judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict[
 def rating_log_probs(
     rows: list[dict[str, Any]], run: Path, reference: Path
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Log-probabilities of rated sentences under a run and its reference, and the sentences' lengths in tokens."""
+    """Returns log-probabilities of rated sentences under a run and its reference, and the lengths of the sentences in tokens."""
     opened = open_policy(str(run))
     vocabulary, lengths = opened.vocabulary, RATINGS.lengths
     prompts = [
@@ -64,7 +64,7 @@ def rating_log_probs(
 
 
 def judge_ranking(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
-    """Spearman correlation of the log-ratio with human ratings of held-out sentences, beside longer-wins; KL on the logged responses."""
+    """Correlates the log-ratio with human ratings of held-out sentences (Spearman), with baselines; statistics of the log-ratio."""
     rows = read_rows(folder / "nlg_ratings" / "data" / f"{split}.jsonl")
     log_probs, lengths = rating_log_probs(rows, run, reference)
     methods = ranking_scores(log_probs[0], log_probs[1], [row["response"] for row in rows], tau=1.0)

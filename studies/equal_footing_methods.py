@@ -1,4 +1,4 @@
-"""The equal-footing study's methods: the form of the data each reads, and the settings it is searched over."""
+"""Methods of the equal-footing study: the form of the data that each reads, and its search space."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Method:
     """One row of the tables.
 
     Attributes:
-      family: heading of the row's group.
-      form: which form of the data it reads.
-      strength: its macro in the gin file, and two values.
-      macros: others that the data call for, by task.
-      gin: files; by default one of the method's name.
-      sampling: how the data pipeline draws.
-      needs_advantages: whether stored advantages are read.
-      tasks: where it can be trained.
+      family: family of methods, for the table.
+      form: the form of the data that the method reads.
+      strength: macro of the method's main hyperparameter in the gin file, and two values.
+      macros: further macros that the data require, by task.
+      gin: gin files; by default one file with the method's name.
+      sampling: how the data pipeline draws examples.
+      needs_advantages: whether the method reads stored advantages.
+      tasks: tasks on which the method can be trained.
     """
 
     family: str
@@ -39,18 +39,18 @@ class Method:
 
     @property
     def settings(self) -> list[tuple[Any, float]]:
-        """Four settings of strength and learning rate; a method without a strength gets four learning rates."""
+        """The four settings of strength and learning rate; a method without a strength gets four learning rates."""
         if self.strength is None:
             return [(None, rate) for rate in MORE_LEARNING_RATES]
         return list(itertools.product(self.strength[1], LEARNING_RATES))
 
 
-# Feedback above it is a thumb up: no slot error; a rating above the middle of the scale's upper half.
+# Feedback above the threshold is a thumb up: no slot error; a rating above the middle of the scale's upper half.
 _THUMBS = {
     "rnnlg": {"DESIRABLE_THRESHOLD": -1e-6},
     "nlg_ratings": {"DESIRABLE_THRESHOLD": RATINGS.desirable_threshold},
 }
-# The default multiplies DRO's learning rate by 1 / tau, which would give it another search than the rest.
+# The default multiplies DRO's learning rate by 1 / tau, so that its search would differ from that of the other methods.
 _PLAIN = {task: {"RESCALE": "none"} for task in ("rnnlg", "nlg_ratings")}
 _TAU = ("TEMPERATURE", (0.3, 1.0))
 _BETA = ("BETA", (0.1, 1.0))
@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
         "pairs",
         "pairs",
         strength=_BETA,
-        # The published scale divides DPO's gradient by the batch size; at the same learning rates that would not be fair.
+        # The published scale divides DPO's gradient by the batch size, which would not be fair at equal learning rates.
         macros={task: {"SCALE": "row_sum"} for task in ("rnnlg", "nlg_ratings")},
     ),
     "reward_weighted_regression": Method("likelihood", strength=_TAU),
@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
     "weighted_behaviour_cloning": Method("likelihood", form="goodness", sampling="reward"),
     "reward_partitioning": Method("lists", "groups", strength=("TEMPERATURE", (1.0, 5.0))),
     "nca_pair": Method("pairs", "pairs", strength=_BETA),
-    # Its pairs across prompts need feedback on one scale, which margins are not.
+    # JPO's pairs across prompts need feedback on one scale; margins are not on one scale.
     "jpo": Method("pairs", "groups", strength=_BETA),
     "a_lol_seq": Method(
         "advantage",

@@ -2,9 +2,9 @@
 
     python -m studies.human_feedback --data <folder with *.triplets.*.jsonl> --output runs/human_feedback --workers 2
 
-Ratings of generated sentences (``nlg_ratings``: quality, 1 to 6) and thumbs on dialogue turns (``taskmaster4``). A reference policy is
-fitted to all logged responses; DRO-V and KTO start from it. Hyperparameters and the checkpoint are chosen on a validation split taken
-from the training file by group; the dev file is only reported. Can be stopped and given again.
+The data are ratings of generated sentences (``nlg_ratings``: quality, 1 to 6) and thumbs on dialogue turns (``taskmaster4``). A reference
+policy is fitted to all logged responses; DRO-V and KTO start from it. Hyperparameters and the checkpoint are chosen on a validation split,
+which is taken from the training file by group; the dev file is used for the report only. The same command continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Source:
     """One data set.
 
     Attributes:
-      name: of its files.
+      name: name of the files.
       lengths: tokens of a prompt (cut on the left) and of a response.
-      row_lengths: of packed rows.
-      rows: rows of a batch; about 32 to 40 responses.
-      desirable_threshold: feedback above it is desirable.
-      sft_steps: of the reference policy.
-      updates: of DRO-V and KTO; five checkpoints among them.
+      row_lengths: lengths of packed rows.
+      rows: rows of a batch, with about 32 to 40 responses.
+      desirable_threshold: responses with feedback above this value are desirable.
+      sft_steps: steps of the reference policy's training.
+      updates: updates of DRO-V and KTO, with five checkpoints.
     """
 
     name: str
@@ -94,7 +94,7 @@ SOURCES = (
 
 
 def jobs(data: Path, folder: Path) -> list[Job]:
-    """All jobs of the study."""
+    """Returns all jobs of the study."""
     made: list[Job] = []
     for source in SOURCES:
         name = source.name
@@ -130,7 +130,7 @@ def jobs(data: Path, folder: Path) -> list[Job]:
 
 
 def selected(folder: Path, source: Source, method: str) -> tuple[float, float]:
-    """Strength (tau or beta) and learning rate with the best Spearman correlation on the validation split."""
+    """Returns the strength (tau or beta) and learning rate with the best Spearman correlation on the validation split."""
     candidates = []
     for strength, rate in itertools.product(STRENGTHS[method], LEARNING_RATES):
         result = read_result(folder, f"{source.name}/search/{method}/{strength:g}/lr{rate:g}")
@@ -211,7 +211,7 @@ def _loop(steps: int, period: int, metric: str) -> LoopConfig:
 
 
 def _objective(source: Source, method: str, strength: float) -> Objective:
-    # Without dropout: noise in the log-ratio would be noise in the regression.
+    # Without dropout, because noise in the log-ratio would be noise in the regression.
     config = dataclasses.replace(CONFIG, dropout_rate=0.0)
     policy = Policy(config, logits_chunk_size=None)
     if method == "dro_v":
@@ -258,7 +258,7 @@ def _final(source: Source, folder: Path, method: str, seed: int, job: Path) -> d
 def _rank(
     source: Source, folder: Path, run: Path, reference: Path, tau: float, split: str
 ) -> dict[str, Any]:
-    """Agreement of every score with the feedback of a split."""
+    """Measures the agreement of every score with the feedback of a split."""
     rows = _rows(folder / source.name / "data" / f"{split}.jsonl")
     train_rows = _rows(folder / source.name / "data" / "train.jsonl")
     opened = open_policy(str(run))

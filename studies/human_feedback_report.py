@@ -20,7 +20,7 @@ TITLES = {"dro_v": "DRO-V", "kto": "KTO"}
 
 
 def source_table(folder: Path, source: Source) -> str:
-    """Spearman, AUC and within-prompt accuracy of every score on the test split."""
+    """Returns the table of Spearman correlation, AUC and within-prompt accuracy of every score on the test split."""
     rows: list[dict[str, Any]] = []
     baselines: dict[str, list[dict[str, Any]]] = {}
     for method in STRENGTHS:
@@ -49,7 +49,9 @@ def _row(name: str, rankings: list[dict[str, Any]], chosen: str) -> dict[str, An
         "Spearman": spread([ranking["spearman"] for ranking in rankings]),
         "95 % (seed 0)": f"{first['spearman_low']:.2f} to {first['spearman_high']:.2f}",
         "AUC": spread([ranking["auc"] for ranking in rankings]),
-        "within-prompt pairs right": spread([ranking["pairwise_accuracy"] for ranking in rankings]),
+        "correct within-prompt pairs": spread(
+            [ranking["pairwise_accuracy"] for ranking in rankings]
+        ),
         "pairs": first["pairs"],
         "seeds": len(rankings),
         "chosen": chosen,
@@ -57,7 +59,7 @@ def _row(name: str, rankings: list[dict[str, Any]], chosen: str) -> dict[str, An
 
 
 def caveats(folder: Path, source: Source) -> list[str]:
-    """What a source's table cannot say, as a list in Markdown."""
+    """Returns the limitations of a source's table, as a list in Markdown."""
     edges, orders, pairs, longer = [], [], 0, 0.0
     for method, strengths in STRENGTHS.items():
         found = [read_result(folder, f"{source.name}/final/{method}/seed{seed}") for seed in SEEDS]
@@ -79,20 +81,20 @@ def caveats(folder: Path, source: Source) -> list[str]:
 def caveat_lines(
     edges: Sequence[str], orders: Sequence[tuple[str, float]], pairs: int, longer: float
 ) -> list[str]:
-    """The list of `caveats`.
+    """Formats the list of `caveats`.
 
     Args:
-      edges: settings chosen at an edge of their grid.
-      orders: every method's share of the pairs within a prompt that it orders rightly.
-      pairs: how many pairs there are.
-      longer: the share that 'the longer response is better' orders rightly.
+      edges: settings that were chosen at an edge of their grid.
+      orders: for every method, the share of the pairs within a prompt that it orders correctly.
+      pairs: number of these pairs.
+      longer: the share that the rule 'the longer response is better' orders correctly.
     """
     lines = []
     if edges:
-        verb = "is an edge" if len(edges) == 1 else "are edges"
+        verb = "is at an edge" if len(edges) == 1 else "are at edges"
         lines.append(
-            f"{' and '.join(edges)} {verb} of the grid of three, and only {len(LEARNING_RATES)} learning rate was tried: other settings "
-            "may be better."
+            f"{' and '.join(edges)} {verb} of the grid of three values, and only {len(LEARNING_RATES)} learning rate was tried: other "
+            "settings may be better."
         )
     if orders:
         error = 0.5 / pairs**0.5
@@ -105,16 +107,16 @@ def caveat_lines(
         )
         lines.append(
             f"Within a prompt: {shares} against {longer:.2f} for 'the longer one wins', on {pairs} pairs (standard error about "
-            f"{error:.2f}): {verdict}. Much of a Spearman correlation over all responses can come from telling prompts apart."
+            f"{error:.2f}): {verdict}. Differences between prompts can cause a large part of a Spearman correlation over all responses."
         )
     lines.append(
-        "KL from the reference was not measured, so the methods may stand at different distances from it."
+        "KL from the reference was not measured, so the methods may be at different distances from it."
     )
     return [f"- {line}" for line in lines]
 
 
 def report(folder: Path) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     lines = [
         "# Ranking held-out responses by human feedback",
         "",
@@ -122,11 +124,11 @@ def report(folder: Path) -> str:
         "    python -m studies.human_feedback_report --runs runs/human_feedback --output docs/results/human_feedback.md",
         "",
         "A T5 1.1 of one million parameters is fitted to all logged training responses (the reference). DRO-V and KTO",
-        "(reference form) start from it; the checkpoint with the lowest loss on held-out groups is kept,",
-        f"one of five. tau or beta out of {list(STRENGTHS['dro_v'])} or {list(STRENGTHS['kto'])} and the learning rate out of",
+        "(reference form) start from it; of five checkpoints, the one with the lowest loss on held-out groups is kept.",
+        f"tau from {list(STRENGTHS['dro_v'])}, beta from {list(STRENGTHS['kto'])} and the learning rate from",
         f"{list(LEARNING_RATES)} are chosen by Spearman correlation on those held-out groups with seed 0. The tables show",
-        "the dev files, mean ± sd over three seeds. AUC: good against bad responses (thumbs; ratings above the median).",
-        "Intervals resample prompts. TF-IDF is a ridge regression on words of prompt and response.",
+        "results on the dev files, mean ± sd over three seeds. AUC compares good with bad responses (thumbs; ratings above the median).",
+        "Intervals resample prompts. TF-IDF is a ridge regression on the words of prompt and response.",
         "",
     ]
     for source in SOURCES:

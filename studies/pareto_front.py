@@ -1,12 +1,12 @@
-"""Several objectives on human ratings: a sweep over weights draws the front of MODPO and of DPO with weighted losses.
+"""Several objectives on human ratings: a sweep over weights gives the fronts of MODPO and of DPO with weighted losses.
 
     python -m studies.pareto_front --data <folder with nlg_ratings.multi.*.jsonl> --workers 2
     python -m studies.pareto_front_report
 
 Sentences of `nlg_ratings` have ratings of informativeness, naturalness and quality. A weighting ``w`` mixes the first two as
-``w * informativeness + (1 - w) * naturalness``; quality is only measured. Judged is how well the log-ratio ranks held-out sentences by
-each rating. No hyperparameter is searched: beta, learning rate and updates are those of the other studies. Can be stopped and given
-again.
+``w * informativeness + (1 - w) * naturalness``; quality is only measured. The study measures how well the log-ratio ranks held-out
+sentences by each rating. No hyperparameter is searched: beta, learning rate and updates are those of the other studies. The same command
+continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS, ROW_LENGTHS = 8, {"inputs": 96, "targets": 144}
 
 
 def jobs(data: Path, folder: Path) -> list[Job]:
-    """SFT policies as in the study `human_feedback`, the scored pairs, one run per method, weight and seed."""
+    """Returns the jobs: SFT policies as in the study `human_feedback`, the scored pairs, and a run per method, weight and seed."""
     made = [
         job
         for job in human_feedback.jobs(data, folder)
@@ -61,7 +61,7 @@ def jobs(data: Path, folder: Path) -> list[Job]:
 
 
 def _pairs(data: Path, job: Path) -> dict[str, Any]:
-    """Two rated sentences a prompt with all scores; prompts of the validation split of the other studies are left out."""
+    """Writes two rated sentences per prompt with all scores, without the prompts in the validation split of the other studies."""
     counts = {}
     for split, source in (("train", "train"), ("validation", "dev")):
         groups: dict[str, list[dict[str, Any]]] = {}
@@ -127,7 +127,7 @@ def _run(folder: Path, method: str, weight: float, seed: int, job: Path) -> dict
 
 
 def _judge(folder: Path, run: Path, reference: Path) -> dict[str, Any]:
-    """Spearman correlation of the log-ratio with each rating of the dev sentences."""
+    """Correlates the log-ratio with each rating of the dev sentences (Spearman)."""
     rows = json.loads((folder / "pairs" / "test.json").read_text(encoding="utf-8"))
     log_probs, _ = rating_log_probs(rows, run, reference)
     log_ratios = log_probs[0] - log_probs[1]

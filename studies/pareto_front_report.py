@@ -18,7 +18,7 @@ FIGURE = Path("docs/results/pareto_front.png")
 
 
 def report(folder: Path) -> str:
-    """The page; draws the figure."""
+    """Returns the page and draws the figure."""
     found = {
         method: {
             weight: [
@@ -35,10 +35,10 @@ def report(folder: Path) -> str:
         "    python -m studies.pareto_front --data <folder with nlg_ratings.multi.*.jsonl> --workers 2",
         "    python -m studies.pareto_front_report\n",
         "Sentences with ratings of informativeness, naturalness and quality (`nlg_ratings`). A weighting w asks for",
-        "`w * informativeness + (1 - w) * naturalness`; quality was given to neither method. MODPO labels pairs by informativeness",
-        "and takes naturalness as margin. Spearman correlation of the log-ratio with each rating on held-out sentences, mean and",
-        f"standard deviation over {len(SEEDS)} seeds (each with its own SFT policy). beta {BETA}, learning rate {LEARNING_RATE:g},",
-        f"{UPDATES} updates for both: nothing was searched.\n",
+        "`w * informativeness + (1 - w) * naturalness`; neither method is trained on quality. MODPO labels pairs by informativeness",
+        "and takes naturalness as margin. The table shows the Spearman correlation of the log-ratio with each rating on held-out",
+        f"sentences, mean and standard deviation over {len(SEEDS)} seeds (each with its own SFT policy). Both methods use beta {BETA},",
+        f"learning rate {LEARNING_RATE:g} and {UPDATES} updates; no hyperparameter was searched.\n",
         f"| method | w | {' | '.join(SCORES)} | seeds | on the front |",
         "|---" * (len(SCORES) + 4) + "|",
     ]
@@ -57,7 +57,7 @@ def report(folder: Path) -> str:
                 lines.append(
                     f"| {METHODS[method]} | {weight:g} | {' | '.join(cells)} | {len(runs)} | {on_front} |"
                 )
-    lines += ["", "Area under each front, from correlations of 0, for every seed:\n"]
+    lines += ["", "Area between each front and correlations of 0, over seeds:\n"]
     for method, label in METHODS.items():
         areas = [
             hypervolume(np.array(series), np.zeros(2))

@@ -1,4 +1,4 @@
-"""The exact optimum: a tabular bandit trained through the real objective, optimizer and step."""
+"""The exact optimum: a tabular bandit, trained with the package's objectives, optimizers and step."""
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("method", "tau", "divergence", "lost"), TABLE)
-def test_other_values_miss_it_by_a_known_amount(outcome, method, tau, divergence, lost):
+def test_other_values_miss_the_optimum_by_a_known_amount(outcome, method, tau, divergence, lost):
     found = outcome(method, tau)
     assert found.divergence == pytest.approx(divergence, rel=0.05)
     assert found.lost == pytest.approx(lost, rel=0.05)
@@ -66,7 +66,7 @@ def test_the_printed_coefficient_is_right_only_at_temperature_one(outcome):
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("error", [-0.5, 0.3, 1.0])
 def test_a_wrong_value_moves_the_policy_as_the_paper_says(tau, error):
-    """With V fixed at V* + error: the fixed point and the bound of arXiv 2405.19107, section 3.3."""
+    """For V fixed at V* + error, the fixed point and the bound are those of arXiv 2405.19107, section 3.3."""
     with jax.enable_x64(True):
         generator = np.random.default_rng(3)
         reference, behaviour = (
@@ -104,7 +104,7 @@ _slope_and_curvature = jax.jit(
 
 
 def _minimise(*problem):
-    """log pi that minimises the loss for one fixed value, by Newton's method on the logits."""
+    """Finds the log pi that minimises the loss for one fixed value, with Newton's method on the logits."""
     logits = np.asarray(problem[0])
     for _ in range(200):
         slope, (eigenvalues, vectors) = jax.device_get(_slope_and_curvature(logits, *problem))

@@ -1,4 +1,4 @@
-"""Every other method on the tabular bandit: it reaches pi*, or what it provably aims at."""
+"""Every other method on the tabular bandit reaches pi*, or its own optimum."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_consistent_method_reaches_the_optimum(policy_of, name):
 @pytest.mark.parametrize(
     "name", ["SFT", "reward-weighted regression", "weighted behaviour cloning", "IPO (sums)"]
 )
-def test_a_method_with_another_aim_reaches_that_and_misses_the_optimum(policy_of, name):
+def test_a_method_with_its_own_optimum_reaches_that_one_and_misses_pi_star(policy_of, name):
     bandit, policy = policy_of(name)
     target = study.METHODS[name].target(bandit, TAU)
     assert divergence(target, policy) < 1e-4
@@ -57,7 +57,7 @@ def test_a_method_with_another_aim_reaches_that_and_misses_the_optimum(policy_of
 @pytest.mark.parametrize(
     "name", ["DPO, a tenth of the labels flipped", "NCA, responses of mu", "QRPO"]
 )
-def test_a_broken_assumption_is_seen(policy_of, name):
+def test_a_violated_assumption_is_visible(policy_of, name):
     bandit, policy = policy_of(name)
     assert judge(bandit, policy, TAU).divergence > 0.01
 
@@ -74,7 +74,7 @@ def test_modpo_reaches_the_optimum_of_a_weighting_and_loss_weighting_does_not(we
 
 
 def test_pairs_are_an_exact_expectation():
-    """Weights of a pair and its reverse are in the odds of the rewards."""
+    """The weights of a pair and of its reverse have the odds that the rewards give."""
     bandit = make_bandit()
     batch = study.pairs_batch(bandit)
     weights, rewards = batch["density_ratios"][:, 0, 0], batch["rewards"][:, 0]

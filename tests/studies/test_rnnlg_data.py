@@ -1,4 +1,4 @@
-"""The RNNLG study's data: splits by act, exact feedback, and the same annotations in every form."""
+"""The data of the RNNLG study: splits by act, exact feedback, and the same annotations in every form."""
 
 import json
 
