@@ -2,11 +2,11 @@
 
     python -m studies.equal_footing --data <folder with the JSON Lines files> --workers 2
 
-Each method has two hyperparameters, the learning rate and the one that matters most for it, with two values each (or four learning
-rates): four runs of one seed are judged on a validation split, the best setting is trained with two more seeds, and the test split is
-reported. `rnnlg`: four samples per
-dialogue act from the SFT policy with exact slot errors as feedback (the base of the study `rnnlg`); judged are new samples.
-`nlg_ratings`: human ratings; judged is how well the log-ratio ranks held-out responses. Can be stopped and given again.
+Two hyperparameters of each method are searched with two values each: the learning rate and the most important one of the method. A method
+without such a hyperparameter gets four learning rates. Four runs of one seed are judged on a validation split, the best setting is trained
+with two more seeds, and the results of the test split are reported. The data of `rnnlg` are four samples per dialogue act from the SFT
+policy with exact slot errors as feedback, as in the study `rnnlg`; new samples are judged. The data of `nlg_ratings` are human ratings; the
+ranking of held-out responses by the log-ratio is judged. The same command continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UPDATES = {"rnnlg": 150, "nlg_ratings": 80}
 VALUE_UPDATES = 150
 SCORES = ("informativeness", "naturalness", "quality")
 ADVANTAGES = "of_the_reference"
-# Without dropout: noise in the log-ratio would be noise in the loss.
+# Without dropout, because noise in the log-ratio would be noise in the loss.
 POLICIES = {
     task: Policy(dataclasses.replace(config, dropout_rate=0.0), logits_chunk_size=None)
     for task, config in (("rnnlg", rnnlg.CONFIG), ("nlg_ratings", human_feedback.CONFIG))
@@ -51,7 +51,7 @@ POLICIES = {
 
 
 def jobs(data: Path, folder: Path) -> list[Job]:
-    """All jobs: the two tasks' SFT policies and samples, data forms, search, final runs."""
+    """Returns all jobs: SFT policies and samples of the two tasks, forms of the data, search, final runs."""
     made = [
         dataclasses.replace(
             job, name=f"rnnlg/{job.name}", needs=tuple(f"rnnlg/{n}" for n in job.needs)
@@ -115,18 +115,18 @@ def _search_name(task: str, name: str, strength: Any, rate: float) -> str:
 
 
 def selected(folder: Path, task: str, name: str) -> tuple[Any, float] | None:
-    """Strength and learning rate with the best score on the validation split; None before the search has ended."""
+    """Returns the strength and learning rate with the best score on the validation split; None before the end of the search."""
     settings = METHODS[name].settings
     results = [read_result(folder, _search_name(task, name, *setting)) for setting in settings]
     if any(result is None for result in results):
         return None
     scores = [result["validation"]["score"] for result in results if result is not None]
-    # A policy that did not move ranks nothing: its correlation is NaN.
+    # If the policy equals the reference, all log-ratios are equal and the correlation is NaN.
     return settings[int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))]
 
 
 def seed_results(folder: Path, task: str, name: str) -> list[dict[str, Any]]:
-    """The selected setting's run of every seed, as far as they have ended; seed 0 is the search's own."""
+    """Returns the finished runs of the selected setting over seeds; the run of seed 0 is the one of the search."""
     setting = selected(folder, task, name)
     if setting is None:
         return []
@@ -144,7 +144,7 @@ def _final(folder: Path, task: str, name: str, seed: int, job: Path) -> dict[str
 
 
 def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
-    """Caches every form, stores reference log-probabilities and the advantages of triplets."""
+    """Caches every form, and stores reference log-probabilities and the advantages of triplets."""
     run = str(_sft_run(folder, task, seed))
     sft = open_policy(run)
     forms = {METHODS[name].form for name in METHODS if task in METHODS[name].tasks}
@@ -214,7 +214,7 @@ def _data(folder: Path, task: str, seed: int, form: str) -> TaskData:
 
 
 def constant_loop(steps: int) -> LoopConfig:
-    """Training without evaluation or intermediate checkpoints."""
+    """Returns the settings of training without evaluation and intermediate checkpoints."""
     return LoopConfig(
         train_steps=steps,
         log_period=50,
@@ -233,7 +233,7 @@ def _run(
     learning_rate: float,
     job: Path,
 ) -> dict[str, Any]:
-    """Trains one method with one setting and judges it on both splits; only `validation` is ever selected by."""
+    """Trains one method with one setting and judges it on both splits; the selection uses `validation` only."""
     method = METHODS[name]
     form = FORMS[method.form]
     rows, inputs, targets = form.packing[task]

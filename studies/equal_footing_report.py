@@ -16,14 +16,14 @@ from studies.equal_footing_forms import ACTS
 from studies.equal_footing_judging import JUDGED
 from studies.equal_footing_methods import LEARNING_RATES, METHODS
 
-# The method that the others are compared with.
-YARDSTICK = "dro_v"
+# The method with which the others are compared.
+BASELINE = "dro_v"
 Results = dict[str, list[dict[str, Any]]]
 Columns = dict[str, Callable[[dict[str, Any]], float]]
 
 
 def report(folder: Path) -> str:
-    """The page, with the methods whose runs have ended; the others are named."""
+    """Returns the page with the methods whose runs have finished; it names the other methods."""
     found = {
         task: {
             name: seed_results(folder, task, name) for name, m in METHODS.items() if task in m.tasks
@@ -62,7 +62,7 @@ def _samples_section(folder: Path, results: Results) -> str:
     differences = _differences(results)
     lines = [
         "## rnnlg: samples judged by exact slot errors\n",
-        _baseline(folder),
+        _sft_line(folder),
         *_table(
             folder,
             "rnnlg",
@@ -70,37 +70,37 @@ def _samples_section(folder: Path, results: Results) -> str:
             columns,
             digits=(3, 1, 2, 1, 3),
             extra={
-                f"reward minus {YARDSTICK}'s": {
+                f"reward minus that of {BASELINE}": {
                     name: f"{each.mean:+.3f} [{each.low:+.3f}, {each.high:+.3f}]"
                     for name, each in differences.items()
                 }
             },
         ),
-        _verdict(differences, len(SEEDS)),
-        _as_close(results),
-        _same_runs(results),
+        _comparison_line(differences, len(SEEDS)),
+        _similar_kl_line(results),
+        _equal_runs_lines(results),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _differences(results: Results) -> dict[str, Estimate]:
-    """Reward minus that of the yardstick on the same acts, averaged over the seeds both have; 95 % bootstrap over acts."""
+    """Computes rewards minus those of the baseline on the same acts, averaged over common seeds; 95 % bootstrap over acts."""
     found: dict[str, Estimate] = {}
-    own = results.get(YARDSTICK, [])
+    baseline = results.get(BASELINE, [])
     for name, runs in results.items():
-        seeds = min(len(runs), len(own))
-        if name == YARDSTICK or not seeds:
+        seeds = min(len(runs), len(baseline))
+        if name == BASELINE or not seeds:
             continue
         rewards = [
             np.mean([run["test"]["rewards"] for run in each[:seeds]], axis=0)
-            for each in (runs, own)
+            for each in (runs, baseline)
         ]
         found[name] = bootstrap_mean(rewards[0] - rewards[1])
     return found
 
 
-def _verdict(differences: Mapping[str, Estimate], seeds: int) -> str:
-    """Which methods the intervals tell apart from the yardstick."""
+def _comparison_line(differences: Mapping[str, Estimate], seeds: int) -> str:
+    """States which methods differ from the baseline by their intervals."""
     if not differences:
         return ""
     above = [f"`{name}`" for name, each in differences.items() if each.low > 0]
@@ -108,33 +108,31 @@ def _verdict(differences: Mapping[str, Estimate], seeds: int) -> str:
     rest = len(differences) - len(above) - len(below)
     higher, lower = (f"{len(each)} ({', '.join(each) or 'none'})" for each in (above, below))
     return (
-        f"Against `{YARDSTICK}` on the same acts (95 % bootstrap over acts, mean of {seeds} seeds; the spread over seeds is left out): "
-        f"higher {higher}, lower {lower}, not told apart {rest}. Methods stop at different KL from their SFT policy, so a higher "
-        "reward is not a better trade by itself.\n"
+        f"Compared with `{BASELINE}` on the same acts (95 % bootstrap over acts, mean of {seeds} seeds, without the spread over seeds), "
+        f"the reward is higher for {higher}, lower for {lower}, and the interval contains 0 for {rest}. Methods end at different KL from "
+        "their SFT policy, so a higher reward alone does not mean a better trade-off.\n"
     )
 
 
-def _as_close(results: Results) -> str:
-    """The methods that moved about as little as the yardstick, by reward."""
+def _similar_kl_line(results: Results) -> str:
+    """Lists the methods with about the KL of the baseline or less, by reward."""
     means = {
         name: [float(np.mean([run["test"][key] for run in runs])) for key in ("reward", "kl")]
         for name, runs in results.items()
         if runs
     }
-    if YARDSTICK not in means:
+    if BASELINE not in means:
         return ""
-    limit = 1.25 * means[YARDSTICK][1]
+    limit = 1.25 * means[BASELINE][1]
     close = sorted((-reward, name) for name, (reward, kl) in means.items() if kl <= limit)
     listed = ", ".join(
         f"`{name}` {-reward:.3f} (KL {means[name][1]:.2f})" for reward, name in close
     )
-    return (
-        f"Of those that stayed within 1.25 times its KL, {limit:.2f} nats, by reward: {listed}.\n"
-    )
+    return f"Methods within 1.25 times its KL, {limit:.2f} nats, in order of reward: {listed}.\n"
 
 
-def _same_runs(results: Results) -> str:
-    """Methods that came out alike to the last act, and why if it is KTO's reference point."""
+def _equal_runs_lines(results: Results) -> str:
+    """Lists methods with equal results on every act, with the reason if it is KTO's reference point."""
     groups: dict[str, list[str]] = {}
     for name, runs in results.items():
         if runs:
@@ -146,22 +144,24 @@ def _same_runs(results: Results) -> str:
         points = [run["train"].get("reference_point") for name in names for run in results[name]]
         zero = "kto" in names and all(point in (None, 0.0) for point in points)
         reason = (
-            ", for KTO's reference point was clamped to 0 and its two ways to label agree: the policy gives other prompts' responses "
-            "less than its reference does"
+            ". KTO's reference point was clamped to 0, because the policy gives responses of other prompts a lower probability than its "
+            "reference does, and KTO's two labelling rules agree on these data"
         )
         listed = ", ".join(f"`{name}`" for name in names)
-        lines.append(f"The same runs act by act: {listed}{reason if zero else ''}.\n")
+        lines.append(
+            f"These methods have equal results on every act: {listed}{reason if zero else ''}.\n"
+        )
     return "\n".join(lines)
 
 
-def _baseline(folder: Path) -> str:
-    """What the SFT policies score on the same acts."""
+def _sft_line(folder: Path) -> str:
+    """States the results of the SFT policies on the same acts."""
     found = [read_result(folder, f"rnnlg/prepared/seed{seed}") for seed in SEEDS]
     tests = [each["test"] for each in found if each]
     if not tests:
         return ""
     return (
-        f"The SFT policies that everything starts from: reward {_spread([test['reward'] for test in tests], 3)}, slot errors "
+        f"Results of the SFT policies, from which all methods start: reward {_spread([test['reward'] for test in tests], 3)}, slot errors "
         f"{_spread([100 * test['slot_error_rate'] for test in tests], 1)} %, length {_spread([test['length'] for test in tests], 1)}.\n"
     )
 
@@ -170,7 +170,7 @@ def _ranking_section(folder: Path, results: Results) -> str:
     columns: Columns = {
         "Spearman": lambda test: test["spearman"],
         "mean log-ratio": lambda test: test["log_ratio"],
-        "its deviation": lambda test: test["log_ratio_std"],
+        "log-ratio deviation": lambda test: test["log_ratio_std"],
         "correlation with length": lambda test: test["length_correlation"],
     }
     some = next((runs for runs in results.values() if runs), None)
@@ -180,10 +180,10 @@ def _ranking_section(folder: Path, results: Results) -> str:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
         low, high = some[0]["test"]["interval"]
         baselines = (
-            f"{some[0]['test']['responses']} test sentences. Beside it, on the same sentences (seed 0): {shown}. The sampling error is\n"
-            "larger than the spread over seeds, which share the sentences: the correlation of the first method that ran has the\n"
-            f"bootstrap interval [{low:.2f}, {high:.2f}],\n"
-            "so neighbouring rows are not told apart.\n"
+            f"{some[0]['test']['responses']} test sentences. Baselines on the same sentences (seed 0): {shown}. The sampling error is\n"
+            "larger than the spread over seeds, because the seeds share the sentences: the correlation of the first method that ran\n"
+            f"has the bootstrap interval [{low:.2f}, {high:.2f}].\n"
+            "Differences between neighbouring rows are therefore not significant.\n"
         )
     lines = [
         "## nlg_ratings: held-out sentences ranked by the log-ratio, against human ratings of quality\n",
@@ -201,9 +201,9 @@ def _table(
     digits: Sequence[int],
     extra: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[str]:
-    """One row a method, best score first: mean and standard deviation over seeds on the test split, and ``extra`` columns by method."""
+    """Formats one row per method, best score first: mean and standard deviation over seeds on the test split, and ``extra`` columns."""
     extra = extra or {}
-    header = ["method", "family", *columns, *extra, "seeds", "responses an update", "chosen", "lr"]
+    header = ["method", "family", *columns, *extra, "seeds", "responses per update", "chosen", "lr"]
     rows = []
     for name, runs in results.items():
         if not runs:
@@ -223,7 +223,7 @@ def _table(
         row = [f"`{name}`", method.family, *cells, *further, count, read, chosen, f"{setting[1]:g}"]
         rows.append((float(np.mean([test["score"] for test in tests])), row))
     if not rows:
-        return ["No method has finished here.\n"]
+        return ["No method has finished on this task.\n"]
     rows.sort(key=lambda item: -item[0])
     return [
         f"| {' | '.join(header)} |",
@@ -244,15 +244,16 @@ _INTRODUCTION = """# Methods on an equal footing
     python -m studies.equal_footing --data <folder with the JSON Lines files> --workers 2
     python -m studies.equal_footing_report
 
-Every method reads annotations of the same responses in the form it needs (pairs leave out prompts without a winner, best-of-n keeps one
-response a prompt), from its own gin file, with AdamW (20 warm-up steps, cosine, clipped at 1): {rnnlg} updates on `rnnlg`, {ratings} on
-`nlg_ratings`, of about 30 responses each. Two hyperparameters are searched, the learning rate ({rates}) and the method's own
-strength, two values each; a method without a strength gets four learning rates in the same range. So each has four runs of one
-seed, chosen by a validation split, and the chosen setting is trained with two more seeds. Tables show the test split: mean and
-standard deviation over seeds. On `rnnlg` a seed has its own SFT policy and its own samples, on `nlg_ratings` its own SFT policy. A T5 of
-one million parameters; `rnnlg`: samples of {acts:,} acts for training, {validation} acts for validation and {test} for the test. DRO runs
-with `RESCALE = 'none'`, so that its learning rate means what the others' means. RPO runs with `SCALE = 'row_sum'` for the same reason.
-Advantages come from a value network that is trained whole, for 150 updates more.
+Every method reads annotations of the same responses in the form that it needs (pairs omit prompts without a preferred response, best-of-n
+keeps one response per prompt). It is configured by its own gin file and trained with AdamW (20 warm-up steps, cosine, clipped at 1):
+{rnnlg} updates on `rnnlg` and {ratings} on `nlg_ratings`, of about 30 responses each. Two hyperparameters are searched with two values
+each, the learning rate ({rates}) and the method's own strength; a method without a strength gets four learning rates in the same
+range. Each method thus has four runs of one seed. A validation split selects the setting, which is then trained with two more seeds.
+Tables show the test split: mean and standard deviation over seeds. On `rnnlg` every seed has its own SFT policy and its own samples, on
+`nlg_ratings` its own SFT policy. The model is a T5 of one million parameters. On `rnnlg`, samples of {acts:,} acts are for training,
+{validation} acts for validation and {test} for the test. DRO runs with `RESCALE = 'none'`, so that its learning rate has the same meaning
+as that of the other methods; RPO runs with `SCALE = 'row_sum'` for the same reason. Advantages come from a value network, all of whose
+parameters are trained for 150 further updates.
 """
 
 

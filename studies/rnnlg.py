@@ -1,8 +1,8 @@
-"""Alignment of a small T5 on RNNLG dialogue acts with exact slot-error feedback: DRO against its rivals, three seeds.
+"""Alignment of a small T5 on RNNLG dialogue acts with exact slot-error feedback: DRO and other methods, three seeds.
 
     python -m studies.rnnlg --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rnnlg --workers 2
 
-Every job leaves a ``result.json``; the command can be stopped and given again. ``--report`` writes the table only.
+Every job writes a ``result.json``; the same command continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ POLICY = Policy(CONFIG, logits_chunk_size=None)
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """An objective, the data it reads and its responses per example."""
+    """An objective, the form and kind of its data, and its responses per example."""
 
     objective: Callable[[], Objective]
     data: str = "triplets"
@@ -61,7 +61,7 @@ class Method:
 
     @property
     def packing(self) -> dict[str, Any]:
-        """Rows that hold about 32 responses together (32 is the DRO paper's batch), whether single or in pairs."""
+        """Rows that together hold about 32 responses (the DRO paper's batch size), single or in pairs."""
         if self.responses == 2:
             lengths, rows = {"inputs": 128, "targets": 192}, 4
         else:
@@ -102,7 +102,7 @@ FAMILIES = ("dro_v", "dro_p", "kto_paper", "kto_reference", "dpo", "filtered_sft
 
 
 def jobs(source: Path, folder: Path) -> list[Job]:
-    """All jobs of the study, in an order that finishes the search first."""
+    """Returns all jobs of the study, in an order that finishes the search first."""
     made = [Job("data", functools.partial(_prepare, source))]
     for seed in SEEDS:
         made.append(Job(f"sft/seed{seed}", functools.partial(_sft, folder, seed), ("data",)))
@@ -204,18 +204,20 @@ def _sft(folder: Path, seed: int, job: Path) -> dict[str, Any]:
 
 
 def _sample(folder: Path, seed: int, job: Path) -> dict[str, Any]:
-    policy, params, vocabulary = _load(folder / f"sft/seed{seed}" / "run")
+    policy, params, vocabulary = load_policy(folder / f"sft/seed{seed}" / "run")
     counts: dict[str, Any] = {}
     for split in ("train", "validation"):
         prompts = rnnlg_data.acts(folder / "data", split)
-        tokens = _generate(policy, params, vocabulary, prompts, samples=SAMPLES_PER_ACT, seed=seed)
+        tokens = generate_responses(
+            policy, params, vocabulary, prompts, samples=SAMPLES_PER_ACT, seed=seed
+        )
         responses = [[vocabulary.decode(sample) for sample in samples] for samples in tokens]
         counts[split] = rnnlg_data.write_feedback(job, split, prompts, responses)
     return counts
 
 
 def _feedback_task(folder: Path, seed: int, data: str, kind: str) -> TaskData:
-    """The annotated samples of a seed, in one of their forms."""
+    """Returns the data of a seed's annotated samples in one form."""
     samples = folder / f"samples/seed{seed}"
     return _task(
         folder,
@@ -285,7 +287,7 @@ def _align(
 
 
 def selected(folder: Path, family: str) -> tuple[str, float]:
-    """The method and learning rate of a family with the best mean reward on the validation acts; ablations take DRO-V's rate."""
+    """Returns a family's method and learning rate with the best mean reward on the validation acts; ablations use DRO-V's rate."""
     if family in ABLATIONS:
         return family, selected(folder, "dro_v")[1]
     candidates = [
@@ -304,12 +306,13 @@ def _final(folder: Path, family: str, seed: int, job: Path) -> dict[str, Any]:
     return _align(folder, name, seed, rate, "test", job)
 
 
-def _load(run: Path) -> tuple[Any, Any, Any]:
+def load_policy(run: Path) -> tuple[Any, Any, Any]:
+    """Returns the policy network of a run without chunked logits, its parameters and its vocabulary."""
     opened = open_policy(str(run))
     return Policy(opened.network.config, logits_chunk_size=None), opened.params, opened.vocabulary
 
 
-def _generate(
+def generate_responses(
     policy: Any,
     params: Any,
     vocabulary: Any,
@@ -318,14 +321,14 @@ def _generate(
     samples: int = 0,
     seed: int = 0,
 ) -> list[list[list[int]]]:
-    """Token ids ``[prompts][samples]``: greedy responses, or samples at temperature 1."""
+    """Generates token ids ``[prompts][samples]``: greedy responses, or samples at temperature 1."""
     settings = DecodingSettings(
         max_target_length=LENGTHS["targets"],
         num_samples=max(samples, 1),
         temperature=1.0 if samples else 0.0,
     )
     encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
-    # Prompts of one length together waste no encoder or decoder steps.
+    # Batches of prompts with similar lengths need the least padding.
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     tokens, _ = generate_tokens(
         policy, params, [encoded[index] for index in order], settings, batch_size=128, seed=seed
@@ -337,19 +340,19 @@ def _generate(
 
 
 def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
-    """Rewards of a split's acts, and KL from the SFT policy.
+    """Measures rewards on a split's acts, and KL from the SFT policy.
 
-    Judged are samples at temperature 1, one an act: that is the distribution which KL-regularised reward is about, and the greedy responses
-    of the SFT policy leave little to improve.
+    One sample at temperature 1 per act is judged, because KL-regularised reward is defined on this distribution, and because the greedy
+    responses of the SFT policy have few errors.
     """
     prompts = rnnlg_data.acts(folder / "data", split)
-    policy, params, vocabulary = _load(run)
-    greedy = _generate(policy, params, vocabulary, prompts)
-    sampled = _generate(policy, params, vocabulary, prompts, samples=1, seed=1)
+    policy, params, vocabulary = load_policy(run)
+    greedy = generate_responses(policy, params, vocabulary, prompts)
+    sampled = generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
     encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
     log_probs = [
         score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
-        for weights in (params, _load(reference)[1])
+        for weights in (params, load_policy(reference)[1])
     ]
     texts = [vocabulary.decode(each[0]) for each in sampled]
     rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]

@@ -1,4 +1,4 @@
-"""The data of the RNNLG study: delexicalised acts, splits by act, feedback from exact slot errors."""
+"""Data of the RNNLG study: delexicalised acts, splits by act, feedback from exact slot errors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ VALIDATION_ACTS = 500
 def prepare(source: Path, folder: Path, vocab_size: int) -> dict[str, int]:
     """Writes ``train``, ``validation`` and ``test`` as JSON Lines and trains the vocabulary on ``train``.
 
-    Values are delexicalised as the literature on this corpus does: a model of a million parameters cannot learn to copy names. Acts of
-    the source's dev split become ``test``, without those whose delexicalised form is in the training split; ``validation`` is a random
-    500 of the training split's acts. Acts without slots cannot be judged and are left out of validation and test.
+    Values are delexicalised, as is common in the literature on this corpus, because a model of a million parameters cannot learn to copy
+    names. The acts of the source's dev split become ``test``, without acts whose delexicalised form is in the training split.
+    ``validation`` consists of 500 random acts of the training split. Acts without slots cannot be judged and are not in validation and
+    test.
     """
     rows = {split: _read(source / f"rnnlg.seq2seq.{split}.jsonl") for split in ("train", "dev")}
     train_acts = sorted({act for act, _ in rows["train"]})
@@ -53,7 +54,7 @@ def prepare(source: Path, folder: Path, vocab_size: int) -> dict[str, int]:
 
 
 def acts(folder: Path, split: str, *, judged_only: bool = True) -> list[str]:
-    """The distinct acts of a split, in order."""
+    """Returns the distinct acts of a split, in order."""
     with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
         found = dict.fromkeys(json.loads(line)["prompt"] for line in file)
     return [act for act in found if not judged_only or slots.counted_slots(slots.parse_act(act))]
@@ -66,13 +67,13 @@ def references(folder: Path, split: str) -> list[tuple[str, str]]:
 
 
 def feedback(act: str, sentence: str) -> float:
-    """Minus the fraction of slots that are wrong, missing or invented."""
+    """Returns minus the fraction of slots that are wrong (missing or invented)."""
     errors = slots.slot_errors(act, sentence)
     return -(errors.missing + errors.invented) / errors.total
 
 
 def slot_error_rate(prompts: Sequence[str], responses: Sequence[str]) -> float:
-    """Missing and invented slots over all slots of all acts."""
+    """Returns the number of missing and invented slots, divided by the number of slots of all acts."""
     errors = [slots.slot_errors(act, text) for act, text in zip(prompts, responses, strict=True)]
     return sum(e.missing + e.invented for e in errors) / sum(e.total for e in errors)
 
@@ -80,7 +81,7 @@ def slot_error_rate(prompts: Sequence[str], responses: Sequence[str]) -> float:
 def write_feedback(
     folder: Path, split: str, prompts: Sequence[str], responses: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Writes the same annotated responses as triplets, pairs, filtered and best-of-n; empty responses are left out."""
+    """Writes the same annotated responses as triplets, pairs, filtered responses and best-of-n; empty responses are omitted."""
     records = [
         Record(act, (text,), (feedback(act, text),))
         for act, samples in zip(prompts, responses, strict=True)

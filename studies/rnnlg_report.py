@@ -38,11 +38,11 @@ TITLES = {
     "best_of_4_sft": "best-of-4 SFT",
     "dro_v_tau0.1": "DRO-V, tau 0.1",
     "dro_v_tau5": "DRO-V, tau 5",
-    "dro_v_double_single": "DRO-V, one value a batch",
+    "dro_v_double_single": "DRO-V, one value per batch",
     "dro_v_single_multi": "DRO-V, shared network",
-    "dro_v_single_single": "DRO-V, shared network, one value a batch",
+    "dro_v_single_single": "DRO-V, shared network, one value per batch",
 }
-# (better, worse, what the paper says): arXiv 2405.19107, tables 1 and 2 and figure 5.
+# (better, worse, claim of the paper): arXiv 2405.19107, tables 1 and 2 and figure 5.
 ORDERINGS = (
     ("dro_v", "sft", "DRO-V beats SFT (78.9 % T5-L)"),
     ("kto_paper", "sft", "KTO beats SFT (67.5 % T5-L)"),
@@ -52,18 +52,18 @@ ORDERINGS = (
     ("dro_v", "dro_v_tau0.1", "tau 1 beats tau 0.1"),
     ("dro_v", "dro_v_tau5", "tau 1 beats tau 5"),
     ("dro_v", "dro_v_single_multi", "separate networks beat a shared one (74.7 %)"),
-    ("dro_v_double_single", "dro_v_single_single", "the same with one value a batch (62.9 %)"),
-    ("dro_v", "dro_v_double_single", "a value per prompt beats one a batch (54.9 %)"),
+    ("dro_v_double_single", "dro_v_single_single", "the same with one value per batch (62.9 %)"),
+    ("dro_v", "dro_v_double_single", "a value per prompt beats one per batch (54.9 %)"),
     (
         "dro_v_single_single",
         "dro_v_single_multi",
-        "with a shared network the other way round (54.8 %)",
+        "with a shared network, one per batch beats a value per prompt (54.8 %)",
     ),
 )
 
 
 def load(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """Finished results by family and seed."""
+    """Reads the finished results by family and seed."""
     names = {"sft": "sft", **{family: f"final/{family}" for family in (*FAMILIES, *ABLATIONS)}}
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for family, name in names.items():
@@ -75,7 +75,7 @@ def load(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def win_rates(first: dict[int, dict[str, Any]], second: dict[int, dict[str, Any]]) -> list[float]:
-    """Win rate of the first over the second by reward on the same acts, ties half, for every seed both have."""
+    """Returns win rates of the first over the second for every common seed, by reward on the same acts; a tie counts half."""
     return [
         float(
             np.mean(win_points(np.array(first[seed]["rewards"]), np.array(second[seed]["rewards"])))
@@ -85,7 +85,7 @@ def win_rates(first: dict[int, dict[str, Any]], second: dict[int, dict[str, Any]
 
 
 def _interval(first: dict[int, dict[str, Any]], second: dict[int, dict[str, Any]]) -> Estimate:
-    """Bootstrap interval over acts of the win rate, seeds averaged act by act."""
+    """Returns the bootstrap interval over acts of the win rate; seeds are averaged act by act."""
     points = [
         win_points(np.array(first[seed]["rewards"]), np.array(second[seed]["rewards"]))
         for seed in sorted(first.keys() & second.keys())
@@ -94,7 +94,7 @@ def _interval(first: dict[int, dict[str, Any]], second: dict[int, dict[str, Any]
 
 
 def spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) -> str:
-    """Mean and standard deviation over seeds."""
+    """Formats mean and standard deviation over seeds."""
     if not values:
         return "-"
     array = np.asarray(values) * scale
@@ -103,7 +103,7 @@ def spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) -> str:
 
 
 def main_table(results: dict[str, dict[int, dict[str, Any]]], families: Sequence[str]) -> str:
-    """One row a method, mean ± sd over seeds."""
+    """Formats one row per method with mean ± sd over seeds."""
     rows = []
     for family in families:
         runs = results.get(family, {})
@@ -133,7 +133,7 @@ def main_table(results: dict[str, dict[int, dict[str, Any]]], families: Sequence
 
 
 def orderings_table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """The paper's orderings against ours, by win rate."""
+    """Compares the paper's orderings with ours, by win rate."""
     rows = []
     for better, worse, claim in ORDERINGS:
         rates = win_rates(results.get(better, {}), results.get(worse, {}))
@@ -145,7 +145,7 @@ def orderings_table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
         elif interval.high < 0.5 and max(rates) < 0.5:
             verdict = "reversed"
         else:
-            verdict = "no difference beyond noise"
+            verdict = "no significant difference"
         rows.append(
             {
                 "paper": claim,
@@ -158,7 +158,7 @@ def orderings_table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
 
 
 def search_table(folder: Path) -> str:
-    """Mean reward on the validation acts for every method and learning rate searched (seed 0)."""
+    """Formats the mean reward on the validation acts for every method and learning rate of the search (seed 0)."""
     rows = []
     for name in METHODS:
         row: dict[str, Any] = {"method": name}
@@ -172,7 +172,7 @@ def search_table(folder: Path) -> str:
 
 
 def caveats(results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
-    """What the tables cannot say, as a list in Markdown."""
+    """Returns the limitations of the tables, as a list in Markdown."""
     runs = {
         family: next(iter(results[family].values())) for family in FAMILIES if family in results
     }
@@ -186,15 +186,15 @@ def caveats(results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
         for family in runs
     }
     lines = [
-        "The search was not equal: the two forms of KTO chose among "
-        f"{len(LEARNING_RATES) * len(KTO_BETAS)} settings ({len(LEARNING_RATES)} learning rates, {len(KTO_BETAS)} betas), every other "
-        f"method among {len(LEARNING_RATES)} (DRO's tau stayed at 1), all with one seed.",
+        f"The search was not equal: the two forms of KTO had {len(LEARNING_RATES) * len(KTO_BETAS)} settings ({len(LEARNING_RATES)} "
+        f"learning rates, {len(KTO_BETAS)} betas), every other method had {len(LEARNING_RATES)} (DRO's tau was always 1), all with one "
+        "seed.",
     ]
     if at_the_edge:
         lines.append(
-            f"With {len(LEARNING_RATES)} learning rates every choice is an edge of the grid"
+            f"With {len(LEARNING_RATES)} learning rates every choice is at an edge of the grid"
             + (
-                f", and all methods chose the larger one ({max(LEARNING_RATES):g}): a still larger one may suit some better."
+                f", and all methods chose the larger rate ({max(LEARNING_RATES):g}): a still larger rate may be better for some methods."
                 if all(run.get("learning_rate") == max(LEARNING_RATES) for run in runs.values())
                 else "."
             )
@@ -203,14 +203,14 @@ def caveats(results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
         least, most = min(kl, key=lambda name: kl[name]), max(kl, key=lambda name: kl[name])
         lines.append(
             f"Methods end at different distances from SFT, from {kl[least]:.2f} nats ({least}) to {kl[most]:.2f} ({most}): more reward at "
-            "more KL is another point of a trade-off and not by itself a better method. Equal footing: "
+            "more KL is another point of the trade-off, and does not alone mean a better method. A comparison with equal search: "
             "[equal_footing.md](equal_footing.md)."
         )
     return [f"- {line}" for line in lines]
 
 
 def report(folder: Path) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     results = load(folder)
     data = read_result(folder, "data") or {"acts": {}}
     samples = read_result(folder, "samples/seed0") or {"train": {}}
@@ -227,25 +227,25 @@ def report(folder: Path) -> str:
     hours = _hours(folder)
     return "\n".join(
         [
-            "# RNNLG dialogue acts: DRO against its rivals",
+            "# RNNLG dialogue acts: DRO and other methods",
             "",
             "    python -m studies.rnnlg --data DATA --output runs/rnnlg --workers 2",
             "    python -m studies.rnnlg_report --runs runs/rnnlg --output docs/results/rnnlg.md",
             "",
-            "RNNLG (restaurant, hotel, laptop, tv), slot values delexicalised as the literature does; distinct acts:",
-            f"{acts}, no act in two splits. A T5 1.1 of one million parameters is trained on the human",
-            f"sentences ({SFT_STEPS:,} packed steps), then gives {SAMPLES_PER_ACT} samples per training act at temperature 1.",
+            "The data are RNNLG (restaurant, hotel, laptop, tv) with delexicalised slot values, as in the literature. Distinct acts:",
+            f"{acts}; no act is in two splits. A T5 1.1 of one million parameters is trained on the human",
+            f"sentences ({SFT_STEPS:,} packed steps) and then generates {SAMPLES_PER_ACT} samples per training act at temperature 1.",
             "Feedback is minus the fraction of slots that are wrong (missing or invented), counted exactly. Seed 0 has",
-            f"{counts}; every method gets {UPDATES} updates of about",
-            "32 of these responses (packed rows), AdamW with cosine decay, from the SFT policy.",
-            "Learning rate (and beta for KTO) are chosen",
-            "on the validation acts with seed 0. The tables report samples at temperature 1 on the test acts, one an act,",
-            "mean ± sd over seeds (each seed has its own SFT policy and its own feedback); a tie counts half; KL is from the",
-            "SFT policy, by sampling. Ablations use DRO-V's learning rate; with the factor 1/tau on the update, tau 0.1 learns",
-            "ten times as fast and tau 5 five times as slow, a confound that the paper's sweep has too.",
+            f"{counts}. Every method starts from the SFT policy and gets {UPDATES} updates of about",
+            "32 of these responses (packed rows) with AdamW and cosine decay.",
+            "The learning rate (and beta for KTO) is chosen",
+            "on the validation acts with seed 0. The tables show one sample at temperature 1 per test act,",
+            "mean ± sd over seeds (each seed has its own SFT policy and its own feedback). A tie counts half. KL is from the",
+            "SFT policy, estimated by sampling. Ablations use DRO-V's learning rate. The factor 1/tau on the update makes tau 0.1 learn",
+            "ten times as fast and tau 5 five times as slow; the paper's sweep has this confound too.",
             f"Total compute: {hours:.1f} core-hours.",
             "",
-            "## Before you compare",
+            "## Limitations",
             "",
             *caveats(results),
             "",
@@ -259,8 +259,8 @@ def report(folder: Path) -> str:
             "",
             "## The paper's orderings",
             "",
-            "By head-to-head win rate on the test acts. The paper's are judged by a language model on UltraFeedback with T5-L.",
-            "A verdict needs all seeds on one side of 50 % and the interval too.",
+            "The orderings are by head-to-head win rate on the test acts. In the paper, a language model judges T5-L on UltraFeedback.",
+            "An ordering holds or is reversed only if all seeds and the interval are on one side of 50 %.",
             "",
             orderings_table(results),
             "",

@@ -20,7 +20,6 @@ from jaxalign.training.loop import Loop, LoopConfig, NonFiniteError
 from jaxalign.training.metrics import MetricWriter
 from jaxalign.training.state import TrainState
 from jaxalign.training.throughput import Count, Throughput
-from studies.bandit_problem import TabularPolicy
 
 BATCH = {
     "response_mask": np.ones((2, 1, 1), np.float32),
@@ -64,7 +63,7 @@ class StopAt:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, world):
     """`run(train_steps, ...)` trains and returns the loop."""
 
     def launch(
@@ -81,7 +80,7 @@ def run(tmp_path):
         with MetricWriter(tmp_path, resume_step=latest) as writer:
             loop = Loop(
                 step=step or make_step(),
-                objective=Objective(policy=TabularPolicy(((0.0,),))),
+                objective=Objective(policy=world.policy),
                 mesh=mesh,
                 config=LoopConfig(
                     train_steps=steps,
