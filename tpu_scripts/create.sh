@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Asks for the slice that the configuration describes, as a queued resource: on demand, spot or reserved.
-# One that is there already is left as it is.
+# Requests the slice that the configuration describes, as a queued resource: on demand, spot or reserved.
+# An existing queued resource is not changed.
 #
 # usage: tpu_scripts/create.sh [--config=tpu.env] [--wait] [--dry_run]
-#   --wait   return when the slice can be used; it may be queued for hours
+#   --wait   return when the slice is ready; the request may be queued for hours
 
 # shellcheck source=tpu_scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -26,7 +26,7 @@ create() {
     reserved) command+=(--reserved) ;;
   esac
   [[ ${CONFIG[SSH_VIA]} == external ]] || command+=(--internal-ips)
-  # Without this scope the machines could not write to the bucket; what they may do is the account's roles.
+  # Without this scope the machines could not write to the bucket; the roles of the account define their permissions.
   command+=(--scopes=https://www.googleapis.com/auth/cloud-platform)
   [[ -z ${CONFIG[SERVICE_ACCOUNT]} ]] || command+=("--service-account=${CONFIG[SERVICE_ACCOUNT]}")
   [[ -z ${CONFIG[NETWORK]} ]] || command+=("--network=${CONFIG[NETWORK]}")
@@ -37,9 +37,9 @@ create() {
 state=$(queued_state ABSENT)
 case $state in
   ABSENT) create ;;
-  NO_ANSWER) fail "could not ask for the queued resource ${CONFIG[NAME]}" ;;
+  NO_ANSWER) fail "could not query the queued resource ${CONFIG[NAME]}" ;;
   SUSPENDED | FAILED)
-    fail "the queued resource ${CONFIG[NAME]} exists and is $state: $(queued_reason); delete.sh, then create it again" ;;
+    fail "the queued resource ${CONFIG[NAME]} exists and is $state: $(queued_reason); delete it with delete.sh, then create it again" ;;
   *) say "the queued resource ${CONFIG[NAME]} exists already and is $state" ;;
 esac
 
@@ -54,4 +54,4 @@ if on wait; then
     sleep "${CONFIG[POLL_SECONDS]}"
   done
 fi
-on dry_run || say "${CONFIG[NAME]} is $(queued_state); it costs money from when it is ACTIVE until delete.sh"
+on dry_run || say "${CONFIG[NAME]} is $(queued_state); it costs money from the state ACTIVE until delete.sh deletes it"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Deletes the queued resource and its nodes, with everything on their disks. What is in buckets stays.
-# Says what it will delete and asks, unless --yes.
+# Deletes the queued resource and its nodes, with everything on their disks. Buckets are not changed.
+# Names what it deletes and asks for confirmation, unless --yes is given.
 #
 # usage: tpu_scripts/delete.sh [--config=tpu.env] [--yes] [--dry_run]
 
@@ -11,11 +11,11 @@ need_gcloud
 state=$(queued_state)
 case $state in
   ABSENT) say "nothing to delete: there is no queued resource ${CONFIG[NAME]} in ${CONFIG[ZONE]} of ${CONFIG[PROJECT]}"; exit ;;
-  NO_ANSWER) fail "could not ask for the queued resource ${CONFIG[NAME]}" ;;
+  NO_ANSWER) fail "could not query the queued resource ${CONFIG[NAME]}" ;;
 esac
 nodes=$(node_names | paste -sd' ' -)
 [[ ${CONFIG[MODEL_DIR]} == /gcs/* ]] ||
-  say "MODEL_DIR ${CONFIG[MODEL_DIR]} is on the slice's own disks and is deleted with them"
+  say "MODEL_DIR ${CONFIG[MODEL_DIR]} is on the slice's own disks and is deleted too"
 confirm "Delete the queued resource ${CONFIG[NAME]} ($state) and its nodes ($nodes) in ${CONFIG[ZONE]} of ${CONFIG[PROJECT]}?"
 mapfile -t where < <(place)
 run "${QUEUED[@]}" delete "${CONFIG[NAME]}" "${where[@]}" --force --quiet </dev/null ||

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# From the arguments after -- to the command on a worker, and the gin files that it needs from this machine.
+# Builds the command on a worker from the arguments after --, and collects the gin files to upload from this machine.
 
-declare -A GIN_FILES=() # path below the job's folder -> path here
+declare -A GIN_FILES=() # path below the job's folder -> path on this machine
 declare -a COMMAND=()   # jaxalign train ...
 
-# Notes a local gin file and those that it includes. Sets TARGET, the name that the job knows it by.
+# Adds a local gin file and the files that it includes. Sets TARGET, the name of the file for the job.
 add_gin_file() {
   local file=$1 included
   case $file in
@@ -17,10 +17,10 @@ add_gin_file() {
   fi
   GIN_FILES[$TARGET]=$file
   while IFS= read -r included; do
-    # gin looks in the current folder first; what is not there is jaxalign's own.
+    # gin searches the current folder first; other names are jaxalign's own files.
     if [[ -f $included ]]; then
       case $included in
-        /* | ../* | */../*) mistake "$file includes $included, which has no such name on a worker; include it by a path below this folder" ;;
+        /* | ../* | */../*) mistake "$file includes $included, a path that does not exist on a worker; include the file by a path below this folder" ;;
       esac
       local target=$TARGET
       add_gin_file "$included"
@@ -29,7 +29,7 @@ add_gin_file() {
   done < <(sed -nE "s/^[[:space:]]*include[[:space:]]+['\"]([^'\"]+)['\"].*/\1/p" "$file")
 }
 
-# Fills COMMAND and GIN_FILES from TRAIN_ARGS and MODEL_DIR.
+# Sets COMMAND and GIN_FILES from TRAIN_ARGS and MODEL_DIR.
 train_command() {
   local argument files file sent
   local -a rest=("${TRAIN_ARGS[@]}")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Starts `jaxalign train` on every worker of the slice, detached, and says which workers did not start.
-# What stands after -- are the arguments of `jaxalign train`; MODEL_DIR comes from the configuration.
-# Gin files that are on this machine are uploaded, with what they include; other names are jaxalign's own files.
-# The same command resumes a job that was stopped; a job that is running is left as it is.
+# Starts `jaxalign train` on every worker of the slice, detached, and reports the workers that did not start.
+# The arguments after -- are those of `jaxalign train`; MODEL_DIR comes from the configuration.
+# Gin files on this machine are uploaded with the files that they include; other names are jaxalign's own files.
+# The same command resumes a stopped job; a running job is not changed.
 #
 # usage: tpu_scripts/launch.sh [--config=tpu.env] [--dry_run] -- --gin_file=FILE [--gin.NAME=VALUE] ...
 
@@ -32,7 +32,7 @@ fi
 [[ -z ${CONFIG[MOUNT_BUCKET]} ]] || on_workers all "${WORKER[@]}" mount "${CONFIG[MOUNT_BUCKET]}"
 on_workers all "${WORKER[@]}" start "$job" "${JOB_ENVIRONMENT[@]}" -- "${COMMAND[@]}"
 
-# A worker that did not start lets all others wait for it.
+# If one worker does not start, all others wait for it.
 on dry_run || sleep "$((CONFIG[POLL_SECONDS] < 5 ? CONFIG[POLL_SECONDS] : 5))"
 states=$(worker_states)
 expected=$(expected_workers)

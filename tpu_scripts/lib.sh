@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What the scripts share: the configuration, options, quoting, --dry_run, questions, and the calls of gcloud.
+# Common functions of the scripts: configuration, options, quoting, --dry_run, confirmation, and calls of gcloud.
 #
 # A script sources this file, declares its options in OPTION, and calls `start "$@"`.
-# Exit codes: 0 done, 1 something outside refused or failed, 2 a mistake in the command or the configuration.
+# Exit codes: 0 success, 1 a failure outside the scripts, 2 a mistake in the command or the configuration.
 
 set -euo pipefail
 
@@ -25,7 +25,7 @@ declare -A CONFIG=()
 declare -a JOB_ENVIRONMENT=()
 CONFIG_FILE=tpu.env
 
-# KEY default pattern, and what the value must be. A default of ! means that the key is required, - that it is empty.
+# KEY default pattern, and a description of valid values. A default of ! means that the key is required, - that it is empty.
 NAME_PATTERN='^[a-z]([-a-z0-9]{0,37}[a-z0-9])?$'
 NUMBER='^[1-9][0-9]{0,8}$'
 read -r -d '' CONFIG_KEYS <<TABLE || true
@@ -44,7 +44,7 @@ INSTALL ! ^(git\+(https|ssh)://.+@[0-9a-f]{40}|.*\.whl)$ git+https://HOST/PATH@C
 CONSTRAINTS - . a file
 PYTHON 3.12 ^3\.(11|12)$ 3.11 or 3.12
 MOUNT_BUCKET - ^[a-z0-9][-a-z0-9_.]*$ a bucket's name without gs://
-MODEL_DIR ! ^/[^\'\"\\\\]+$ an absolute path without quotes and backslashes; what is on a bucket is below /gcs/BUCKET, with MOUNT_BUCKET=BUCKET
+MODEL_DIR ! ^/[^\'\"\\\\]+$ an absolute path without quotes and backslashes; a path on a bucket is below /gcs/BUCKET, with MOUNT_BUCKET=BUCKET
 POLL_SECONDS 60 ^[0-9]{1,5}$ a number of seconds
 STOP_GRACE_SECONDS 600 ^[0-9]{1,5}$ a number of seconds
 MAX_LAUNCHES_WITHOUT_PROGRESS 10 $NUMBER a number, 1 or more
@@ -61,7 +61,7 @@ CHIPS_PER_HOST 4 ^[1248]$ 1, 2, 4 or 8
 MAX_RESTARTS 50 ^[0-9]{1,5}$ a number
 TABLE
 
-# Reads CONFIG_FILE into CONFIG. The file is text: nothing in it is run or expanded.
+# Reads CONFIG_FILE into CONFIG. The file is plain text: nothing in it is executed or expanded.
 read_config() {
   local key default pattern what line value number=0
   local -A default_of=() pattern_of=() what_of=()
@@ -70,13 +70,13 @@ read_config() {
   done <<<"$CONFIG_KEYS"
 
   [[ -f $CONFIG_FILE ]] ||
-    mistake "$CONFIG_FILE: no such file; copy tpu_scripts/tpu.env.example to it and fill it in, or give --config=FILE"
+    mistake "$CONFIG_FILE: no such file; copy tpu_scripts/tpu.env.example to this name and fill it in, or give --config=FILE"
   while IFS= read -r line || [[ -n $line ]]; do
     number=$((number + 1))
     line=${line%$'\r'}
     [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
     [[ $line =~ ^[[:space:]]*([A-Za-z_][A-Za-z0-9_]*)=(.*)$ ]] ||
-      mistake "$CONFIG_FILE:$number: not KEY=VALUE: $line"
+      mistake "$CONFIG_FILE:$number: the line is not KEY=VALUE: $line"
     key=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
     value=${value#"${value%%[![:space:]]*}"} value=${value%"${value##*[![:space:]]}"}
     if [[ $value =~ ^\"(.*)\"$ || $value =~ ^\'(.*)\'$ ]]; then value=${BASH_REMATCH[1]}; fi
@@ -85,7 +85,7 @@ read_config() {
       continue
     fi
     [[ -v default_of[$key] ]] || mistake "$CONFIG_FILE:$number: unknown key $key; tpu.env.example lists them"
-    [[ ! -v CONFIG[$key] ]] || mistake "$CONFIG_FILE:$number: $key is there twice"
+    [[ ! -v CONFIG[$key] ]] || mistake "$CONFIG_FILE:$number: $key is set twice"
     CONFIG[$key]=$value
     [[ -z $value || $value =~ ${pattern_of[$key]} ]] ||
       mistake "$CONFIG_FILE:$number: $key must be ${what_of[$key]}, not $value"
@@ -100,11 +100,11 @@ read_config() {
     esac
   done
   if [[ ${CONFIG[MODEL_DIR]} == /gcs/* && ${CONFIG[MODEL_DIR]} != /gcs/${CONFIG[MOUNT_BUCKET]:-?}/* ]]; then
-    mistake "$CONFIG_FILE: MODEL_DIR is below /gcs, where MOUNT_BUCKET is mounted, and MOUNT_BUCKET is '${CONFIG[MOUNT_BUCKET]}'"
+    mistake "$CONFIG_FILE: MODEL_DIR is below /gcs but not in /gcs/MOUNT_BUCKET, and MOUNT_BUCKET is '${CONFIG[MOUNT_BUCKET]}'"
   fi
 }
 
-# Refuses an empty value of a key that only some scripts need.
+# Refuses empty values of keys that only some scripts need.
 need() {
   local key
   for key in "$@"; do
@@ -114,10 +114,10 @@ need() {
 
 # --- options -----------------------------------------------------------------------------------------------------
 
-declare -A OPTION=()   # of the script: name -> default; 'false' makes it a switch
-declare -a TRAIN_ARGS=()  # what stands after --
+declare -A OPTION=()   # options of the script: name -> default; 'false' makes it a switch
+declare -a TRAIN_ARGS=()  # the arguments after --
 
-# Reads --config, --dry_run, --yes, --help, the script's own options, and what stands after --; then the configuration.
+# Reads --config, --dry_run, --yes, --help, the script's own options and the arguments after --; then the configuration.
 start() {
   local argument name value
   exec 9>&1
@@ -144,13 +144,13 @@ start() {
     esac
   done
   ((${#TRAIN_ARGS[@]} == 0)) || [[ ${TAKES_TRAIN_ARGS:-false} == true ]] ||
-    mistake "takes nothing after --"
+    mistake "takes no arguments after --"
   read_config
 }
 
 on() { [[ ${OPTION[$1]} == true ]]; }
 
-# The options to hand to another script.
+# Prints the options to pass to another script.
 same_options() {
   printf '%s\n' "--config=$CONFIG_FILE"
   ! on dry_run || printf '%s\n' --dry_run
@@ -159,7 +159,7 @@ same_options() {
 
 # --- commands ----------------------------------------------------------------------------------------------------
 
-# The words as one line that a shell reads back as the same words.
+# Prints the words as one line that a shell parses into the same words.
 quoted() {
   local word line=''
   for word in "$@"; do
@@ -168,47 +168,47 @@ quoted() {
   printf '%s' "${line# }"
 }
 
-# Runs a command that changes something, or prints it.
+# Runs a command that changes something; with --dry_run, prints it.
 run() {
   if on dry_run; then say "$(quoted "$@")"; else "$@"; fi
 }
 
-# ask ANSWER COMMAND...: the output of a command that only reads; with --dry_run, prints the command and takes ANSWER.
+# ask ANSWER COMMAND...: prints the output of a read-only command; with --dry_run, prints the command and uses ANSWER.
 ask() {
   local answer=$1
   shift
   if on dry_run; then
-    printf '%s\n' "$(quoted "$@")" >&9 # what is here the output is the answer
+    printf '%s\n' "$(quoted "$@")" >&9 # standard output carries the answer
     [[ -z $answer ]] || printf '%s\n' "$answer"
   else
     "$@"
   fi
 }
 
-# Asks before something is deleted; --yes answers yes. What it is has been said in the question. Answers that are not
-# typed count only with ANSWERS_FROM_STDIN=true.
+# Asks for confirmation before a deletion; --yes answers yes. The question names what is deleted. Answers that do not
+# come from a terminal count only with ANSWERS_FROM_STDIN=true.
 confirm() {
   local answer
   if on yes || on dry_run; then
     say "$(on dry_run && printf "# ")$1 yes"
     return
   fi
-  [[ -t 0 || ${ANSWERS_FROM_STDIN:-} == true ]] || mistake "$1 There is nobody to ask; give --yes if you mean it"
+  [[ -t 0 || ${ANSWERS_FROM_STDIN:-} == true ]] || mistake "$1 There is no terminal to ask on; give --yes to confirm"
   read -r -p "$1 [y/N] " answer || answer=''
-  [[ $answer =~ ^[Yy]([Ee][Ss])?$ ]] || fail "left as it is"
+  [[ $answer =~ ^[Yy]([Ee][Ss])?$ ]] || fail "nothing was deleted"
 }
 
 need_tool() {
   on dry_run || command -v "$1" >/dev/null || fail "$1 is not installed; $2"
 }
 
-# gcloud is there and somebody is logged in.
+# Checks that gcloud is installed and has an account.
 need_gcloud() {
   local account
   need_tool gcloud "see https://cloud.google.com/sdk/docs/install"
   on dry_run && return
   account=$(gcloud auth list --filter=status:ACTIVE '--format=value(account)' 2>/dev/null </dev/null) || account=''
-  [[ -n $account ]] || fail "gcloud has no account to act as; run: gcloud auth login"
+  [[ -n $account ]] || fail "gcloud has no active account; run: gcloud auth login"
 }
 
 # --- the slice ---------------------------------------------------------------------------------------------------
@@ -227,8 +227,8 @@ node_names() {
   fi
 }
 
-# described ANSWER COMMAND...: what a describe command prints; ABSENT if there is no such thing; NO_ANSWER, with
-# gcloud's reason on stderr, if it could not be asked.
+# described ANSWER COMMAND...: prints the output of a describe command; ABSENT if the resource does not exist; NO_ANSWER,
+# with gcloud's reason on stderr, if the request failed.
 described() {
   local out errors status=0
   errors=$(mktemp)
@@ -245,14 +245,14 @@ described() {
   printf '%s\n' "${out:-NO_ANSWER}"
 }
 
-# The state of the queued resource: ABSENT, NO_ANSWER, or as the service names it.
+# Prints the state of the queued resource: ABSENT, NO_ANSWER, or the service's name of the state.
 queued_state() {
   local where
   mapfile -t where < <(place)
   described "${1:-ACTIVE}" "${QUEUED[@]}" describe "${CONFIG[NAME]}" "${where[@]}" '--format=value(state.state)'
 }
 
-# Why the service gave up on the queued resource, if it says.
+# Prints the service's reason for the failure of the queued resource, if there is one.
 queued_reason() {
   local where
   mapfile -t where < <(place)
@@ -260,7 +260,7 @@ queued_reason() {
     2>/dev/null </dev/null || true
 }
 
-# state, health and number of workers of a node, separated by blanks.
+# Prints state, health and number of workers of a node, separated by blanks.
 node_state() {
   local where
   mapfile -t where < <(place)
@@ -268,7 +268,7 @@ node_state() {
     '--format=value(state,health,networkEndpoints.len())' | tr '\t' ' '
 }
 
-# Refuses to go on unless the slice is there and ready.
+# Fails unless the slice exists and is ready.
 need_active() {
   local state node
   state=$(queued_state)
@@ -292,8 +292,8 @@ ssh_route() {
   esac
 }
 
-# ssh_command NODE WORKER COMMAND...: fills SSH with the gcloud command that runs COMMAND on a worker ('all' for each).
-# The words of COMMAND arrive as they are, whatever they contain.
+# ssh_command NODE WORKER COMMAND...: sets SSH to the gcloud command that runs COMMAND on a worker ('all' for all).
+# The words of COMMAND arrive unchanged, independent of their characters.
 ssh_command() {
   local node=$1 worker=$2 track route where
   shift 2
@@ -304,7 +304,7 @@ ssh_command() {
     "--command=$(quoted "$@")")
 }
 
-# on_workers WORKER COMMAND...: runs a command on that worker, or 'all', of every node.
+# on_workers WORKER COMMAND...: runs a command on one worker, or on 'all' workers, of every node.
 on_workers() {
   local worker=$1 node
   shift
@@ -332,23 +332,23 @@ copy_to_workers() {
 WORKER_SCRIPT=jaxalign_worker.sh
 WORKER=(bash "$WORKER_SCRIPT")
 
-# One line for each worker that answered: NODE HOST STATE CODE SECONDS. STATE is running, exited, lost or absent.
-# gcloud talks about every connection it makes; what it says is shown only if something went wrong.
+# Prints one line for each worker that answered: NODE HOST STATE CODE SECONDS. STATE is running, exited, lost or absent.
+# gcloud prints messages about every connection; they are shown only after a failure.
 worker_states() {
-  local node line talk
-  talk=$(mktemp)
+  local node line messages
+  messages=$(mktemp)
   while read -r node <&3; do
     ssh_command "$node" all "${WORKER[@]}" status "${CONFIG[NAME]}"
-    { ask "JOB_STATUS worker-0 running - 0" "${SSH[@]}" </dev/null 2>"$talk" ||
-      { grep -v 'Attempting to connect' "$talk" | tail -n 3 >&2 || true; }; } | tr -d '\r' |
+    { ask "JOB_STATUS worker-0 running - 0" "${SSH[@]}" </dev/null 2>"$messages" ||
+      { grep -v 'Attempting to connect' "$messages" | tail -n 3 >&2 || true; }; } | tr -d '\r' |
       while read -r line; do
         [[ $line != JOB_STATUS\ * ]] || say "$node ${line#JOB_STATUS }"
       done
   done 3< <(node_names)
-  rm -f "$talk"
+  rm -f "$messages"
 }
 
-# How many workers there ought to be, as the nodes' descriptions say; ? if they could not be asked.
+# Prints the number of workers in the descriptions of the nodes; ? if the request failed.
 expected_workers() {
   local node count total=0
   while read -r node <&3; do
@@ -361,10 +361,10 @@ expected_workers() {
 
 first_node() { node_names | { read -r node; cat >/dev/null; say "$node"; }; }
 
-# A path on the mounted bucket, as the bucket's own address.
+# Prints the gs:// address of a path on the mounted bucket.
 on_bucket() { printf 'gs://%s' "${1#/gcs/}"; }
 
-# last_metrics STATE: the end of metrics.jsonl; from the slice while it is there, for the bucket may be behind it.
+# last_metrics STATE: prints the end of metrics.jsonl; from the slice while it exists, because the bucket may be behind.
 last_metrics() {
   local file="${CONFIG[MODEL_DIR]%/}/metrics.jsonl"
   if [[ $1 == ACTIVE ]]; then
@@ -375,13 +375,13 @@ last_metrics() {
   fi
 }
 
-# The last line of each split, of a metrics.jsonl on standard input.
+# Prints the last line of each split of a metrics.jsonl on standard input.
 last_of_each_split() {
   awk -F'"split": "' 'NF > 1 { split($2, name, "\""); last[name[1]] = $0; any = 1 }
     END { for (which in last) print "  " last[which]; if (!any) print "  none yet" }'
 }
 
-# The newest step with a checkpoint; -1 if there is none or it cannot be asked.
+# Prints the newest step with a checkpoint; -1 if there is none or the request failed.
 latest_checkpoint() {
   local folder="${CONFIG[MODEL_DIR]%/}/checkpoints" listing
   if [[ $folder == /gcs/* ]]; then

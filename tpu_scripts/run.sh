@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Carries a job through to its end: creates the slice if it is not there, waits until it is ready, sets it up, launches
-# the job, watches it, and starts it again when the slice was preempted or a worker was lost. A spot slice that was
-# taken away is deleted by name and asked for again; without --yes every deletion is asked about first.
-# Start it on a machine that stays up, for example in tmux; given again, it takes up where things are.
+# Runs a job to its end: creates the slice if it does not exist, waits until it is ready, sets it up, launches the job,
+# watches it, and starts it again after a preemption of the slice or the loss of a worker. A preempted spot slice is
+# deleted by name and requested again; without --yes every deletion needs a confirmation.
+# Start it on a machine that stays up, for example in tmux. The same command continues after an interruption.
 #
 # usage: tpu_scripts/run.sh [--config=tpu.env] [--yes] [--delete_when_done] [--dry_run] -- --gin_file=FILE [--gin.NAME=VALUE] ...
-#   --delete_when_done   delete the slice when the job has ended well, so that it costs nothing more
+#   --delete_when_done   delete the slice after the job has succeeded, so that it causes no further cost
 #
-# Exit codes: 0 the job is done; 2 a mistake in the command or the configuration, which starting again does not mend;
+# Exit codes: 0 the job is done; 2 a mistake in the command or the configuration, which another launch would not correct;
 # 1 given up: too many launches without a new checkpoint, or too many defects, see MAX_*_WITHOUT_PROGRESS.
 
 # shellcheck source=tpu_scripts/lib.sh
@@ -17,18 +17,18 @@ source "$HERE/gin_files.sh"
 TAKES_TRAIN_ARGS=true
 OPTION=([delete_when_done]=false)
 start "$@"
-train_command # refuses mistakes before anything is created
+train_command # reports mistakes before anything is created
 need_gcloud
 
 DONE=0 USER_MISTAKE=2 STOPPED=75 PEER_LOST=76
-MAX_SILENT_LOOKS=10 # looks in a row that get no answer, before the slice is given up
+MAX_UNANSWERED_POLLS=10 # consecutive polls without an answer before the slice is given up
 
 log() { say "$(date '+%F %T') $*"; }
 mapfile -t SAME < <(same_options)
 other() { local script=$1; shift; "$HERE/$script.sh" "${SAME[@]}" "$@"; }
 
 interrupted() {
-  note "no longer watching. The job and the slice go on; stop.sh stops the one, delete.sh the other; the same run.sh goes on watching"
+  note "stopped watching. The job and the slice continue: stop.sh stops the job, delete.sh deletes the slice, and the same run.sh command watches again"
   exit 130
 }
 trap interrupted INT TERM
@@ -37,9 +37,7 @@ launches=0 failures=0 silent=0 stragglers=0
 reached=false set_up=false launched=false
 best=$(latest_checkpoint)
 
-look_again() { sleep "${CONFIG[POLL_SECONDS]}"; }
-
-# Starting again is only worth it if checkpoints get newer.
+# Another launch is useful only if it produces newer checkpoints.
 count_launch() {
   local step
   step=$(latest_checkpoint)
@@ -48,7 +46,7 @@ count_launch() {
   fi
   launches=$((launches + 1))
   ((launches <= CONFIG[MAX_LAUNCHES_WITHOUT_PROGRESS])) ||
-    fail "given up: ${CONFIG[MAX_LAUNCHES_WITHOUT_PROGRESS]} launches without a checkpoint after step $best; the slice is still there, watch.sh shows the log and delete.sh deletes it"
+    fail "given up: ${CONFIG[MAX_LAUNCHES_WITHOUT_PROGRESS]} launches without a checkpoint after step $best; the slice still exists, watch.sh shows the log and delete.sh deletes the slice"
 }
 
 count_defect() {
@@ -60,7 +58,7 @@ count_defect() {
   failures=$((failures + 1))
   ((failures < CONFIG[MAX_FAILURES_WITHOUT_PROGRESS])) || {
     other watch --lines=40 || true
-    fail "given up: the job ended in a defect $failures times without a checkpoint after step $best; the slice is still there, delete.sh deletes it"
+    fail "given up: the job ended with a defect $failures times without a checkpoint after step $best; the slice still exists, delete.sh deletes it"
   }
 }
 
@@ -76,15 +74,15 @@ launch() {
     set_up=true
   fi
   log "launching, newest checkpoint: step $best"
-  # Workers that failed at once are seen in the next look.
+  # The next poll sees workers that failed at once.
   other launch -- "${TRAIN_ARGS[@]}" || true
   launched=true stragglers=0
 }
 
 recreate() {
-  log "$1: deleting ${CONFIG[NAME]} and asking for it again"
-  other delete || fail "${CONFIG[NAME]} was not deleted, so it cannot be asked for again"
-  other create || fail "could not ask for ${CONFIG[NAME]} again"
+  log "$1: deleting ${CONFIG[NAME]} and requesting it again"
+  other delete || fail "${CONFIG[NAME]} was not deleted, so it cannot be requested again"
+  other create || fail "could not request ${CONFIG[NAME]} again"
   reached=false set_up=false launched=false silent=0 stragglers=0
 }
 
@@ -93,12 +91,12 @@ finish() {
   if on delete_when_done; then
     other delete
   else
-    say "the slice ${CONFIG[NAME]} is still there and costs money; delete.sh deletes it"
+    say "the slice ${CONFIG[NAME]} still exists and costs money; delete.sh deletes it"
   fi
   exit 0
 }
 
-# Decides by what the workers say. Sees: lines NODE HOST STATE CODE SECONDS.
+# Decides the next action from the workers' states: lines NODE HOST STATE CODE SECONDS.
 judge() {
   local states=$1 expected state code running=0 ended=0 absent=0 done=0 total=0 defect='' misused='' why=''
   while read -r _ _ state code _; do
@@ -131,12 +129,12 @@ judge() {
   if [[ -n $misused && ( $launched == true || $running -gt 0 ) ]]; then
     other stop --force || true
     other watch --lines=40 || true
-    note "the job ended with code 2, a mistake in its command or configuration; its log is above. Correct it and run again; the slice is still there and costs money, delete.sh deletes it"
+    note "the job ended with code 2, a mistake in its command or configuration; its log is above. Correct it and run again. The slice still exists and costs money; delete.sh deletes it"
     exit 2
   elif [[ $running -gt 0 && $launched == false ]]; then
-    # Workers that run this very command are left alone, others are started; another command is refused.
+    # Workers that already run this command continue, others are started; a job with another command is refused.
     log "$running of $total workers are running the job already"
-    other launch -- "${TRAIN_ARGS[@]}" || fail "what runs on ${CONFIG[NAME]} could not be taken up; stop.sh stops it"
+    other launch -- "${TRAIN_ARGS[@]}" || fail "the job that runs on ${CONFIG[NAME]} cannot be continued; stop.sh stops it"
     set_up=true launched=true
   elif ((running == total)); then
     stragglers=0
@@ -147,12 +145,12 @@ judge() {
     stragglers=$((stragglers + 1))
     log "$ended workers have ended, $running are still running"
     if ((stragglers * CONFIG[POLL_SECONDS] >= CONFIG[STOP_GRACE_SECONDS] || stragglers > 1000)); then
-      log "stopping those that are still running"
+      log "stopping the workers that are still running"
       other stop --force || true
       stragglers=0
     fi
   elif [[ $launched == false ]]; then
-    launch # the end of an earlier job says nothing about this one
+    launch # the exit codes are those of an earlier job
   elif ((done == total)); then
     finish
   elif [[ -n $defect ]]; then
@@ -165,7 +163,7 @@ judge() {
   fi
 }
 
-# Workers can say nothing before they have the script that says it.
+# Workers can report their state only after the worker script has been copied to them.
 reach() {
   [[ $reached == false ]] || return 0
   if (copy_to_workers "$WORKER_SCRIPT" "$HERE/worker.sh"); then
@@ -176,7 +174,7 @@ reach() {
   fi
 }
 
-# States of nodes that have to be replaced.
+# Prints the nodes that must be replaced, with their states.
 nodes_gone() {
   local node state
   while read -r node; do
@@ -198,9 +196,9 @@ nodes_not_ready() {
 if on dry_run; then
   say "# until the job is done:"
   queued_state >/dev/null
-  say "# if there is no such queued resource:"; other create
+  say "# if the queued resource does not exist:"; other create
   say "# when it is ACTIVE and new:"; other setup
-  say "# then, and again when the job was stopped or lost a worker:"; other launch -- "${TRAIN_ARGS[@]}"
+  say "# then, and after the job was stopped or lost a worker:"; other launch -- "${TRAIN_ARGS[@]}"
   say "# every ${CONFIG[POLL_SECONDS]} seconds:"; node_state "$(first_node)" >/dev/null; worker_states >/dev/null
   say "# if it was preempted (SUSPENDED, FAILED, or a node PREEMPTED):"; other delete; other create
   ! on delete_when_done || { say "# when the job is done:"; other delete; }
@@ -215,7 +213,7 @@ while :; do
   case $state in
     ABSENT) other create ;;
     SUSPENDED | FAILED)
-      # A slice that never came to a launch counts as one, or a request that cannot succeed would be made for ever.
+      # A slice without a launch counts as a launch; otherwise a request that cannot succeed would be repeated without end.
       [[ $launched == true ]] || count_launch
       recreate "${CONFIG[NAME]} is $state$(queued_reason | sed 's/^/ (/;s/$/)/')"
       ;;
@@ -236,9 +234,9 @@ while :; do
       ;;
     *) ;; # waiting for resources, provisioning, suspending, deleting
   esac
-  if ((silent >= MAX_SILENT_LOOKS)); then
-    [[ $state == ACTIVE ]] || fail "given up: no answer about ${CONFIG[NAME]} $silent times in a row; the slice may still be there"
+  if ((silent >= MAX_UNANSWERED_POLLS)); then
+    [[ $state == ACTIVE ]] || fail "given up: no answer about ${CONFIG[NAME]} $silent times in a row; the slice may still exist"
     recreate "workers have not answered $silent times in a row"
   fi
-  look_again
+  sleep "${CONFIG[POLL_SECONDS]}"
 done

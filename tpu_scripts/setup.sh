@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Python and jaxalign on every worker of the slice, and mounts the bucket if MOUNT_BUCKET names one.
-# Workers that are set up with the same INSTALL, PYTHON and CONSTRAINTS are left as they are.
+# Workers that are already set up with the same INSTALL, PYTHON and CONSTRAINTS are not changed.
 #
 # usage: tpu_scripts/setup.sh [--config=tpu.env] [--dry_run]
 

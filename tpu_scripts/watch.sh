@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Says how the slice is, which workers run the job, what the last metrics are, and what a worker's log ends with.
+# Shows the state of the slice, the workers that run the job, the last metrics, and the end of a worker's log.
 #
 # usage: tpu_scripts/watch.sh [--config=tpu.env] [--worker=0] [--lines=20] [--follow] [--dry_run]
-#   --worker=N   whose log; with several slices, of each slice
-#   --lines=N    how much of it
-#   --follow     go on printing the log until Ctrl-C (the job does not mind)
+#   --worker=N   worker whose log is shown; with several slices, of each slice
+#   --lines=N    number of lines
+#   --follow     continue to print the log until Ctrl-C, which does not affect the job
 
 # shellcheck source=tpu_scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -36,7 +36,7 @@ if [[ $state == ACTIVE ]]; then
       : $4 == 75 ? ": stopped after saving, run.sh or launch.sh resumes" : $4 == 76 ? ": lost another worker, run.sh or launch.sh resumes" \
       : ": a defect, see the log")
     else if ($3 == "lost") detail = "the machine was restarted or the job killed"
-    else detail = "never started here"
+    else detail = "not started on this worker"
     printf "  %-40s %-8s %s\n", $2, $3, detail
   }' <<<"$states"
   answered=$(grep -c . <<<"$states" || true)
@@ -47,7 +47,7 @@ say "metrics in ${CONFIG[MODEL_DIR]%/}/metrics.jsonl, the last of each split:"
 if [[ $state == ACTIVE || ${CONFIG[MODEL_DIR]} == /gcs/* ]]; then
   last_metrics "$state" | last_of_each_split
 else
-  say "  on the slice's own disk, which is gone"
+  say "  on the slice's own disk, which no longer exists"
 fi
 
 if [[ $state == ACTIVE ]]; then

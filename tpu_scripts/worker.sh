@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Runs on every worker of a slice; the other scripts copy it there and call it over ssh.
+# Runs on every worker of a slice; the other scripts copy it to the workers and call it over ssh.
 #
-#   setup PYTHON REQUIREMENT [CONSTRAINTS]   a virtual environment with jaxalign
-#   mount BUCKET                             the bucket at /gcs/BUCKET
-#   start JOB NAME=VALUE... -- COMMAND...    the command, detached, with these environment variables
-#   status JOB                               JOB_STATUS HOST STATE CODE SECONDS
-#   stop JOB SECONDS [force]                 SIGTERM to the job's process, and only to it; waits; force: then SIGKILL
-#   log JOB LINES [follow]                   the end of its log
-#   metrics FILE, checkpoints FOLDER         what a run folder on this machine holds
+#   setup PYTHON REQUIREMENT [CONSTRAINTS]   installs jaxalign in a virtual environment
+#   mount BUCKET                             mounts the bucket at /gcs/BUCKET
+#   start JOB NAME=VALUE... -- COMMAND...    starts the command, detached, with these environment variables
+#   status JOB                               prints JOB_STATUS HOST STATE CODE SECONDS
+#   stop JOB SECONDS [force]                 sends SIGTERM to the job's process only, and waits; force: then SIGKILL
+#   log JOB LINES [follow]                   prints the end of the job's log
+#   metrics FILE, checkpoints FOLDER         print the content of a run folder on this machine
 #
 # A job is a folder ~/jaxalign/jobs/JOB with log, command, process (its id and start time) and exit_code.
 
@@ -20,8 +20,8 @@ fail() { printf '%s: %s\n' "$(hostname)" "$*" >&2; exit 1; }
 
 job_folder() { printf '%s' "$ROOT/jobs/$1"; }
 
-# When a process started, in clock ticks since boot: with the id it names one process for ever, an id alone does not.
-# The name in field 2 may hold blanks, so it is cut off first.
+# Prints the start time of a process in clock ticks since boot. Id and start time identify a process; an id alone does
+# not, because ids are reused. The name in field 2 may contain blanks, so it is removed first.
 started() {
   local stat
   stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
@@ -51,10 +51,10 @@ setup() {
   mkdir -p "$ROOT"
   rm -rf "$VENV" "$ROOT/installed"
   if ! "python$python" -m venv "$VENV" 2>/dev/null; then
-    # The images of TPU machines come with an older Python; uv brings its own.
+    # The images of TPU machines have an older Python; uv installs its own.
     rm -rf "$VENV"
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --disable-pip-version-check --user uv || fail "could not install uv"
-    python3 -m uv venv --quiet --seed --python "$python" "$VENV" || fail "there is no Python $python and uv could not get it"
+    python3 -m uv venv --quiet --seed --python "$python" "$VENV" || fail "Python $python is not installed and uv could not install it"
   fi
   case $requirement in
     *.whl) requirement="jaxalign[tpu] @ file://$(realpath "$requirement")" ;;
@@ -72,7 +72,7 @@ mount_bucket() {
   command -v gcsfuse >/dev/null || fail "gcsfuse is not installed; see https://cloud.google.com/storage/docs/cloud-storage-fuse/install"
   sudo mkdir -p "$point"
   sudo chown "$(id -u):$(id -g)" "$point"
-  # Checkpoints are finished by renaming their folder, and a worker must see at once what another has written.
+  # A checkpoint is completed by renaming its folder, and a worker must see at once what another worker has written.
   gcsfuse --implicit-dirs --rename-dir-limit=200000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
     "$1" "$point" || fail "could not mount gs://$1"
 }
@@ -87,7 +87,7 @@ start() {
   [[ -x $VENV/bin/jaxalign ]] || fail "jaxalign is not installed here; run setup.sh"
   mkdir -p "$folder/files"
   command=("$@")
-  # gcloud tries again when a connection breaks, so the same start may come twice, even at once.
+  # gcloud repeats a command after a broken connection, so the same start may arrive twice, even at the same time.
   exec 8>"$folder/lock"
   flock 8
   if running "$job"; then
@@ -111,7 +111,7 @@ start() {
   fail "job $job did not start; see its log"
 }
 
-# Is the job's parent: starts it, writes down who it is and how it ended.
+# Runs as the parent of the job: starts it, and writes its process id, start time and exit code to files.
 supervise() {
   local job=$1 folder child code=0
   local -a environment=()
@@ -120,8 +120,8 @@ supervise() {
   while [[ $1 != -- ]]; do environment+=("$1"); shift; done
   shift
   cd "$folder/files"
-  # A machine that goes down signals every process. We must outlive the job to write its exit code; it decides itself
-  # what the signal means to it. A trap that does something is not inherited by the job, one that ignores would be.
+  # A shutdown of the machine signals every process. This process must outlive the job to write its exit code; the job
+  # handles the signal itself. The job does not inherit a trap with a command; it would inherit a trap that ignores.
   trap : TERM HUP INT
   env PATH="$VENV/bin:$PATH" PYTHONUNBUFFERED=1 "${environment[@]}" "$@" &
   child=$!
@@ -146,7 +146,7 @@ status() {
     state=exited
     code=$(cat "$folder/exit_code")
   elif [[ -e $folder/process ]]; then
-    # The machine was restarted, or somebody killed the job and its parent.
+    # The machine was restarted, or the job and its parent were killed.
     state=lost
   fi
   printf 'JOB_STATUS %s %s %s %s\n' "$(hostname)" "$state" "$code" "$seconds"
@@ -197,5 +197,5 @@ main() {
   esac
 }
 
-# A newer copy may be laid over this file while a job runs; bash reads no further than this line.
+# This file may be overwritten by a newer copy while a job runs; bash has then read it up to this line.
 { main "$@"; exit; }

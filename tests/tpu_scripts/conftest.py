@@ -1,4 +1,4 @@
-"""A made-up cloud, and the scripts run against it."""
+"""A simulated cloud, and runs of the scripts against it."""
 
 import ast
 import marshal
@@ -46,7 +46,7 @@ CLOUD = {
 
 
 class Cloud:
-    """The stand-ins' folder, what was called, and the scripts."""
+    """The folder of the stand-ins, the recorded calls, and the scripts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Cloud:
         self.programs = folder / "programs"
         for path in (self.work, self.programs):
             path.mkdir()
-        # Isolated and without site-packages it starts in a few milliseconds.
+        # In isolated mode and without site-packages, Python starts in a few milliseconds.
         stand_in = self.programs / "gcloud"
         stand_in.write_text(
             f"#!{sys.executable} -IS\nimport sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -68,7 +68,7 @@ class Cloud:
         self.configure()
 
     def set(self, **state) -> None:
-        """Puts the cloud into a state."""
+        """Sets the state of the cloud."""
         (self.folder / "state").write_bytes(marshal.dumps({**CLOUD, **state}))
 
     def state(self) -> dict:
@@ -82,7 +82,7 @@ class Cloud:
         (self.work / "tpu.env").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def run(self, script, *arguments, answer=None) -> subprocess.CompletedProcess:
-        """Runs a script of tpu_scripts in the working folder; ``answer`` is typed into its questions."""
+        """Runs a script of tpu_scripts in the working folder; ``answer`` is the input to its questions."""
         command = ["bash", str(SCRIPTS / f"{script}.sh"), *arguments]
         more = {} if answer is None else {"ANSWERS_FROM_STDIN": "true"}
         return self._subprocess(command, self.work, input=answer or "", **more)
@@ -109,14 +109,14 @@ class Cloud:
         )
 
     def calls(self, *start) -> list[list[str]]:
-        """The calls of stand-ins that begin with these words."""
+        """Returns the calls of stand-ins that begin with these words."""
         path = self.folder / "calls"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         calls = [ast.literal_eval(line) for line in text.splitlines()]
         return [call for call in calls if call[: len(start)] == list(start)]
 
     def verbs(self) -> list[str]:
-        """What was done to the slice and the job, in order: create, delete, setup, start, stop."""
+        """Returns the actions on the slice and the job, in order: create, delete, setup, start, stop."""
         done = []
         for call in self.calls("gcloud"):
             command = next((word for word in call if word.startswith("--command=")), "")
@@ -168,7 +168,7 @@ VARIANTS = [
 
 
 def printed_commands(result):
-    """The commands that --dry_run printed, as words."""
+    """Parses the commands that --dry_run printed into words."""
     assert result.returncode == 0, result.stderr
     lines = [
         shlex.split(line)
@@ -179,7 +179,7 @@ def printed_commands(result):
 
 
 def dry_runs(cloud):
-    """Every script with every kind of configuration, in --dry_run."""
+    """Runs every script with every kind of configuration, with --dry_run."""
     for variant in VARIANTS:
         cloud.configure(**{"CLUSTER": "pods", "IMAGE": "image:1", **variant})
         for script, arguments in SCRIPTS_AND_ARGUMENTS:

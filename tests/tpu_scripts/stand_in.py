@@ -1,9 +1,9 @@
-"""Stands in for gcloud, kubectl, xpk and sleep: writes down how it was called, and answers from a small made-up cloud.
+"""A stand-in for gcloud, kubectl, xpk and sleep that records its calls and answers from a small simulated cloud.
 
-The cloud is the file `state` in the folder that $STAND_IN names; calls go to `calls` beside it. It is started some
-thirty times in a test, so it imports as little as it can. A `sleep` of POLL
-seconds lets time pass: the next entry of "events" changes the state. With "execute" set, commands for workers run
-on this machine, each worker with a home folder of its own.
+The state of the cloud is the file `state` in the folder $STAND_IN; calls are appended to `calls` in the same folder. A
+test starts this program about thirty times, so it has few imports. A `sleep` of POLL seconds lets time pass: the next
+entry of "events" changes the state. With "execute" set, commands for workers run on this machine, each worker with its
+own home folder.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""What each script does to the slice, when it asks, and what it says when there is nothing to do."""
+"""The actions of each script on the slice, its confirmations, and its messages if there is nothing to do."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud):
     assert cloud.calls() == []
 
 
-def test_what_a_dry_run_prints_is_what_is_run(cloud):
+def test_a_dry_run_prints_the_commands_that_are_run(cloud):
     for script, arguments, queued in (
         ("create", (), "ABSENT"),
         ("setup", (), "ACTIVE"),
@@ -23,7 +23,7 @@ def test_what_a_dry_run_prints_is_what_is_run(cloud):
         before = len(cloud.calls("gcloud"))
         cloud.run(script, *arguments)
         done = [call for call in cloud.calls("gcloud")[before:] if "auth" not in call]
-        # A describe after the deed is not a deed.
+        # A describe after the action is not an action.
         assert done[: len(printed)] == printed, script
 
 
@@ -45,11 +45,11 @@ def test_create_of_what_exists_says_so(cloud):
     assert cloud.verbs() == []
 
 
-def test_create_does_not_take_a_dead_request_for_a_slice(cloud):
+def test_create_refuses_a_failed_request(cloud):
     cloud.set(queued="FAILED", reason="no quota")
     result = cloud.run("create")
     assert result.returncode == 1
-    assert "is FAILED: no quota; delete.sh" in result.stderr and cloud.verbs() == []
+    assert "is FAILED: no quota; delete it with delete.sh" in result.stderr and cloud.verbs() == []
 
 
 def test_create_waits_if_asked_to(cloud):
@@ -75,7 +75,7 @@ def test_delete_names_what_it_deletes_and_asks(cloud):
     )
     for answer in ("n\n", "\n", "", "yess\n"):
         result = cloud.run("delete", answer=answer)
-        assert result.returncode == 1 and "left as it is" in result.stderr
+        assert result.returncode == 1 and "nothing was deleted" in result.stderr
     nobody = cloud.run("delete")
     assert nobody.returncode == 2 and question in nobody.stderr and "--yes" in nobody.stderr
     assert cloud.verbs() == []
@@ -83,13 +83,13 @@ def test_delete_names_what_it_deletes_and_asks(cloud):
     assert cloud.verbs() == ["delete"]
 
 
-def test_delete_warns_of_a_run_folder_that_goes_with_the_slice(cloud):
+def test_delete_warns_of_a_run_folder_on_the_slice(cloud):
     cloud.configure(MODEL_DIR="/home/me/run")
     assert "on the slice's own disks" in cloud.run("delete", "--yes").stdout
 
 
 @pytest.mark.parametrize("script", ["delete", "stop"])
-def test_what_is_absent_is_said_to_be_absent(cloud, script):
+def test_an_absent_slice_is_reported_as_absent(cloud, script):
     cloud.set(queued="ABSENT")
     result = cloud.run(script)
     assert result.returncode == 0 and "there is no queued resource dro" in result.stdout
@@ -97,7 +97,7 @@ def test_what_is_absent_is_said_to_be_absent(cloud, script):
 
 
 @pytest.mark.parametrize("script", ["setup", "launch"])
-def test_what_needs_a_slice_says_what_to_do_without_one(cloud, script):
+def test_scripts_that_need_a_slice_name_the_remedy_without_one(cloud, script):
     arguments = TRAIN if script == "launch" else ()
     cloud.set(queued="ABSENT")
     assert "run create.sh" in cloud.run(script, *arguments).stderr
@@ -108,12 +108,12 @@ def test_what_needs_a_slice_says_what_to_do_without_one(cloud, script):
 
 
 @pytest.mark.parametrize("script", ["create", "watch", "delete", "stop"])
-def test_nobody_logged_in_and_no_answer_are_one_line(cloud, script):
+def test_a_missing_login_and_a_missing_answer_are_one_line(cloud, script):
     cloud.set(account="")
     result = cloud.run(script)
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        f"{script}.sh: gcloud has no account to act as; run: gcloud auth login"
+        f"{script}.sh: gcloud has no active account; run: gcloud auth login"
     ]
     cloud.set(queued="NO_ANSWER")
     if script != "watch":
@@ -133,7 +133,7 @@ def test_missing_gcloud_is_one_line(cloud):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_launch_says_which_workers_do_not_run(cloud):
+def test_launch_reports_the_workers_that_do_not_run(cloud):
     cloud.set(starts=[["exited", "1"]], workers=[["running", "-"], ["absent", "-"]])
     result = cloud.run("launch", *TRAIN)
     assert result.returncode == 1
@@ -155,14 +155,14 @@ def test_watch_shows_every_worker_and_the_last_metrics_of_each_split(cloud):
     assert '"step": 1' not in output and '"loss": 2' in output and '"validation"' in output
 
 
-def test_the_metrics_of_a_slice_that_is_gone_are_read_from_the_bucket(cloud):
+def test_the_metrics_of_a_deleted_slice_are_read_from_the_bucket(cloud):
     cloud.set(queued="SUSPENDED", metrics='{"step": 2, "split": "train"}')
     assert '"step": 2' in cloud.run("watch").stdout
     [call] = cloud.calls("gcloud", "storage", "cat")
     assert "gs://bucket/run/metrics.jsonl" in call
 
 
-def test_what_gcloud_says_of_every_connection_is_not_repeated(cloud):
+def test_gclouds_messages_on_connections_are_not_repeated(cloud):
     cloud.set(reached=True, workers=[["running", "-"]])
     assert "Attempting" not in cloud.run("watch").stderr
     cloud.set(reached=True, workers=[["running", "-"]], ssh_error="ssh: permission denied")
@@ -174,7 +174,7 @@ def test_what_gcloud_says_of_every_connection_is_not_repeated(cloud):
     [
         ("create", ("--dryrun",), "unknown option --dryrun"),
         ("create", ("dro",), "unexpected argument dro"),
-        ("create", TRAIN, "takes nothing after --"),
+        ("create", TRAIN, "takes no arguments after --"),
         ("create", ("--wait=maybe",), "--wait is a switch"),
         ("watch", ("--lines",), "--lines needs a value"),
         ("watch", ("--lines=x",), "--lines must be a number"),

@@ -1,4 +1,4 @@
-"""tpu.env: every key is checked, and nothing in the file is ever run."""
+"""tpu.env: every key is checked, and nothing in the file is executed."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_the_example_is_complete_and_valid(cloud):
     assert values(cloud, "NAME") == ["dro-xl"]
 
 
-def test_a_missing_file_says_where_to_get_one(cloud):
+def test_the_message_on_a_missing_file_names_the_example(cloud):
     (cloud.work / "tpu.env").unlink()
     assert "tpu.env: no such file; copy tpu_scripts/tpu.env.example" in refusal(cloud)
 
@@ -56,13 +56,13 @@ def test_an_unknown_key_is_named_with_its_line(cloud):
     assert "tpu.env:12: unknown key ACCELERATOR" in refusal(cloud)
 
 
-def test_a_key_given_twice_and_a_line_that_is_none_are_refused(cloud):
+def test_a_key_that_is_set_twice_and_a_malformed_line_are_refused(cloud):
     file = cloud.work / "tpu.env"
     text = file.read_text()
     file.write_text(text + "ZONE=us-west4-b\n")
-    assert "tpu.env:12: ZONE is there twice" in refusal(cloud)
+    assert "tpu.env:12: ZONE is set twice" in refusal(cloud)
     file.write_text(text + "export A\n")
-    assert "tpu.env:12: not KEY=VALUE: export A" in refusal(cloud)
+    assert "tpu.env:12: the line is not KEY=VALUE: export A" in refusal(cloud)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_key_given_twice_and_a_line_that_is_none_are_refused(cloud):
         ("POLL_SECONDS", "1.5"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_right(cloud, key, value):
+def test_the_message_on_a_wrong_value_describes_valid_values(cloud, key, value):
     cloud.configure(**{key: value})
     line = refusal(cloud)
     assert f"{key} must be" in line and value in line
@@ -95,7 +95,7 @@ def test_a_folder_on_a_bucket_that_is_not_mounted_is_refused(cloud):
     assert "MOUNT_BUCKET is ''" in refusal(cloud)
 
 
-def test_nothing_in_the_file_is_run(cloud):
+def test_nothing_in_the_file_is_executed(cloud):
     cloud.configure(
         ENV_A="$(touch ran)",
         ENV_B="`touch ran`",

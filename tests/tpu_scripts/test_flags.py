@@ -1,4 +1,4 @@
-"""Every flag that is passed on exists in the real programs, where they are installed; the scripts pass shellcheck."""
+"""Every flag that the scripts use exists in the real programs, if these are installed; the scripts pass shellcheck."""
 
 import argparse
 import ast
@@ -18,7 +18,7 @@ from tests.tpu_scripts.conftest import REPOSITORY, SCRIPTS, dry_runs
 
 @functools.cache
 def gcloud_tree():
-    """gcloud's own table of commands and flags, for completion in the shell."""
+    """gcloud's table of commands and flags for completion in the shell."""
     program = shutil.which("gcloud")
     if program is None:
         pytest.skip("gcloud is not installed")
@@ -32,7 +32,7 @@ def gcloud_tree():
 
 
 def gcloud_problems(words):
-    """What gcloud would not understand in a command."""
+    """Returns the parts of a command that gcloud does not support."""
     node, flags, problems = gcloud_tree(), {}, []
     flags.update(node["flags"])
     unknown = ""

@@ -15,7 +15,7 @@ def gke(cloud):
 
 
 def kubernetes_expands(word, variables):
-    """What the kubelet makes of a word of a command: $$ is $, $(NAME) the variable if there is one."""
+    """Expands a word of a command like the kubelet: $$ becomes $, $(NAME) becomes the variable if it exists."""
     return re.sub(
         r"\$\$|\$\((\w+)\)",
         lambda match: "$" if match[0] == "$$" else variables.get(match[1], match[0]),
@@ -47,7 +47,7 @@ def test_the_manifest_is_a_jobset_of_the_whole_slice(gke):
     assert job["parallelism"] == job["completions"] == 8  # 4 x 8 chips, 4 to a machine
     assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
     pod = job["template"]["spec"]
-    assert pod["restartPolicy"] == "Never"  # a podFailurePolicy demands it
+    assert pod["restartPolicy"] == "Never"  # a podFailurePolicy requires it
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
         "cloud.google.com/gke-tpu-topology": "4x8",
@@ -119,7 +119,7 @@ def test_kubectl_always_names_its_cluster(gke):
         assert call[1] == "--context=gke_my-project_us-west4-a_pods"
 
 
-def test_create_makes_what_is_not_there(gke):
+def test_create_makes_only_missing_resources(gke):
     gke.set(existing=["pods"])
     result = gke.run("gke/create")
     assert result.returncode == 0, result.stderr
@@ -154,7 +154,7 @@ def test_delete_names_each_thing_and_asks_for_each(gke):
     )
 
 
-def test_a_shape_that_machines_cannot_make_up_and_a_local_run_folder_are_refused(gke):
+def test_an_impossible_topology_and_a_local_run_folder_are_refused(gke):
     gke.configure(CLUSTER="pods", IMAGE="i", TPU_TOPOLOGY="1x3")
     assert "TPU_TOPOLOGY 1x3 has 3 chips" in gke.run("gke/launch", "--", "--gin_file=x").stderr
     gke.configure(CLUSTER="pods", IMAGE="i", MODEL_DIR="/data/run", MOUNT_BUCKET="")
@@ -170,7 +170,7 @@ def test_xpk_gets_the_command_as_one_safe_line(gke):
     assert {"--tpu-type=v5litepod-32", "--spot", "--env=NOTE=a b", "--max-restarts=50"} <= set(call)
     [command] = [word for word in call if word.startswith("--command=")]
     command = kubernetes_expands(command.removeprefix("--command="), {"HOME": "/root"})
-    # It is run in a shell, which it replaces: xpk sends SIGTERM there.
+    # The command runs in a shell and replaces it, because xpk sends SIGTERM to the shell.
     words = gke.bash(f"exec() {{ printf '%s\\n' \"$@\"; }}; {command}").stdout.splitlines()
     assert words == [
         "jaxalign",

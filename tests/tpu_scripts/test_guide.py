@@ -1,4 +1,4 @@
-"""docs/tpu.md: its commands are accepted, its numbers follow from each other."""
+"""docs/tpu.md: the scripts accept its commands, and its numbers are consistent."""
 
 import re
 import shlex

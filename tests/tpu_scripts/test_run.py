@@ -1,4 +1,4 @@
-"""run.sh against a cloud that takes slices away, workers that end in every way, and answers that do not come."""
+"""run.sh with preempted slices, with workers that end in every way, and with missing answers."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_from_nothing_to_done(cloud):
     result = cloud.run("run", *ARGUMENTS)
     assert result.returncode == 0, result.stderr
     assert cloud.verbs() == ["create", "setup", "start"]
-    assert "still there and costs money" in result.stdout
+    assert "still exists and costs money" in result.stdout
 
 
 def test_the_slice_is_deleted_when_done_only_if_asked_to(cloud):
@@ -36,7 +36,7 @@ def test_the_slice_is_deleted_when_done_only_if_asked_to(cloud):
 
 
 @pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
-def test_a_preempted_slice_is_named_deleted_asked_for_again_and_set_up(cloud, state):
+def test_a_preempted_slice_is_named_deleted_requested_again_and_set_up(cloud, state):
     cloud.set(
         after_create="WAITING_FOR_RESOURCES",
         reason="no capacity",
@@ -61,7 +61,7 @@ def test_a_node_under_repair_is_waited_for(cloud):
     assert cloud.verbs() == ["setup", "start"]
 
 
-def test_nothing_is_deleted_without_yes_when_nobody_can_be_asked(cloud):
+def test_nothing_is_deleted_without_yes_and_without_a_terminal(cloud):
     cloud.set(events=[{}, {"queued": "SUSPENDED"}])
     result = cloud.run("run", *ARGUMENTS)
     assert result.returncode == 1
@@ -100,7 +100,7 @@ def test_a_defect_is_tried_again_a_few_times_only(cloud, code):
     assert "2 times without a checkpoint" in result.stderr
 
 
-def test_progress_between_defects_starts_the_count_anew(cloud):
+def test_progress_between_defects_resets_the_count(cloud):
     cloud.configure(MAX_FAILURES_WITHOUT_PROGRESS=2)
     crash = workers(exited(1), exited(1))
     events = [{**crash, "checkpoints": list(range(0, step, 10))} for step in (20, 30, 30)]
@@ -120,10 +120,10 @@ def test_launches_without_progress_are_limited(cloud):
     assert "2 launches without a checkpoint after step 500" in result.stderr
 
 
-def test_preemptions_with_progress_go_on_for_ever(cloud):
+def test_preemptions_with_progress_are_not_limited(cloud):
     cloud.configure(MAX_LAUNCHES_WITHOUT_PROGRESS=2)
     events = [{"queued": "SUSPENDED", "checkpoints": [step]} for step in range(10, 50, 10)]
-    # Between two preemptions: one look at the new slice launches the job.
+    # Between two preemptions, one poll of the new slice launches the job.
     cloud.set(events=[event for preemption in events for event in (preemption, {})] + [DONE])
     result = cloud.run("run", "--yes", *ARGUMENTS)
     assert result.returncode == 0, result.stderr
@@ -145,19 +145,19 @@ def test_workers_that_outlive_the_others_are_stopped_after_the_grace_and_launche
     assert cloud.verbs() == ["setup", "start", "stop", "start"]
 
 
-def test_a_worker_that_was_never_told_is_launched(cloud):
+def test_a_worker_without_the_job_is_launched(cloud):
     cloud.set(events=[{}, workers(RUNNING, ABSENT), {}, DONE])
     assert cloud.run("run", *ARGUMENTS).returncode == 0
     assert cloud.verbs() == ["setup", "start", "start"]
 
 
-def test_a_running_job_is_taken_up_without_a_setup(cloud):
+def test_a_running_job_is_watched_without_a_setup(cloud):
     cloud.set(workers=[RUNNING, RUNNING], events=[{}, {}, DONE])
     assert cloud.run("run", *ARGUMENTS).returncode == 0
     assert cloud.verbs() == ["start"]
 
 
-def test_the_end_of_an_earlier_job_says_nothing_about_this_one(cloud):
+def test_exit_codes_of_an_earlier_job_are_ignored(cloud):
     cloud.set(workers=[exited(2), exited(2)], events=[{}, DONE])
     assert cloud.run("run", *ARGUMENTS).returncode == 0
     assert cloud.verbs() == ["setup", "start"]
@@ -176,7 +176,7 @@ def test_no_answer_about_the_slice_for_long_ends_the_watch_and_deletes_nothing(c
     result = cloud.run("run", "--yes", *ARGUMENTS)
     assert result.returncode == 1
     assert "delete" not in cloud.verbs()
-    assert "may still be there" in result.stderr
+    assert "may still exist" in result.stderr
 
 
 def test_workers_that_never_answer_are_replaced(cloud):

@@ -1,4 +1,4 @@
-"""The scripts with workers that really run what they are told: each is a home folder on this machine."""
+"""The scripts with workers that execute their commands: each worker is a home folder on this machine."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ NASTY = "--gin.NOTE='a  b' \"c\" $HOME `date` \\ ; & | # é * ? ~ !x"
 
 @pytest.fixture
 def slice_(cloud):
-    """Two workers that run commands; a program instead of Python that installs a program instead of jaxalign."""
+    """Two workers that execute commands, with a stand-in for Python that installs a stand-in for jaxalign."""
     (cloud.programs / "sleep").unlink()
     for name, text in (("python3.12", PYTHON), ("hostname", '#!/bin/sh\necho "$HOST_NAME"\n')):
         (cloud.programs / name).write_text(text, encoding="utf-8")
@@ -65,7 +65,7 @@ def arguments(home):
 
 
 def until(condition):
-    """Waits for something that has been set going; a minute is a failure."""
+    """Waits for a condition; fails after a minute."""
     for _ in range(1200):
         if condition():
             return True
@@ -119,7 +119,7 @@ def test_setup_uploads_a_wheel(slice_):
     )
 
 
-def test_arguments_and_variables_arrive_as_they_are(running):
+def test_arguments_arrive_unchanged(running):
     assert arguments(running.homes[0]) == [
         "train",
         "--gin_file=experiments/x.gin",
@@ -129,7 +129,7 @@ def test_arguments_and_variables_arrive_as_they_are(running):
     assert arguments(running.homes[1]) == arguments(running.homes[0])
 
 
-def test_environment_variables_arrive_as_they_are(slice_):
+def test_environment_variables_arrive_unchanged(slice_):
     slice_.configure(POLL_SECONDS="0", **LOCAL, ENV_NOTE="--a=\"b  c\" '$HOME' $(date)")
     slice_.run("setup")
     slice_.run("launch", "--", "--gin_file=x.gin")
@@ -163,7 +163,7 @@ def test_local_gin_files_are_uploaded_with_what_they_include(slice_):
     ]
 
 
-def test_launching_again_leaves_a_running_job_alone_and_refuses_another_command(running):
+def test_launching_again_does_not_change_a_running_job_and_refuses_another_command(running):
     process = (running.homes[0] / "jaxalign/jobs/dro/process").read_text()
     again = running.run("launch", "--", "--gin_file=experiments/x.gin", NASTY)
     assert again.returncode == 0
@@ -204,7 +204,7 @@ def test_stop_kills_only_if_forced(slice_):
     assert until(lambda: states(slice_) == ["exited", "exited"])
 
 
-def test_a_number_that_now_belongs_to_another_process_is_not_stopped(running):
+def test_a_reused_process_id_is_not_stopped(running):
     assert running.run("stop").returncode == 0
     bystander = subprocess.Popen(["/bin/sleep", "600"])
     job = running.homes[0] / "jaxalign/jobs/dro"
@@ -228,7 +228,7 @@ def test_a_job_that_ends_at_once_is_reported_with_its_code_and_worker(slice_):
     assert "a mistake in the command" in slice_.run("watch").stdout
 
 
-def test_an_ended_job_is_started_again_and_its_log_goes_on(running):
+def test_an_ended_job_is_started_again_and_appends_to_its_log(running):
     running.run("stop")
     result = running.run("launch", "--", "--gin_file=experiments/x.gin", NASTY)
     assert result.returncode == 0, result.stderr
@@ -237,7 +237,7 @@ def test_an_ended_job_is_started_again_and_its_log_goes_on(running):
     assert log.count("== ") == 2 and "saving" in log
 
 
-def test_a_worker_without_jaxalign_says_what_to_do(slice_):
+def test_the_message_of_a_worker_without_jaxalign_names_the_remedy(slice_):
     result = slice_.run("launch", "--", "--gin_file=x.gin")
     assert result.returncode == 1
     assert "run setup.sh" in result.stderr

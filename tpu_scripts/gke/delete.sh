@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Deletes the job, which stops it: its pods get SIGTERM and STOP_GRACE_SECONDS to save. With --node_pools also the
-# pools of TPU machines, which cost money while they are there, and with --cluster the whole cluster.
-# Says what it will delete and asks, unless --yes. What is in buckets stays.
+# Deletes the job, which stops it: its pods get SIGTERM and STOP_GRACE_SECONDS to save. --node_pools deletes the pools
+# of TPU machines too, which cost money while they exist; --cluster deletes the whole cluster.
+# Names what it deletes and asks for confirmation, unless --yes is given. Buckets are not changed.
 #
 # usage: tpu_scripts/gke/delete.sh [--config=tpu.env] [--node_pools] [--cluster] [--yes] [--dry_run]
 
@@ -26,7 +26,7 @@ fi
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   confirm "Delete the workload ${CONFIG[NAME]} in the cluster ${CONFIG[CLUSTER]} of ${CONFIG[PROJECT]}?"
   run xpk workload delete "${where[@]}" "--workload=${CONFIG[NAME]}" --force </dev/null
-  ! on node_pools || note "the node pools are xpk's; --cluster deletes them with the cluster"
+  ! on node_pools || note "xpk manages the node pools; --cluster deletes them with the cluster"
   exit
 fi
 
@@ -34,7 +34,7 @@ use_cluster
 state=$(described present "${KUBECTL[@]}" get jobset "${CONFIG[NAME]}" '--output=jsonpath={.metadata.name}')
 case $state in
   ABSENT) say "nothing to delete: there is no JobSet ${CONFIG[NAME]} in the cluster ${CONFIG[CLUSTER]}" ;;
-  NO_ANSWER) fail "could not ask for the JobSet ${CONFIG[NAME]}" ;;
+  NO_ANSWER) fail "could not query the JobSet ${CONFIG[NAME]}" ;;
   *)
     confirm "Delete the JobSet ${CONFIG[NAME]}, its pods and its ConfigMap $(config_map), in the cluster ${CONFIG[CLUSTER]} of ${CONFIG[PROJECT]}?"
     run "${KUBECTL[@]}" delete jobset "${CONFIG[NAME]}"
@@ -47,7 +47,7 @@ for ((i = 0; i < CONFIG[NUM_SLICES]; i++)); do
   state=$(described RUNNING gcloud container node-pools describe "$pool" "--cluster=${CONFIG[CLUSTER]}" "${place[@]}" '--format=value(status)')
   case $state in
     ABSENT) say "nothing to delete: there is no node pool $pool" ;;
-    NO_ANSWER) fail "could not ask for the node pool $pool" ;;
+    NO_ANSWER) fail "could not query the node pool $pool" ;;
     *)
       confirm "Delete the node pool $pool ($state) of the cluster ${CONFIG[CLUSTER]}?"
       run gcloud container node-pools delete "$pool" "--cluster=${CONFIG[CLUSTER]}" "${place[@]}" --quiet </dev/null

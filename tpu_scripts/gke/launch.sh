@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts `jaxalign train` on the cluster, as a JobSet or through xpk. The cluster starts it again by itself after a
-# preemption or a lost machine, MAX_RESTARTS times; code 2, the user's mistake, ends it.
+# Starts `jaxalign train` on the cluster, as a JobSet or through xpk. The cluster restarts the job after a preemption or
+# the loss of a machine, up to MAX_RESTARTS times; exit code 2, a mistake of the user, ends it.
 #
 # usage: tpu_scripts/gke/launch.sh [--config=tpu.env] [--dry_run] -- --gin_file=FILE [--gin.NAME=VALUE] ...
 
@@ -14,10 +14,10 @@ train_command
 need IMAGE
 need_cluster
 [[ ${CONFIG[MODEL_DIR]} == /gcs/* ]] ||
-  mistake "$CONFIG_FILE: MODEL_DIR must be on the mounted bucket, below /gcs: a pod's own disk goes with the pod"
+  mistake "$CONFIG_FILE: MODEL_DIR must be on the mounted bucket, below /gcs: a pod's own disk is deleted with the pod"
 machines=$(hosts)
 
-# Kubernetes reads $(NAME) in a command as a variable and $$ as one $.
+# Kubernetes expands $(NAME) in a command as a variable and $$ to one $.
 escaped() {
   local dollar='$'
   printf '%s' "${1//$dollar/$dollar$dollar}"
@@ -31,14 +31,14 @@ if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   mapfile -t where < <(xpk_place)
   command=(xpk workload create "${where[@]}" "--workload=${CONFIG[NAME]}" "--tpu-type=${CONFIG[ACCELERATOR_TYPE]}"
     "--num-slices=${CONFIG[NUM_SLICES]}" "--docker-image=${CONFIG[IMAGE]}" "--max-restarts=${CONFIG[MAX_RESTARTS]}"
-    # xpk restarts after 42 and 127 to 255 only; these are jaxalign's own, and Python's for a defect.
+    # By default xpk restarts only after 42 and 127 to 255; 75 and 76 are jaxalign's codes, and 1 is Python's for a defect.
     "--restart-on-exit-codes=1,75,76" "--termination-grace-period-seconds=${CONFIG[STOP_GRACE_SECONDS]}")
   case ${CONFIG[PROVISIONING]} in
     spot) command+=(--spot) ;;
     on_demand) command+=(--on-demand) ;;
   esac
   for variable in "${JOB_ENVIRONMENT[@]}"; do command+=("--env=$(escaped "$variable")"); done
-  # xpk passes SIGTERM on to the shell that it starts for the command; exec makes that shell our process.
+  # xpk forwards SIGTERM to the shell that it starts for the command; exec replaces this shell by our process.
   command+=("--command=$(escaped "exec $(quoted "${COMMAND[@]}")")")
   run "${command[@]}" </dev/null || fail "xpk did not start ${CONFIG[NAME]}; its reason is above"
   exit
@@ -126,7 +126,7 @@ use_cluster
 state=$(described ABSENT "${KUBECTL[@]}" get jobset "${CONFIG[NAME]}" '--output=jsonpath={.metadata.name}')
 case $state in
   ABSENT) ;;
-  NO_ANSWER) fail "could not ask for the JobSet ${CONFIG[NAME]}; does the cluster have JobSet? gke/create.sh installs it" ;;
+  NO_ANSWER) fail "could not query the JobSet ${CONFIG[NAME]}; does the cluster have JobSet? gke/create.sh installs it" ;;
   *) say "the JobSet ${CONFIG[NAME]} exists already; gke/watch.sh shows it, gke/delete.sh deletes it"; exit ;;
 esac
 if ((${#GIN_FILES[@]})); then

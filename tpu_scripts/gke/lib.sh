@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts for GKE share, on top of ../lib.sh.
+# Common functions of the scripts for GKE, in addition to ../lib.sh.
 
 # shellcheck source=tpu_scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -14,29 +14,29 @@ need_cluster() {
   fi
 }
 
-# Chips of the slice and machines in it, from TPU_TOPOLOGY and CHIPS_PER_HOST.
+# Print the number of chips of the slice and of its machines, from TPU_TOPOLOGY and CHIPS_PER_HOST.
 chips() { printf '%s\n' "$((${CONFIG[TPU_TOPOLOGY]//x/*}))"; }
 
 hosts() {
   local chips
   chips=$(chips)
   ((chips % CONFIG[CHIPS_PER_HOST] == 0)) ||
-    mistake "$CONFIG_FILE: TPU_TOPOLOGY ${CONFIG[TPU_TOPOLOGY]} has $chips chips, which machines of CHIPS_PER_HOST ${CONFIG[CHIPS_PER_HOST]} cannot make up"
+    mistake "$CONFIG_FILE: TPU_TOPOLOGY ${CONFIG[TPU_TOPOLOGY]} has $chips chips, which is not a multiple of CHIPS_PER_HOST ${CONFIG[CHIPS_PER_HOST]}"
   printf '%s\n' "$((chips / CONFIG[CHIPS_PER_HOST]))"
 }
 
-# Fills KUBECTL. It names its cluster in every call, so that it can never act on another that happens to be selected.
+# Sets KUBECTL. It names the cluster in every call, so that it never acts on another cluster that is selected.
 # shellcheck disable=SC2034  # the scripts use it
 use_cluster() {
   local location=${CONFIG[ZONE]}
-  # xpk makes regional clusters, create.sh zonal ones.
+  # xpk creates regional clusters, create.sh zonal clusters.
   [[ ${CONFIG[GKE_VIA]} != xpk ]] || location=${location%-*}
   run gcloud container clusters get-credentials "${CONFIG[CLUSTER]}" "--location=$location" \
-    "--project=${CONFIG[PROJECT]}" </dev/null || fail "there is no cluster ${CONFIG[CLUSTER]} in $location of ${CONFIG[PROJECT]}, or you may not use it"
+    "--project=${CONFIG[PROJECT]}" </dev/null || fail "there is no cluster ${CONFIG[CLUSTER]} in $location of ${CONFIG[PROJECT]}, or you lack the permission to use it"
   KUBECTL=(kubectl "--context=gke_${CONFIG[PROJECT]}_${location}_${CONFIG[CLUSTER]}" "--namespace=${CONFIG[NAMESPACE]}")
 }
 
-# The job's manifest names its gin files by this ConfigMap.
+# Prints the name of the ConfigMap that holds the job's gin files.
 config_map() { printf '%s-gin\n' "${CONFIG[NAME]}"; }
 
 xpk_place() { printf '%s\n' "--project=${CONFIG[PROJECT]}" "--zone=${CONFIG[ZONE]}" "--cluster=${CONFIG[CLUSTER]}"; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Says how the job on the cluster is: its pods, the last metrics, and what the log of a pod ends with.
+# Shows the state of the job on the cluster: its pods, the last metrics, and the end of a pod's log.
 #
 # usage: tpu_scripts/gke/watch.sh [--config=tpu.env] [--worker=0] [--lines=20] [--follow] [--dry_run]
 
@@ -12,7 +12,7 @@ start "$@"
 need_cluster
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   mapfile -t where < <(xpk_place)
-  # The list is all of xpk's view; the pods have the usual JobSet labels.
+  # xpk provides this list only; its pods have the usual JobSet labels.
   ask '' xpk workload list "${where[@]}" "--filter-by-job=${CONFIG[NAME]}" </dev/null
 fi
 use_cluster
