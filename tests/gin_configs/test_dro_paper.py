@@ -1,4 +1,4 @@
-"""`gin_configs/experiments/dro_paper`: every file of it says what the paper did, and trains two steps with a shrunk model."""
+"""`gin_configs/experiments/dro_paper`: every file has the paper's settings, and trains two steps with a small model."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "gin_configs" / "experiments" / "dro_paper"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.gin"))
 
-# (file that it is compared with, what it changes): arXiv 2405.19107, section 5 and figure 5.
+# (file to compare with, changed macros): arXiv 2405.19107, section 5 and figure 5.
 LARGE, XL, KTO = "t5_large_dro_v", "t5_xl_dro_v", "t5_large_kto"
 TEN = {"TRAIN_STEPS": "10000"}
 SINGLE = {"VALUES_PER_BATCH": "'single'"}
@@ -65,7 +65,7 @@ SMALL_MODEL = {
     "T5Config.num_encoder_layers": 2,
     "T5Config.num_decoder_layers": 2,
 }
-# What makes compilation long is for the slow runs.
+# Settings that make compilation long are tested in the slow runs.
 QUICK = {
     "SCAN_LAYERS": False,
     "REMAT_POLICY": repr("none"),
@@ -83,7 +83,7 @@ def _fresh_gin():
 
 
 def configured(name, *settings):
-    """The arguments of `train` that a file describes, not built yet, and its macros as text."""
+    """Returns the arguments of `train` that a file describes, not built yet, and its macros as text."""
     gin.clear_config()
     command = COMMANDS["train"]
     signature = read_signature(command)
@@ -104,12 +104,12 @@ def same(given: str, found: str) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {LARGE}))
-def test_a_file_changes_what_it_is_named_after_and_nothing_else(name):
+def test_a_file_changes_only_the_settings_in_its_name(name):
     base, expected = CHANGES[name]
     _, before = configured(base)
     _, after = configured(name)
     changed = {key: after[key] for key in after if after[key] != before.get(key)}
-    # A macro whose new value is the old one is no change; what an objective that is gone left behind is not read.
+    # A macro with an unchanged value is no change. Macros of an objective that was replaced are not read.
     assert changed.keys() == {k for k, v in expected.items() if not same(v, before.get(k, ""))}
     for key, value in changed.items():
         assert same(expected[key], value), (key, value)
@@ -152,7 +152,7 @@ def test_the_documentation_names_every_file(repository):
     assert [name for name in NAMES if f"`{name}`" not in page] == []
 
 
-# They have no plan in docs/results/plans, for they compile to the program of the file that they are compared with.
+# These files have no plan in docs/results/plans, because they compile to the program of the file that they are compared with.
 ONLY_NUMBERS = sorted(
     {"double_network_multiple_values"}
     | {name for name in NAMES if name.startswith(("learning_rate", "value_learning", "tau", "kto"))}
@@ -160,21 +160,21 @@ ONLY_NUMBERS = sorted(
 
 
 def program(name):
-    """The traced step of a file with a small model, floating-point literals replaced."""
+    """Traces the step of a file with a small model, and replaces floating-point literals."""
     lengths = {"TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 32}}
     changes = [f"--gin.{key}={value}" for key, value in (SMALL_MODEL | QUICK | lengths).items()]
     function, _ = configured(name, *changes)
     bound = gin.get_bindings(function)
-    setting = CompileSpec(
+    spec = CompileSpec(
         **{key: bound[key] for key in ("objective", "optimizers", "mesh")},
         batch=batch_shapes(bound["objective"], bound["data"], 32),
         microbatches=1,
         rules=partitioning.check_axis_rules({}, bound["objective"].trained()),
     )
-    mesh = partitioning.make_mesh(setting.mesh, jax.devices())
-    built, frozen, _ = setting.build(mesh)
+    mesh = partitioning.make_mesh(spec.mesh, jax.devices())
+    built, frozen, _ = spec.build(mesh)
     with partitioning.activate(mesh):
-        text = str(jax.make_jaxpr(built.function)(built.abstract, frozen, dict(setting.batch)))
+        text = str(jax.make_jaxpr(built.function)(built.abstract, frozen, dict(spec.batch)))
     text = re.sub(r"0x[0-9a-f]+", "", text)
     return re.sub(r"-?\b\d+(\.\d*)?(e[-+]?\d+)?:f32", "NUMBER", text)
 
@@ -194,7 +194,7 @@ def test_another_method_or_value_is_another_program(programs):
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(ONLY_NUMBERS)))
-def test_a_file_with_a_program_of_its_own_has_a_plan_that_fits(name):
+def test_a_file_with_its_own_program_has_a_plan_that_fits(name):
     plan = json.loads((ROOT / "docs" / "results" / "plans" / f"{name}.json").read_text())
     assert plan["fits"] and plan["change"] is None
     assert plan["memory"]["peak"] <= plan["memory"]["chip"]
@@ -257,7 +257,7 @@ def train_two_steps(name, changes, ultrafeedback, tmp_path, capsys):
     assert json.loads((run / "versions.json").read_text())["devices"].startswith("8 x")
     text = (run / "config.gin").read_text()
     assert {"MESH_DATA = 1", "MESH_FSDP = -1", "BATCH_SIZE = 32"} <= set(text.splitlines())
-    # All but the benchmark's prompt, four responses each.
+    # All prompts except that of the benchmark, with four responses each.
     cached = json.loads((ultrafeedback.parent / "cache" / "metadata.json").read_text())
     assert sum(cached["num_examples"].values()) == 39 * 4
 

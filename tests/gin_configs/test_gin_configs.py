@@ -1,4 +1,4 @@
-"""Every gin file in `gin_configs/` parses, resolves every name, and builds what it configures."""
+"""Every gin file in `gin_configs/` parses, resolves every name, and builds the configured objects."""
 
 import functools
 import re
@@ -35,7 +35,7 @@ ROUNDED_MILLIONS = {
     "byt5_small": 300, "byt5_base": 582, "byt5_large": 1230, "byt5_xl": 3740, "byt5_xxl": 12900,
 }  # fmt: skip
 
-# One file of each family, and the values that they leave open: enough for a complete configuration.
+# One file of each family, and the values that they require: together a complete configuration.
 COMPLETE = {
     "models": "models/tiny.gin",
     "tasks": "tasks/synthetic.gin",
@@ -58,7 +58,7 @@ def names(family: str) -> list[str]:
 
 
 def required_macros(file: Path) -> set[str]:
-    """Macros that a file, with its includes, leaves as REQUIRED."""
+    """Returns the macros that are REQUIRED in a file and its includes."""
     text = file.read_text()
     found: set[str] = set()
     for include in re.findall(r"^include '(.+)'", text, re.MULTILINE):
@@ -83,7 +83,7 @@ def parameter_count(policy: Policy) -> int:
 
 
 def configured_policy(model: str) -> Policy:
-    """The policy that a model file describes."""
+    """Returns the policy that a model file describes."""
     gin.clear_config()
     command = COMMANDS["train"]
     signature = read_signature(command)
@@ -102,8 +102,8 @@ def _fresh_gin():
 
 
 @pytest.fixture(autouse=True)
-def _files_that_a_dry_run_looks_for(tmp_path, monkeypatch):
-    """Those of `OPEN` and of the tasks' files, which are relative paths."""
+def _files_that_a_dry_run_requires(tmp_path, monkeypatch):
+    """Creates the files of `OPEN` and of the tasks, which are relative paths."""
     folder = tmp_path / "work"
     start = folder / "runs" / "start"
     (start / "checkpoints" / "1").mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_a_file_completes_a_configuration(family, name, capsys):
 
 
 @pytest.mark.parametrize("name", names("experiments"))
-def test_an_experiment_is_complete_and_says_how_to_run_it(name, capsys):
+def test_an_experiment_is_complete_and_has_its_command(name, capsys):
     file = CONFIGS / "experiments" / f"{name}.gin"
     assert dry_run([f"experiments/{name}.gin"]) == 0, capsys.readouterr().err
     header = file.read_text().split("\n\n")[0]
@@ -158,7 +158,7 @@ def test_no_two_families_set_the_same_macro():
         for name in names(family):
             text = (CONFIGS / family / f"{name}.gin").read_text()
             for macro in re.findall(r"^([A-Z_]+) = ", text, re.MULTILINE):
-                # The single-network value names the token that the model takes out of its softmax.
+                # The single-network value sets the token that the model removes from its softmax.
                 if (macro, name) != ("VALUE_TOKEN", "dro_v_single_network"):
                     assert owners.setdefault(macro, family) == family, macro
 
@@ -203,7 +203,7 @@ def _macros_that_must_be_positive():
 
 
 @pytest.mark.parametrize(("name", "macro"), list(_macros_that_must_be_positive()))
-def test_a_strength_that_makes_no_sense_is_refused_by_a_dry_run(name, macro, capsys):
+def test_an_invalid_strength_is_refused_by_a_dry_run(name, macro, capsys):
     files = COMPLETE | {"objectives": f"objectives/{name}.gin"}
     arguments = ["train", *(f"--gin_file={file}" for file in files.values()), "--dry_run"]
     arguments += ["--gin.MODEL_DIR='runs/x'", "--gin.TRAIN_STEPS=1"]
@@ -223,7 +223,7 @@ def test_a_strength_that_makes_no_sense_is_refused_by_a_dry_run(name, macro, cap
         ("INITIAL_CHECKPOINT_PATH", "'runs/nowhere'", "runs/nowhere does not exist"),
     ],
 )
-def test_a_dry_run_tells_a_wrong_value_in_one_line(macro, value, message, capsys):
+def test_a_dry_run_reports_a_wrong_value_in_one_line(macro, value, message, capsys):
     files = [f"--gin_file={file}" for file in COMPLETE.values()]
     settings = ["--gin.MODEL_DIR='runs/x'", "--gin.TRAIN_STEPS=10", f"--gin.{macro}={value}"]
     assert main(["train", *files, *settings, "--dry_run"]) == 2
@@ -231,7 +231,7 @@ def test_a_dry_run_tells_a_wrong_value_in_one_line(macro, value, message, capsys
     assert message in error and error.count("\n") == 1
 
 
-def test_a_dry_run_misses_the_training_file(capsys):
+def test_a_dry_run_reports_a_missing_training_file(capsys):
     files = COMPLETE | {"tasks": "tasks/jsonl_pairs.gin", "objectives": "objectives/dpo.gin"}
     arguments = ["train", *(f"--gin_file={file}" for file in files.values()), "--dry_run"]
     arguments += ["--gin.MODEL_DIR='runs/x'", "--gin.TRAIN_STEPS=1"]

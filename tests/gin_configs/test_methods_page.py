@@ -1,4 +1,4 @@
-"""docs/methods.md has a row for every objective's gin file and for nothing else, and a run says which file it came from."""
+"""docs/methods.md has a row for every objective's gin file and no other rows, and a run records its gin file's name."""
 
 import re
 
@@ -11,7 +11,7 @@ SHAPE_ONLY = T5Config(
     vocab_size=384, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
     num_encoder_layers=1, num_decoder_layers=1, mlp_activations=("relu",),
 )  # fmt: skip
-# What a file leaves open.
+# Values that some files require.
 MACROS = {"VALUE_TOKEN": 300, "NUM_FEATURES": 3}
 
 
@@ -26,7 +26,7 @@ def test_every_gin_file_has_a_row_and_every_row_a_gin_file(repository):
 
 
 def base_files(repository):
-    """Files of objectives that include no other: the variants of a method share its name."""
+    """Returns the files of objectives without includes; the variants of a method share its name."""
     folder = repository / "gin_configs" / "objectives"
     return {
         path.stem: path.read_text()
@@ -35,7 +35,7 @@ def base_files(repository):
     }
 
 
-def test_an_objective_is_called_after_its_gin_file(repository):
+def test_an_objective_has_the_name_of_its_gin_file(repository):
     files = base_files(repository)
     assert len(files) > 40
     for stem, text in files.items():
@@ -44,7 +44,7 @@ def test_an_objective_is_called_after_its_gin_file(repository):
         assert objective.name == stem
 
 
-def test_what_gin_binds_to_a_loss_is_among_the_hyperparameters():
+def test_bindings_of_a_loss_are_among_the_hyperparameters():
     for stem, name in (
         ("dpo", "beta"),
         ("rebel", "eta"),
