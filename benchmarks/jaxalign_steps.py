@@ -82,10 +82,10 @@ def _cached(examples: Examples, index: int) -> Any:
 
 
 def make_step(
-    config: T5Config, objective_name: str, batch: dict[str, Any], logits_chunk_size: Any = "default"
+    config: T5Config, objective_name: str, batch: dict[str, Any]
 ) -> tuple[Callable[..., Any], Any]:
     """Returns the jitted step and the initial state."""
-    policy = Policy(config) if logits_chunk_size == "default" else Policy(config, logits_chunk_size)
+    policy = Policy(config)
     if objective_name == "sft":
         objective: Any = SFT(policy=policy, z_loss=0.0)
         params = {"policy": policy.init(jax.random.key(0))}

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+MIX_EXAMPLES = 2048
+
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
@@ -77,24 +79,22 @@ class Examples:
         )
 
 
-def dense(rows: int, length: int, vocab_size: int, seed: int = 0) -> Examples:
+def dense(rows: int, length: int, vocab_size: int) -> Examples:
     """Makes examples that fill their rows: prompts and responses of `length` tokens."""
-    return _random([length] * rows, [length] * rows, vocab_size, np.random.default_rng(seed))
+    return _random([length] * rows, [length] * rows, vocab_size, np.random.default_rng(0))
 
 
-def mixed(
-    mix: Mix, data_dir: Path | None, work_dir: Path, vocab_size: int, limit: int = 2048
-) -> Examples | None:
-    """Draws `limit` examples of a length mix at random; returns None if its file is missing.
+def mixed(mix: Mix, data_dir: Path, work_dir: Path, vocab_size: int) -> Examples | None:
+    """Draws `MIX_EXAMPLES` examples of a length mix at random; returns None if its file is missing.
 
     Real tasks are tokenised with a SentencePiece model of 1,000 pieces, trained on the file.
     """
     rng = np.random.default_rng(0)
     if not mix.file:
-        prompts = np.clip(np.exp(rng.normal(3.2, 0.45, limit)), 3, 128).astype(int)
-        responses = np.clip(np.exp(rng.normal(3.1, 0.5, limit)), 2, 128).astype(int)
+        prompts = np.clip(np.exp(rng.normal(3.2, 0.45, MIX_EXAMPLES)), 3, 128).astype(int)
+        responses = np.clip(np.exp(rng.normal(3.1, 0.5, MIX_EXAMPLES)), 2, 128).astype(int)
         return _random(prompts.tolist(), responses.tolist(), vocab_size, rng)
-    if data_dir is None or not (data_dir / mix.file).exists():
+    if not (data_dir / mix.file).exists():
         return None
     from jaxalign.data import cache, sources, train_vocabulary, vocabularies
     from jaxalign.data.cached_split import CachedSplit
@@ -113,7 +113,7 @@ def mixed(
         limits=cache.Limits(*mix.max_lengths, long_prompts="truncate_left", duplicates="keep"),
     )
     split = CachedSplit.open(folder, "train")
-    chosen = rng.permutation(len(split))[:limit]
+    chosen = rng.permutation(len(split))[:MIX_EXAMPLES]
     examples = split.read(chosen.tolist())
     responses = [example.target(0) for example in examples]
     return Examples(

@@ -86,10 +86,10 @@ def weighted(loss_function: Callable[..., Any], *, pairs: bool) -> Callable[...,
     return call
 
 
-def preferences(bandit: Bandit, temperature: float = 1.0) -> np.ndarray:
+def preferences(bandit: Bandit) -> np.ndarray:
     """Returns the exact Bradley-Terry probabilities P(i is preferred to j), ``[prompts, i, j]``."""
     difference = bandit.rewards[:, :, None] - bandit.rewards[:, None, :]
-    return 1 / (1 + np.exp(-difference / temperature))
+    return 1 / (1 + np.exp(-difference))
 
 
 def pairs_batch(

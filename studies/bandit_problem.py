@@ -75,9 +75,9 @@ class TabularValue:
         return params["table"][batch["example_ids"][:, 0]]
 
 
-def make_bandit(seed: int = 0) -> Bandit:
+def make_bandit() -> Bandit:
     """Draws the reference policy, the behaviour policy and the rewards; rewards have a large prompt-dependent part."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     logits = generator.normal(size=(PROMPTS, RESPONSES))
     behaviour = softmax(generator.normal(size=(PROMPTS, RESPONSES)))
     rewards = generator.normal(size=(PROMPTS, RESPONSES)) + 1.5 * generator.normal(

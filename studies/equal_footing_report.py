@@ -15,6 +15,7 @@ from studies.equal_footing import SEEDS, UPDATES, seed_results, selected
 from studies.equal_footing_forms import ACTS
 from studies.equal_footing_judging import JUDGED
 from studies.equal_footing_methods import LEARNING_RATES, METHODS
+from studies.formatting import spread
 
 # The method with which the others are compared.
 BASELINE = "dro_v"
@@ -161,8 +162,8 @@ def _sft_line(folder: Path) -> str:
     if not tests:
         return ""
     return (
-        f"Results of the SFT policies, from which all methods start: reward {_spread([test['reward'] for test in tests], 3)}, slot errors "
-        f"{_spread([100 * test['slot_error_rate'] for test in tests], 1)} %, length {_spread([test['length'] for test in tests], 1)}.\n"
+        f"Results of the SFT policies, from which all methods start: reward {spread([test['reward'] for test in tests], 3)}, slot errors "
+        f"{spread([100 * test['slot_error_rate'] for test in tests], 1)} %, length {spread([test['length'] for test in tests], 1)}.\n"
     )
 
 
@@ -212,7 +213,7 @@ def _table(
         setting = selected(folder, task, name)
         assert setting is not None
         cells = [
-            _spread([column(test) for test in tests], places)
+            spread([column(test) for test in tests], places)
             for column, places in zip(columns.values(), digits, strict=True)
         ]
         method = METHODS[name]
@@ -231,12 +232,6 @@ def _table(
         *(f"| {' | '.join(row)} |" for _, row in rows),
         "",
     ]
-
-
-def _spread(values: Sequence[float], places: int) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.{places}f}"
-    return f"{np.mean(values):.{places}f} ± {np.std(values, ddof=1):.{places}f}"
 
 
 _INTRODUCTION = """# Methods on an equal footing

@@ -13,8 +13,8 @@ from typing import Any
 from jaxalign.evaluation.tables import markdown_table
 from jaxalign.recipes.jobs import read_result
 from studies.command_line import write_report
+from studies.formatting import spread
 from studies.human_feedback import LEARNING_RATES, SEEDS, SOURCES, STRENGTHS, Source, selected
-from studies.rnnlg_report import spread
 
 TITLES = {"dro_v": "DRO-V", "kto": "KTO"}
 

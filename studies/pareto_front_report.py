@@ -12,6 +12,7 @@ from jaxalign.evaluation.plots import plot_front
 from jaxalign.recipes.jobs import read_result
 from studies.command_line import write_report
 from studies.equal_footing import SCORES
+from studies.formatting import spread
 from studies.pareto_front import BETA, LEARNING_RATE, METHODS, SEEDS, UPDATES, WEIGHTS
 
 FIGURE = Path("docs/results/pareto_front.png")
@@ -52,7 +53,7 @@ def report(folder: Path) -> str:
     for method, by_weight in found.items():
         for weight, runs in by_weight.items():
             if runs:
-                cells = [_spread([run[score] for run in runs]) for score in SCORES]
+                cells = [spread([run[score] for run in runs]) for score in SCORES]
                 on_front = "yes" if front[method, weight] else ""
                 lines.append(
                     f"| {METHODS[method]} | {weight:g} | {' | '.join(cells)} | {len(runs)} | {on_front} |"
@@ -65,7 +66,7 @@ def report(folder: Path) -> str:
             if len(series := _of_seed(found[method], seed)) == len(WEIGHTS)
         ]
         if areas:
-            lines.append(f"- {label}: {_spread(areas)}")
+            lines.append(f"- {label}: {spread(areas)}")
     figure = {METHODS[m]: [points[m, w] for w in WEIGHTS if (m, w) in points] for m in METHODS}
     plot_front(figure, SCORES[:2], FIGURE, labels=[f"{w:g}" for w in WEIGHTS])
     lines += ["", f"![Correlation with both ratings for every weighting]({FIGURE.name})", ""]
@@ -78,12 +79,6 @@ def _of_seed(by_weight: dict[float, list[dict[str, Any]]], seed: int) -> list[li
         for runs in by_weight.values()
         if len(runs) > seed
     ]
-
-
-def _spread(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
 def main() -> None:

@@ -60,12 +60,6 @@ def acts(folder: Path, split: str, *, judged_only: bool = True) -> list[str]:
     return [act for act in found if not judged_only or slots.counted_slots(slots.parse_act(act))]
 
 
-def references(folder: Path, split: str) -> list[tuple[str, str]]:
-    """Acts and human sentences of a split."""
-    with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
-        return [(row["prompt"], row["response"]) for row in map(json.loads, file)]
-
-
 def feedback(act: str, sentence: str) -> float:
     """Returns minus the fraction of slots that are wrong (missing or invented)."""
     errors = slots.slot_errors(act, sentence)

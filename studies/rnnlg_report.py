@@ -15,6 +15,7 @@ from jaxalign.evaluation.statistics import Estimate, bootstrap_mean, win_points
 from jaxalign.evaluation.tables import markdown_table
 from jaxalign.recipes.jobs import read_result
 from studies.command_line import write_report
+from studies.formatting import spread
 from studies.rnnlg import (
     ABLATIONS,
     FAMILIES,
@@ -91,15 +92,6 @@ def _interval(first: dict[int, dict[str, Any]], second: dict[int, dict[str, Any]
         for seed in sorted(first.keys() & second.keys())
     ]
     return bootstrap_mean(np.stack(points, axis=1))
-
-
-def spread(values: Sequence[float], digits: int = 3, scale: float = 1.0) -> str:
-    """Formats mean and standard deviation over seeds."""
-    if not values:
-        return "-"
-    array = np.asarray(values) * scale
-    deviation = f" ± {array.std(ddof=1):.{digits}f}" if len(array) > 1 else ""
-    return f"{array.mean():.{digits}f}{deviation}"
 
 
 def main_table(results: dict[str, dict[int, dict[str, Any]]], families: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ add_gin_file() {
     *) TARGET=${file#./} ;;
   esac
   if [[ -v GIN_FILES[$TARGET] ]]; then
-    [[ ${GIN_FILES[$TARGET]} -ef $file ]] || mistake "two gin files would be uploaded as $TARGET: ${GIN_FILES[$TARGET]} and $file"
+    [[ ${GIN_FILES[$TARGET]} -ef $file ]] || usage_error "two gin files would be uploaded as $TARGET: ${GIN_FILES[$TARGET]} and $file"
     return
   fi
   GIN_FILES[$TARGET]=$file
@@ -20,7 +20,7 @@ add_gin_file() {
     # gin searches the current folder first; other names are jaxalign's own files.
     if [[ -f $included ]]; then
       case $included in
-        /* | ../* | */../*) mistake "$file includes $included, a path that does not exist on a worker; include the file by a path below this folder" ;;
+        /* | ../* | */../*) usage_error "$file includes $included, a path that does not exist on a worker; include the file by a path below this folder" ;;
       esac
       local target=$TARGET
       add_gin_file "$included"
@@ -33,16 +33,16 @@ add_gin_file() {
 train_command() {
   local argument files file sent
   local -a rest=("${TRAIN_ARGS[@]}")
-  ((${#rest[@]})) || mistake "give the arguments of jaxalign train after --, for example: -- --gin_file=experiments/dro_paper/t5_xl_dro_v.gin"
+  ((${#rest[@]})) || usage_error "give the arguments of jaxalign train after --, for example: -- --gin_file=experiments/dro_paper/t5_xl_dro_v.gin"
   COMMAND=(jaxalign train)
   while ((${#rest[@]})); do
     argument=${rest[0]}
     rest=("${rest[@]:1}")
     case $argument in
-      train) mistake "the arguments after -- start after 'jaxalign train'" ;;
-      --gin.MODEL_DIR | --gin.MODEL_DIR=*) mistake "MODEL_DIR is set in $CONFIG_FILE, not after --" ;;
-      --gin_search_paths*) mistake "--gin_search_paths names folders, which are not uploaded; give the gin files by their paths" ;;
-      --gin_file) ((${#rest[@]})) || mistake "--gin_file needs a value"
+      train) usage_error "the arguments after -- start after 'jaxalign train'" ;;
+      --gin.MODEL_DIR | --gin.MODEL_DIR=*) usage_error "MODEL_DIR is set in $CONFIG_FILE, not after --" ;;
+      --gin_search_paths*) usage_error "--gin_search_paths names folders, which are not uploaded; give the gin files by their paths" ;;
+      --gin_file) ((${#rest[@]})) || usage_error "--gin_file needs a value"
         files=${rest[0]} rest=("${rest[@]:1}") ;;
       --gin_file=*) files=${argument#*=} ;;
       *) COMMAND+=("$argument"); continue ;;

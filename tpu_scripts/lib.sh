@@ -12,11 +12,11 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf '%s\n' "$*"; }
 note() { printf '%s: %s\n' "$PROGRAM" "$*" >&2; }
-mistake() { note "$*"; exit 2; }
+usage_error() { note "$*"; exit 2; }
 fail() { note "$*"; exit 1; }
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
-  mistake "needs bash 4.4 or newer and this is $BASH_VERSION; on macOS: brew install bash"
+  usage_error "needs bash 4.4 or newer and this is $BASH_VERSION; on macOS: brew install bash"
 fi
 
 # --- configuration -----------------------------------------------------------------------------------------------
@@ -70,13 +70,13 @@ read_config() {
   done <<<"$CONFIG_KEYS"
 
   [[ -f $CONFIG_FILE ]] ||
-    mistake "$CONFIG_FILE: no such file; copy tpu_scripts/tpu.env.example to this name and fill it in, or give --config=FILE"
+    usage_error "$CONFIG_FILE: no such file; copy tpu_scripts/tpu.env.example to this name and fill it in, or give --config=FILE"
   while IFS= read -r line || [[ -n $line ]]; do
     number=$((number + 1))
     line=${line%$'\r'}
     [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
     [[ $line =~ ^[[:space:]]*([A-Za-z_][A-Za-z0-9_]*)=(.*)$ ]] ||
-      mistake "$CONFIG_FILE:$number: the line is not KEY=VALUE: $line"
+      usage_error "$CONFIG_FILE:$number: the line is not KEY=VALUE: $line"
     key=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
     value=${value#"${value%%[![:space:]]*}"} value=${value%"${value##*[![:space:]]}"}
     if [[ $value =~ ^\"(.*)\"$ || $value =~ ^\'(.*)\'$ ]]; then value=${BASH_REMATCH[1]}; fi
@@ -84,23 +84,23 @@ read_config() {
       JOB_ENVIRONMENT+=("${key#ENV_}=$value")
       continue
     fi
-    [[ -v default_of[$key] ]] || mistake "$CONFIG_FILE:$number: unknown key $key; tpu.env.example lists them"
-    [[ ! -v CONFIG[$key] ]] || mistake "$CONFIG_FILE:$number: $key is set twice"
+    [[ -v default_of[$key] ]] || usage_error "$CONFIG_FILE:$number: unknown key $key; tpu.env.example lists them"
+    [[ ! -v CONFIG[$key] ]] || usage_error "$CONFIG_FILE:$number: $key is set twice"
     CONFIG[$key]=$value
     [[ -z $value || $value =~ ${pattern_of[$key]} ]] ||
-      mistake "$CONFIG_FILE:$number: $key must be ${what_of[$key]}, not $value"
+      usage_error "$CONFIG_FILE:$number: $key must be ${what_of[$key]}, not $value"
   done <"$CONFIG_FILE"
 
   for key in "${!default_of[@]}"; do
     [[ -z ${CONFIG[$key]:-} ]] || continue
     case ${default_of[$key]} in
-      '!') mistake "$CONFIG_FILE: $key is missing; it must be ${what_of[$key]}" ;;
+      '!') usage_error "$CONFIG_FILE: $key is missing; it must be ${what_of[$key]}" ;;
       '-') CONFIG[$key]='' ;;
       *) CONFIG[$key]=${default_of[$key]} ;;
     esac
   done
   if [[ ${CONFIG[MODEL_DIR]} == /gcs/* && ${CONFIG[MODEL_DIR]} != /gcs/${CONFIG[MOUNT_BUCKET]:-?}/* ]]; then
-    mistake "$CONFIG_FILE: MODEL_DIR is below /gcs but not in /gcs/MOUNT_BUCKET, and MOUNT_BUCKET is '${CONFIG[MOUNT_BUCKET]}'"
+    usage_error "$CONFIG_FILE: MODEL_DIR is below /gcs but not in /gcs/MOUNT_BUCKET, and MOUNT_BUCKET is '${CONFIG[MOUNT_BUCKET]}'"
   fi
 }
 
@@ -108,7 +108,7 @@ read_config() {
 need() {
   local key
   for key in "$@"; do
-    [[ -n ${CONFIG[$key]} ]] || mistake "$CONFIG_FILE: $key is missing; $PROGRAM needs it"
+    [[ -n ${CONFIG[$key]} ]] || usage_error "$CONFIG_FILE: $key is missing; $PROGRAM needs it"
   done
 }
 
@@ -132,19 +132,19 @@ start() {
       --*)
         name=${argument#--} value=true
         [[ $name != *=* ]] || { value=${name#*=} name=${name%%=*}; }
-        [[ -v OPTION[$name] ]] || mistake "unknown option $argument; see $PROGRAM --help"
+        [[ -v OPTION[$name] ]] || usage_error "unknown option $argument; see $PROGRAM --help"
         if [[ ${OPTION[$name]} =~ ^(true|false)$ ]]; then
-          [[ $value =~ ^(true|false)$ ]] || mistake "--$name is a switch and takes no value, not $value"
+          [[ $value =~ ^(true|false)$ ]] || usage_error "--$name is a switch and takes no value, not $value"
         elif [[ $argument != *=* ]]; then
-          mistake "--$name needs a value: --$name=VALUE"
+          usage_error "--$name needs a value: --$name=VALUE"
         fi
         OPTION[$name]=$value
         ;;
-      *) mistake "unexpected argument $argument; see $PROGRAM --help" ;;
+      *) usage_error "unexpected argument $argument; see $PROGRAM --help" ;;
     esac
   done
   ((${#TRAIN_ARGS[@]} == 0)) || [[ ${TAKES_TRAIN_ARGS:-false} == true ]] ||
-    mistake "takes no arguments after --"
+    usage_error "takes no arguments after --"
   read_config
 }
 
@@ -193,7 +193,7 @@ confirm() {
     say "$(on dry_run && printf "# ")$1 yes"
     return
   fi
-  [[ -t 0 || ${ANSWERS_FROM_STDIN:-} == true ]] || mistake "$1 There is no terminal to ask on; give --yes to confirm"
+  [[ -t 0 || ${ANSWERS_FROM_STDIN:-} == true ]] || usage_error "$1 There is no terminal to ask on; give --yes to confirm"
   read -r -p "$1 [y/N] " answer || answer=''
   [[ $answer =~ ^[Yy]([Ee][Ss])?$ ]] || fail "nothing was deleted"
 }

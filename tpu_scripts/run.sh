@@ -25,7 +25,7 @@ MAX_UNANSWERED_POLLS=10 # consecutive polls without an answer before the slice i
 
 log() { say "$(date '+%F %T') $*"; }
 mapfile -t SAME < <(same_options)
-other() { local script=$1; shift; "$HERE/$script.sh" "${SAME[@]}" "$@"; }
+run_script() { local script=$1; shift; "$HERE/$script.sh" "${SAME[@]}" "$@"; }
 
 interrupted() {
   note "stopped watching. The job and the slice continue: stop.sh stops the job, delete.sh deletes the slice, and the same run.sh command watches again"
@@ -33,8 +33,8 @@ interrupted() {
 }
 trap interrupted INT TERM
 
-launches=0 failures=0 silent=0 stragglers=0
-reached=false set_up=false launched=false
+launches=0 failures=0 unanswered=0 stragglers=0
+copied=false set_up=false launched=false
 best=$(latest_checkpoint)
 
 # Another launch is useful only if it produces newer checkpoints.
@@ -57,7 +57,7 @@ count_defect() {
   fi
   failures=$((failures + 1))
   ((failures < CONFIG[MAX_FAILURES_WITHOUT_PROGRESS])) || {
-    other watch --lines=40 || true
+    run_script watch --lines=40 || true
     fail "given up: the job ended with a defect $failures times without a checkpoint after step $best; the slice still exists, delete.sh deletes it"
   }
 }
@@ -66,30 +66,30 @@ launch() {
   count_launch
   if [[ $set_up == false ]]; then
     log "setting up"
-    if ! other setup; then
+    if ! run_script setup; then
       log "set-up failed"
-      silent=$((silent + 1))
+      unanswered=$((unanswered + 1))
       return
     fi
     set_up=true
   fi
   log "launching, newest checkpoint: step $best"
   # The next poll sees workers that failed at once.
-  other launch -- "${TRAIN_ARGS[@]}" || true
+  run_script launch -- "${TRAIN_ARGS[@]}" || true
   launched=true stragglers=0
 }
 
 recreate() {
   log "$1: deleting ${CONFIG[NAME]} and requesting it again"
-  other delete || fail "${CONFIG[NAME]} was not deleted, so it cannot be requested again"
-  other create || fail "could not request ${CONFIG[NAME]} again"
-  reached=false set_up=false launched=false silent=0 stragglers=0
+  run_script delete || fail "${CONFIG[NAME]} was not deleted, so it cannot be requested again"
+  run_script create || fail "could not request ${CONFIG[NAME]} again"
+  copied=false set_up=false launched=false unanswered=0 stragglers=0
 }
 
 finish() {
   log "done; newest checkpoint: step $(latest_checkpoint)"
   if on delete_when_done; then
-    other delete
+    run_script delete
   else
     say "the slice ${CONFIG[NAME]} still exists and costs money; delete.sh deletes it"
   fi
@@ -97,7 +97,7 @@ finish() {
 }
 
 # Decides the next action from the workers' states: lines NODE HOST STATE CODE SECONDS.
-judge() {
+act_on_states() {
   local states=$1 expected state code running=0 ended=0 absent=0 done=0 total=0 defect='' misused='' why=''
   while read -r _ _ state code _; do
     [[ -n $state ]] || continue
@@ -120,21 +120,21 @@ judge() {
   done <<<"$states"
   expected=$(expected_workers)
   if ((total == 0)) || [[ $expected != '?' && $total -lt $expected ]]; then
-    silent=$((silent + 1))
+    unanswered=$((unanswered + 1))
     log "$total of $expected workers answer"
     return
   fi
-  silent=0
+  unanswered=0
 
   if [[ -n $misused && ( $launched == true || $running -gt 0 ) ]]; then
-    other stop --force || true
-    other watch --lines=40 || true
+    run_script stop --force || true
+    run_script watch --lines=40 || true
     note "the job ended with code 2, a mistake in its command or configuration; its log is above. Correct it and run again. The slice still exists and costs money; delete.sh deletes it"
     exit 2
   elif [[ $running -gt 0 && $launched == false ]]; then
     # Workers that already run this command continue, others are started; a job with another command is refused.
     log "$running of $total workers are running the job already"
-    other launch -- "${TRAIN_ARGS[@]}" || fail "the job that runs on ${CONFIG[NAME]} cannot be continued; stop.sh stops it"
+    run_script launch -- "${TRAIN_ARGS[@]}" || fail "the job that runs on ${CONFIG[NAME]} cannot be continued; stop.sh stops it"
     set_up=true launched=true
   elif ((running == total)); then
     stragglers=0
@@ -146,7 +146,7 @@ judge() {
     log "$ended workers have ended, $running are still running"
     if ((stragglers * CONFIG[POLL_SECONDS] >= CONFIG[STOP_GRACE_SECONDS] || stragglers > 1000)); then
       log "stopping the workers that are still running"
-      other stop --force || true
+      run_script stop --force || true
       stragglers=0
     fi
   elif [[ $launched == false ]]; then
@@ -164,12 +164,12 @@ judge() {
 }
 
 # Workers can report their state only after the worker script has been copied to them.
-reach() {
-  [[ $reached == false ]] || return 0
+copy_worker_script() {
+  [[ $copied == false ]] || return 0
   if (copy_to_workers "$WORKER_SCRIPT" "$HERE/worker.sh"); then
-    reached=true
+    copied=true
   else
-    silent=$((silent + 1))
+    unanswered=$((unanswered + 1))
     return 1
   fi
 }
@@ -196,12 +196,12 @@ nodes_not_ready() {
 if on dry_run; then
   say "# until the job is done:"
   queued_state >/dev/null
-  say "# if the queued resource does not exist:"; other create
-  say "# when it is ACTIVE and new:"; other setup
-  say "# then, and after the job was stopped or lost a worker:"; other launch -- "${TRAIN_ARGS[@]}"
+  say "# if the queued resource does not exist:"; run_script create
+  say "# when it is ACTIVE and new:"; run_script setup
+  say "# then, and after the job was stopped or lost a worker:"; run_script launch -- "${TRAIN_ARGS[@]}"
   say "# every ${CONFIG[POLL_SECONDS]} seconds:"; node_state "$(first_node)" >/dev/null; worker_states >/dev/null
-  say "# if it was preempted (SUSPENDED, FAILED, or a node PREEMPTED):"; other delete; other create
-  ! on delete_when_done || { say "# when the job is done:"; other delete; }
+  say "# if it was preempted (SUSPENDED, FAILED, or a node PREEMPTED):"; run_script delete; run_script create
+  ! on delete_when_done || { say "# when the job is done:"; run_script delete; }
   exit 0
 fi
 
@@ -211,13 +211,13 @@ while :; do
   [[ $state == "$was" ]] || log "queued resource ${CONFIG[NAME]}: $state"
   was=$state
   case $state in
-    ABSENT) other create ;;
+    ABSENT) run_script create ;;
     SUSPENDED | FAILED)
       # A slice without a launch counts as a launch; otherwise a request that cannot succeed would be repeated without end.
       [[ $launched == true ]] || count_launch
       recreate "${CONFIG[NAME]} is $state$(queued_reason | sed 's/^/ (/;s/$/)/')"
       ;;
-    NO_ANSWER) silent=$((silent + 1)) ;;
+    NO_ANSWER) unanswered=$((unanswered + 1)) ;;
     ACTIVE)
       gone=$(nodes_gone | head -n1)
       if [[ -n $gone ]]; then
@@ -225,18 +225,18 @@ while :; do
       else
         waiting=$(nodes_not_ready | head -n1)
         if [[ -z $waiting ]]; then
-          ! reach || judge "$(worker_states)"
+          ! copy_worker_script || act_on_states "$(worker_states)"
         else
           log "$waiting"
-          [[ $waiting != *" is ABSENT" && $waiting != *" is NO_ANSWER" ]] || silent=$((silent + 1))
+          [[ $waiting != *" is ABSENT" && $waiting != *" is NO_ANSWER" ]] || unanswered=$((unanswered + 1))
         fi
       fi
       ;;
     *) ;; # waiting for resources, provisioning, suspending, deleting
   esac
-  if ((silent >= MAX_UNANSWERED_POLLS)); then
-    [[ $state == ACTIVE ]] || fail "given up: no answer about ${CONFIG[NAME]} $silent times in a row; the slice may still exist"
-    recreate "workers have not answered $silent times in a row"
+  if ((unanswered >= MAX_UNANSWERED_POLLS)); then
+    [[ $state == ACTIVE ]] || fail "given up: no answer about ${CONFIG[NAME]} $unanswered times in a row; the slice may still exist"
+    recreate "workers have not answered $unanswered times in a row"
   fi
   sleep "${CONFIG[POLL_SECONDS]}"
 done

@@ -14,12 +14,12 @@ requirement=${CONFIG[INSTALL]}
 constraints=''
 copy_to_workers "$WORKER_SCRIPT" "$HERE/worker.sh"
 if [[ $requirement == *.whl ]]; then
-  [[ -f $requirement ]] || mistake "$CONFIG_FILE: INSTALL: there is no wheel $requirement; build one with: python -m build --wheel"
+  [[ -f $requirement ]] || usage_error "$CONFIG_FILE: INSTALL: there is no wheel $requirement; build one with: python -m build --wheel"
   copy_to_workers "$(basename "$requirement")" "$requirement"
   requirement=$(basename "$requirement")
 fi
 if [[ -n ${CONFIG[CONSTRAINTS]} ]]; then
-  [[ -f ${CONFIG[CONSTRAINTS]} ]] || mistake "$CONFIG_FILE: CONSTRAINTS: there is no file ${CONFIG[CONSTRAINTS]} here"
+  [[ -f ${CONFIG[CONSTRAINTS]} ]] || usage_error "$CONFIG_FILE: CONSTRAINTS: there is no file ${CONFIG[CONSTRAINTS]} here"
   constraints=jaxalign_constraints.txt
   copy_to_workers "$constraints" "${CONFIG[CONSTRAINTS]}"
 fi

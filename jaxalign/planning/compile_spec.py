@@ -293,14 +293,3 @@ def replace_configs(value: Any, **changes: Any) -> Any:
     }
     changed = {name: item for name, item in replaced.items() if item is not fields[name]}
     return dataclasses.replace(value, **changed) if changed else value
-
-
-__all__ = [
-    "CompileResult",
-    "CompileSpec",
-    "batch_shapes",
-    "compile_step",
-    "device_bytes",
-    "refused_bytes",
-    "replace_configs",
-]

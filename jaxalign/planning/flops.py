@@ -55,17 +55,6 @@ def layer_flops(config: T5Config, length: int) -> int:
     return projections + attention + _mlp_flops(config, length)
 
 
-def recomputed_flops(config: T5Config, length: int) -> int:
-    """Operations that the backward pass of one self-attention layer repeats under ``config.remat_policy``, for one row.
-
-    'full' recomputes the layer up to the last product, which no gradient needs. 'minimal' recomputes the two products of attention.
-    """
-    joined = config.num_heads * config.head_dim
-    if config.remat_policy == "full":
-        return layer_flops(config, length) - 2 * length * config.mlp_dim * config.emb_dim
-    return 4 * length * length * joined if config.remat_policy == "minimal" else 0
-
-
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Counts the operations of all matrix products in a function; the body of a scan counts as often as it runs.
 
@@ -122,14 +111,3 @@ def parts(config: T5Config, rows: int, source: int, target: int) -> dict[str, fl
         "decoder": float(rows * decoder_flops(config, source, target)),
         "logits": float(rows * logits_flops(config, target)),
     }
-
-
-__all__ = [
-    "count_flops",
-    "decoder_flops",
-    "encoder_flops",
-    "layer_flops",
-    "logits_flops",
-    "parts",
-    "recomputed_flops",
-]

@@ -231,7 +231,7 @@ def describe_outcome(
             "step": step,
             "per_chip": step / chips,
             "model_step": model,
-            "forward_parts": _parts(spec),
+            "forward_parts": _forward_parts(spec),
         },
         "collectives": None,
         "roofline": None,
@@ -278,7 +278,7 @@ def _describe_memory(outcome: CompileResult, accelerator: Accelerator) -> dict[s
     }
 
 
-def _parts(spec: CompileSpec) -> dict[str, float] | None:
+def _forward_parts(spec: CompileSpec) -> dict[str, float] | None:
     """Returns the forward operations of the policy by part; None if it is not a T5."""
     config = getattr(spec.objective.policy, "config", None)
     if config is None or not hasattr(config, "num_encoder_layers"):

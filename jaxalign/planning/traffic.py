@@ -6,7 +6,7 @@ import functools
 
 from jaxalign.planning.hlo import Computation, Instruction, Module
 
-_FREE = frozenset(
+_FREE_OPCODES = frozenset(
     (
         "parameter",
         "constant",
@@ -25,7 +25,7 @@ _FREE = frozenset(
         "async-done",
     )
 )
-_READS_A_PART = ("dynamic-slice", "gather", "slice")
+_PARTIAL_READS = ("dynamic-slice", "gather", "slice")
 
 
 def memory_bytes(module: Module) -> float:
@@ -49,7 +49,7 @@ def _computation_bytes(module: Module, computation: Computation) -> int:
     return sum(
         _instruction_bytes(module, computation, each)
         for each in computation.instructions.values()
-        if each.opcode not in _FREE and not each.opcode.endswith("-done")
+        if each.opcode not in _FREE_OPCODES and not each.opcode.endswith("-done")
     )
 
 
@@ -65,17 +65,17 @@ def _instruction_bytes(module: Module, computation: Computation, instruction: In
         return moved.num_bytes * (2 if moved.in_main_memory else 1)
     if instruction.opcode.endswith("-start"):
         # The result contains the operands too.
-        return _main(instruction)
-    if instruction.opcode in _READS_A_PART:
-        return 2 * _main(instruction)
+        return _main_memory_bytes(instruction)
+    if instruction.opcode in _PARTIAL_READS:
+        return 2 * _main_memory_bytes(instruction)
     if instruction.opcode == "dynamic-update-slice" and len(operands) > 1:
-        return 2 * _main(operands[1])
+        return 2 * _main_memory_bytes(operands[1])
     inner = [
         module.computations[name] for name in instruction.called if name in module.computations
     ]
     if instruction.opcode == "fusion" and inner:
         return _fusion_bytes(inner[0], operands, instruction)
-    return _main(instruction) + sum(map(_main, operands))
+    return _main_memory_bytes(instruction) + sum(map(_main_memory_bytes, operands))
 
 
 def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: Instruction) -> int:
@@ -86,7 +86,7 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
     written, updated = _written_bytes(inner, instruction)
     total = written
     for number, operand in enumerate(operands):
-        full = _main(operand)
+        full = _main_memory_bytes(operand)
         parameter = inner.parameters.get(number)
         if parameter is None or not full:
             total += full
@@ -95,7 +95,7 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
         if names & updated:
             continue
         uses = [use for name in names for use in users.get(name, []) if use.opcode != "bitcast"]
-        if uses and all(use.opcode in _READS_A_PART and use.operands[0] in names for use in uses):
+        if uses and all(use.opcode in _PARTIAL_READS and use.operands[0] in names for use in uses):
             full = min(full, sum(array.num_bytes for use in uses for array in use.arrays))
         total += full
     return total
@@ -130,5 +130,5 @@ def _aliases(name: str, users: dict[str, list[Instruction]]) -> set[str]:
     return found
 
 
-def _main(instruction: Instruction) -> int:
+def _main_memory_bytes(instruction: Instruction) -> int:
     return sum(array.num_bytes for array in instruction.arrays if array.in_main_memory)

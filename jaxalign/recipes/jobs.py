@@ -14,6 +14,7 @@ from typing import Any
 
 RESULT = "result.json"
 _CLAIM = "claim"
+_POLL_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def work(folder: Path, jobs: Sequence[Job], *, poll_seconds: float = 2.0) -> None:
+def work(folder: Path, jobs: Sequence[Job]) -> None:
     """Runs jobs that no other process has claimed, until all jobs are finished or every remaining job depends on a failed one.
 
     Raises:
@@ -58,7 +59,7 @@ def work(folder: Path, jobs: Sequence[Job], *, poll_seconds: float = 2.0) -> Non
         ]
         job = next((job for job in ready if _claim(folder / job.name)), None)
         if job is None:
-            time.sleep(poll_seconds)
+            time.sleep(_POLL_SECONDS)
             continue
         started = time.time()
         print(f"[{os.getpid()}] {job.name} ...", flush=True)

@@ -11,8 +11,8 @@ def test_no_act_is_in_two_splits_and_feedback_is_exact(shared_dir, tmp_path):
     assert not acts["train"] & acts["validation"]
     assert not acts["train"] & acts["test"]
     assert not acts["validation"] & acts["test"]
-    references = rnnlg_data.references(tmp_path, "test")
-    prompts, responses = zip(*references, strict=True)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").open()]
+    prompts, responses = zip(*((row["prompt"], row["response"]) for row in rows), strict=True)
     assert rnnlg_data.slot_error_rate(prompts, responses) < 0.01
     act = "inform(name=SLOT_NAME;area=SLOT_AREA)"
     assert rnnlg_data.feedback(act, "SLOT_NAME is in SLOT_AREA") == 0

@@ -20,7 +20,7 @@ if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   case ${CONFIG[PROVISIONING]} in
     spot) command+=(--spot) ;;
     on_demand) command+=(--on-demand) ;;
-    reserved) mistake "$CONFIG_FILE: PROVISIONING: xpk needs the name of the reservation; create the cluster by hand with --reservation" ;;
+    reserved) usage_error "$CONFIG_FILE: PROVISIONING: xpk needs the name of the reservation; create the cluster by hand with --reservation" ;;
   esac
   [[ -z ${CONFIG[MOUNT_BUCKET]} ]] || command+=(--enable-gcsfuse-csi-driver)
   run "${command[@]}" </dev/null || fail "xpk could not create ${CONFIG[CLUSTER]}; its reason is above"

@@ -14,7 +14,7 @@ train_command
 need IMAGE
 need_cluster
 [[ ${CONFIG[MODEL_DIR]} == /gcs/* ]] ||
-  mistake "$CONFIG_FILE: MODEL_DIR must be on the mounted bucket, below /gcs: a pod's own disk is deleted with the pod"
+  usage_error "$CONFIG_FILE: MODEL_DIR must be on the mounted bucket, below /gcs: a pod's own disk is deleted with the pod"
 machines=$(hosts)
 
 # Kubernetes expands $(NAME) in a command as a variable and $$ to one $.
@@ -27,7 +27,7 @@ escaped() {
 
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   ((${#GIN_FILES[@]} == 0)) ||
-    mistake "xpk uploads no files; put ${GIN_FILES[*]} into the image, or use GKE_VIA=jobset"
+    usage_error "xpk uploads no files; put ${GIN_FILES[*]} into the image, or use GKE_VIA=jobset"
   mapfile -t where < <(xpk_place)
   command=(xpk workload create "${where[@]}" "--workload=${CONFIG[NAME]}" "--tpu-type=${CONFIG[ACCELERATOR_TYPE]}"
     "--num-slices=${CONFIG[NUM_SLICES]}" "--docker-image=${CONFIG[IMAGE]}" "--max-restarts=${CONFIG[MAX_RESTARTS]}"
@@ -49,7 +49,7 @@ fi
 # A YAML string. Newlines would need another style, and nothing here has a use for them.
 yaml_string() {
   local quote="'"
-  [[ $1 != *$'\n'* ]] || mistake "a value has a line break in it: ${1@Q}"
+  [[ $1 != *$'\n'* ]] || usage_error "a value has a line break in it: ${1@Q}"
   printf "'%s'" "${1//$quote/$quote$quote}"
 }
 

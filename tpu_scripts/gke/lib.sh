@@ -21,7 +21,7 @@ hosts() {
   local chips
   chips=$(chips)
   ((chips % CONFIG[CHIPS_PER_HOST] == 0)) ||
-    mistake "$CONFIG_FILE: TPU_TOPOLOGY ${CONFIG[TPU_TOPOLOGY]} has $chips chips, which is not a multiple of CHIPS_PER_HOST ${CONFIG[CHIPS_PER_HOST]}"
+    usage_error "$CONFIG_FILE: TPU_TOPOLOGY ${CONFIG[TPU_TOPOLOGY]} has $chips chips, which is not a multiple of CHIPS_PER_HOST ${CONFIG[CHIPS_PER_HOST]}"
   printf '%s\n' "$((chips / CONFIG[CHIPS_PER_HOST]))"
 }
 

@@ -7,8 +7,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 OPTION=([worker]=0 [lines]=20 [follow]=false)
 start "$@"
-[[ ${OPTION[worker]} =~ ^[0-9]+$ ]] || mistake "--worker must be a number, not ${OPTION[worker]}"
-[[ ${OPTION[lines]} =~ ^[0-9]+$ ]] || mistake "--lines must be a number, not ${OPTION[lines]}"
+[[ ${OPTION[worker]} =~ ^[0-9]+$ ]] || usage_error "--worker must be a number, not ${OPTION[worker]}"
+[[ ${OPTION[lines]} =~ ^[0-9]+$ ]] || usage_error "--lines must be a number, not ${OPTION[lines]}"
 need_cluster
 if [[ ${CONFIG[GKE_VIA]} == xpk ]]; then
   mapfile -t where < <(xpk_place)
