@@ -93,17 +93,16 @@ def measure(name: str, cache_dir: str, pack: bool, options: argparse.Namespace) 
 
 def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]]:
     """See `common.serve`."""
-    from jaxalign.data.pipeline import make_dataset
+    from jaxalign.data.pipeline import DatasetSettings, make_dataset
+    from jaxalign.data.task_cache import TaskCache
 
-    dataset = make_dataset(
-        arguments["cache_dir"],
-        "train",
+    settings = DatasetSettings(
         feature_lengths=LENGTHS,
         batch_size=PACKED_ROWS if arguments["pack"] else UNPACKED_ROWS,
         pack=arguments["pack"],
         max_examples_per_row=EXAMPLES_PER_ROW,
     )
-    batches = iter(dataset)
+    batches = iter(make_dataset(TaskCache(arguments["cache_dir"]), "train", settings))
     examples = [int((next(batches)["prompt_ids"] > 0).sum()) for _ in range(8)]
     about = {"examples": sum(examples) / len(examples)}
     if arguments["side"] == "pipeline":

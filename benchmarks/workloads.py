@@ -97,7 +97,7 @@ def mixed(mix: Mix, data_dir: Path, work_dir: Path, vocab_size: int) -> Examples
     if not (data_dir / mix.file).exists():
         return None
     from jaxalign.data import cache, sources, train_vocabulary, vocabularies
-    from jaxalign.data.cached_split import CachedSplit
+    from jaxalign.data.task_cache import TaskCache
 
     file = str(data_dir / mix.file)
     model = work_dir / f"{mix.name}.model"
@@ -112,7 +112,7 @@ def mixed(mix: Mix, data_dir: Path, work_dir: Path, vocab_size: int) -> Examples
         splits=("train",),
         limits=cache.Limits(*mix.max_lengths, long_prompts="truncate_left", duplicates="keep"),
     )
-    split = CachedSplit.open(folder, "train")
+    split = TaskCache(folder).split("train")
     chosen = rng.permutation(len(split))[:MIX_EXAMPLES]
     examples = split.read(chosen.tolist())
     responses = [example.target(0) for example in examples]

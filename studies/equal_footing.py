@@ -151,12 +151,12 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
     examples = {}
     for form in sorted(forms):
         data = _data(folder, task, seed, form)
-        examples[form] = data.prepare()["num_examples"]
+        examples[form] = data.prepare().num_examples
         if form != "best":
             score_splits(
                 sft.network,
                 sft.params,
-                data.cache_dir,
+                data.cache(),
                 "sft",
                 splits=("train",),
                 feature_lengths=data.feature_lengths,

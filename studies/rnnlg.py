@@ -237,7 +237,7 @@ def _score(folder: Path, data: str, seed: int, job: Path) -> dict[str, Any]:
     score_splits(
         sft.network,
         sft.params,
-        task.cache_dir,
+        task.cache(),
         "sft",
         splits=("train",),
         feature_lengths=LENGTHS,
@@ -245,7 +245,7 @@ def _score(folder: Path, data: str, seed: int, job: Path) -> dict[str, Any]:
         mesh=make_mesh(),
         info={"run": str(sft.info["run_id"]), "step": sft.info["step"]},
     )
-    return {"examples": metadata["num_examples"]}
+    return {"examples": metadata.num_examples}
 
 
 def _align(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from jaxalign.data import pipeline, reference
-from jaxalign.data.cache import load_metadata
+from jaxalign.data import pipeline
+from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
+from jaxalign.data.row_lengths import covering
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.parallel import partitioning
@@ -55,20 +58,20 @@ def advantages(
     network, params, info = load_value(
         value_checkpoint, int(step) if step.isdigit() else step or None
     )
-    metadata = load_metadata(cache_dir)
-    scale = _scale(metadata, cache_dir, units)
-    check_vocabulary(metadata, cache_dir, info)
+    cache = TaskCache(cache_dir)
+    scale = _scale(cache, units)
+    check_vocabulary(cache.metadata, cache_dir, info)
+    say_other_cut(cache, info)
     mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
     shares = {}
-    for split in splits or list(metadata["num_examples"]):
-        found, present = _of_split(network, params, info, cache_dir, split, batch_size, mesh)
+    for split in splits or list(cache.metadata.splits):
+        found, present = _of_split(network, params, info, cache, split, batch_size, mesh)
         if not np.all(np.isfinite(found)):
             raise UserError(
                 f"{info['run']} gives NaN or infinite values for prompts of {cache_dir}, split {split}"
             )
         shares[split] = float((found[present] > 0).mean())
-        reference.write_stored(
-            cache_dir,
+        cache.write_stored(
             split,
             name,
             (found / scale).astype(np.float32),
@@ -94,22 +97,17 @@ def _of_split(
     network: ValueNetwork,
     params: Any,
     info: Mapping[str, Any],
-    cache_dir: str,
+    cache: TaskCache,
     split: str,
     batch_size: int,
     mesh: Mesh,
 ) -> tuple[Float[np.ndarray, "examples responses"], np.ndarray]:
     """Feedback minus value in units of raw feedback, 0 where a response is absent, and which are present."""
-    metadata = load_metadata(cache_dir)
-    if split not in metadata["num_examples"]:
-        raise UserError(
-            f"the cache {cache_dir} has no split {split!r}; it has {', '.join(metadata['num_examples'])}"
-        )
-    shape = (metadata["num_examples"][split], metadata["responses_per_example"])
+    shape = (len(cache.split(split)), cache.metadata.responses_per_example)
     found, present = np.zeros(shape), np.zeros(shape, bool)
     compiled = jax.jit(network.values)
     statistics = _statistics(info)
-    for batch in packed_batches(cache_dir, split, batch_size):
+    for batch in packed_batches(cache, split, batch_size, info.get("row_lengths")):
         with partitioning.activate(mesh):
             values = np.asarray(compiled(params, partitioning.put_batch(mesh, batch)), np.float64)
         raw = values * statistics["std"] + statistics["mean"]
@@ -128,39 +126,65 @@ def _statistics(info: Mapping[str, Any]) -> Mapping[str, float]:
     return {"mean": 0.0, "std": 1.0} if raw else info["reward"]
 
 
-def _scale(metadata: Mapping[str, Any], cache_dir: str, units: str) -> float:
+def _scale(cache: TaskCache, units: str) -> float:
     """Raw feedback per unit of the stored advantages."""
     if units not in UNITS:
         raise UserError(f"units must be 'rewards' or 'feedback', not {units!r}")
-    if "feedback" not in metadata["fields"]:
+    fields, statistics = cache.metadata.fields, cache.metadata.reward_statistics
+    if "feedback" not in fields:
         raise UserError(
-            f"advantages need feedback, and {cache_dir} has none (it has: {', '.join(metadata['fields']) or 'no fields'})"
+            f"advantages need feedback, and {cache.path} has none (it has: {', '.join(fields) or 'no fields'})"
         )
     if units == "feedback":
         return 1.0
-    if metadata["feedback"] is None:
+    if statistics is None:
         raise UserError(
-            f"{cache_dir} has no training split to standardise by; give units='feedback'"
+            f"{cache.path} has no training split to standardise by; give units='feedback'"
         )
-    return metadata["feedback"]["std"]
+    return statistics.std
 
 
-def packed_batches(cache_dir: str, split: str, batch_size: int) -> Iterator[Any]:
-    """All examples of a split once, in order, several short ones in a row, with raw feedback."""
-    longest = load_metadata(cache_dir)["lengths"][split]
+def packed_batches(
+    cache: TaskCache, split: str, batch_size: int, row_lengths: Mapping[str, int] | None
+) -> Iterator[Any]:
+    """All examples of a split once, in order, several short ones in a row, with raw feedback.
+
+    Rows are as long as the longest example, or as the run says (``row_lengths``) if that is more.
+    """
+    data = cache.split(split)
     lengths = {
-        "inputs": int(longest["prompt"]["max"]),
-        "targets": int(longest["response"]["max"]),
+        "inputs": int(data.facts.prompt_lengths.max),
+        "targets": int(data.facts.response_lengths.max),
     }
-    return pipeline.one_pass(cache_dir, split, feature_lengths=lengths, batch_size=batch_size)
+    return pipeline.one_pass(
+        cache,
+        split,
+        feature_lengths=lengths,
+        row_lengths=covering(data, row_lengths),
+        batch_size=batch_size,
+    )
 
 
-def check_vocabulary(metadata: Mapping[str, Any], cache_dir: str, info: Mapping[str, Any]) -> None:
+def say_other_cut(cache: TaskCache, info: Mapping[str, Any]) -> None:
+    """Says on standard error that a cache's prompts were cut on another side than the run's, or shorter."""
+    cut = cache.metadata.describe_cut("`jaxalign cache`")
+    limits = cache.metadata.limits
+    recorded = info.get("long_prompts") or limits.long_prompts
+    length = (info.get("feature_lengths") or {}).get("inputs") or limits.max_input_length
+    if cut and (recorded != limits.long_prompts or limits.max_input_length < length):
+        print(
+            f"warning: {cache.path}: {cut}, but the run {info['run']} was trained with long_prompts={recorded!r} and "
+            f"{length} tokens",
+            file=sys.stderr,
+        )
+
+
+def check_vocabulary(metadata: CacheMetadata, cache_dir: str, info: Mapping[str, Any]) -> None:
     """UserError if a run was trained with another vocabulary than a cache's; one that was converted without a vocabulary may pass."""
     if not info.get("vocabulary"):
         return
     require_same_vocabulary(
         f"the run {info['run']}",
         RecordedVocabulary(info["vocabulary"], info["run"]),
-        RecordedVocabulary(metadata["vocabulary"], cache_dir),
+        RecordedVocabulary(metadata.vocabulary, cache_dir),
     )

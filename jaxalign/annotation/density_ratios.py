@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.annotation.advantages import check_vocabulary, packed_batches
+from jaxalign.annotation.advantages import check_vocabulary, packed_batches, say_other_cut
 from jaxalign.annotation.logistic_regression import density_ratios as fitted_ratios
-from jaxalign.data import reference
-from jaxalign.data.cache import load_metadata
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.networks.value import pool_segments
 from jaxalign.parallel import partitioning
@@ -47,13 +46,15 @@ def density_ratios(
     policy, params, info = load_policy(
         checkpoint, step=int(step) if step.isdigit() else step or None
     )
-    metadata = load_metadata(cache_dir)
-    if "feedback" not in metadata["fields"] or "train" not in metadata["num_examples"]:
+    cache = TaskCache(cache_dir)
+    metadata = cache.metadata
+    if "feedback" not in metadata.fields or "train" not in metadata.splits:
         raise UserError(
             f"density ratios need feedback and a split 'train' to fit on; {cache_dir} has the fields "
-            f"{', '.join(metadata['fields']) or 'none'} and the splits {', '.join(metadata['num_examples'])}"
+            f"{', '.join(metadata.fields) or 'none'} and the splits {', '.join(metadata.splits)}"
         )
     check_vocabulary(metadata, cache_dir, info)
+    say_other_cut(cache, info)
     mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
 
     @jax.jit
@@ -65,11 +66,11 @@ def density_ratios(
         return jnp.asarray(pooled).reshape(-1, pooled.shape[-1])
 
     splits = {}
-    for split, count in metadata["num_examples"].items():
-        responses = metadata["responses_per_example"]
+    for split, count in metadata.num_examples.items():
+        responses = metadata.responses_per_example
         embeddings = np.zeros((count, policy.config.emb_dim))
         feedback, present = np.zeros((count, responses)), np.zeros((count, responses), bool)
-        for batch in packed_batches(cache_dir, split, batch_size):
+        for batch in packed_batches(cache, split, batch_size, info.get("row_lengths")):
             with partitioning.activate(mesh):
                 vectors = np.asarray(embed(partitioning.put_batch(mesh, batch)), np.float64)
             ids = batch["example_ids"].reshape(-1)
@@ -100,7 +101,7 @@ def density_ratios(
             "checkpoint": info["run"],
             "step": info["step"],
         }
-        reference.write_stored(cache_dir, split, name, stored, facts)
+        cache.write_stored(split, name, stored, facts)
         print(
             f"{split}: density ratios of {ratios.size} responses from {np.quantile(ratios, 0.05):.2g} to {np.quantile(ratios, 0.95):.2g} "
             "(5 % to 95 %)"

@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.annotation import teacher
-from jaxalign.annotation.advantages import check_vocabulary
-from jaxalign.data import pipeline, reference
-from jaxalign.data.cache import load_metadata
+from jaxalign.annotation.advantages import check_vocabulary, say_other_cut
+from jaxalign.data import pipeline
+from jaxalign.data.row_lengths import covering
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.parallel import distributed, partitioning
@@ -61,8 +62,10 @@ def score(
     else:
         network, params, info = load_reward(checkpoint, step=wanted, role=role)
         name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
+    cache = TaskCache(cache_dir)
     if info.get("vocabulary"):
-        check_vocabulary(load_metadata(cache_dir), cache_dir, info)
+        check_vocabulary(cache.metadata, cache_dir, info)
+    say_other_cut(cache, info)
     lengths = {
         "inputs": max_input_length or _recorded_length(info, "inputs"),
         "targets": max_target_length or _recorded_length(info, "targets"),
@@ -70,17 +73,18 @@ def score(
     options: dict[str, Any] = {
         "splits": splits,
         "feature_lengths": lengths,
+        "row_lengths": info.get("row_lengths"),
         "batch_size": batch_size,
         "mesh": partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
         "info": {"role": role, "checkpoint": info["run"], "step": info["step"]},
     }
     if top_tokens:
-        teacher.store_top_tokens(network, params, cache_dir, name, count=top_tokens, **options)
+        teacher.store_top_tokens(network, params, cache, name, count=top_tokens, **options)
         print(
             f"wrote the {top_tokens} likeliest tokens {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}"
         )
         return
-    score_splits(network, params, cache_dir, name, **options)
+    score_splits(network, params, cache, name, **options)
     print(f"wrote {role} scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
 
 
@@ -102,7 +106,7 @@ def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
 def score_splits(
     network: Any,
     params: Any,
-    cache_dir: str,
+    cache: TaskCache,
     name: str,
     *,
     splits: Sequence[str] | None,
@@ -110,6 +114,7 @@ def score_splits(
     batch_size: int,
     mesh: Mesh,
     info: Mapping[str, Any],
+    row_lengths: Mapping[str, int] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Scores every response of a cache with a network; splits that have these scores already are left alone.
@@ -117,13 +122,14 @@ def score_splits(
     Args:
       network: a policy, for log-probabilities, or a network with ``rewards(params, batch)``.
       params: its parameters.
-      cache_dir: the cached task.
+      cache: the cached task.
       name: name of the set of scores.
       splits: names; all by default.
       feature_lengths: ``inputs`` and ``targets`` in tokens.
       batch_size: global rows per forward pass; short examples share rows.
       mesh: where to compute.
       info: JSON kept beside the scores.
+      row_lengths: of packed rows, made longer where an example needs it; ``feature_lengths`` by default.
       overwrite: score again what is there.
 
     Raises:
@@ -141,18 +147,20 @@ def score_splits(
     # Every process sees the numbers of all rows; the first one writes them.
     compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
     rows = distributed.local_rows(mesh, batch_size)
-    metadata = load_metadata(cache_dir)
-    splits = list(splits or metadata["num_examples"])
-    for split in splits if overwrite else unscored(cache_dir, splits, name):
-        shape = (metadata["num_examples"][split], metadata["responses_per_example"])
+    metadata = cache.metadata
+    splits = list(splits or metadata.splits)
+    for split in splits if overwrite else unscored(cache, splits, name):
+        data = cache.split(split)
+        shape = (len(data), metadata.responses_per_example)
         scores = np.zeros(shape, np.float32)
         for batch in pipeline.one_pass(
-            cache_dir,
+            cache,
             split,
             feature_lengths=feature_lengths,
             batch_size=batch_size,
             # A reward network may unpack what is packed, and then empty places cost as much as full ones.
             pack=not gives_rewards,
+            row_lengths=None if gives_rewards else covering(data, row_lengths),
             local_rows=rows,
         ):
             with partitioning.activate(mesh):
@@ -164,20 +172,16 @@ def score_splits(
         if not np.all(np.isfinite(scores)):
             raise UserError(
                 f"{'the reward network' if gives_rewards else 'the reference policy'} gives NaN or infinite "
-                f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache_dir}, split {split}"
+                f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache.path}, split {split}"
             )
-        write = reference.write_stored if gives_rewards else reference.write_reference_scores
-        distributed.first(functools.partial(write, cache_dir, split, name, scores, dict(info)))
+        write = functools.partial(cache.write_stored, split, name, scores, dict(info))
+        distributed.first(write)
 
 
-def unscored(cache_dir: str, splits: Sequence[str], name: str) -> list[str]:
+def unscored(cache: TaskCache, splits: Sequence[str], name: str) -> list[str]:
     """The splits of a cache that have no such set of scores; as the first process finds them."""
 
     def find() -> list[str]:
-        return [
-            split
-            for split in splits
-            if name not in reference.reference_score_names(cache_dir, split)
-        ]
+        return [split for split in splits if name not in cache.stored_names(split)]
 
     return distributed.first(find)

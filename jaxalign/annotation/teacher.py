@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxalign.data import pipeline
-from jaxalign.data.cache import load_metadata
-from jaxalign.data.teacher_tokens import TeacherTokensWriter
+from jaxalign.data.row_lengths import covering
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import top_log_probs
@@ -21,12 +21,13 @@ from jaxalign.parallel import distributed, partitioning
 def store_top_tokens(
     policy: Policy,
     params: Any,
-    cache_dir: str,
+    cache: TaskCache,
     name: str,
     *,
     count: int,
     splits: Sequence[str] | None,
     feature_lengths: Mapping[str, int],
+    row_lengths: Mapping[str, int] | None,
     batch_size: int,
     mesh: Mesh,
     info: Mapping[str, Any],
@@ -38,11 +39,12 @@ def store_top_tokens(
     Args:
       policy: the teacher's network.
       params: its parameters.
-      cache_dir: the cached task.
+      cache: the cached task.
       name: of the set; one of that name is replaced.
       count: k, at most the vocabulary's size.
       splits: names; all by default.
       feature_lengths: ``inputs`` and ``targets`` in tokens.
+      row_lengths: of packed rows, as long as the longest example at least; None for ``feature_lengths``.
       batch_size: global rows per forward pass; short examples share rows.
       mesh: where to compute.
       info: JSON kept beside the tokens.
@@ -61,15 +63,14 @@ def store_top_tokens(
     # Every process sees the tokens of all rows; the first one writes them.
     compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
     rows = distributed.local_rows(mesh, batch_size)
-    for split in splits or list(load_metadata(cache_dir)["num_examples"]):
+    for split in splits or list(cache.metadata.splits):
         first = distributed.is_first()
-        with (
-            TeacherTokensWriter(cache_dir, split, name, count) if first else nullcontext() as writer
-        ):
+        with cache.teacher_tokens_writer(split, name, count) if first else nullcontext() as writer:
             for batch in pipeline.one_pass(
-                cache_dir,
+                cache,
                 split,
                 feature_lengths=feature_lengths,
+                row_lengths=covering(cache.split(split), row_lengths),
                 batch_size=batch_size,
                 local_rows=rows,
             ):

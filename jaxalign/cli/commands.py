@@ -104,7 +104,7 @@ COMMANDS = {
             "jaxalign.data.cache",
             "cache",
             "validate and tokenise a task once, for training",
-            "examples: {result[num_examples]}; rejected: {result[rejected]}",
+            "examples: {result.num_examples}; rejected: {result.rejected}; {result.cut_text}",
         ),
         Command(
             "vocabulary",

@@ -45,6 +45,13 @@ def place_segments(
     return placed, segment_ids
 
 
+def prompt_rows(prompts: Sequence[Sequence[int]], width: int) -> Int[np.ndarray, "prompts width"]:
+    """Encoder tokens of one prompt a row, padded with 0."""
+    lengths = np.asarray([[len(prompt)] for prompt in prompts], np.int64).reshape(-1, 1)
+    tokens = np.asarray([token for prompt in prompts for token in prompt], np.int32)
+    return place_segments(tokens, lengths, width)[0]
+
+
 def shift_right_within_segments(
     tokens: Int[np.ndarray, "rows width"], segment_ids: Int[np.ndarray, "rows width"]
 ) -> Int[np.ndarray, "rows width"]:
@@ -69,7 +76,7 @@ def make_batch(
     num_scores: int = 0,
     reference_samples: int = 0,
     reference_log_probs: Float[np.ndarray, "examples responses"] | None = None,
-    stored: Mapping[str, Float[np.ndarray, "examples responses"]] | None = None,
+    stored: Mapping[str, Float[np.ndarray, "examples responses *vector"]] | None = None,
     teacher_top: int = 0,
 ) -> Batch:
     """A batch in the package's layout.
@@ -84,15 +91,15 @@ def make_batch(
       num_scores: scores a response has; 0 leaves `scores` out.
       reference_samples: numbers in an example's `reference_feedback`; 0 leaves `reference_rewards` out.
       reference_log_probs: of the whole split, looked up by example index.
-      stored: more such arrays by batch field.
+      stored: more such arrays by batch field, of numbers or of vectors.
       teacher_top: tokens of a teacher that an example has at every position; 0 leaves them out.
 
     Returns:
       encoder_input_tokens, encoder_segment_ids [rows, S]; decoder_input_tokens, decoder_target_tokens,
       decoder_segment_ids, decoder_loss_weights [rows, T]; response_mask, feedback, rewards, reference_log_probs and the
-      stored fields [rows, P, K]; scores [rows, P, K, scores]; reference_rewards [rows, P, samples], the standardised
-      feedback of samples of the reference policy; prompt_ids, example_ids [rows, P]; teacher_top_ids and
-      teacher_top_log_probs [rows, T, teacher_top], 0 on padding.
+      stored fields [rows, P, K] (vectors: [rows, P, K, length]); scores [rows, P, K, scores]; reference_rewards
+      [rows, P, samples], the standardised feedback of samples of the reference policy; prompt_ids, example_ids
+      [rows, P]; teacher_top_ids and teacher_top_log_probs [rows, T, teacher_top], 0 on padding.
     """
     P, K = examples_per_row, responses_per_example
     slots = [row * P + p for row, examples in enumerate(rows) for p in range(len(examples))]
@@ -170,9 +177,10 @@ def make_batch(
     if reference_log_probs is not None:
         looked_up["reference_log_probs"] = reference_log_probs
     for field, array in looked_up.items():
-        values = np.zeros((num_rows * P, K), np.float32)
+        values = np.zeros((num_rows * P, *array.shape[1:]), np.float32)
         values[slots] = array[indices]
-        batch[field] = np.where(present, values, 0).reshape(num_rows, P, K)
+        values[~present] = 0
+        batch[field] = values.reshape(num_rows, P, *array.shape[1:])
     return batch
 
 

@@ -1,8 +1,4 @@
-"""The tokenised cache: a task is read, checked and tokenised once, and training reads ArrayRecord files.
-
-A cache folder holds `<split>.array_record` (one `CachedExample` a record), `metadata.json`, `rejected.jsonl`, and the
-SentencePiece model if there is one, so it can be moved to another machine as it is.
-"""
+"""`jaxalign cache`: a task is read, checked and tokenised once, and training reads the cache (`data.task_cache`)."""
 
 from __future__ import annotations
 
@@ -11,23 +7,18 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from jaxalign.data import registry, sources, validation
-from jaxalign.data.examples import encode_example
-from jaxalign.data.records import Record
-from jaxalign.data.rejections import DataError, RejectionLog
-from jaxalign.data.tokenization import Limits, SplitSummary, Tokenized, make_examples, tokenize
-from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_dict, vocabulary_from_spec
-
-METADATA_FILE = "metadata.json"
-REJECTED_FILE = "rejected.jsonl"
-_MODEL_FILE = "vocabulary.model"
-_VERSION = 1
+from jaxalign.data import cache_metadata, registry, sources
+from jaxalign.data.cache_metadata import CacheMetadata
+from jaxalign.data.cache_writer import CacheWriter, portable
+from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
+from jaxalign.data.tokenization import Limits
+from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
 
 
 def cache(
@@ -46,9 +37,10 @@ def cache(
     kind: str = "triplet",
     train_file: str | None = None,
     validation_file: str | None = None,
+    fields: list[str] | None = None,
     responses_per_example: int = 1,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> CacheMetadata:
     """Tokenises a task into `output_dir` (`jaxalign cache`) and returns the metadata.
 
     Args:
@@ -64,6 +56,7 @@ def cache(
       max_unknown_fraction: largest share of unknown pieces in a prompt or response.
       duplicates: "reject" or "keep" repeated records; logged data often repeats, and then "keep" is right.
       kind, train_file, validation_file: your own JSON Lines files; without a validation file a tenth of the prompts is used.
+      fields: names of your file's fields, as ours=theirs, such as response=completion,feedback=label.
       responses_per_example: above 1, joins the records of one prompt into examples of up to that many responses.
       overwrite: replace a different cache in `output_dir`.
 
@@ -79,7 +72,11 @@ def cache(
         if validation_file is not None:
             files["validation"] = validation_file
         source = sources.JsonlSource(
-            files, kind, responses_per_example=responses_per_example, duplicates=duplicates
+            files,
+            kind,
+            fields=field_names(fields or []),
+            responses_per_example=responses_per_example,
+            duplicates=duplicates,
         )
     else:
         source = registry.resolve_source(task)
@@ -102,6 +99,19 @@ def cache(
     )
 
 
+def field_names(pairs: Iterable[str]) -> dict[str, str]:
+    """{our name: the file's name} of a record's fields, from texts such as response=completion."""
+    names = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise DataError(
+                f"fields: {pair!r} must be written ours=theirs, as response=completion."
+            )
+        names[ours] = theirs
+    return names
+
+
 def cache_source(
     source: sources.RecordSource,
     output_dir: str,
@@ -112,39 +122,35 @@ def cache_source(
     limits: Limits | None = None,
     max_rejected_fraction: float = 0.05,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> CacheMetadata:
     """`cache` for a source object; see there."""
+    if not 0 <= max_rejected_fraction <= 1:
+        raise DataError(f"max_rejected_fraction must be in [0, 1], not {max_rejected_fraction}.")
     limits = limits or Limits()
     output_dir = os.path.abspath(output_dir)
-    options = {
-        "version": _VERSION,
-        "kind": source.kind,
-        "splits": list(splits),
-        "limits": dataclasses.asdict(limits),
-        "vocabulary": _portable(vocabulary),
-    }
-    source_fingerprint = source.fingerprint()
     existing = _existing(output_dir)
-    request = _digest([options, source_fingerprint]) if source_fingerprint else None
-    if existing and request and existing.get("request") == request and not overwrite:
+    request = _request(source, vocabulary, splits, limits)
+    if existing and request and existing.request == request and not overwrite:
         return existing
-    parent = os.path.dirname(output_dir)
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f".{os.path.basename(output_dir)}.", dir=parent)
+    partial = _unfinished_folder(output_dir)
     try:
-        metadata = _write(
-            source, partial, splits, vocabulary, limits, max_rejected_fraction, output_dir, name
+        writer = CacheWriter(
+            source,
+            partial,
+            vocabulary,
+            limits,
+            max_rejected_fraction,
+            side_file=f"{output_dir}.rejected.jsonl",
         )
-        metadata = {"name": name, **options, "request": request, **metadata}
-        with open(os.path.join(partial, METADATA_FILE), "w", encoding="utf-8") as file:
-            json.dump(metadata, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        metadata = writer.write(splits, name, request)
+        # Another process may have made a cache in the meantime, with scores beside it.
+        existing = _existing(output_dir)
         if existing and not overwrite:
-            if existing["fingerprint"] == metadata["fingerprint"]:
+            if existing.fingerprint == metadata.fingerprint:
                 return existing
             raise DataError(
-                f"{output_dir} already holds a different cache (task {existing['name']!r}); choose another "
-                "output_dir (CACHE_DIR of a training run), delete the folder, or pass overwrite=True to `jaxalign cache`."
+                f"{output_dir} already holds a different cache (task {existing.name!r}). Delete that folder, choose another one "
+                "(--output_dir of `jaxalign cache`, CACHE_DIR of a run), or replace it with `jaxalign cache ... --overwrite`."
             )
         _move_into_place(partial, output_dir)
     finally:
@@ -152,184 +158,57 @@ def cache_source(
     return metadata
 
 
-def load_metadata(cache_dir: str) -> dict[str, Any]:
-    """The cache's metadata.
-
-    Keys: name, kind, responses_per_example (K), fields (which of feedback, scores, reference_feedback the batches have),
-    reference_samples (numbers in reference_feedback; caches of before it lack the key), score_names,
-    num_examples (by split), num_prompts (by split), feedback {"mean", "std"} of the training split's responses or None,
-    num_responses (by split) and feedback_ranges (by split: {"feedback", "chosen_feedback"} {"min", "max"} of all and of the first
-    responses; older caches lack both),
-    vocabulary (see `load_vocabulary`), lengths (percentiles of prompt and response tokens by split), num_read (records
-    read, good and bad, by split), rejected (counts by split and reason), notes (other counts by split, such as
-    truncated_prompts, or without_margin of pairs), limits, fingerprint (of the content).
-    """
-    path = os.path.join(cache_dir, METADATA_FILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise DataError(
-            f"{cache_dir} is not a cache: it has no {METADATA_FILE}. Make one with `jaxalign cache`."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); make the cache again.") from None
-
-
-def load_vocabulary(cache_dir: str) -> Vocabulary:
-    """The vocabulary the cache was made with."""
-    return vocabulary_from_dict(load_metadata(cache_dir)["vocabulary"], cache_dir)
-
-
-def split_path(cache_dir: str, split: str) -> str:
-    """The ArrayRecord file of a split."""
-    return os.path.join(cache_dir, f"{split}.array_record")
-
-
-def lengths_path(cache_dir: str, split: str) -> str:
-    """The array of a split's lengths: int32 [examples, 2], tokens of the prompt and of all responses."""
-    return os.path.join(cache_dir, f"{split}.lengths.npy")
-
-
-def _tokenized_split(
-    source: sources.RecordSource,
-    split: str,
-    vocabulary: Vocabulary,
-    duplicates: str,
-    log: RejectionLog,
-) -> Iterator[Tokenized]:
-    """The split through seqio's own pipeline where the task has one, else through ours (the ids are the same)."""
-    if hasattr(source, "tokenized"):
-        tokenized = source.tokenized(split, log)
-        if duplicates == "reject":
-            tokenized = validation.drop_duplicates(tokenized, log, split, record_of=lambda t: t[0])
-        return tokenized
-    records: Iterable[Record] = source.records(split, log)
-    if duplicates == "reject":
-        records = validation.drop_duplicates(records, log, split)
-    return tokenize(records, vocabulary)
-
-
-def _write(
-    source: sources.RecordSource,
-    folder: str,
-    splits: Sequence[str],
-    vocabulary: Vocabulary,
-    limits: Limits,
-    max_rejected_fraction: float,
-    output_dir: str,
-    name: str,
-) -> dict[str, Any]:
-    """Writes the splits and the side file into a fresh folder; returns what was found."""
-    all_rejected = RejectionLog()
-    content = hashlib.sha256()
-    summaries: dict[str, SplitSummary] = {}
-    rejected: dict[str, dict[str, int]] = {}
-    read: dict[str, int] = {}
-    reference_samples = validation.ReferenceSamples()
-    notes: dict[str, dict[str, int]] = {}
-    for split in splits:
-        log = RejectionLog()
-        tokenized = _tokenized_split(source, split, vocabulary, limits.duplicates, log)
-        tokenized = reference_samples.same(tokenized, log, split, record_of=lambda item: item[0])
-        summary = SplitSummary()
-        content.update(f"{split}\n".encode())
-        with _writer(split_path(folder, split)) as writer:
-            for example in make_examples(tokenized, vocabulary, limits, log, split):
-                data = encode_example(example)
-                content.update(hashlib.sha256(data).digest())
-                writer.write(data)
-                summary.add(example)
-        with open(lengths_path(folder, split), "wb") as file:
-            np.save(file, summary.example_lengths(), allow_pickle=False)
-        log.check(max_rejected_fraction, f"{output_dir}.rejected.jsonl")
-        if not summary.prompt_lengths:
-            raise DataError(f"The split {split!r} has no usable records ({log.seen} read).")
-        summaries[split] = summary
-        rejected[split] = log.counts
-        notes[split] = dict(log.notes)
-        read[split] = log.seen
-        all_rejected.entries.extend(log.entries)
-    all_rejected.write(os.path.join(folder, REJECTED_FILE))
-    _check_no_straddling(summaries, by_seqio=hasattr(source, "tokenized"), name=name)
-    spec = _portable(vocabulary)
-    if "path" in spec:
-        shutil.copyfile(vocabulary.to_dict()["path"], os.path.join(folder, _MODEL_FILE))
-    everything = summaries.values()
-    return {
-        "responses_per_example": max(s.responses for s in everything),
-        "fields": sorted(set.intersection(*(s.fields for s in everything))),
-        "reference_samples": max(s.reference_samples for s in everything),
-        "score_names": list(source.score_names),
-        "num_examples": {name: len(s.prompt_lengths) for name, s in summaries.items()},
-        "num_prompts": {name: len(s.prompts) for name, s in summaries.items()},
-        "num_responses": {name: len(s.response_lengths) for name, s in summaries.items()},
-        "feedback_ranges": {name: s.feedback_ranges() for name, s in summaries.items()},
-        "feedback": summaries["train"].feedback_statistics() if "train" in summaries else None,
-        "lengths": {name: s.lengths() for name, s in summaries.items()},
-        "rejected": rejected,
-        "notes": notes,
-        "num_read": read,
-        "fingerprint": content.hexdigest(),
+def _request(
+    source: sources.RecordSource, vocabulary: Vocabulary, splits: Sequence[str], limits: Limits
+) -> str | None:
+    """Hash of all that decides what a cache holds; None where the source's content has no hash."""
+    content = source.fingerprint()
+    options = {
+        "version": cache_metadata.VERSION,
+        "kind": source.kind,
+        "splits": list(splits),
+        "limits": dataclasses.asdict(limits),
+        "vocabulary": portable(vocabulary),
     }
+    if not content:
+        return None
+    return hashlib.sha256(json.dumps([options, content], sort_keys=True).encode()).hexdigest()
 
 
-def _check_no_straddling(
-    summaries: Mapping[str, SplitSummary], *, by_seqio: bool, name: str
-) -> None:
-    advice = "split the data by prompt (give only train_file and it is done for you)"
-    if by_seqio:
-        advice = (
-            f"register {name!r} with splits that share none (filter one of them by prompt), or do without evaluation: `jaxalign cache "
-            f"--task={name} --output_dir=CACHE_DIR --splits=train`, then train from that CACHE_DIR with "
-            "--gin.TaskData.eval_split=\"''\""
-        )
-    names = list(summaries)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            shared = summaries[first].prompts & summaries[second].prompts
-            if shared:
-                example = min(shared)
-                raise DataError(
-                    f"{len(shared)} prompts are in both {first!r} and {second!r}, for example {example[:80]!r}; {advice}."
-                )
-
-
-def _portable(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The vocabulary's description with the path it has inside the cache."""
-    spec = dict(vocabulary.to_dict())
-    if "path" in spec:
-        spec["path"] = _MODEL_FILE
-    return spec
-
-
-class _writer:
-    """An ArrayRecord file with one record a group, which random access wants."""
-
-    def __init__(self, path: str):
-        from array_record.python import array_record_module
-
-        self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-
-    def __enter__(self) -> Any:
-        return self._writer
-
-    def __exit__(self, *exception: Any) -> None:
-        self._writer.close()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _existing(output_dir: str) -> dict[str, Any] | None:
+def _existing(output_dir: str) -> CacheMetadata | None:
     if not os.path.exists(output_dir) or (os.path.isdir(output_dir) and not os.listdir(output_dir)):
         return None
-    if not os.path.exists(os.path.join(output_dir, METADATA_FILE)):
+    if not TaskCache.exists(output_dir):
         raise DataError(
             f"{output_dir} exists and is not a cache; choose another output_dir (nothing was changed)."
         )
-    return load_metadata(output_dir)
+    return TaskCache(output_dir).metadata
+
+
+def _unfinished_folder(output_dir: str) -> str:
+    """A fresh folder beside `output_dir`; those of processes of this machine that have died are removed."""
+    parent, base = os.path.dirname(output_dir), os.path.basename(output_dir)
+    os.makedirs(parent, exist_ok=True)
+    own = f".{base}.unfinished.{socket.gethostname()}."
+    for entry in os.listdir(parent):
+        process = entry.removeprefix(own).split(".")[0]
+        if entry.startswith(own) and process.isdigit() and not _is_running(int(process)):
+            print(
+                f"jaxalign: removing {entry}, the rest of a cache that was interrupted",
+                file=sys.stderr,
+            )
+            shutil.rmtree(os.path.join(parent, entry), ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{own}{os.getpid()}.", dir=parent)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _move_into_place(partial: str, output_dir: str) -> None:

@@ -8,69 +8,107 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from jaxalign.data.cache import lengths_path, load_metadata, split_path
-from jaxalign.data.examples import (
-    CachedExample,
-    decode_example,
-)
+from jaxalign.data import stored_fields
+from jaxalign.data.cache_metadata import CacheMetadata, SplitMetadata
+from jaxalign.data.examples import CachedExample, decode_example
 from jaxalign.data.rejections import DataError
 
 _BLOCK = 1024
 
 
 class CachedSplit:
-    """Random access to the examples of one split of a cache.
+    """Random access to the examples of one split of a cache; `TaskCache.split` opens it.
 
     Attributes:
-      cache_dir, split: where it is.
-      metadata: the cache's metadata (`cache.load_metadata`).
+      path: of the cache.
+      split: its name.
+      metadata: of the whole cache.
     """
 
-    def __init__(self, cache_dir: str, split: str):
+    def __init__(self, path: str, split: str, metadata: CacheMetadata):
         from array_record.python import array_record_module
 
-        self.cache_dir, self.split = cache_dir, split
-        self.metadata = load_metadata(cache_dir)
-        if split not in self.metadata["num_examples"]:
-            known = ", ".join(self.metadata["num_examples"])
-            raise DataError(f"The cache {cache_dir} has no split {split!r}; it has {known}.")
-        self._path = split_path(cache_dir, split)
-        if not os.path.exists(self._path):
-            raise DataError(f"{self._path} is missing; run `jaxalign cache` again.")
-        self._reader = array_record_module.ArrayRecordReader(
-            self._path, "readahead_buffer_size:0,index_storage_option:in_memory"
-        )
-        if self._reader.num_records() != len(self):
+        stored_fields.check_split(metadata, path, split)
+        self.path, self.split, self.metadata = path, split, metadata
+        self._file = records_path(path, split)
+        if not os.path.exists(self._file):
+            raise DataError(f"{self._file} is missing; run `jaxalign cache` again.")
+        try:
+            self._reader = array_record_module.ArrayRecordReader(
+                self._file, "readahead_buffer_size:0,index_storage_option:in_memory"
+            )
+            found = self._reader.num_records()
+        except (RuntimeError, ValueError) as error:
+            raise self._damaged(error) from None
+        if found != len(self):
             raise DataError(
-                f"{self._path} holds {self._reader.num_records()} records, its metadata says {len(self)}; "
-                "run `jaxalign cache` again."
+                f"{self._file} holds {found} records, its metadata says {len(self)}; run `jaxalign cache` again."
             )
 
-    @classmethod
-    def open(cls, cache_dir: str, split: str) -> CachedSplit:
-        """Opens a split; DataError if the folder is not a cache or lacks the split."""
-        return cls(cache_dir, split)
+    @property
+    def facts(self) -> SplitMetadata:
+        """What the cache's metadata say of this split."""
+        return self.metadata.splits[self.split]
 
     def __len__(self) -> int:
-        return self.metadata["num_examples"][self.split]
+        return self.facts.num_examples
 
     def __getitem__(self, index: int) -> CachedExample:
         """The example, with its text."""
         if not 0 <= index < len(self):
-            raise IndexError(f"Example {index} of {len(self)} in {self._path}.")
-        (data,) = self._reader.read([int(index)])
-        return decode_example(data, where=self._path)
+            raise IndexError(f"Example {index} of {len(self)} in {self._file}.")
+        (example,) = self._decode([index], with_text=True)
+        return example
 
     def __iter__(self) -> Iterator[CachedExample]:
-        return (self[index] for index in range(len(self)))
+        """All examples in order, with their text."""
+        return self._all(with_text=True)
 
-    def lengths(self) -> Int[np.ndarray, "examples 2"]:
-        """Encoder and decoder tokens of every example (the decoder's: of all its responses)."""
-        return np.load(lengths_path(self.cache_dir, self.split), allow_pickle=False)
+    def without_text(self) -> Iterator[CachedExample]:
+        """All examples in order, without their text."""
+        return self._all(with_text=False)
 
     def read(self, indices: Sequence[int]) -> list[CachedExample]:
         """Several examples at once, without their text."""
+        return self._decode(indices, with_text=False)
+
+    def lengths(self) -> Int[np.ndarray, "examples 2"]:
+        """Encoder and decoder tokens of every example (the decoder's: of all its responses)."""
+        path = lengths_path(self.path, self.split)
+        found = stored_fields.load_array(path, self.facts.lengths_sha256)
+        if found.shape != (len(self), 2):
+            raise DataError(
+                f"{path} has shape {found.shape}, not ({len(self)}, 2); run `jaxalign cache` again."
+            )
+        return found
+
+    def _all(self, *, with_text: bool) -> Iterator[CachedExample]:
+        for start in range(0, len(self), _BLOCK):
+            yield from self._decode(
+                range(start, min(start + _BLOCK, len(self))), with_text=with_text
+            )
+
+    def _decode(self, indices: Sequence[int], *, with_text: bool) -> list[CachedExample]:
         if len(indices) == 0:
             return []
-        data = self._reader.read([int(index) for index in indices])
-        return [decode_example(item, with_text=False, where=self._path) for item in data]
+        try:
+            found = self._reader.read([int(index) for index in indices])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._damaged(error) from None
+        return [decode_example(item, with_text=with_text, where=self._file) for item in found]
+
+    def _damaged(self, error: Exception) -> DataError:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return DataError(
+            f"{self._file} is damaged ({reason}); delete the folder and run `jaxalign cache` again."
+        )
+
+
+def records_path(path: str, split: str) -> str:
+    """The ArrayRecord file of a split."""
+    return os.path.join(path, f"{split}.array_record")
+
+
+def lengths_path(path: str, split: str) -> str:
+    """The array of a split's lengths: int32 [examples, 2], tokens of the prompt and of all responses."""
+    return os.path.join(path, f"{split}.lengths.npy")

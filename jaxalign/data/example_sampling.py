@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grain
@@ -17,12 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxalign.data.cached_split import CachedSplit
-from jaxalign.data.examples import CachedExample
-from jaxalign.data.reference import read_stored
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
 
 MODES = ("uniform", "positive", "priority", "reward")
-_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +89,7 @@ def check_mode(mode: str) -> None:
 
 
 def open_sampling(
-    cache_dir: str,
+    cache: TaskCache,
     split: str,
     mode: str,
     *,
@@ -115,7 +113,7 @@ def open_sampling(
     check_mode(mode)
     if mode == "uniform":
         return None
-    data = CachedSplit.open(cache_dir, split)
+    data = cache.split(split)
     if mode == "reward":
         what, weights = "feedback", _feedback(data)
     else:
@@ -125,36 +123,40 @@ def open_sampling(
                 f"sampling {mode!r} draws by the stored field {field!r}, which is not among the stored fields "
                 f"({', '.join(stored or {}) or 'none'}); store it under a name and set STORED_FIELDS = {{{field!r}: NAME}}."
             )
-        what, weights = f"value of {name!r}", _positive_part(data, name)
+        what, weights = f"value of {name!r}", _positive_part(cache, data, name)
     kept = np.flatnonzero(weights > 0)
     if not len(kept):
         raise DataError(
-            f"sampling {mode!r} has nothing to draw: no {what} in the split {split!r} of {cache_dir} is positive."
+            f"sampling {mode!r} has nothing to draw: no {what} in the split {split!r} of {cache.path} is positive."
         )
     return Sampling(mode, kept, None if mode == "positive" else weights[kept], len(data))
 
 
-def _positive_part(data: CachedSplit, name: str) -> Float[np.ndarray, " examples"]:
+def _positive_part(
+    cache: TaskCache, data: CachedSplit, name: str
+) -> Float[np.ndarray, " examples"]:
     """The sum over responses of max(value, 0)."""
-    values = read_stored(data.cache_dir, data.split, name)[0].astype(np.float64)
+    values = cache.stored(data.split, name).values.astype(np.float64)
+    if values.ndim != 2:
+        raise DataError(f"sampling needs a number for every response, but {name!r} has a vector.")
     positive = np.maximum(values, 0)
     responses = values.shape[1]
     if responses > 1:
         # The array may hold anything where a response is absent.
-        counts = [len(example.target_lengths) for example in _all(data)]
+        counts = [len(example.target_lengths) for example in data.without_text()]
         positive[np.arange(responses) >= np.asarray(counts)[:, None]] = 0
     return positive.sum(axis=1)
 
 
 def _feedback(data: CachedSplit) -> Float[np.ndarray, " examples"]:
     """The sum over responses of the raw feedback."""
-    if "feedback" not in data.metadata["fields"]:
+    if "feedback" not in data.metadata.fields:
         raise DataError(
-            f"sampling 'reward' needs feedback, and {data.cache_dir} has none (it has: "
-            f"{', '.join(data.metadata['fields']) or 'no fields'})."
+            f"sampling 'reward' needs feedback, and {data.path} has none (it has: "
+            f"{', '.join(data.metadata.fields) or 'no fields'})."
         )
     sums: list[float] = []
-    for index, example in enumerate(_all(data)):
+    for index, example in enumerate(data.without_text()):
         assert example.feedback is not None
         if example.feedback.min() < 0:
             named = data[index]
@@ -164,8 +166,3 @@ def _feedback(data: CachedSplit) -> Float[np.ndarray, " examples"]:
             )
         sums.append(float(example.feedback.sum(dtype=np.float64)))
     return np.asarray(sums)
-
-
-def _all(data: CachedSplit) -> Iterator[CachedExample]:
-    for start in range(0, len(data), _BLOCK):
-        yield from data.read(range(start, min(start + _BLOCK, len(data))))

@@ -9,6 +9,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from jaxalign.data.rejections import DataError
+
 _VERSION = 1
 _INT = np.dtype("<i4")
 _FLOAT = np.dtype("<f4")
@@ -135,7 +137,7 @@ def encode_example(example: CachedExample) -> bytes:
 def decode_example(
     data: bytes, *, with_text: bool = True, where: str = "the cache"
 ) -> CachedExample:
-    """The example in the bytes. Raises ValueError naming `where` if they are not one."""
+    """The example in the bytes. Raises DataError naming `where` if they are not one."""
     try:
         header = msgpack.unpackb(data, raw=False)
         if header["v"] != _VERSION:
@@ -167,6 +169,6 @@ def decode_example(
             **text,
         )
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise ValueError(
+        raise DataError(
             f"A record of {where} is damaged ({error}); delete the folder and run `jaxalign cache` again."
         ) from error

@@ -9,51 +9,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
-from jaxalign.data import packing, reference
+from jaxalign.data import packing
 from jaxalign.data.batches import Batch, make_batch
-from jaxalign.data.cached_split import _BLOCK, CachedSplit
-from jaxalign.data.examples import (
-    best_response,
-    only_response,
-)
+from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.example_sampling import Sampling
+from jaxalign.data.examples import CachedExample, best_response, only_response
 from jaxalign.data.rejections import DataError
-from jaxalign.data.teacher_tokens import open_teacher_tokens
+from jaxalign.data.row_lengths import check_lengths, row_lengths_of
+from jaxalign.data.stored_fields import REFERENCE_LOG_PROBS, TEACHER_TOP
+from jaxalign.data.task_cache import TaskCache
 
-if TYPE_CHECKING:
-    from jaxalign.data.example_sampling import Sampling
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """What a batch holds, how examples lie in rows, and in which order they come.
 
-def make_dataset(
-    cache_dir: str,
-    split: str,
-    *,
-    feature_lengths: Mapping[str, int],
-    batch_size: int,
-    pack: bool = False,
-    max_examples_per_row: int = 8,
-    row_lengths: Mapping[str, int] | None = None,
-    shuffle: bool = True,
-    seed: int = 0,
-    num_epochs: int | None = None,
-    local_rows: Sequence[int] | None = None,
-    standardize: bool = True,
-    reference_scores: str | None = None,
-    stored: Mapping[str, str] | None = None,
-    sampling: Sampling | None = None,
-    best_only: bool = False,
-    drop_remainder: bool = True,
-    read_threads: int = 2,
-) -> grain.IterDataset:
-    """Batches of a cached split, in the layout of `batches.make_batch`.
-
-    Args:
-      cache_dir, split: the cache and its split.
+    Attributes:
       feature_lengths: {"inputs": S, "targets": T}; T is for one response, so an unpacked decoder row is K * T long.
         Longer examples are an error: make the cache with these limits.
       batch_size: rows of the global batch.
@@ -62,206 +39,236 @@ def make_dataset(
       row_lengths: when packing, encoder and decoder lengths of a row if they should not be S and K * T.
       shuffle, seed: a global order drawn anew every epoch.
       num_epochs: None repeats for ever.
-      local_rows: which rows of every global batch this process reads and makes, in this order; all by default. What a row holds
-        does not depend on it: every process orders and packs all indices (microseconds an example) and reads its own rows only.
-        So the order of the data and the iterator's state are the same for any number of processes and any mesh.
       standardize: rewards = (feedback - mean) / std of the training split; otherwise rewards = feedback.
       reference_scores: name of stored reference log-probabilities to add.
-      stored: {batch field: name of a stored array} to add, for fields of `reference.STORED_FIELDS`; the name for 'teacher_top' is that
-        of stored teacher tokens (`data.teacher_tokens`).
-      sampling: which examples are drawn how often (`sampling.open_sampling`); None for all alike. An epoch has as many draws as
-        examples are kept.
+      stored: {field: name of a stored array} to add, for fields of `stored_fields.FIELDS`.
+      sampling: which examples are drawn how often (`example_sampling.open_sampling`); None for all alike. An epoch has as many draws
+        as examples are kept.
       best_only: of every example keep the response that `examples.best_response` names, so that K = 1.
       drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows.
       read_threads: threads that read and decode; 0 does everything in the caller's thread.
+    """
+
+    feature_lengths: Mapping[str, int]
+    batch_size: int
+    pack: bool = False
+    max_examples_per_row: int = 8
+    row_lengths: Mapping[str, int] | None = None
+    shuffle: bool = True
+    seed: int = 0
+    num_epochs: int | None = None
+    standardize: bool = True
+    reference_scores: str | None = None
+    stored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sampling: Sampling | None = None
+    best_only: bool = False
+    drop_remainder: bool = True
+    read_threads: int = 2
+
+
+def make_dataset(
+    cache: TaskCache,
+    split: str,
+    settings: DatasetSettings,
+    *,
+    local_rows: Sequence[int] | None = None,
+) -> grain.IterDataset:
+    """Batches of a cached split, in the layout of `batches.make_batch`.
+
+    Args:
+      cache, split: the cache and its split.
+      settings: what batches hold, and their order.
+      local_rows: which rows of every global batch this process reads and makes, in this order; all by default. What a row holds
+        does not depend on it: every process orders and packs all indices (microseconds an example) and reads its own rows only.
+        So the order of the data and the iterator's state are the same for any number of processes and any mesh.
 
     Returns:
       A Grain IterDataset of numpy batches.
     """
-    data = CachedSplit.open(cache_dir, split)
-    metadata = data.metadata
-    responses = 1 if best_only else metadata["responses_per_example"]
-    lengths = _row_lengths(feature_lengths, row_lengths, responses, pack)
-    _check_lengths(data, feature_lengths, lengths, responses)
-    mine = range(batch_size) if local_rows is None else local_rows
-    if not all(0 <= row < batch_size for row in mine):
-        raise ValueError(f"local_rows={list(mine)} are not all rows of a batch of {batch_size}.")
-    statistics = metadata["feedback"] if standardize else None
-    if standardize and "feedback" in metadata["fields"] and statistics is None:
-        raise DataError(
-            f"The cache {cache_dir} has no training split, so no statistics to standardise rewards with; "
-            "cache the split 'train' too, or pass standardize=False."
-        )
-    reference_log_probs = (
-        reference.read_reference_scores(cache_dir, split, reference_scores)[0]
-        if reference_scores
-        else None
+    data = cache.split(split)
+    responses = 1 if settings.best_only else cache.metadata.responses_per_example
+    lengths = row_lengths_of(
+        settings.feature_lengths, settings.row_lengths, responses, pack=settings.pack
     )
-    stored = stored or {}
-    arrays = reference.read_stored_fields(cache_dir, split, stored)
-    teacher = stored.get(reference.TEACHER_TOP)
-    teacher_tokens = open_teacher_tokens(cache_dir, split, teacher) if teacher else None
+    best = _best_responses(data) if settings.best_only else None
     example_lengths = data.lengths()
-    if best_only and (pack or arrays or reference_log_probs is not None):
-        best, best_lengths = _best_responses(data)
-        example_lengths = np.stack([example_lengths[:, 0], best_lengths], axis=1)
-        every = np.arange(len(data))
-        arrays = {field: array[every, best][:, None] for field, array in arrays.items()}
-        if reference_log_probs is not None:
-            reference_log_probs = reference_log_probs[every, best][:, None]
-    collate = functools.partial(
-        make_batch,
-        num_rows=len(mine),
-        input_length=lengths["inputs"],
-        target_length=lengths["targets"],
-        examples_per_row=max_examples_per_row if pack else 1,
-        responses_per_example=responses,
-        reward_mean=statistics["mean"] if statistics else 0.0,
-        reward_std=statistics["std"] if statistics else 1.0,
-        with_feedback="feedback" in metadata["fields"],
-        num_scores=len(metadata["score_names"]) if "scores" in metadata["fields"] else 0,
-        reference_samples=(
-            metadata["reference_samples"] if "reference_feedback" in metadata["fields"] else 0
-        ),
-        reference_log_probs=reference_log_probs,
-        stored=arrays,
-        teacher_top=teacher_tokens.count if teacher_tokens else 0,
-    )
-
-    def read_and_collate(index_rows: Sequence[Sequence[int]]) -> Batch:
-        own = [index_rows[row] if row < len(index_rows) else [] for row in mine]
-        indices = [index for row in own for index in row]
-        found = data.read(indices)
-        if teacher_tokens is not None:
-            found = [
-                dataclasses.replace(example, teacher_ids=ids, teacher_log_probs=log_probs)
-                for example, (ids, log_probs) in zip(
-                    found, map(teacher_tokens.of, indices), strict=True
-                )
-            ]
-        if best_only:
-            kind = metadata["kind"]
-            found = [only_response(example, best_response(example, kind)) for example in found]
-        examples = iter(found)
-        return collate([[(index, next(examples)) for index in row] for row in own])
-
+    if best is not None:
+        example_lengths = np.stack([example_lengths[:, 0], best[1]], axis=1)
+    check_lengths(data, settings.feature_lengths, lengths, example_lengths)
+    reader = _BatchReader(cache, data, settings, lengths, local_rows, best)
     # Grain moves indices only; a batch's examples are read together at its end.
-    if sampling is None:
-        indices = grain.MapDataset.range(len(data))
-    else:
-        if sampling.examples != len(data):
-            raise ValueError(
-                f"sampling is of a split with {sampling.examples} examples, {split!r} has {len(data)}."
-            )
-        indices = sampling.indices(seed)
-    number = len(indices)
-    if shuffle:
-        indices = indices.shuffle(seed=seed)
-    if pack:
+    indices = _ordered_indices(data, settings)
+    if settings.pack:
         return packing.pack_and_batch(
-            indices.repeat(num_epochs),
+            indices.repeat(settings.num_epochs),
             example_lengths=example_lengths,
             row_lengths=lengths,
-            rows=batch_size,
-            max_examples_per_row=max_examples_per_row,
-            drop_remainder=drop_remainder,
-            read_and_collate=read_and_collate,
-            prefetch=read_threads,
+            rows=settings.batch_size,
+            max_examples_per_row=settings.max_examples_per_row,
+            drop_remainder=settings.drop_remainder,
+            read_and_collate=reader,
+            prefetch=settings.read_threads,
         )
-    batches = indices.repeat(num_epochs).batch(
-        batch_size,
-        drop_remainder=drop_remainder,
-        batch_fn=lambda batch: [[index] for index in batch],
-    )
-    if len(batches) == 0:
-        raise DataError(
-            f"The split {split!r} of {cache_dir} has {number} examples, too few for one batch of "
-            f"{batch_size} rows; use a smaller batch, or drop_remainder=False."
-        )
-    return batches.map(read_and_collate).to_iter_dataset(
-        grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
-    )
+    return _unpacked(indices, data, settings, reader)
 
 
 def one_pass(
-    cache_dir: str,
+    cache: TaskCache,
     split: str,
     *,
     feature_lengths: Mapping[str, int],
     batch_size: int,
     pack: bool = True,
+    row_lengths: Mapping[str, int] | None = None,
     local_rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Every example of a split once, in order, with feedback as given: for numbers that are stored beside the cache.
 
-    Arguments as in `make_dataset`; the last batch is filled with empty rows.
+    Arguments as in `DatasetSettings`; the last batch is filled with empty rows.
     """
-    dataset = make_dataset(
-        cache_dir,
-        split,
+    settings = DatasetSettings(
         feature_lengths=feature_lengths,
         batch_size=batch_size,
         pack=pack,
+        row_lengths=row_lengths,
         shuffle=False,
         num_epochs=1,
         drop_remainder=False,
         standardize=False,
-        local_rows=local_rows,
     )
-    return iter(dataset)
+    return iter(make_dataset(cache, split, settings, local_rows=local_rows))
+
+
+def _ordered_indices(data: CachedSplit, settings: DatasetSettings) -> grain.MapDataset:
+    """Indices of the examples in the order of one epoch."""
+    sampling = settings.sampling
+    if sampling is None:
+        indices = grain.MapDataset.range(len(data))
+    elif sampling.examples == len(data):
+        indices = sampling.indices(settings.seed)
+    else:
+        raise ValueError(
+            f"sampling is of a split with {sampling.examples} examples, {data.split!r} has {len(data)}."
+        )
+    return indices.shuffle(seed=settings.seed) if settings.shuffle else indices
+
+
+def _unpacked(
+    indices: grain.MapDataset, data: CachedSplit, settings: DatasetSettings, reader: _BatchReader
+) -> grain.IterDataset:
+    """Batches of one example a row."""
+    number = len(indices)
+    batches = indices.repeat(settings.num_epochs).batch(
+        settings.batch_size,
+        drop_remainder=settings.drop_remainder,
+        batch_fn=lambda batch: [[index] for index in batch],
+    )
+    if len(batches) == 0:
+        raise DataError(
+            f"The split {data.split!r} of {data.path} has {number} examples, too few for one batch of "
+            f"{settings.batch_size} rows; use a smaller batch, or drop_remainder=False."
+        )
+    threads = settings.read_threads
+    return batches.map(reader).to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    )
+
+
+class _BatchReader:
+    """From the indices of a global batch to the arrays of this process's rows."""
+
+    def __init__(
+        self,
+        cache: TaskCache,
+        data: CachedSplit,
+        settings: DatasetSettings,
+        lengths: Mapping[str, int],
+        local_rows: Sequence[int] | None,
+        best: tuple[np.ndarray, np.ndarray] | None,
+    ) -> None:
+        size = settings.batch_size
+        self._rows = range(size) if local_rows is None else local_rows
+        if not all(0 <= row < size for row in self._rows):
+            raise ValueError(
+                f"local_rows={list(self._rows)} are not all rows of a batch of {size}."
+            )
+        self._data, self._best_only = data, settings.best_only
+        teacher = settings.stored.get(TEACHER_TOP)
+        self._teacher = cache.teacher_tokens(data.split, teacher) if teacher else None
+        metadata = cache.metadata
+        self._collate = functools.partial(
+            make_batch,
+            num_rows=len(self._rows),
+            input_length=lengths["inputs"],
+            target_length=lengths["targets"],
+            examples_per_row=settings.max_examples_per_row if settings.pack else 1,
+            responses_per_example=1 if settings.best_only else metadata.responses_per_example,
+            with_feedback="feedback" in metadata.fields,
+            num_scores=len(metadata.score_names) if "scores" in metadata.fields else 0,
+            reference_samples=(
+                metadata.reference_samples if "reference_feedback" in metadata.fields else 0
+            ),
+            stored=_stored_arrays(cache, data.split, settings, best),
+            teacher_top=self._teacher.count if self._teacher else 0,
+            **_reward_scale(cache, settings),
+        )
+
+    def __call__(self, index_rows: Sequence[Sequence[int]]) -> Batch:
+        own = [index_rows[row] if row < len(index_rows) else [] for row in self._rows]
+        examples = iter(self._read([index for row in own for index in row]))
+        return self._collate([[(index, next(examples)) for index in row] for row in own])
+
+    def _read(self, indices: Sequence[int]) -> list[CachedExample]:
+        found = self._data.read(indices)
+        if self._teacher is not None:
+            found = [
+                dataclasses.replace(example, teacher_ids=ids, teacher_log_probs=log_probs)
+                for example, (ids, log_probs) in zip(
+                    found, map(self._teacher.of, indices), strict=True
+                )
+            ]
+        if self._best_only:
+            kind = self._data.metadata.kind
+            found = [only_response(example, best_response(example, kind)) for example in found]
+        return found
+
+
+def _reward_scale(cache: TaskCache, settings: DatasetSettings) -> dict[str, float]:
+    """The mean and deviation that make rewards of feedback."""
+    if not settings.standardize or "feedback" not in cache.metadata.fields:
+        return {}
+    statistics = cache.metadata.reward_statistics
+    if statistics is None:
+        raise DataError(
+            f"The cache {cache.path} has no training split, so no statistics to standardise rewards with; "
+            "cache the split 'train' too, or pass standardize=False."
+        )
+    return {"reward_mean": statistics.mean, "reward_std": statistics.std}
+
+
+def _stored_arrays(
+    cache: TaskCache,
+    split: str,
+    settings: DatasetSettings,
+    best: tuple[np.ndarray, np.ndarray] | None,
+) -> dict[str, Any]:
+    """What is looked up by the example's index, by batch field."""
+    arrays = cache.stored_by_field(split, settings.stored)
+    if settings.reference_scores:
+        arrays[REFERENCE_LOG_PROBS] = cache.stored(split, settings.reference_scores).values
+    if best is None:
+        return arrays
+    every = np.arange(len(best[0]))
+    return {field: array[every, best[0]][:, None] for field, array in arrays.items()}
 
 
 def _best_responses(
     data: CachedSplit,
 ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
     """`examples.best_response` of every example, and its tokens."""
-    kind, found = data.metadata["kind"], []
-    for start in range(0, len(data), _BLOCK):
-        for example in data.read(range(start, min(start + _BLOCK, len(data)))):
-            index = best_response(example, kind)
-            found.append((index, int(example.target_lengths[index])))
+    kind, found = data.metadata.kind, []
+    for example in data.without_text():
+        index = best_response(example, kind)
+        found.append((index, int(example.target_lengths[index])))
     best, lengths = np.asarray(found, np.int64).T
     return best, lengths
-
-
-def _row_lengths(
-    feature_lengths: Mapping[str, int],
-    row_lengths: Mapping[str, int] | None,
-    responses: int,
-    pack: bool,
-) -> dict[str, int]:
-    for name in ("inputs", "targets"):
-        if name not in feature_lengths:
-            raise ValueError(
-                f"feature_lengths needs 'inputs' and 'targets', got {dict(feature_lengths)}."
-            )
-    lengths = {
-        "inputs": feature_lengths["inputs"],
-        "targets": responses * feature_lengths["targets"],
-    }
-    if row_lengths is not None:
-        if not pack:
-            raise ValueError(
-                "row_lengths is for pack=True; unpacked rows are as long as feature_lengths."
-            )
-        lengths.update(row_lengths)
-    return lengths
-
-
-def _check_lengths(
-    data: CachedSplit,
-    feature_lengths: Mapping[str, int],
-    row_lengths: Mapping[str, int],
-    responses: int,
-) -> None:
-    """The longest example must fit, or training would stop at it hours later."""
-    found = data.metadata["lengths"][data.split]
-    for feature, key, per_row in (("inputs", "prompt", 1), ("targets", "response", responses)):
-        longest = int(found[key]["max"])
-        limit = min(feature_lengths[feature], row_lengths[feature] // per_row)
-        if longest > limit:
-            raise DataError(
-                f"The longest {key} of {data.split!r} in {data.cache_dir} has {longest} tokens with EOS, but "
-                f"feature_lengths[{feature!r}] allows {limit}. Raise it, or make the cache with "
-                f"max_{'input' if key == 'prompt' else 'target'}_length={limit}."
-            )

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign.data import cache as cache_module
-from jaxalign.data import example_sampling, pipeline, reference, registry, sources, teacher_tokens
+from jaxalign.data import example_sampling, registry, sources, stored_fields
+from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
+from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
+from jaxalign.data.tokenization import Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.parallel import distributed
@@ -31,6 +36,7 @@ class TaskData:
       vocabulary: 'bytes' or the path of a SentencePiece model; the task's own by default.
       extra_ids: sentinels after the vocabulary (100 for T5's).
       kind: record kind of the files.
+      fields: {our name: the files' name} of fields that are called otherwise there.
       train_file: JSON Lines.
       validation_file: JSON Lines; without it a tenth of the training file's prompts.
       responses_per_example: above 1, records of one prompt are joined.
@@ -43,8 +49,7 @@ class TaskData:
       standardize_rewards: by the training split's stored mean and deviation.
       train_split: the split to train on.
       eval_split: the split for evaluation during training; '' for none.
-      stored: {batch field: name of a stored array}, for fields of `data.reference.STORED_FIELDS`, and {'teacher_top': name of stored
-        teacher tokens}.
+      stored: {field: name of a stored array}, for the fields of `data.stored_fields.FIELDS`.
       responses: which responses to a prompt are read: 'all'; 'best', the chosen one of a pair or that with the highest feedback; or 'auto',
         'best' where an objective that only imitates (sft, nll, gold, ift) meets pairs or ranked records, else 'all'.
       sampling: which training examples are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.example_sampling.open_sampling`).
@@ -57,6 +62,7 @@ class TaskData:
     vocabulary: str | None = None
     extra_ids: int = 0
     kind: str = "triplet"
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     train_file: str | None = None
     validation_file: str | None = None
     responses_per_example: int = 1
@@ -80,37 +86,62 @@ class TaskData:
                 raise UserError(
                     f"TASK_FEATURE_LENGTHS needs 'inputs' and 'targets', got {dict(self.feature_lengths)}"
                 )
-        reference.check_stored_fields(self.stored)
+        self.limits  # noqa: B018 (checked before anything is read)
+        stored_fields.check_stored_fields(self.stored)
         example_sampling.check_mode(self.sampling)
         if self.responses not in RESPONSES:
             raise UserError(
                 f"TaskData.responses must be one of {', '.join(RESPONSES)}, not {self.responses!r}"
             )
 
-    def prepare(self) -> dict[str, Any]:
+    @property
+    def limits(self) -> Limits:
+        """The limits of a cache that this run makes."""
+        return Limits(
+            self.feature_lengths["inputs"],
+            self.feature_lengths["targets"],
+            self.long_prompts,
+            duplicates=self.duplicates,
+        )
+
+    def prepare(self) -> CacheMetadata:
         """Makes the cache unless it is there, checks that it has what is stored for this run, and returns its metadata.
 
-        Where examples are sampled, the metadata say under ``sampling`` how many are kept.
-
         Raises:
-          UserError: the cache there is another one, or lacks a stored array that training or evaluation needs.
+          UserError: the cache there is another one, or lacks a split or a stored array that training or evaluation needs.
         """
-        made = Path(self.cache_dir) / cache_module.METADATA_FILE
         # While another process looks the first may have made it.
-        if distributed.first(made.exists) and not self.train_file:
-            metadata = cache_module.load_metadata(self.cache_dir)
+        if distributed.first(lambda: TaskCache.exists(self.cache_dir)) and not self.train_file:
+            metadata = self.cache().metadata
             self._check_same_cache(metadata)
         else:
             metadata = self._make_cache()
+        self._check_splits(metadata)
         self._check_stored()
-        sampled = self._sampling()
-        return metadata if sampled is None else {**metadata, "sampling": sampled.describe()}
+        # What cannot be drawn from is said now.
+        _ = self.sampled
+        return metadata
 
-    def _check_same_cache(self, metadata: Mapping[str, Any]) -> None:
+    def cache(self) -> TaskCache:
+        """The cache, as it is now."""
+        return TaskCache(self.cache_dir)
+
+    @functools.cached_property
+    def sampled(self) -> Sampling | None:
+        """Which training examples are drawn, and how often; None if all alike."""
+        return example_sampling.open_sampling(
+            self.cache(),
+            self.train_split,
+            self.sampling,
+            stored=self.stored,
+            field=self.sampling_field,
+        )
+
+    def _check_same_cache(self, metadata: CacheMetadata) -> None:
         """Refuses a cache that would hold other examples if this run had made it. Its records are not read again."""
-        if metadata["name"] != self.task:
+        if metadata.name != self.task:
             raise UserError(
-                f"{self.cache_dir} caches task {metadata['name']!r}, not {self.task!r}; choose another cache_dir"
+                f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; choose another cache_dir"
             )
         differences = [*_cut_differently(metadata, self)]
         wanted = self._wanted_vocabulary()
@@ -138,12 +169,21 @@ class TaskData:
             return None
         return vocabulary_from_spec(name, self.extra_ids)
 
+    def _check_splits(self, metadata: CacheMetadata) -> None:
+        for option, split in (("train_split", self.train_split), ("eval_split", self.eval_split)):
+            if split and split not in metadata.splits:
+                without = "; eval_split = '' trains without one" if option == "eval_split" else ""
+                raise UserError(
+                    f"{self.cache_dir} has no split {split!r}; it has {', '.join(metadata.splits)}. Give a file with records for it "
+                    f"(validation_file), or set TaskData.{option} to one that is there{without}"
+                )
+
     def _check_stored(self) -> None:
         def check(split: str) -> None:
-            reference.read_stored_fields(self.cache_dir, split, self.stored)
-            if reference.TEACHER_TOP in self.stored:
-                name = self.stored[reference.TEACHER_TOP]
-                teacher_tokens.open_teacher_tokens(self.cache_dir, split, name)
+            cache = self.cache()
+            cache.stored_by_field(split, self.stored)
+            if stored_fields.TEACHER_TOP in self.stored:
+                cache.teacher_tokens(split, self.stored[stored_fields.TEACHER_TOP])
 
         check(self.train_split)
         if not self.eval_split:
@@ -156,7 +196,7 @@ class TaskData:
                 f"{error} Evaluation needs it too; eval_split = '' trains without."
             ) from error
 
-    def _make_cache(self) -> dict[str, Any]:
+    def _make_cache(self) -> CacheMetadata:
         def make() -> None:
             cache_module.cache(
                 self.task,
@@ -171,23 +211,24 @@ class TaskData:
                 kind=self.kind,
                 train_file=self.train_file,
                 validation_file=self.validation_file,
+                fields=[f"{ours}={theirs}" for ours, theirs in self.fields.items()],
                 responses_per_example=self.responses_per_example,
             )
 
         distributed.first(make)
-        return cache_module.load_metadata(self.cache_dir)
+        return self.cache().metadata
 
     def teacher(self) -> dict[str, Any] | None:
-        """Who the stored teacher tokens are of; None if the run reads none."""
-        name = self.stored.get(reference.TEACHER_TOP)
+        """The name of the stored teacher tokens and what is known of the teacher; None if the run reads none."""
+        name = self.stored.get(stored_fields.TEACHER_TOP)
         if name is None:
             return None
-        found = teacher_tokens.open_teacher_tokens(self.cache_dir, self.train_split, name)
+        found = self.cache().teacher_tokens(self.train_split, name)
         return {"name": name, **found.info}
 
     def load_vocabulary(self) -> Vocabulary:
         """The vocabulary of the cache."""
-        return cache_module.load_vocabulary(self.cache_dir)
+        return self.cache().vocabulary()
 
     def training_dataset(
         self,
@@ -197,19 +238,15 @@ class TaskData:
         local_rows: Sequence[int] | None = None,
     ) -> Any:
         """Shuffled, endless batches: of the global batch the rows of this process, all by default."""
-        return pipeline.make_dataset(
-            self.cache_dir,
-            self.train_split,
-            feature_lengths=self.feature_lengths,
-            batch_size=batch_size,
+        settings = DatasetSettings(
+            **self._contents(batch_size, reference_scores),
             seed=seed,
-            local_rows=local_rows,
-            reference_scores=reference_scores,
-            stored=self.stored,
-            sampling=self._sampling(),
-            best_only=self.responses == "best",
-            **self._options(),
+            sampling=self.sampled,
+            pack=self.pack,
+            max_examples_per_row=self.max_examples_per_row,
+            row_lengths=self.row_lengths if self.pack else None,
         )
+        return make_dataset(self.cache(), self.train_split, settings, local_rows=local_rows)
 
     def evaluation_batches(
         self,
@@ -218,61 +255,41 @@ class TaskData:
         local_rows: Sequence[int] | None = None,
     ) -> Iterator[Any]:
         """One pass over the evaluation split; the last batch is filled with empty rows."""
-        return iter(
-            pipeline.make_dataset(
-                self.cache_dir,
-                self.eval_split,
-                feature_lengths=self.feature_lengths,
-                batch_size=batch_size,
-                shuffle=False,
-                num_epochs=1,
-                drop_remainder=False,
-                local_rows=local_rows,
-                standardize=self.standardize_rewards,
-                reference_scores=reference_scores,
-                stored=self.stored,
-                best_only=self.responses == "best",
-            )
+        settings = DatasetSettings(
+            **self._contents(batch_size, reference_scores),
+            shuffle=False,
+            num_epochs=1,
+            drop_remainder=False,
         )
+        return iter(make_dataset(self.cache(), self.eval_split, settings, local_rows=local_rows))
 
-    def _sampling(self) -> Sampling | None:
-        return example_sampling.open_sampling(
-            self.cache_dir,
-            self.train_split,
-            self.sampling,
-            stored=self.stored,
-            field=self.sampling_field,
-        )
-
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"standardize": self.standardize_rewards, "pack": self.pack}
-        if self.pack:
-            options |= {
-                "max_examples_per_row": self.max_examples_per_row,
-                "row_lengths": self.row_lengths,
-            }
-        return options
+    def _contents(self, batch_size: int, reference_scores: str | None) -> dict[str, Any]:
+        """Settings of training and evaluation alike."""
+        return {
+            "feature_lengths": self.feature_lengths,
+            "batch_size": batch_size,
+            "standardize": self.standardize_rewards,
+            "reference_scores": reference_scores,
+            "stored": self.stored,
+            "best_only": self.responses == "best",
+        }
 
 
-def _cut_differently(metadata: Mapping[str, Any], data: TaskData) -> Iterator[str]:
+def _cut_differently(metadata: CacheMetadata, data: TaskData) -> Iterator[str]:
     """Options of a cache that left other tokens or records in it than this run's would have."""
-    limits = metadata["limits"]
-
-    def count(kind: str, reason: str) -> int:
-        return sum(by_reason.get(reason, 0) for by_reason in metadata.get(kind, {}).values())
-
-    prompts = count("notes", "truncated_prompts") + count("rejected", "long_prompt")
-    responses = count("rejected", "long_response")
-    for feature, key, cut in (
-        ("inputs", "max_input_length", prompts),
-        ("targets", "max_target_length", responses),
+    limits, wanted = metadata.limits, data.limits
+    prompts = metadata.noted("truncated_prompts") + metadata.rejected_because("long_prompt")
+    responses = metadata.rejected_because("long_response")
+    for name, found, needed, cut in (
+        ("max_input_length", limits.max_input_length, wanted.max_input_length, prompts),
+        ("max_target_length", limits.max_target_length, wanted.max_target_length, responses),
     ):
-        if cut and limits[key] < data.feature_lengths[feature]:
-            yield f"{key} {limits[key]}, which cut or rejected {cut} records, instead of {data.feature_lengths[feature]}"
-    if prompts and limits["long_prompts"] != data.long_prompts:
-        yield f"long_prompts {limits['long_prompts']!r} instead of {data.long_prompts!r}"
-    repeated = count("rejected", "duplicate")
-    if repeated and data.duplicates == "keep":
+        if cut and found < needed:
+            yield f"{name} {found}, which cut or rejected {cut} records, instead of {needed}"
+    if prompts and limits.long_prompts != wanted.long_prompts:
+        yield f"long_prompts {limits.long_prompts!r} instead of {wanted.long_prompts!r}"
+    repeated = metadata.rejected_because("duplicate")
+    if repeated and wanted.duplicates == "keep":
         yield f"duplicates 'reject', which dropped {repeated} records, instead of 'keep'"
 
 

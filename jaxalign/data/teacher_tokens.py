@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -17,11 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxalign.data import cache
-from jaxalign.data.reference import check_name
+from jaxalign.data import stored_fields
+from jaxalign.data.cached_split import CachedSplit
 from jaxalign.data.rejections import DataError
-
-BATCH_FIELDS = ("teacher_top_ids", "teacher_top_log_probs")
 
 _FOLDER = "teacher_tokens"
 _ARRAYS = {"ids": np.int32, "log_probs": np.float32}
@@ -58,8 +55,7 @@ class TeacherTokensWriter:
     """Writes the tokens of a split example by example, in any order; a context that leaves nothing behind if it is left by an error.
 
     Args:
-      cache_dir: the cached task.
-      split: of it.
+      split: of a cached task.
       name: of the arrays; those of that name are replaced when `close` is called.
       count: k, tokens kept a position.
 
@@ -67,10 +63,10 @@ class TeacherTokensWriter:
       DataError: the disk has no room for them.
     """
 
-    def __init__(self, cache_dir: str, split: str, name: str, count: int) -> None:
-        self._paths = _paths(cache_dir, split, name)
-        self._fingerprint = cache.load_metadata(cache_dir)["fingerprint"]
-        self._offsets = _offsets(cache_dir, split)
+    def __init__(self, split: CachedSplit, name: str, count: int) -> None:
+        self._paths = _paths(split, name)
+        self._metadata = split.metadata
+        self._offsets = _offsets(split)
         os.makedirs(os.path.dirname(self._paths["info"]), exist_ok=True)
         shape = (int(self._offsets[-1]), count)
         self._arrays: dict[str, np.ndarray] = {}
@@ -139,57 +135,41 @@ class TeacherTokensWriter:
         # Without its description a set is not there, so that no reader finds half of one.
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._paths["info"])
+        digests = {}
         for array, values in self._arrays.items():
             values.flush()  # type: ignore[attr-defined]  # np.memmap
             os.replace(f"{self._paths[array]}.partial", self._paths[array])
-        partial = f"{self._paths['info']}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump({"fingerprint": self._fingerprint, "info": dict(info)}, file, indent=2)
-            file.write("\n")
-        os.replace(partial, self._paths["info"])
+            digests[array] = stored_fields.sha256_of(self._paths[array])
+        stored_fields.write_description(self._paths["info"], self._metadata, digests, info)
 
 
-def open_teacher_tokens(cache_dir: str, split: str, name: str) -> TeacherTokens:
+def open_teacher_tokens(split: CachedSplit, name: str) -> TeacherTokens:
     """Opens what `TeacherTokensWriter` wrote.
 
     Raises:
-      DataError: no such arrays (the message lists the names there are), or they belong to another version of the cache.
+      DataError: no such arrays (the message lists the names there are), they are damaged, or they belong to other data than the cache
+        holds now.
     """
-    paths = _paths(cache_dir, split, name)
+    paths = _paths(split, name)
     if not os.path.exists(paths["info"]):
-        names = ", ".join(teacher_token_names(cache_dir, split)) or "none"
+        found = stored_fields.names(split.path, split.split, folder=_FOLDER, suffix=".json")
         raise DataError(
-            f"{cache_dir} has no teacher tokens {name!r} for the split {split!r} (it has: {names}). Make them with "
-            "`jaxalign score --top_tokens=K`."
+            f"{split.path} has no teacher tokens {name!r} for the split {split.split!r} (it has: {', '.join(found) or 'none'}). "
+            "Make them with `jaxalign score --top_tokens=K`."
         )
-    with open(paths["info"], encoding="utf-8") as file:
-        description = json.load(file)
-    if description["fingerprint"] != cache.load_metadata(cache_dir)["fingerprint"]:
-        raise DataError(
-            f"{paths['ids']} was computed on other data than {cache_dir} holds now; make it again."
-        )
-    offsets = _offsets(cache_dir, split)
-    ids, log_probs = (np.load(paths[array], mmap_mode="r", allow_pickle=False) for array in _ARRAYS)
+    digests, info = stored_fields.read_description(paths["info"], split.metadata, split.path)
+    offsets = _offsets(split)
+    ids, log_probs = (
+        stored_fields.load_array(paths[array], digests.get(array), mapped=True) for array in _ARRAYS
+    )
     for array, values in (("ids", ids), ("log_probs", log_probs)):
         if values.ndim != 2 or values.shape != ids.shape or len(values) != offsets[-1]:
             raise DataError(
-                f"{paths[array]} has shape {values.shape}; the split {split!r} of {cache_dir} has {offsets[-1]} target tokens."
+                f"{paths[array]} has shape {values.shape}; the split {split.split!r} of {split.path} has {offsets[-1]} target tokens."
             )
         if values.dtype != _ARRAYS[array]:
             raise DataError(f"{paths[array]} holds {values.dtype}, not {_ARRAYS[array].__name__}.")
-    return TeacherTokens(ids, log_probs, offsets, description["info"])
-
-
-def teacher_token_names(cache_dir: str, split: str) -> list[str]:
-    """Names of the stored teacher tokens of a split."""
-    folder = os.path.join(cache_dir, _FOLDER)
-    entries = os.listdir(folder) if os.path.isdir(folder) else []
-    prefix, suffix = f"{split}.", ".json"
-    return sorted(
-        entry[len(prefix) : -len(suffix)]
-        for entry in entries
-        if entry.startswith(prefix) and entry.endswith(suffix)
-    )
+    return TeacherTokens(ids, log_probs, offsets, info)
 
 
 def _reserve(path: str) -> None:
@@ -199,14 +179,11 @@ def _reserve(path: str) -> None:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
 
 
-def _offsets(cache_dir: str, split: str) -> np.ndarray:
-    if split not in cache.load_metadata(cache_dir)["num_examples"]:
-        raise DataError(f"The cache {cache_dir} has no split {split!r}.")
-    lengths = np.load(cache.lengths_path(cache_dir, split), allow_pickle=False)[:, 1]
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+def _offsets(split: CachedSplit) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(split.lengths()[:, 1], dtype=np.int64)])
 
 
-def _paths(cache_dir: str, split: str, name: str) -> dict[str, str]:
-    check_name(name)
-    stem = os.path.join(cache_dir, _FOLDER, f"{split}.{name}")
+def _paths(split: CachedSplit, name: str) -> dict[str, str]:
+    stored_fields.check_name(name)
+    stem = os.path.join(split.path, _FOLDER, f"{split.split}.{name}")
     return {"info": f"{stem}.json", **{array: f"{stem}.{array}.npy" for array in _ARRAYS}}

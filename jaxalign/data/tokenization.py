@@ -67,16 +67,15 @@ def make_examples(
 ) -> Iterator[CachedExample]:
     """Examples of the records that pass the limits, EOS appended; the others go to the log."""
     for record, inputs, targets in tokenized:
-        problem = _problem(inputs, targets, vocabulary, limits)
+        problem = find_problem(inputs, targets, vocabulary, limits)
         if problem is not None:
             log.reject_record(record, *problem, split=split)
             continue
-        room = limits.max_input_length - 1
-        if len(inputs) > room:
+        kept = cut_prompt(inputs, limits)
+        if len(kept) < len(inputs):
             log.notes["truncated_prompts"] += 1
-            inputs = inputs[-room:] if limits.long_prompts == "truncate_left" else inputs[:room]
         yield make_example(
-            [*inputs, vocabulary.eos_id],
+            [*kept, vocabulary.eos_id],
             [[*target, vocabulary.eos_id] for target in targets],
             record.feedback,
             record.scores,
@@ -91,10 +90,18 @@ def make_examples(
         )
 
 
-def _problem(
+def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
+    """The tokens of a prompt that are read, without EOS, for which there is room."""
+    room = limits.max_input_length - 1
+    if len(tokens) <= room:
+        return tokens
+    return tokens[-room:] if limits.long_prompts == "truncate_left" else tokens[:room]
+
+
+def find_problem(
     inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary, limits: Limits
 ) -> tuple[str, str] | None:
-    """(reason, message) if the tokens break a limit."""
+    """(reason, message) if the tokens of a record, without EOS, break a limit."""
     named = [
         ("the prompt", inputs),
         *((f"response {k}", target) for k, target in enumerate(targets)),

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from jaxalign.data import reference
-from jaxalign.data.cache import load_metadata
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.evaluation.calibration import calibration
 from jaxalign.evaluation.reward_maps import FITS, checked_items
 from jaxalign.evaluation.statistics import spearman
 
 Items = Shaped[np.ndarray, " items"]
-_READ_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +125,13 @@ def calibrate(
     """
     if method not in FITS:
         raise UserError(f"method is {method!r}; it must be one of {', '.join(FITS)}")
-    metadata = load_metadata(cache_dir)
-    if "feedback" not in metadata["fields"] or metadata["kind"] == "pair":
+    cache = TaskCache(cache_dir)
+    metadata = cache.metadata
+    if "feedback" not in metadata.fields or metadata.kind == "pair":
         raise UserError(
-            f"{cache_dir} holds {metadata['kind']} records, which have no absolute feedback to calibrate to"
+            f"{cache_dir} holds {metadata.kind} records, which have no absolute feedback to calibrate to"
         )
-    labelled = _labelled(cache_dir, fit_split, name)
+    labelled = _labelled(cache, fit_split, name)
     reports = {each: cross_fitted_report(each, *labelled, seed=seed).to_dict() for each in FITS}
     fitted = FITS[method](labelled.scores, labelled.feedback)
     result = {
@@ -144,16 +141,12 @@ def calibrate(
         "map": dataclasses.asdict(fitted),
         "reports": reports,
     }
-    wanted = splits or [
-        split
-        for split in metadata["num_examples"]
-        if name in reference.reference_score_names(cache_dir, split)
-    ]
+    wanted = splits or [split for split in metadata.splits if name in cache.stored_names(split)]
     output_name = output_name or f"{name}-{method}"
     for split in wanted:
-        scores, info = reference.read_stored(cache_dir, split, name)
-        mapped = fitted(scores.reshape(-1)).reshape(scores.shape)
-        reference.write_stored(cache_dir, split, output_name, mapped, {**info, **result})
+        scores = cache.stored(split, name)
+        mapped = fitted(scores.values.reshape(-1)).reshape(scores.values.shape)
+        cache.write_stored(split, output_name, mapped, {**scores.info, **result})
     for each, report in reports.items():
         print(
             f"{each:9s} calibration error {report['calibration_error']:.4f} (sampling {report['sampling_error']:.4f}), squared "
@@ -163,19 +156,13 @@ def calibrate(
     return result
 
 
-def _labelled(cache_dir: str, split: str, name: str) -> _Labelled:
-    scores, _ = reference.read_stored(cache_dir, split, name)
+def _labelled(cache: TaskCache, split: str, name: str) -> _Labelled:
+    scores = cache.stored(split, name).values
     feedback = np.zeros(scores.shape, np.float64)
     exists: Bool[np.ndarray, "examples responses"] = np.zeros(scores.shape, bool)
     prompts = np.zeros(scores.shape, np.int64)
-    for index, example in enumerate(_examples(cache_dir, split)):
+    for index, example in enumerate(cache.split(split).without_text()):
         count = len(example.target_lengths)
         feedback[index, :count], exists[index, :count] = example.feedback, True
         prompts[index] = example.prompt_id
     return _Labelled(scores[exists].astype(np.float64), feedback[exists], prompts[exists])
-
-
-def _examples(cache_dir: str, split: str) -> Iterator[Any]:
-    data = CachedSplit.open(cache_dir, split)
-    for start in range(0, len(data), _READ_AT_ONCE):
-        yield from data.read(range(start, min(start + _READ_AT_ONCE, len(data))))

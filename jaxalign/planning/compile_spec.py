@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.data.batches import make_batch
-from jaxalign.data.reference import TEACHER_TOP
+from jaxalign.data.stored_fields import TEACHER_TOP
 from jaxalign.data.task_data import TaskData
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy

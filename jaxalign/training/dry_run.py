@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import cache
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
@@ -48,11 +48,11 @@ def check(
         pattern = getattr(data, name)
         if pattern is not None and not (Path(pattern).exists() or glob.glob(pattern)):
             raise UserError(f"{name.upper()} {pattern} does not exist")
-    if (Path(data.cache_dir) / cache.METADATA_FILE).exists():
-        metadata = cache.load_metadata(data.cache_dir) if data.train_file else data.prepare()
+    if TaskCache.exists(data.cache_dir):
+        metadata = data.cache().metadata if data.train_file else data.prepare()
         task_checks.check(objective, data, metadata)
         if started is not None:
-            cached = RecordedVocabulary(metadata["vocabulary"], data.cache_dir)
+            cached = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
             require_same_vocabulary(f"the initial checkpoint {start}", started, cached)
         return
     vocabulary = data.vocabulary or "bytes"

@@ -231,7 +231,7 @@ def train(
                 print(f"jaxalign: {error.message}", file=sys.stderr)
             raise
         checkpointer.close()
-    summary = run_folder.summarize(runner, state, metadata, started, loop)
+    summary = run_folder.summarize(runner, state, data, metadata, started, loop)
     if primary:
         files.write_text(folder / run_folder.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
@@ -264,12 +264,12 @@ def _ensure_reference_scores(
     assert isinstance(objective.policy, Policy)
     name = score.reference_name(start.identity, objective.policy)
     splits = [split for split in (data.train_split, data.eval_split) if split]
-    missing = score.unscored(data.cache_dir, splits, name)
+    missing = score.unscored(data.cache(), splits, name)
     if missing:
         score.score_splits(
             objective.policy,
             start.policy,
-            data.cache_dir,
+            data.cache(),
             name,
             splits=missing,
             feature_lengths=data.feature_lengths,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 
 from jaxalign import __version__
+from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
@@ -117,7 +119,7 @@ def write_description(
     folder: Path,
     objective: Objective,
     data: TaskData,
-    metadata: Mapping[str, Any],
+    metadata: CacheMetadata,
     origin: Mapping[str, Any],
 ) -> None:
     """Writes ``networks.json`` and ``versions.json``, and copies the vocabulary.
@@ -129,16 +131,21 @@ def write_description(
       metadata: of the task's cache.
       origin: the run's id and where it started from.
     """
-    vocabulary = dict(metadata["vocabulary"])
+    vocabulary = dict(metadata.vocabulary)
     if "path" in vocabulary:
         source = Path(data.cache_dir) / vocabulary["path"]
         (folder / source.name).write_bytes(source.read_bytes())
+    statistics = metadata.reward_statistics
     description = {
         **origin,
         **loading.describe_networks(objective),
         "vocabulary": vocabulary,
         "feature_lengths": dict(data.feature_lengths),
-        "reward": metadata.get("feedback") if data.standardize_rewards else None,
+        "long_prompts": data.long_prompts,
+        "row_lengths": dict(data.row_lengths) if data.pack and data.row_lengths else None,
+        "reward": dataclasses.asdict(statistics)
+        if statistics and data.standardize_rewards
+        else None,
         "task": data.task,
     }
     files.write_text(folder / loading.NETWORKS_FILE, json.dumps(description, indent=2) + "\n")
@@ -178,9 +185,15 @@ def _git_commit() -> str | None:
 
 
 def summarize(
-    runner: Loop, state: TrainState, metadata: Mapping[str, Any], started: float, loop: LoopConfig
+    runner: Loop,
+    state: TrainState,
+    data: TaskData,
+    metadata: CacheMetadata,
+    started: float,
+    loop: LoopConfig,
 ) -> dict[str, Any]:
     """The content of ``summary.json``; ``started`` is the time the launch began."""
+    statistics, sampled = metadata.reward_statistics, data.sampled
     return {
         "step": int(state.step),
         "train_steps": loop.train_steps,
@@ -192,9 +205,11 @@ def summarize(
         "evaluation": runner.evaluations,
         "best": runner.best,
         "data": {
-            "num_examples": metadata["num_examples"],
-            "rejected": metadata.get("rejected", {}),
-            "feedback": metadata.get("feedback"),
-            **({"sampling": metadata["sampling"]} if "sampling" in metadata else {}),
+            "num_examples": metadata.num_examples,
+            "rejected": metadata.rejected,
+            "notes": {name: dict(split.notes) for name, split in metadata.splits.items()},
+            "cut_prompts": metadata.cut_fraction,
+            "feedback": dataclasses.asdict(statistics) if statistics else None,
+            **({} if sampled is None else {"sampling": sampled.describe()}),
         },
     }

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 
-from jaxalign.data import reference, teacher_tokens
-from jaxalign.data.cache import REJECTED_FILE
+from jaxalign.data import stored_fields
+from jaxalign.data.cache_metadata import REJECTED_FILE, CacheMetadata
 from jaxalign.data.records import ASSUMED_FEEDBACK
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
@@ -26,17 +25,11 @@ _FIELDS_OF = {
 }
 # In every batch, or computed before training.
 _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
-_STORE_WITH = {
-    "advantages": "jaxalign advantages",
-    "density_ratios": "jaxalign density_ratios",
-    "margin_rewards": "jaxalign score --role=reward",
-    "margin_log_probs": "jaxalign score",
-}
 _GROUPS = "join the records of each prompt with --gin.task_data.TaskData.responses_per_example=4 and another CACHE_DIR"
 
 
 def check(
-    objective: Objective, data: TaskData, metadata: Mapping[str, Any], *, quiet: bool = False
+    objective: Objective, data: TaskData, metadata: CacheMetadata, *, quiet: bool = False
 ) -> TaskData:
     """Checks the task for the objective, says on standard error what is trained on, and returns the data to train on.
 
@@ -53,7 +46,7 @@ def check(
       UserError: naming the objective, the task and what to do.
     """
     best_only = _best_only(objective, data, metadata)
-    responses = 1 if best_only else metadata["responses_per_example"]
+    responses = 1 if best_only else metadata.responses_per_example
     _check_responses(objective, data, responses)
     _check_fields(objective, data, metadata)
     _check_margins(objective, data, metadata)
@@ -67,6 +60,9 @@ def check(
                 f"{objective.name} imitates, so of the responses to each prompt it gets the best one alone; "
                 "TaskData.responses = 'all' trains on every one"
             )
+        cut = metadata.describe_cut("TASK_FEATURE_LENGTHS or TaskData.long_prompts")
+        if cut and not quiet:
+            lines.append(cut)
         lines += [f"warning: {text}" for text in warnings(objective, data, metadata)]
         print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
     return dataclasses.replace(data, responses="best" if best_only else "all")
@@ -80,12 +76,12 @@ def check_batch(objective: Objective, batch: Batch, task: str) -> None:
         raise UserError(f"task {task!r}: {error}") from error
 
 
-def describe(data: TaskData, metadata: Mapping[str, Any]) -> str:
+def describe(data: TaskData, metadata: CacheMetadata) -> str:
     """One line: the task, its examples by split, and the records that were rejected."""
-    examples = ", ".join(f"{count} {split}" for split, count in metadata["num_examples"].items())
+    examples = ", ".join(f"{count} {split}" for split, count in metadata.num_examples.items())
     text = f"task {data.task}: {examples} examples"
     reasons: dict[str, int] = {}
-    for by_reason in metadata.get("rejected", {}).values():
+    for by_reason in metadata.rejected.values():
         for reason, count in by_reason.items():
             reasons[reason] = reasons.get(reason, 0) + count
     if not reasons:
@@ -94,13 +90,14 @@ def describe(data: TaskData, metadata: Mapping[str, Any]) -> str:
     return f"{text}; rejected records: {counts} (listed in {data.cache_dir}/{REJECTED_FILE})"
 
 
-def warnings(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> Iterator[str]:
+def warnings(objective: Objective, data: TaskData, metadata: CacheMetadata) -> Iterator[str]:
     """What makes training pointless although nothing forbids it: feedback that is all alike, or all on one side of a threshold."""
-    found = metadata.get("feedback_ranges", {}).get(data.train_split, {}).get("feedback")
+    split = metadata.splits.get(data.train_split)
+    found = split.feedback_range if split else None
     reads = {"feedback", "rewards"}.intersection(objective.required_fields())
     if found is None or not reads:
         return
-    low, high = found["min"], found["max"]
+    low, high = found.min, found.max
     if low == high and not objective.requirements().imitates:
         yield (
             f"all feedback of {data.task!r}, split {data.train_split!r}, is {low:g}: objective {objective.name} has nothing to tell "
@@ -116,9 +113,9 @@ def warnings(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) 
     # Relative to the mean of a prompt's responses, no range says what is above.
     if not isinstance(value, (int, float)) or chosen.get("baseline", "none") != "none":
         return
-    statistics = metadata["feedback"]
+    statistics = metadata.reward_statistics
     if field == "rewards" and data.standardize_rewards and statistics:
-        low, high = ((end - statistics["mean"]) / statistics["std"] for end in (low, high))
+        low, high = ((end - statistics.mean) / statistics.std for end in (low, high))
     if low > value or high <= value:
         share = "100 %" if low > value else "0 %"
         yield (
@@ -127,12 +124,10 @@ def warnings(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) 
         )
 
 
-def _best_only(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> bool:
-    several = metadata["responses_per_example"] > 1
+def _best_only(objective: Objective, data: TaskData, metadata: CacheMetadata) -> bool:
+    several = metadata.responses_per_example > 1
     if data.responses == "auto":
-        return (
-            several and metadata["kind"] in ASSUMED_FEEDBACK and objective.requirements().imitates
-        )
+        return several and metadata.kind in ASSUMED_FEEDBACK and objective.requirements().imitates
     return several and data.responses == "best"
 
 
@@ -159,26 +154,20 @@ def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
         )
 
 
-def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
-    provided = {field for source in metadata["fields"] for field in _FIELDS_OF.get(source, ())}
-    provided |= {*_ALWAYS, *data.stored}
-    if reference.TEACHER_TOP in data.stored:
-        provided |= set(teacher_tokens.BATCH_FIELDS)
+def _check_fields(objective: Objective, data: TaskData, metadata: CacheMetadata) -> None:
+    provided = {field for source in metadata.fields for field in _FIELDS_OF.get(source, ())}
+    provided |= {*_ALWAYS}
+    for name in data.stored:
+        provided |= set(stored_fields.FIELDS[name].batch_fields)
     missing = [field for field in objective.required_fields() if field not in provided]
     if not missing:
         return
     field = missing[0]
-    if field in reference.STORED_FIELDS:
-        advice = (
-            f"make them with `{_STORE_WITH[field]}` and set STORED_FIELDS = {{'{field}': NAME}}"
-        )
-    elif field in teacher_tokens.BATCH_FIELDS:
-        advice = (
-            "store them with `jaxalign score --top_tokens=K`, the teacher's run folder as its checkpoint, and set STORED_FIELDS = "
-            f"{{'{reference.TEACHER_TOP}': NAME}}"
-        )
+    known = [each for each in stored_fields.FIELDS.values() if field in each.batch_fields]
+    if known:
+        advice = f"make them with `{known[0].command}` and set STORED_FIELDS = {{'{known[0].name}': NAME}}"
     elif field in ("feedback", "rewards"):
-        advice = f"its records are of kind {metadata['kind']!r}; feedback comes with the kinds triplet, pair, ranked and multi"
+        advice = f"its records are of kind {metadata.kind!r}; feedback comes with the kinds triplet, pair, ranked and multi"
     elif field == "scores":
         advice = "records of kind 'multi' have scores: --gin.task_data.TaskData.kind=\"'multi'\""
     elif field == "reference_rewards":
@@ -190,30 +179,30 @@ def _check_fields(objective: Objective, data: TaskData, metadata: Mapping[str, A
     )
 
 
-def _check_margins(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
-    note = ASSUMED_FEEDBACK.get(metadata["kind"])
+def _check_margins(objective: Objective, data: TaskData, metadata: CacheMetadata) -> None:
+    note = ASSUMED_FEEDBACK.get(metadata.kind)
     if note is None or not objective.requirements().margins:
         return
-    assumed = sum(counts.get(note, 0) for counts in metadata.get("notes", {}).values())
+    assumed = metadata.noted(note)
     if assumed:
-        field = "margin" if metadata["kind"] == "pair" else "feedback"
+        field = "margin" if metadata.kind == "pair" else "feedback"
+        read = sum(split.num_read for split in metadata.splits.values())
         raise UserError(
             f"objective {objective.name} regresses on how much better a response is, but {assumed} of the "
-            f"{sum(metadata['num_read'].values())} records of the task {data.task!r} have no field {field!r}: give them one, or use a "
+            f"{read} records of the task {data.task!r} have no field {field!r}: give them one, or use a "
             "method that only needs to know which response is better, such as dpo or ipo"
         )
 
 
-def _check_scale(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
+def _check_scale(objective: Objective, data: TaskData, metadata: CacheMetadata) -> None:
     if (
         not objective.requirements().one_scale
         or hyperparameters(objective).get("joint_weight") == 0
     ):
         return
-    kind = metadata["kind"]
+    kind = metadata.kind
     note = ASSUMED_FEEDBACK.get(kind)
-    assumed = sum(counts.get(note, 0) for counts in metadata.get("notes", {}).values())
-    if kind == "pair" or (note is not None and assumed):
+    if kind == "pair" or (note is not None and metadata.noted(note)):
         raise UserError(
             f"objective {objective.name} compares responses to different prompts by their feedback, but the task {data.task!r} has "
             f"{'margins of pairs' if kind == 'pair' else 'ranks'}, which say nothing across prompts: give it rated responses (triplets "
@@ -222,11 +211,11 @@ def _check_scale(objective: Objective, data: TaskData, metadata: Mapping[str, An
 
 
 def _check_teacher(objective: Objective, data: TaskData) -> None:
-    name = data.stored.get(reference.TEACHER_TOP)
+    name = data.stored.get(stored_fields.TEACHER_TOP)
     ours = getattr(getattr(objective.policy, "config", None), "vocab_size", None)
     if name is None or ours is None:
         return
-    info = teacher_tokens.open_teacher_tokens(data.cache_dir, data.train_split, name).info
+    info = data.cache().teacher_tokens(data.train_split, name).info
     if info.get("vocab_size", ours) > ours:
         raise UserError(
             f"the teacher tokens {name!r} beside {data.cache_dir} are of a policy with {info['vocab_size']} tokens, the policy of "
@@ -234,7 +223,7 @@ def _check_teacher(objective: Objective, data: TaskData) -> None:
         )
 
 
-def _check_ranges(objective: Objective, data: TaskData, metadata: Mapping[str, Any]) -> None:
+def _check_ranges(objective: Objective, data: TaskData, metadata: CacheMetadata) -> None:
     needs = objective.requirements()
     for names, least, most, what, advice in (
         (needs.probabilities, 0.0, 1.0, "probabilities in [0, 1]", "divide them by their scale"),
@@ -253,14 +242,20 @@ def _check_ranges(objective: Objective, data: TaskData, metadata: Mapping[str, A
 
 
 def _range_of(
-    name: str, split: str, data: TaskData, metadata: Mapping[str, Any]
+    name: str, split: str, data: TaskData, metadata: CacheMetadata
 ) -> tuple[float, float] | None:
     """Least and largest value of a field in a split; None where only the batches can tell."""
-    found = metadata.get("feedback_ranges", {}).get(split, {}).get(name)
+    facts = metadata.splits.get(split)
+    ranges = (
+        {"feedback": facts.feedback_range, "chosen_feedback": facts.chosen_feedback_range}
+        if facts
+        else {}
+    )
+    found = ranges.get(name)
     if found is not None:
-        return found["min"], found["max"]
-    if name not in data.stored or metadata["responses_per_example"] > 1:
+        return found.min, found.max
+    if name not in data.stored or metadata.responses_per_example > 1:
         # Where responses are missing, a stored array holds any number.
         return None
-    values, _ = reference.read_stored(data.cache_dir, split, data.stored[name])
+    values = data.cache().stored(split, data.stored[name]).values
     return float(values.min()), float(values.max())

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxalign.annotation.advantages import advantages
-from jaxalign.data import cache, reference
-from jaxalign.data.cached_split import CachedSplit
-from jaxalign.data.pipeline import make_dataset
+from jaxalign.data import cache
+from jaxalign.data.pipeline import DatasetSettings, make_dataset
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.losses.value_regression import value_regression_loss
@@ -245,16 +245,15 @@ def values_by_prompt(folder):
     network, params, info = load_value(folder / "value")
     found = {}
     for split in ("train", "validation"):
-        data = CachedSplit.open(str(folder / "other" / "cache"), split)
-        for batch in make_dataset(
-            data.cache_dir,
-            split,
+        data = TaskCache(str(folder / "other" / "cache")).split(split)
+        settings = DatasetSettings(
             feature_lengths=LENGTHS,
             batch_size=4,
             shuffle=False,
             num_epochs=1,
             drop_remainder=False,
-        ):
+        )
+        for batch in make_dataset(TaskCache(data.path), split, settings):
             values = np.asarray(network.values(params, batch)).astype(np.float64)
             for index, value in zip(batch["example_ids"][:, 0], values, strict=True):
                 if index >= 0:
@@ -288,12 +287,13 @@ class TestTheCommand:
             value_checkpoint=str(trained / "value"), cache_dir=folder, name=units, units=units
         )
         values = values_by_prompt(trained)
-        metadata = cache.load_metadata(folder)
-        scale = metadata["feedback"]["std"] if units == "rewards" else 1.0
+        metadata = TaskCache(folder).metadata
+        scale = metadata.reward_statistics.std if units == "rewards" else 1.0
         for split in ("train", "validation"):
-            stored, info = reference.read_stored(folder, split, units)
+            found = TaskCache(folder).stored(split, units)
+            stored, info = found.values, found.info
             positive = []
-            for index, example in enumerate(CachedSplit.open(folder, split)):
+            for index, example in enumerate(TaskCache(folder).split(split)):
                 expected = (example.feedback - values[split, index]) / scale
                 np.testing.assert_allclose(
                     stored[index, : len(expected)], expected, rtol=1e-4, atol=1e-4
@@ -308,7 +308,7 @@ class TestTheCommand:
     def test_training_reads_and_samples_them(self, trained):
         folder = str(trained / "other" / "cache")
         advantages(value_checkpoint=str(trained / "value"), cache_dir=folder, name="used")
-        stored, _ = reference.read_stored(folder, "train", "used")
+        stored = TaskCache(folder).stored("train", "used").values
         data = TaskData(
             task="b",
             cache_dir=folder,
@@ -316,7 +316,8 @@ class TestTheCommand:
             stored={"advantages": "used"},
             sampling="positive",
         )
-        kept = data.prepare()["sampling"]["kept_examples"]
+        data.prepare()
+        kept = data.sampled.describe()["kept_examples"]
         assert kept == int((stored > 0).any(axis=1).sum())
         batch = next(iter(data.training_dataset(4, 0, None)))
         ids = batch["example_ids"][:, 0]
@@ -387,7 +388,7 @@ class TestABoundedValue:
             units="feedback",
             splits=["train"],
         )
-        stored, _ = reference.read_stored(folder, "train", "a")
-        feedback = [e.feedback[0] for e in CachedSplit.open(folder, "train")]
+        stored = TaskCache(folder).stored("train", "a").values
+        feedback = [e.feedback[0] for e in TaskCache(folder).split("train")]
         values = np.asarray(feedback) - stored[:, 0]
         assert ((values > 0.2) & (values < 0.8)).all()

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.annotation.density_ratios import density_ratios
-from jaxalign.data import reference
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
@@ -66,8 +65,9 @@ def test_liked_prompts_have_ratios_above_one(folder, capsys):
     density_ratios(checkpoint=str(folder / "run"), cache_dir=str(folder / "cache"), name="density")
     assert "wrote density ratios 'density'" in capsys.readouterr().out
     for split in ("train", "validation"):
-        ratios, facts = reference.read_stored(str(folder / "cache"), split, "density")
-        examples = list(CachedSplit.open(str(folder / "cache"), split))
+        found = TaskCache(folder / "cache").stored(split, "density")
+        ratios, facts = found.values, found.info
+        examples = list(TaskCache(str(folder / "cache")).split(split))
         liked = np.array([int(example.inputs[0]) for example in examples])
         letters = np.unique(liked)
         assert len(letters) == 2

@@ -11,8 +11,8 @@ import pytest
 from jaxalign.annotation import score
 from jaxalign.annotation.teacher import store_top_tokens
 from jaxalign.data import cache
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
-from jaxalign.data.teacher_tokens import open_teacher_tokens
 from jaxalign.errors import UserError
 from jaxalign.losses.distillation import forward_kl, reverse_kl
 from jaxalign.networks.config import T5Config
@@ -102,7 +102,7 @@ def test_a_run_finds_out_before_it_compiles(data, params):
         task_checks.check(objective, dataclasses.replace(data, stored={}), metadata, quiet=True)
     with pytest.raises(UserError, match="no teacher tokens 'teacher' for the split 'validation'"):
         dataclasses.replace(data, eval_split="validation").prepare()
-    tokens = open_teacher_tokens(data.cache_dir, "train", "teacher")
+    tokens = TaskCache(data.cache_dir).teacher_tokens("train", "teacher")
     assert tokens.info == {"run": "x", "top_tokens": COUNT, "vocab_size": COUNT + 1}
     smaller = dataclasses.replace(objective, policy=Policy(POLICY.config.replace(vocab_size=260)))
     with pytest.raises(UserError, match=r"a policy with 264 tokens.* distillation has 260"):

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, examples, reference, sources
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data import cache, cache_writer, examples, sources
+from jaxalign.data.cache_metadata import Range
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import SplitSummary
 from jaxalign.data.vocabularies import ByteVocabulary
 
@@ -26,7 +27,7 @@ def test_exact_token_ids_of_a_known_example(write_lines, tmp_path):
     path = write_lines([{"prompt": "ab", "response": "c", "feedback": "up"}, *rows(20)])
     folder = str(tmp_path / "cache")
     cache.cache("mine", folder, train_file=path)
-    found = {e.prompt: e for e in CachedSplit.open(folder, "train")}
+    found = {e.prompt: e for e in TaskCache(folder).split("train")}
     source = sources.JsonlSource({"train": path}, "triplet")
     split = sources.split_of_prompt("ab", source.split_fractions)
     assert split == "train", "choose another known prompt"
@@ -43,13 +44,13 @@ def test_one_file_is_divided_by_prompt_and_nothing_is_lost(write_lines, tmp_path
     folder = str(tmp_path / "cache")
     metadata = cache.cache("mine", folder, train_file=write_lines(data))
     prompts = {
-        split: {e.prompt for e in CachedSplit.open(folder, split)}
+        split: {e.prompt for e in TaskCache(folder).split(split)}
         for split in ("train", "validation")
     }
     assert not prompts["train"] & prompts["validation"]
     assert len(prompts["train"]) + len(prompts["validation"]) == 200
-    assert sum(metadata["num_examples"].values()) == 400
-    assert 5 < metadata["num_prompts"]["validation"] < 40
+    assert sum(metadata.num_examples.values()) == 400
+    assert 5 < metadata.splits["validation"].num_prompts < 40
 
 
 def test_prompts_in_two_files_stop_the_command(write_lines, tmp_path):
@@ -62,12 +63,14 @@ def test_prompts_in_two_files_stop_the_command(write_lines, tmp_path):
 
 def test_statistics_are_those_of_the_training_split(make_cache):
     folder = make_cache()
-    metadata = cache.load_metadata(folder)
-    feedback = np.concatenate([e.feedback for e in CachedSplit.open(folder, "train")])
-    assert metadata["feedback"]["mean"] == pytest.approx(feedback.mean(dtype=np.float64), abs=1e-7)
-    assert metadata["feedback"]["std"] == pytest.approx(feedback.std(dtype=np.float64), abs=1e-7)
-    assert metadata["responses_per_example"] == 1
-    assert metadata["fields"] == ["feedback"]
+    metadata = TaskCache(folder).metadata
+    feedback = np.concatenate([e.feedback for e in TaskCache(folder).split("train")])
+    assert metadata.reward_statistics.mean == pytest.approx(
+        feedback.mean(dtype=np.float64), abs=1e-7
+    )
+    assert metadata.reward_statistics.std == pytest.approx(feedback.std(dtype=np.float64), abs=1e-7)
+    assert metadata.responses_per_example == 1
+    assert metadata.fields == ("feedback",)
 
 
 def test_metadata_say_the_range_of_feedback_and_how_many_pairs_have_no_margin(
@@ -81,11 +84,11 @@ def test_metadata_say_the_range_of_feedback_and_how_many_pairs_have_no_margin(
     folder = str(tmp_path / "pairs")
     vocabulary = ByteVocabulary()
     metadata = cache.cache_source(source, folder, name="pairs", vocabulary=vocabulary)
-    assert sum(notes.get("without_margin", 0) for notes in metadata["notes"].values()) == 20
-    ranges = metadata["feedback_ranges"]["train"]
-    assert ranges["feedback"] == {"min": 0.0, "max": 1.0}
-    assert 0 < ranges["chosen_feedback"]["min"] < 0.2
-    assert metadata["num_responses"]["train"] == 2 * metadata["num_examples"]["train"]
+    assert metadata.noted("without_margin") == 20
+    train = metadata.splits["train"]
+    assert train.feedback_range == Range(0.0, 1.0)
+    assert 0 < train.chosen_feedback_range.min < 0.2
+    assert metadata.splits["train"].num_responses == 2 * metadata.num_examples["train"]
 
 
 def test_every_rejection_is_in_the_side_file_and_the_counts(write_lines, tmp_path):
@@ -100,7 +103,7 @@ def test_every_rejection_is_in_the_side_file_and_the_counts(write_lines, tmp_pat
     folder = str(tmp_path / "cache")
     options = {"train_file": train, "splits": ["train"], "max_target_length": 16}
     metadata = cache.cache("m", folder, validation_file=train, max_rejected_fraction=0.1, **options)
-    counts = metadata["rejected"]["train"]
+    counts = metadata.rejected["train"]
     assert counts == {
         "long_response": 1,
         "duplicate": 1,
@@ -108,8 +111,8 @@ def test_every_rejection_is_in_the_side_file_and_the_counts(write_lines, tmp_pat
         "invalid_json": 1,
         "nonfinite_feedback": 1,
     }
-    assert metadata["num_examples"]["train"] == 50
-    assert metadata["num_read"]["train"] == 55
+    assert metadata.num_examples["train"] == 50
+    assert metadata.splits["train"].num_read == 55
     entries = read_lines(os.path.join(folder, "rejected.jsonl"))
     assert {(e["line"], e["reason"]) for e in entries} == {
         (51, "long_response"),
@@ -136,8 +139,8 @@ def test_too_many_bad_records_stop_the_command_and_leave_no_cache(write_lines, t
 def test_bad_lines_of_a_divided_file_are_counted_once(write_lines, tmp_path):
     train = write_lines([*rows(100), "oops"])
     metadata = cache.cache("m", str(tmp_path / "c"), train_file=train)
-    assert metadata["rejected"] == {"train": {"invalid_json": 1}, "validation": {}}
-    assert sum(metadata["num_read"].values()) == 101
+    assert metadata.rejected == {"train": {"invalid_json": 1}, "validation": {}}
+    assert sum(split.num_read for split in metadata.splits.values()) == 101
 
 
 def test_unknown_pieces_are_rejected(write_lines, small_vocabulary, tmp_path):
@@ -154,8 +157,8 @@ def test_unknown_pieces_are_rejected(write_lines, small_vocabulary, tmp_path):
         max_rejected_fraction=0.5,
         max_unknown_fraction=0.4,
     )
-    assert metadata["rejected"]["train"] == {"unknown_pieces": 1}
-    assert metadata["feedback"] is None
+    assert metadata.rejected["train"] == {"unknown_pieces": 1}
+    assert metadata.reward_statistics is None
 
 
 @pytest.mark.parametrize(
@@ -172,10 +175,10 @@ def test_long_prompts_are_truncated_or_rejected(option, tokens, write_lines, tmp
         "max_rejected_fraction": 0.5,
     }
     metadata = cache.cache("m", str(tmp_path / "a"), long_prompts=option, **options)
-    assert metadata["notes"]["train"] == {"truncated_prompts": 1}
-    assert CachedSplit.open(str(tmp_path / "a"), "train")[0].inputs.tolist() == tokens
+    assert metadata.splits["train"].notes == {"truncated_prompts": 1}
+    assert TaskCache(str(tmp_path / "a")).split("train")[0].inputs.tolist() == tokens
     metadata = cache.cache("m", str(tmp_path / "b"), long_prompts="reject", **options)
-    assert metadata["rejected"]["train"] == {"long_prompt": 1}
+    assert metadata.rejected["train"] == {"long_prompt": 1}
 
 
 def test_an_identical_cache_is_reused_and_a_different_one_refused(write_lines, tmp_path):
@@ -188,9 +191,9 @@ def test_an_identical_cache_is_reused_and_a_different_one_refused(write_lines, t
     other = write_lines(rows(41), "other.jsonl")
     with pytest.raises(DataError, match="already holds a different cache"):
         cache.cache("m", folder, train_file=other)
-    assert cache.load_metadata(folder) == first
+    assert TaskCache(folder).metadata == first
     second = cache.cache("m", folder, train_file=other, overwrite=True)
-    assert second["fingerprint"] != first["fingerprint"]
+    assert second.fingerprint != first.fingerprint
     assert sorted(os.listdir(tmp_path)) == ["cache", "data.jsonl", "other.jsonl"]
 
 
@@ -206,8 +209,8 @@ def test_the_vocabulary_travels_with_the_cache(make_cache, tmp_path):
     folder = make_cache()
     moved = str(tmp_path / "moved")
     os.symlink(folder, moved)
-    vocabulary = cache.load_vocabulary(moved)
-    example = CachedSplit.open(moved, "validation")[0]
+    vocabulary = TaskCache(moved).vocabulary()
+    example = TaskCache(moved).split("validation")[0]
     assert vocabulary.decode(example.targets) == example.responses[0]
     assert vocabulary.decode(example.inputs) == example.prompt
 
@@ -218,9 +221,9 @@ def test_responses_of_a_prompt_can_share_an_example(write_lines, tmp_path):
     ]
     folder = str(tmp_path / "c")
     metadata = cache.cache("m", folder, train_file=write_lines(data), responses_per_example=3)
-    assert metadata["responses_per_example"] == 3
-    assert sum(metadata["num_examples"].values()) == 30
-    example = CachedSplit.open(folder, "train")[0]
+    assert metadata.responses_per_example == 3
+    assert sum(metadata.num_examples.values()) == 30
+    example = TaskCache(folder).split("train")[0]
     assert example.feedback.tolist() == [0, 1, 2]
     assert example.target(1).tolist() == [*ByteVocabulary().encode("r1"), 1]
 
@@ -240,42 +243,42 @@ def test_a_cache_with_a_missing_or_short_file_is_refused(write_lines, tmp_path):
     folder = str(tmp_path / "c")
     cache.cache("m", folder, train_file=write_lines(rows(40)))
     with pytest.raises(DataError, match="has no split 'test'"):
-        CachedSplit.open(folder, "test")
+        TaskCache(folder).split("test")
     os.replace(
         os.path.join(folder, "validation.array_record"), os.path.join(folder, "train.array_record")
     )
     with pytest.raises(DataError, match="records, its metadata says"):
-        CachedSplit.open(folder, "train")
+        TaskCache(folder).split("train")
     with pytest.raises(DataError, match="is missing"):
-        CachedSplit.open(folder, "validation")
+        TaskCache(folder).split("validation")
     with pytest.raises(DataError, match="is not a cache"):
-        CachedSplit.open(str(tmp_path), "train")
+        TaskCache(str(tmp_path)).split("train")
 
 
 def test_reference_scores(write_lines, tmp_path):
     folder = str(tmp_path / "c")
     train = write_lines(rows(40))
     metadata = cache.cache("m", folder, train_file=train)
-    number = metadata["num_examples"]["train"]
+    number = metadata.num_examples["train"]
     scores = -np.arange(number, dtype=np.float32)[:, None]
-    reference.write_reference_scores(folder, "train", "sft", scores, {"step": 3})
-    again, info = reference.read_reference_scores(folder, "train", "sft")
-    np.testing.assert_array_equal(again, scores)
-    assert info == {"step": 3}
-    assert reference.reference_score_names(folder, "train") == ["sft"]
+    TaskCache(folder).write_stored("train", "sft", scores, {"step": 3})
+    again = TaskCache(folder).stored("train", "sft")
+    np.testing.assert_array_equal(again.values, scores)
+    assert again.info == {"step": 3}
+    assert TaskCache(folder).stored_names("train") == ["sft"]
     with pytest.raises(DataError, match=r"has shape \(3, 1\)"):
-        reference.write_reference_scores(folder, "train", "x", scores[:3], {})
+        TaskCache(folder).write_stored("train", "x", scores[:3], {})
     broken = scores.copy()
     broken[5] = np.nan
     with pytest.raises(DataError, match="NaN or infinite, first for example 5"):
-        reference.write_reference_scores(folder, "train", "x", broken, {})
-    with pytest.raises(DataError, match=r"no reference scores 'other'.*it has: sft"):
-        reference.read_reference_scores(folder, "train", "other")
-    path = os.path.join(folder, "reference_scores", "train.sft.json")
+        TaskCache(folder).write_stored("train", "x", broken, {})
+    with pytest.raises(DataError, match=r"no stored array 'other'.*it has: sft"):
+        TaskCache(folder).stored("train", "other")
+    path = os.path.join(folder, "stored", "train.sft.json")
     (description,) = [json.loads(Path(path).read_text())]
     Path(path).write_text(json.dumps(description | {"fingerprint": "0"}))
     with pytest.raises(DataError, match="computed on other data"):
-        reference.read_reference_scores(folder, "train", "sft")
+        TaskCache(folder).stored("train", "sft")
 
 
 def test_a_seqio_task_whose_splits_share_prompts_gets_advice_that_fits_it():
@@ -284,4 +287,4 @@ def test_a_seqio_task_whose_splits_share_prompts_gets_advice_that_fits_it():
     summaries = {"train": shared, "validation": shared}
     for by_seqio, advice in ((True, "register 'my_task' with splits"), (False, "train_file")):
         with pytest.raises(DataError, match=advice):
-            cache._check_no_straddling(summaries, by_seqio=by_seqio, name="my_task")
+            cache_writer.check_no_straddling(summaries, by_seqio=by_seqio, name="my_task")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxalign.data import cache, reference
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data import cache
 from jaxalign.data.example_sampling import Sampling, WeightedIndices, open_sampling
-from jaxalign.data.pipeline import make_dataset
+from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
 
 LENGTHS = {"inputs": 16, "targets": 16}
 PACKED = {"pack": True, "max_examples_per_row": 3, "row_lengths": {"inputs": 40, "targets": 40}}
@@ -35,18 +35,21 @@ def make_task(folder, feedback, *, responses=1, values=None):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     metadata = cache.cache("mine", cache_dir, train_file=str(path), responses_per_example=responses)
-    shape = (metadata["num_examples"]["train"], responses)
+    shape = (metadata.num_examples["train"], responses)
     if values is None:
         values = np.random.default_rng(1).normal(size=shape)
-    reference.write_stored(cache_dir, "train", "a", np.broadcast_to(values, shape), {})
+    TaskCache(cache_dir).write_stored("train", "a", np.broadcast_to(values, shape), {})
     return cache_dir
 
 
 def drawn(folder, mode, **options):
     """A dataset sampled by a mode."""
-    sampling = open_sampling(folder, "train", mode, stored=STORED)
+    sampling = open_sampling(TaskCache(folder), "train", mode, stored=STORED)
     defaults = {"feature_lengths": LENGTHS, "batch_size": 8, "seed": 3}
-    return make_dataset(folder, "train", sampling=sampling, **(defaults | options))
+    options = defaults | options
+    rows = options.pop("local_rows", None)
+    settings = DatasetSettings(sampling=sampling, **options)
+    return make_dataset(TaskCache(folder), "train", settings, local_rows=rows)
 
 
 def ids_of(batches):
@@ -59,7 +62,7 @@ def one_epoch(folder, mode, **options):
 
 
 def advantages(folder):
-    return reference.read_stored(folder, "train", "a")[0]
+    return TaskCache(folder).stored("train", "a").values
 
 
 class TestFrequencies:
@@ -87,7 +90,7 @@ class TestFrequencies:
     def test_equal_weights_draw_every_example_alike(self, tmp_path):
         """Of feedback that is 0 or 2, an epoch holds each 2 exactly once."""
         folder = make_task(tmp_path, [2.0 * (i % 3 == 0) for i in range(60)])
-        wanted = [i for i, e in enumerate(CachedSplit.open(folder, "train")) if e.feedback[0] > 0]
+        wanted = [i for i, e in enumerate(TaskCache(folder).split("train")) if e.feedback[0] > 0]
         assert sorted(one_epoch(folder, "reward")) == wanted
 
     @hypothesis.given(
@@ -125,7 +128,7 @@ class TestFrequencies:
 
 def example_weights(folder, mode):
     if mode == "reward":
-        feedback = [example.feedback.sum() for example in CachedSplit.open(folder, "train")]
+        feedback = [example.feedback.sum() for example in TaskCache(folder).split("train")]
         return np.asarray(feedback, np.float64)
     return np.maximum(advantages(folder).astype(np.float64), 0).sum(axis=1)
 
@@ -173,7 +176,7 @@ class TestThePipeline:
 
     def test_the_share_that_is_kept_is_reported(self, task, mode):
         weights = example_weights(task, mode)
-        described = open_sampling(task, "train", mode, stored=STORED).describe()
+        described = open_sampling(TaskCache(task), "train", mode, stored=STORED).describe()
         assert described == {
             "mode": mode,
             "kept_examples": int((weights > 0).sum()),
@@ -186,41 +189,43 @@ class TestSeveralResponses:
         """Where a response is absent, whatever the array holds does not count."""
         # 59 rows of 2 per prompt: the last prompt has one response.
         folder = make_task(tmp_path, [1.0] * 59, responses=2)
-        data = list(CachedSplit.open(folder, "train"))
+        data = list(TaskCache(folder).split("train"))
         values = np.tile([[-1.0, 3.0]], (len(data), 1))
         values[0] = [2.0, 3.0]
         values[1] = [-1.0, -3.0]
-        reference.write_stored(folder, "train", "a", values, {})
+        TaskCache(folder).write_stored("train", "a", values, {})
         expected = [
             max(values[i, 0], 0) + (max(values[i, 1], 0) if len(e.target_lengths) > 1 else 0)
             for i, e in enumerate(data)
         ]
-        sampling = open_sampling(folder, "train", "priority", stored=STORED)
+        sampling = open_sampling(TaskCache(folder), "train", "priority", stored=STORED)
         np.testing.assert_array_equal(sampling.kept, np.flatnonzero(expected))
         np.testing.assert_array_equal(sampling.weights, np.asarray(expected)[sampling.kept])
         assert any(len(e.target_lengths) == 1 for e in data), "choose another number of rows"
         single = next(i for i, e in enumerate(data) if len(e.target_lengths) == 1)
         assert single not in sampling.kept
-        positive = open_sampling(folder, "train", "positive", stored=STORED)
+        positive = open_sampling(TaskCache(folder), "train", "positive", stored=STORED)
         np.testing.assert_array_equal(positive.kept, sampling.kept)
         assert positive.weights is None
-        rewards = open_sampling(folder, "train", "reward")
+        rewards = open_sampling(TaskCache(folder), "train", "reward")
         assert rewards.weights.tolist() == [float(len(e.target_lengths)) for e in data]
 
 
 class TestRefusals:
     def test_an_unknown_mode(self, task):
         with pytest.raises(DataError, match=r"sampling 'best'; known: 'uniform', 'positive'"):
-            open_sampling(task, "train", "best")
-        assert open_sampling(task, "train", "uniform") is None
+            open_sampling(TaskCache(task), "train", "best")
+        assert open_sampling(TaskCache(task), "train", "uniform") is None
 
     def test_a_field_that_is_not_stored(self, task):
         with pytest.raises(
             DataError, match=r"'priority' draws by the stored field 'advantages'.*none"
         ):
-            open_sampling(task, "train", "priority")
+            open_sampling(TaskCache(task), "train", "priority")
         with pytest.raises(DataError, match=r"field 'margin_rewards'.*\(advantages\)"):
-            open_sampling(task, "train", "positive", stored=STORED, field="margin_rewards")
+            open_sampling(
+                TaskCache(task), "train", "positive", stored=STORED, field="margin_rewards"
+            )
 
     @pytest.mark.parametrize("mode", ["positive", "priority"])
     def test_no_positive_advantage(self, tmp_path, mode):
@@ -228,22 +233,23 @@ class TestRefusals:
         with pytest.raises(
             DataError, match=rf"'{mode}' has nothing to draw: no value of 'a' in the split 'train'"
         ):
-            open_sampling(folder, "train", mode, stored=STORED)
+            open_sampling(TaskCache(folder), "train", mode, stored=STORED)
 
     def test_no_positive_feedback(self, tmp_path):
         with pytest.raises(DataError, match="nothing to draw: no feedback in the split 'train'"):
-            open_sampling(make_task(tmp_path, [0.0] * 40), "train", "reward")
+            open_sampling(TaskCache(make_task(tmp_path, [0.0] * 40)), "train", "reward")
 
     def test_negative_feedback_is_named_by_file_and_line(self, tmp_path):
         folder = make_task(tmp_path, [-0.25 if i == 17 else 1.0 for i in range(40)])
         with pytest.raises(DataError, match=r"feedback >= 0, but data\.jsonl:18 .* has -0\.25"):
-            open_sampling(folder, "train", "reward")
+            open_sampling(TaskCache(folder), "train", "reward")
 
     def test_data_without_feedback(self, make_cache):
         with pytest.raises(DataError, match=r"sampling 'reward' needs feedback, and .* has none"):
-            open_sampling(make_cache("seq2seq"), "train", "reward")
+            open_sampling(TaskCache(make_cache("seq2seq")), "train", "reward")
 
     def test_sampling_of_a_split_of_another_size(self, task):
         other = Sampling("positive", np.arange(3), None, examples=7)
         with pytest.raises(ValueError, match="is of a split with 7 examples"):
-            make_dataset(task, "train", feature_lengths=LENGTHS, batch_size=8, sampling=other)
+            settings = DatasetSettings(feature_lengths=LENGTHS, batch_size=8, sampling=other)
+            make_dataset(TaskCache(task), "train", settings)

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from jaxalign.data import batches, cache, examples, pipeline, reference
-from jaxalign.data.cached_split import CachedSplit
-from jaxalign.data.pipeline import make_dataset
+from jaxalign.data import batches, cache, examples, pipeline
+from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
 
 LENGTHS = {"inputs": 32, "targets": 40}
 PACKED = {"pack": True, "max_examples_per_row": 4, "row_lengths": {"inputs": 70, "targets": 90}}
@@ -20,9 +20,9 @@ def packed(kind):
 
 
 def dataset(folder, split="train", **options):
-    return make_dataset(
-        folder, split, **({"feature_lengths": LENGTHS, "batch_size": 8, "seed": 3} | options)
-    )
+    options = {"feature_lengths": LENGTHS, "batch_size": 8, "seed": 3} | options
+    rows = options.pop("local_rows", None)
+    return make_dataset(TaskCache(folder), split, DatasetSettings(**options), local_rows=rows)
 
 
 def example_ids(batch_list):
@@ -54,8 +54,8 @@ def responses_of(batch, num_responses):
 @pytest.mark.parametrize("pack", [False, True])
 def test_batches_hold_exactly_the_tokens_of_the_cache(kind, pack, make_cache):
     folder = make_cache(kind)
-    data = CachedSplit.open(folder, "train")
-    K = data.metadata["responses_per_example"]
+    data = TaskCache(folder).split("train")
+    K = data.metadata.responses_per_example
     found = {}
     for batch in dataset(
         folder, num_epochs=1, drop_remainder=False, **(packed(kind) if pack else {})
@@ -78,8 +78,8 @@ def test_batches_hold_exactly_the_tokens_of_the_cache(kind, pack, make_cache):
 @pytest.mark.parametrize("pack", [False, True])
 def test_per_response_arrays_belong_to_their_example(pack, make_cache):
     folder = make_cache("ranked")
-    data = CachedSplit.open(folder, "train")
-    statistics = data.metadata["feedback"]
+    data = TaskCache(folder).split("train")
+    statistics = data.metadata.reward_statistics
     for batch in dataset(
         folder, num_epochs=1, drop_remainder=False, **(packed("ranked") if pack else {})
     ):
@@ -87,7 +87,7 @@ def test_per_response_arrays_belong_to_their_example(pack, make_cache):
             example = data[batch["example_ids"][row, p]]
             count = len(example.feedback)
             np.testing.assert_array_equal(batch["feedback"][row, p, :count], example.feedback)
-            rewards = (example.feedback.astype(np.float64) - statistics["mean"]) / statistics["std"]
+            rewards = (example.feedback.astype(np.float64) - statistics.mean) / statistics.std
             np.testing.assert_array_equal(
                 batch["rewards"][row, p, :count], rewards.astype(np.float32)
             )
@@ -101,10 +101,10 @@ def test_per_response_arrays_belong_to_their_example(pack, make_cache):
 @pytest.mark.parametrize("pack", [False, True])
 def test_best_only_batches_hold_the_chosen_response_and_its_numbers(kind, pack, make_cache):
     folder = make_cache(kind)
-    data = CachedSplit.open(folder, "train")
-    shape = (len(data), data.metadata["responses_per_example"])
+    data = TaskCache(folder).split("train")
+    shape = (len(data), data.metadata.responses_per_example)
     numbers = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    reference.write_stored(folder, "train", "numbers", numbers, {})
+    TaskCache(folder).write_stored("train", "numbers", numbers, {})
     options = {"best_only": True, "stored": {"advantages": "numbers"}, "num_epochs": 1}
     options |= {"drop_remainder": False, **(PACKED if pack else {})}
     found = {}
@@ -122,10 +122,10 @@ def test_best_only_batches_hold_the_chosen_response_and_its_numbers(kind, pack, 
 
 def test_validation_rewards_use_training_statistics(make_cache):
     folder = make_cache()
-    statistics = cache.load_metadata(folder)["feedback"]
+    statistics = TaskCache(folder).metadata.reward_statistics
     for batch in dataset(folder, "validation", num_epochs=1, shuffle=False, drop_remainder=False):
         real = batch["response_mask"] > 0
-        expected = (batch["feedback"] - statistics["mean"]) / statistics["std"]
+        expected = (batch["feedback"] - statistics.mean) / statistics.std
         np.testing.assert_allclose(batch["rewards"][real], expected[real], rtol=1e-6)
     raw = next(iter(dataset(folder, standardize=False)))
     np.testing.assert_array_equal(raw["rewards"], raw["feedback"])
@@ -144,7 +144,7 @@ def test_decoder_inputs_start_every_response_anew(make_cache):
 
 def test_the_shuffle_is_seeded_and_new_every_epoch(make_cache):
     folder = make_cache()
-    number = cache.load_metadata(folder)["num_examples"]["train"]
+    number = TaskCache(folder).metadata.num_examples["train"]
 
     def order(seed, epochs):
         return example_ids(dataset(folder, batch_size=number, seed=seed, num_epochs=epochs))
@@ -250,9 +250,9 @@ def test_packing_fills_rows(make_cache):
 
 def test_reference_scores_follow_their_example(make_cache, tmp_path):
     folder = make_cache("pair")
-    data = CachedSplit.open(folder, "train")
+    data = TaskCache(folder).split("train")
     scores = np.random.default_rng(0).normal(size=(len(data), 2)).astype(np.float32)
-    reference.write_reference_scores(folder, "train", "test", scores, {})
+    TaskCache(folder).write_stored("train", "test", scores, {})
     for options in ({}, packed("pair")):
         batch = next(iter(dataset(folder, reference_scores="test", **options)))
         for row, p in np.argwhere(batch["example_ids"] >= 0):
@@ -270,8 +270,8 @@ def test_scores_of_several_objectives(write_lines, tmp_path):
     )
     folder = str(tmp_path / "c")
     metadata = cache.cache("m", folder, kind="multi", train_file=path)
-    assert metadata["score_names"] == ["a", "b"]
-    assert metadata["fields"] == ["feedback", "scores"]
+    assert metadata.score_names == ("a", "b")
+    assert metadata.fields == ("feedback", "scores")
     batch = next(iter(dataset(folder, pack=True)))
     real = batch["response_mask"] > 0
     np.testing.assert_array_equal(batch["scores"][real][:, 1], batch["feedback"][real] / 2)
@@ -322,9 +322,10 @@ def test_absent_responses_leave_their_segment_id_out():
 def test_importing_the_pipeline_imports_no_tensorflow_and_leaves_quietly(make_cache):
     code = (
         "import sys\n"
-        "from jaxalign.data import pipeline, cache, synthetic, slots\n"
-        f"d = pipeline.make_dataset({make_cache()!r}, 'train', feature_lengths={LENGTHS!r}, "
-        "batch_size=8, pack=True, row_lengths={'inputs': 70, 'targets': 90})\n"
+        "from jaxalign.data import pipeline, cache, synthetic, slots, task_cache\n"
+        f"s = pipeline.DatasetSettings(feature_lengths={LENGTHS!r}, batch_size=8, pack=True, "
+        "row_lengths={'inputs': 70, 'targets': 90})\n"
+        f"d = pipeline.make_dataset(task_cache.TaskCache({make_cache()!r}), 'train', s)\n"
         "it = iter(d); next(it)\n"
         "bad = {'tensorflow', 'seqio', 'gin', 'tensorflow_datasets'} & set(sys.modules)\n"
         "assert not bad, bad\n"

@@ -8,11 +8,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, derived, examples, reference, rejections, sources, validation
-from jaxalign.data.cached_split import CachedSplit
-from jaxalign.data.pipeline import make_dataset
+from jaxalign.data import cache, derived, examples, rejections, sources, stored_fields, validation
+from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.records import Record, parse_record
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.selection import from_feedback
 
 LENGTHS = {"inputs": 32, "targets": 40}
@@ -24,9 +24,9 @@ PACKED = {
 
 
 def dataset(folder, split="train", **options):
-    return make_dataset(
-        folder, split, **({"feature_lengths": LENGTHS, "batch_size": 8, "num_epochs": 1} | options)
-    )
+    options = {"feature_lengths": LENGTHS, "batch_size": 8, "num_epochs": 1} | options
+    rows = options.pop("local_rows", None)
+    return make_dataset(TaskCache(folder), split, DatasetSettings(**options), local_rows=rows)
 
 
 def cached(write_lines, tmp_path, rows, name="cache", **options):
@@ -47,32 +47,37 @@ class TestStoredArrays:
     @pytest.mark.parametrize("options", [{}, PACKED])
     def test_every_field_follows_its_example(self, make_cache, options):
         folder = make_cache("ranked")
-        shape = (len(CachedSplit.open(folder, "train")), 3)
+        shape = (len(TaskCache(folder).split("train")), 3)
         generator = np.random.default_rng(0)
-        arrays = {field: generator.normal(size=shape) for field in reference.STORED_FIELDS}
+        arrays = {
+            field: generator.normal(
+                size=(*shape, 4) if stored_fields.FIELDS[field].shape == "vector" else shape
+            )
+            for field in stored_fields.ARRAY_FIELDS
+        }
+        assert {array.ndim for array in arrays.values()} == {2, 3}
         for field, array in arrays.items():
-            reference.write_stored(folder, "train", f"{field}-x", array, {"unit": "none"})
+            TaskCache(folder).write_stored("train", f"{field}-x", array, {"unit": "none"})
         stored = {field: f"{field}-x" for field in arrays}
         seen = 0
         for batch in dataset(folder, stored=stored, drop_remainder=False, **options):
             present = batch["response_mask"] > 0
             for field, array in arrays.items():
                 assert batch[field].dtype == np.float32
-                assert batch[field].shape == present.shape
+                assert batch[field].shape == present.shape + array.shape[2:]
                 assert (batch[field][~present] == 0).all()
                 for row, p in np.argwhere(batch["example_ids"] >= 0):
                     expected = array[batch["example_ids"][row, p]].astype(np.float32)
-                    np.testing.assert_array_equal(
-                        batch[field][row, p], np.where(present[row, p], expected, 0)
-                    )
+                    expected[~present[row, p]] = 0
+                    np.testing.assert_array_equal(batch[field][row, p], expected)
             seen += int((batch["example_ids"] >= 0).sum())
         assert seen == shape[0]
 
     def test_log_probabilities_and_other_arrays_share_their_names(self, make_cache):
         folder = make_cache()
-        number = len(CachedSplit.open(folder, "train"))
+        number = len(TaskCache(folder).split("train"))
         scores = np.arange(number, dtype=np.float32)[:, None]
-        reference.write_reference_scores(folder, "train", "other-policy", scores, {})
+        TaskCache(folder).write_stored("train", "other-policy", scores, {})
         (batch,) = dataset(
             folder, batch_size=number, stored={"margin_log_probs": "other-policy"}, shuffle=False
         )
@@ -91,8 +96,8 @@ class TestStoredArrays:
             DataError, match=r"no stored array 'a' for the split 'train' \(it has: none\)"
         ):
             dataset(folder, stored={"advantages": "a"})
-        values = np.zeros((metadata["num_examples"]["train"], 1))
-        reference.write_stored(folder, "train", "b", values, {})
+        values = np.zeros((metadata.num_examples["train"], 1))
+        TaskCache(folder).write_stored("train", "b", values, {})
         with pytest.raises(DataError, match=r"'a' for the split 'train' \(it has: b\)"):
             dataset(folder, stored={"advantages": "a"})
         with pytest.raises(DataError, match=r"'b' for the split 'validation' \(it has: none\)"):
@@ -100,19 +105,54 @@ class TestStoredArrays:
 
     def test_values_that_are_not_finite_or_of_other_data_are_refused(self, write_lines, tmp_path):
         folder, metadata = cached(write_lines, tmp_path, triplets(30, lambda i: [0]))
-        number = metadata["num_examples"]["train"]
+        number = metadata.num_examples["train"]
         values = np.zeros((number, 1))
         values[3] = np.inf
         with pytest.raises(DataError, match=r"array 'a' has 1 values that are NaN or infinite.* 3"):
-            reference.write_stored(folder, "train", "a", values, {})
+            TaskCache(folder).write_stored("train", "a", values, {})
         with pytest.raises(DataError, match=rf"has shape \(2, 1\).*needs \({number}, 1\)"):
-            reference.write_stored(folder, "train", "a", values[:2], {})
-        reference.write_stored(folder, "train", "a", np.zeros((number, 1)), {"units": "rewards"})
-        assert reference.read_stored(folder, "train", "a")[1] == {"units": "rewards"}
-        path = Path(folder) / "reference_scores" / "train.a.json"
+            TaskCache(folder).write_stored("train", "a", values[:2], {})
+        TaskCache(folder).write_stored("train", "a", np.zeros((number, 1)), {"units": "rewards"})
+        assert TaskCache(folder).stored("train", "a").info == {"units": "rewards"}
+        path = Path(folder) / "stored" / "train.a.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0"}))
         with pytest.raises(DataError, match="computed on other data"):
             dataset(folder, stored={"advantages": "a"})
+
+    def test_a_number_is_not_taken_for_a_vector(self, write_lines, tmp_path):
+        folder, metadata = cached(write_lines, tmp_path, triplets(30, lambda i: [0]))
+        number = metadata.num_examples["train"]
+        TaskCache(folder).write_stored("train", "wide", np.zeros((number, 1, 3)), {})
+        TaskCache(folder).write_stored("train", "flat", np.zeros((number, 1)), {})
+        with pytest.raises(
+            DataError, match=r"needs a number for every response, .*'wide' has a vec"
+        ):
+            dataset(folder, stored={"advantages": "wide"})
+        with pytest.raises(
+            DataError, match=r"needs a vector for every response, .*'flat' has a num"
+        ):
+            dataset(folder, stored={"embeddings": "flat"})
+
+    @pytest.mark.parametrize("file", ["train.a.npy", "train.a.json"])
+    @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+    def test_damage_is_told_in_one_line(self, file, damage, write_lines, tmp_path):
+        """Every byte counts in the array; in its description those that matter."""
+        folder, metadata = cached(write_lines, tmp_path, triplets(30, lambda i: [0]))
+        values = np.zeros((metadata.num_examples["train"], 1))
+        TaskCache(folder).write_stored("train", "a", values, {"units": "rewards"})
+        path = Path(folder) / "stored" / file
+        content = path.read_bytes()
+        places = (0, len(content) // 2, len(content) - 1) if file.endswith("npy") else (0, 30, 100)
+        for place in places if damage == "flipped" else places[:1]:
+            broken = bytearray(content)
+            broken[place] ^= 0x04
+            if damage != "flipped":
+                broken = content[: len(content) // 2 if damage == "truncated" else 0]
+            path.write_bytes(broken)
+            with pytest.raises(DataError) as caught:
+                dataset(folder, stored={"advantages": "a"})
+            assert "\n" not in str(caught.value)
+            assert str(path.with_suffix("")) in str(caught.value)
 
 
 class TestReferenceFeedback:
@@ -167,9 +207,9 @@ class TestReferenceFeedback:
         folder, metadata = cached(
             write_lines, tmp_path, triplets(40, lambda i: [i, i + 1, -float(i)])
         )
-        assert metadata["fields"] == ["feedback", "reference_feedback"]
-        assert metadata["reference_samples"] == 3
-        mean, std = metadata["feedback"]["mean"], metadata["feedback"]["std"]
+        assert metadata.fields == ("feedback", "reference_feedback")
+        assert metadata.reference_samples == 3
+        mean, std = metadata.reward_statistics.mean, metadata.reward_statistics.std
         for split in ("train", "validation"):
             for batch in dataset(folder, split, drop_remainder=False, **options):
                 rewards = batch["reference_rewards"]
@@ -194,7 +234,7 @@ class TestReferenceFeedback:
         train = write_lines(rows, "train.jsonl")
         other = write_lines(validation_rows, "validation.jsonl")
         metadata = cache.cache("m", str(tmp_path / "c"), train_file=train, validation_file=other)
-        assert metadata["rejected"] == {
+        assert metadata.rejected == {
             "train": {"reference_mismatch": 2},
             "validation": {"reference_mismatch": 1},
         }
@@ -211,8 +251,8 @@ class TestReferenceFeedback:
             for i in range(30)
         ]
         folder, metadata = cached(write_lines, tmp_path, rows, responses_per_example=3)
-        assert metadata["reference_samples"] == 2
-        for example in CachedSplit.open(folder, "train"):
+        assert metadata.reference_samples == 2
+        for example in TaskCache(folder).split("train"):
             number = float(example.prompt[1:])
             assert example.reference_feedback.tolist() == [number, -number]
             assert example.feedback.tolist() == [0, 1, 2]
@@ -225,7 +265,7 @@ class TestReferenceFeedback:
         ]
         rows[11]["reference_feedback"] = [99]
         folder, metadata = cached(write_lines, tmp_path, rows, responses_per_example=2)
-        counts = [split.get("reference_mismatch", 0) for split in metadata["rejected"].values()]
+        counts = [split.get("reference_mismatch", 0) for split in metadata.rejected.values()]
         assert sum(counts) == 1
         (entry,) = map(json.loads, (Path(folder) / "rejected.jsonl").read_text().splitlines())
         assert entry["line"] == 12
@@ -270,13 +310,3 @@ class TestOlderCaches:
         again = examples.decode_example(examples.encode_example(full))
         assert again.reference_feedback.tolist() == [0.5, 2]
         assert again.reference_feedback.dtype == np.float32
-
-    def test_metadata_that_do_not_know_it_still_load(self, write_lines, tmp_path):
-        rows = [{"prompt": f"p{i}", "response": "r", "feedback": i} for i in range(40)]
-        folder, metadata = cached(write_lines, tmp_path, rows)
-        assert metadata["reference_samples"] == 0
-        del metadata["reference_samples"]
-        (Path(folder) / "metadata.json").write_text(json.dumps(metadata))
-        batch = next(iter(dataset(folder)))
-        assert "reference_rewards" not in batch
-        assert "rewards" in batch

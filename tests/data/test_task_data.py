@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, reference, train_vocabulary
+from jaxalign.data import cache, train_vocabulary
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 
@@ -47,7 +48,7 @@ class TestAnExistingCache:
     def test_is_reused_if_this_run_would_make_the_same(self, make):
         folder = make(rows(40))
         changed = os.path.getmtime(os.path.join(folder, "metadata.json"))
-        assert task(folder).prepare() == cache.load_metadata(folder)
+        assert task(folder).prepare() == TaskCache(folder).metadata
         # Nothing was cut at 12, so a longer or shorter limit that fits gives the same examples.
         for lengths in ({"inputs": 50, "targets": 50}, {"inputs": 5, "targets": 5}):
             task(folder, feature_lengths=lengths).prepare()
@@ -112,11 +113,11 @@ class TestStoredFields:
     def folder(self, make):
         folder = make(rows(40))
         for split in ("train", "validation"):
-            number = cache.load_metadata(folder)["num_examples"][split]
+            number = TaskCache(folder).metadata.num_examples[split]
             values = np.where(np.arange(number) % 4 == 0, 1.0, -1.0)[:, None]
-            reference.write_stored(folder, split, "both", values, {})
+            TaskCache(folder).write_stored(split, "both", values, {})
             if split == "train":
-                reference.write_stored(folder, split, "one", values, {})
+                TaskCache(folder).write_stored(split, "one", values, {})
         return folder
 
     def test_are_in_the_batches_of_training_and_evaluation(self, folder):
@@ -145,13 +146,13 @@ class TestStoredFields:
     def test_sampling_is_of_training_only_and_reported(self, folder):
         data = task(folder, stored={"advantages": "both"}, sampling="positive")
         metadata = data.prepare()
-        kept = metadata["sampling"]
-        assert kept["kept_fraction"] == kept["kept_examples"] / metadata["num_examples"]["train"]
+        kept = data.sampled.describe()
+        assert kept["kept_fraction"] == kept["kept_examples"] / metadata.num_examples["train"]
         dataset = iter(data.training_dataset(4, 0, None))
         assert all((next(dataset)["advantages"] == 1).all() for _ in range(6))
         seen = np.concatenate([b["advantages"].ravel() for b in data.evaluation_batches(4, None)])
         assert (seen < 0).any()
-        assert "sampling" not in task(folder).prepare()
+        assert task(folder).sampled is None
 
     def test_sampling_by_what_is_not_stored_is_refused_before_training(self, folder):
         with pytest.raises(UserError, match="'priority' draws by the stored field 'advantages'"):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jaxalign.data import cache, sources, tasks, vocabularies
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.cache_metadata import RewardStatistics
 from jaxalign.data.rejections import DataError
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 
@@ -87,12 +88,12 @@ def test_a_cache_made_through_seqio_equals_one_made_directly(kind, small_vocabul
     direct = cache.cache_source(source, str(tmp_path / "a"), name="a", vocabulary=vocabulary)
     tasks.register_source_task("task", source, vocabulary=vocabulary)
     through = cache.cache("task", str(tmp_path / "b"), max_input_length=512)
-    assert through["num_examples"] == direct["num_examples"]
-    assert through["feedback"] == pytest.approx(direct["feedback"])
+    assert through.num_examples == direct.num_examples
+    assert through.feedback == pytest.approx(direct.feedback)
     for split in ("train", "validation"):
         for a, b in zip(
-            CachedSplit.open(str(tmp_path / "a"), split),
-            CachedSplit.open(str(tmp_path / "b"), split),
+            TaskCache(str(tmp_path / "a")).split(split),
+            TaskCache(str(tmp_path / "b")).split(split),
             strict=True,
         ):
             assert (a.prompt, a.responses, a.prompt_id) == (b.prompt, b.responses, b.prompt_id)
@@ -107,8 +108,8 @@ def test_bad_records_are_counted_through_seqio_too(write_lines, tmp_path):
     path = triplet_file(write_lines, bad=["oops", {"prompt": "p 3", "response": "x"}])
     tasks.register_jsonl_task("mine", "triplet", {"train": path, "validation": path})
     metadata = cache.cache("mine", str(tmp_path / "c"), splits=["train"])
-    assert metadata["rejected"]["train"] == {"invalid_json": 1, "missing_field": 1}
-    assert metadata["num_read"]["train"] == 42
+    assert metadata.rejected["train"] == {"invalid_json": 1, "missing_field": 1}
+    assert metadata.splits["train"].num_read == 42
     with pytest.raises(DataError, match=r"2 of 42 records"):
         cache.cache("mine", str(tmp_path / "d"), splits=["train"], max_rejected_fraction=0.01)
 
@@ -121,10 +122,12 @@ def test_a_mixture_holds_every_example_of_its_tasks(write_lines, tmp_path):
     mixture = tasks.register_mixture("both", ["a", ("b", 2.0)])
     assert isinstance(mixture, seqio.Mixture)
     metadata = cache.cache("both", str(tmp_path / "c"))
-    assert sum(metadata["num_examples"].values()) == 60
-    assert metadata["num_prompts"] == metadata["num_examples"]
+    assert sum(metadata.num_examples.values()) == 60
+    assert {
+        name: split.num_prompts for name, split in metadata.splits.items()
+    } == metadata.num_examples
     again = cache.cache("both", str(tmp_path / "d"))
-    assert again["fingerprint"] == metadata["fingerprint"]
+    assert again.fingerprint == metadata.fingerprint
 
 
 def test_somebody_elses_seqio_task_can_be_cached(tmp_path):
@@ -144,8 +147,8 @@ def test_somebody_elses_seqio_task_can_be_cached(tmp_path):
         },
     )
     metadata = cache.cache("foreign", str(tmp_path / "c"))
-    assert (metadata["kind"], metadata["num_examples"]["train"]) == ("seq2seq", 10)
-    example = CachedSplit.open(str(tmp_path / "c"), "train")[0]
+    assert (metadata.kind, metadata.num_examples["train"]) == ("seq2seq", 10)
+    example = TaskCache(str(tmp_path / "c")).split("train")[0]
     assert (example.prompt, example.responses) == ("train 0", ("train 0",))
     assert example.inputs.tolist() == [*vocabulary.encode("train 0"), 1]
 
@@ -201,9 +204,9 @@ def test_a_tfds_data_set_is_a_task(tmp_path):
     )
     assert set(task.splits) == {"train", "validation"}
     metadata = cache.cache("tiny", str(tmp_path / "c"))
-    assert sum(metadata["num_examples"].values()) == 39
-    assert metadata["rejected"]["train"] == {"nonfinite_feedback": 1}
-    prompts = {e.prompt for e in CachedSplit.open(str(tmp_path / "c"), "train")}
+    assert sum(metadata.num_examples.values()) == 39
+    assert metadata.rejected["train"] == {"nonfinite_feedback": 1}
+    prompts = {e.prompt for e in TaskCache(str(tmp_path / "c")).split("train")}
     assert prompts < {f"q{i} é" for i in range(40)}
 
 
@@ -227,14 +230,14 @@ def test_ultrafeedback_as_a_task(write_lines, tmp_path):
     path = write_lines(rows)
     tasks.register_ultrafeedback_task("uf", path)
     metadata = cache.cache("uf", str(tmp_path / "c"))
-    assert sum(metadata["num_examples"].values()) == 59 * 4
-    assert metadata["feedback"] == {"mean": 2.5, "std": pytest.approx(1.25**0.5)}
-    assert metadata["notes"]["train"] == {"dropped_truthful_qa": 1}
+    assert sum(metadata.num_examples.values()) == 59 * 4
+    assert metadata.reward_statistics == RewardStatistics(2.5, pytest.approx(1.25**0.5))
+    assert metadata.splits["train"].notes == {"dropped_truthful_qa": 1}
     tasks.register_ultrafeedback_task("uf4", path, kind="multi", responses_per_example=4)
     grouped = cache.cache("uf4", str(tmp_path / "d"))
-    assert grouped["responses_per_example"] == 4
-    assert grouped["score_names"] == list(aspects)
-    assert sum(grouped["num_examples"].values()) == 59
+    assert grouped.responses_per_example == 4
+    assert grouped.score_names == list(aspects)
+    assert sum(grouped.num_examples.values()) == 59
 
 
 def test_feedback_of_reference_samples_passes_through_tasks_and_mixtures(write_lines, tmp_path):
@@ -256,9 +259,9 @@ def test_feedback_of_reference_samples_passes_through_tasks_and_mixtures(write_l
     for name, number in (("a", 30), ("both", 60)):
         folder = str(tmp_path / name)
         metadata = cache.cache(name, folder)
-        assert sum(metadata["num_examples"].values()) == number
-        assert metadata["reference_samples"] == 2
-        for example in CachedSplit.open(folder, "train"):
+        assert sum(metadata.num_examples.values()) == number
+        assert metadata.reference_samples == 2
+        for example in TaskCache(folder).split("train"):
             assert example.reference_feedback.tolist() == [example.feedback[0], 0.5]
 
 
@@ -313,4 +316,4 @@ def test_a_cache_of_the_task_with_another_vocabulary_is_refused(
     with pytest.raises(UserError, match="vocabulary bytes with 0 extra ids instead of sentencepie"):
         data.prepare()
     seqio.TaskRegistry.remove("mine")
-    assert data.prepare()["name"] == "mine", "the cache alone is enough to train on"
+    assert data.prepare().name == "mine", "the cache alone is enough to train on"

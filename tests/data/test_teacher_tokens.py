@@ -8,16 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, reference
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data import cache, stored_fields
 from jaxalign.data.examples import best_response
-from jaxalign.data.pipeline import make_dataset
+from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.rejections import DataError
-from jaxalign.data.teacher_tokens import (
-    TeacherTokensWriter,
-    open_teacher_tokens,
-    teacher_token_names,
-)
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.objectives import distillation
 
 LENGTHS = {"inputs": 32, "targets": 40}
@@ -31,8 +26,8 @@ K = 2
 
 def numbered(folder, split="train", name="teacher"):
     """Token t of the split has the ids 2 t and 2 t + 1; examples are written in another order than they are stored in."""
-    writer = TeacherTokensWriter(folder, split, name, K)
-    lengths = np.load(cache.lengths_path(folder, split))[:, 1]
+    writer = TaskCache(folder).teacher_tokens_writer(split, name, K)
+    lengths = TaskCache(folder).split(split).lengths()[:, 1]
     starts = np.cumsum(lengths) - lengths
     for some in np.array_split(np.arange(len(lengths))[::-1], 3):
         tokens = np.concatenate([starts[i] + np.arange(lengths[i]) for i in some])
@@ -50,19 +45,19 @@ def numbered(folder, split="train", name="teacher"):
 def test_every_position_has_the_tokens_that_were_stored_for_it(make_cache, options):
     folder = make_cache("ranked")
     starts = numbered(folder)
-    examples = list(CachedSplit.open(folder, "train"))
-    kind = cache.load_metadata(folder)["kind"]
+    examples = list(TaskCache(folder).split("train"))
+    kind = TaskCache(folder).metadata.kind
     seen = 0
-    for batch in make_dataset(
-        folder,
-        "train",
+    rows = options.get("local_rows")
+    settings = DatasetSettings(
         feature_lengths=LENGTHS,
         batch_size=8,
         num_epochs=1,
         drop_remainder=False,
         stored={"teacher_top": "teacher"},
-        **options,
-    ):
+        **{name: value for name, value in options.items() if name != "local_rows"},
+    )
+    for batch in make_dataset(TaskCache(folder), "train", settings, local_rows=rows):
         at = batch["decoder_segment_ids"] > 0
         assert batch["teacher_top_ids"].shape == (*at.shape, K)
         assert batch["teacher_top_ids"].dtype == np.int32
@@ -88,7 +83,7 @@ def test_the_fields_are_those_that_the_objective_reads():
         "teacher_top_ids",
         "teacher_top_log_probs",
     )
-    reference.check_stored_fields({"teacher_top": "x"})
+    stored_fields.check_stored_fields({"teacher_top": "x"})
 
 
 @pytest.fixture
@@ -102,23 +97,22 @@ def small(write_lines, tmp_path):
 def test_an_unknown_name_is_refused_with_those_there_are(small):
     numbered(small, name="one")
     numbered(small, name="two")
-    assert teacher_token_names(small, "train") == ["one", "two"]
-    assert open_teacher_tokens(small, "train", "one").info == {"run": "x"}
+    assert TaskCache(small).teacher_tokens("train", "one").info == {"run": "x"}
     with pytest.raises(DataError, match=r"no teacher tokens 'three' .*one, two.*top_tokens=K"):
-        open_teacher_tokens(small, "train", "three")
+        TaskCache(small).teacher_tokens("train", "three")
     with pytest.raises(DataError, match="no split 'test'"):
-        TeacherTokensWriter(small, "test", "one", K)
+        TaskCache(small).teacher_tokens_writer("test", "one", K)
 
 
 @pytest.mark.parametrize("name", ["../escaped", "a/b", ""])
 def test_a_name_is_no_path(small, name):
     with pytest.raises(DataError, match="letters, digits"):
-        open_teacher_tokens(small, "train", name)
+        TaskCache(small).teacher_tokens("train", name)
 
 
 def test_what_is_not_a_distribution_or_not_of_these_examples_is_refused(small):
-    writer = TeacherTokensWriter(small, "train", "bad", K)
-    length = int(np.load(cache.lengths_path(small, "train"))[0, 1])
+    writer = TaskCache(small).teacher_tokens_writer("train", "bad", K)
+    length = int(TaskCache(small).split("train").lengths()[0, 1])
     ids = np.zeros((length, K), np.int32)
     for bad in (np.nan, np.inf, 0.5):
         with pytest.raises(DataError, match="finite and at most 0"):
@@ -129,7 +123,7 @@ def test_what_is_not_a_distribution_or_not_of_these_examples_is_refused(small):
     with pytest.raises(DataError, match=r"examples have no teacher tokens"):
         writer.close({})
     with pytest.raises(DataError, match="it has: none"):
-        open_teacher_tokens(small, "train", "bad")
+        TaskCache(small).teacher_tokens("train", "bad")
 
 
 def test_a_disk_without_room_is_told_and_nothing_is_left(small, monkeypatch):
@@ -138,15 +132,16 @@ def test_a_disk_without_room_is_told_and_nothing_is_left(small, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(DataError, match=r"no room for 0 MiB of teacher tokens: No space left"):
-        TeacherTokensWriter(small, "train", "big", K)
+        TaskCache(small).teacher_tokens_writer("train", "big", K)
     assert os.listdir(Path(small) / "teacher_tokens") == []
 
 
 def test_an_error_on_the_way_leaves_the_set_that_was_there(small):
     numbered(small)
-    with pytest.raises(KeyboardInterrupt), TeacherTokensWriter(small, "train", "teacher", K + 1):
+    writer = TaskCache(small).teacher_tokens_writer("train", "teacher", K + 1)
+    with pytest.raises(KeyboardInterrupt), writer:
         raise KeyboardInterrupt
-    assert open_teacher_tokens(small, "train", "teacher").count == K
+    assert TaskCache(small).teacher_tokens("train", "teacher").count == K
     assert len(os.listdir(Path(small) / "teacher_tokens")) == 3
 
 
@@ -155,15 +150,13 @@ def test_tokens_of_other_data_are_refused(small):
     info = Path(small) / "teacher_tokens" / "train.teacher.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fingerprint": "other"}))
     with pytest.raises(DataError, match="other data"):
-        open_teacher_tokens(small, "train", "teacher")
+        TaskCache(small).teacher_tokens("train", "teacher")
 
 
 def test_damaged_arrays_are_refused(small):
     numbered(small)
     path = Path(small) / "teacher_tokens" / "train.teacher.log_probs.npy"
-    np.save(path, np.load(path)[:-1])
-    with pytest.raises(DataError, match="target tokens"):
-        open_teacher_tokens(small, "train", "teacher")
-    np.save(path, np.asarray([{}], dtype=object), allow_pickle=True)
-    with pytest.raises((DataError, ValueError)):
-        open_teacher_tokens(small, "train", "teacher")
+    for broken in (np.load(path)[:-1], np.asarray([{}], dtype=object)):
+        np.save(path, broken, allow_pickle=True)
+        with pytest.raises(DataError, match=r"log_probs\.npy is damaged"):
+            TaskCache(small).teacher_tokens("train", "teacher")

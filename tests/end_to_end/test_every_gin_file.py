@@ -12,7 +12,8 @@ import pytest
 from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.cli.main import main
 from jaxalign.data import cache as cache_module
-from jaxalign.data.reference import STORED_FIELDS, write_stored
+from jaxalign.data.stored_fields import ARRAY_FIELDS
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.responses import Pairwise
@@ -86,11 +87,11 @@ def caches(shared_dir, tmp_path_factory):
             max_rejected_fraction=0.5,
         )  # fmt: skip
         generator = np.random.default_rng(0)
-        for split, count in metadata["num_examples"].items():
+        for split, count in metadata.num_examples.items():
             assert count >= (16 if split == "train" else 4)
-            for field in STORED_FIELDS:
+            for field in ARRAY_FIELDS:
                 values = np.abs(generator.normal(size=(count, responses))).astype(np.float32)
-                write_stored(str(cache_dir), split, field, values, {})
+                TaskCache(cache_dir).write_stored(split, field, values, {})
         made[responses] = cache_dir
         return cache_dir
 
@@ -101,7 +102,7 @@ def caches(shared_dir, tmp_path_factory):
 def test_a_method_trains_from_its_gin_file(name, caches, tmp_path, capsys):
     responses, fields, macros = needs(name)
     gin.clear_config()
-    stored = {field: field for field in STORED_FIELDS if field in fields}
+    stored = {field: field for field in ARRAY_FIELDS if field in fields}
     settings = {
         "MODEL_DIR": repr(str(tmp_path / "run")),
         "CACHE_DIR": repr(str(caches(responses))),

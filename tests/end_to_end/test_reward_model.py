@@ -9,8 +9,8 @@ import pytest
 
 from jaxalign.annotation import judges
 from jaxalign.cli.main import main
-from jaxalign.data import reference
 from jaxalign.data.cache import cache
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import RewardNetwork
 from jaxalign.runs.checkpoints import restore_params
@@ -88,18 +88,19 @@ def test_its_rewards_are_stored_beside_another_task_and_calibrated(world, capsys
     metadata = cache("ratings", folder, kind="triplet", train_file=train_file, **options)
     run = f"--checkpoint={world / 'run'}"
     assert main(["score", run, f"--cache_dir={folder}", "--role=reward", "--name=rm"]) == 0
-    rewards, info = reference.read_stored(folder, "train", "rm")
-    assert info["role"] == "reward" and rewards.shape == (metadata["num_examples"]["train"], 1)
+    found = TaskCache(folder).stored("train", "rm")
+    rewards, info = found.values, found.info
+    assert info["role"] == "reward" and rewards.shape == (metadata.num_examples["train"], 1)
     texts = [record["response"] for record in ratings]
     judge = judges.get_judge(f"reward_model:{world / 'run'}")
     judged = judge.score([record["prompt"] for record in ratings], texts)
     stored = np.concatenate(
-        [reference.read_stored(folder, split, "rm")[0][:, 0] for split in ("train", "validation")]
+        [TaskCache(folder).stored(split, "rm").values[:, 0] for split in ("train", "validation")]
     )
     np.testing.assert_allclose(np.sort(stored), np.sort(judged), rtol=1e-4, atol=1e-4)
     assert main(["calibrate", f"--cache_dir={folder}", "--name=rm", "--fit_split=train"]) == 0
     assert "isotonic  calibration error" in capsys.readouterr().out
-    mapped, _ = reference.read_stored(folder, "train", "rm-isotonic")
+    mapped = TaskCache(folder).stored("train", "rm-isotonic").values
     np.testing.assert_allclose(np.unique(np.round(mapped, 5)), [2, 3])
     with pytest.raises(ValueError, match="no network 'policy'"):
         main(["score", run, f"--cache_dir={folder}", "--verbose"])

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxalign.data import reference
 from jaxalign.data.cache import cache
-from jaxalign.data.cached_split import CachedSplit
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.evaluation.reward_calibration import (
     calibrate,
@@ -180,11 +179,14 @@ def test_calibrate_stores_rewards_in_units_of_feedback(make_cache, capsys):
     folder = make_cache("triplet")
     ratings = {}
     for split in ("train", "validation"):
-        ratings[split] = np.array([[example.feedback[0]] for example in CachedSplit(folder, split)])
-        reference.write_stored(folder, split, "rewards", ratings[split] ** 3 - 40, {"made": "here"})
+        ratings[split] = np.array(
+            [[example.feedback[0]] for example in TaskCache(folder).split(split)]
+        )
+        TaskCache(folder).write_stored(split, "rewards", ratings[split] ** 3 - 40, {"made": "here"})
     result = calibrate(cache_dir=folder, name="rewards", fit_split="train")
     for split in ("train", "validation"):
-        mapped, info = reference.read_stored(folder, split, "rewards-isotonic")
+        found = TaskCache(folder).stored(split, "rewards-isotonic")
+        mapped, info = found.values, found.info
         np.testing.assert_allclose(mapped, ratings[split], atol=1e-5)
         assert info["method"] == "isotonic" and info["made"] == "here"
     assert result["reports"].keys() == FITS.keys()

@@ -6,8 +6,16 @@ import functools
 import pytest
 
 from jaxalign.cli.gin_objectives import objective_from_gin
-from jaxalign.data.reference import STORED_FIELDS
+from jaxalign.data.cache_metadata import (
+    CacheMetadata,
+    LengthStatistics,
+    Range,
+    RewardStatistics,
+    SplitMetadata,
+)
+from jaxalign.data.stored_fields import ARRAY_FIELDS
 from jaxalign.data.task_data import TaskData
+from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
 from jaxalign.losses import joint_preference, pairwise, regression, unpaired, weighted_likelihood
 from jaxalign.losses.policy_gradient import nll_loss
@@ -28,20 +36,36 @@ DATA = TaskData(task="mine", cache_dir="c", feature_lengths={"inputs": 8, "targe
 
 
 def metadata(kind="triplet", responses=1, low=0.0, high=1.0, notes=None, **more):
-    both = {"min": low, "max": high}
-    ranges = {"feedback": both, "chosen_feedback": both}
-    return {
-        "kind": kind,
-        "responses_per_example": responses,
-        "fields": [] if kind == "seq2seq" else ["feedback"],
-        "num_examples": {"train": 90, "validation": 10},
-        "num_read": {"train": 91, "validation": 10},
-        "rejected": {"train": {"duplicate": 1}, "validation": {}},
-        "notes": {"train": notes or {}, "validation": {}},
-        "feedback_ranges": {"train": ranges, "validation": ranges},
-        "feedback": {"mean": (low + high) / 2, "std": (high - low) / 2 or 1.0},
-        **more,
-    }
+    lengths = LengthStatistics(4, 4, 4, 4, 4, 8)
+    train = SplitMetadata(
+        num_examples=90,
+        num_prompts=90,
+        num_responses=90 * responses,
+        num_read=91,
+        prompt_lengths=lengths,
+        response_lengths=lengths,
+        feedback_range=Range(low, high),
+        chosen_feedback_range=Range(low, high),
+        rejected={"duplicate": 1},
+        notes=notes or {},
+        lengths_sha256="",
+    )
+    validation = dataclasses.replace(train, num_examples=10, num_read=10, rejected={}, notes={})
+    described = CacheMetadata(
+        name="mine",
+        kind=kind,
+        limits=Limits(),
+        vocabulary={"kind": "bytes"},
+        splits={"train": train, "validation": validation},
+        responses_per_example=responses,
+        fields=() if kind == "seq2seq" else ("feedback",),
+        reference_samples=0,
+        score_names=(),
+        reward_statistics=RewardStatistics((low + high) / 2, (high - low) / 2 or 1.0),
+        request=None,
+        fingerprint="",
+    )
+    return dataclasses.replace(described, **more)
 
 
 def pairwise_of(function, **hyperparameters):
@@ -156,17 +180,11 @@ def test_feedback_that_is_all_alike_is_warned_of_in_one_line(low, high, warning,
     assert not others or others[0].startswith(f"warning: {warning}")
 
 
-def test_a_cache_without_ranges_is_left_to_the_batches():
-    facts = metadata(low=-2.0)
-    del facts["feedback_ranges"]
-    task_checks.check(CLONING, DATA, facts, quiet=True)
-
-
 def test_a_task_with_everything_suits_every_gin_file(repository):
     """Or a field that an objective asks for would be refused although every batch has it."""
     stems = sorted(path.stem for path in (repository / "gin_configs" / "objectives").glob("*.gin"))
-    data = dataclasses.replace(DATA, stored={field: field for field in STORED_FIELDS})
-    fields = ["feedback", "scores", "reference_feedback"]
+    data = dataclasses.replace(DATA, stored={field: field for field in ARRAY_FIELDS})
+    fields = ("feedback", "scores", "reference_feedback")
     for stem in stems:
         text = (repository / "gin_configs" / "objectives" / f"{stem}.gin").read_text()
         macros = {"VALUE_TOKEN": 3} if "VALUE_TOKEN" in text else {}

@@ -1,0 +1,101 @@
+"""Texts as networks read them: one encoder and one rule for what is too long, in training, generation, evaluation and judging.
+
+Records of a file that break a limit are left out and counted (`find_problem`): by the cache, and by an evaluation. A prompt alone is
+cut, on the side that the run says. A response that must have a score, since a judge is asked for it, is cut at its end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxalign.data.tokenization import Limits, cut_prompt, find_problem
+from jaxalign.data.vocabularies import Vocabulary
+from jaxalign.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedTexts:
+    """Tokens of several texts.
+
+    Attributes:
+      tokens: of every text, EOS included.
+      cut: how many texts were cut.
+      unknown_fraction: share of pieces, before cutting, that the vocabulary does not know.
+    """
+
+    tokens: list[list[int]]
+    cut: int
+    unknown_fraction: float
+
+    @property
+    def cut_fraction(self) -> float:
+        """Share of the texts that were cut."""
+        return self.cut / max(len(self.tokens), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """From texts to the tokens of a run.
+
+    Attributes:
+      vocabulary: of the run.
+      limits: the lengths of the run and how it cuts prompts.
+    """
+
+    vocabulary: Vocabulary
+    limits: Limits
+
+    def prompts(self, texts: Sequence[str]) -> EncodedTexts:
+        """Prompts, cut where they are too long.
+
+        Raises:
+          UserError: a prompt is too long, and the limits say to reject it.
+        """
+        pieces = self.vocabulary.encode_batch(list(texts))
+        limits = self.limits
+        if limits.long_prompts == "reject":
+            for text, tokens in zip(texts, pieces, strict=True):
+                if len(tokens) + 1 > limits.max_input_length:
+                    raise UserError(
+                        f"the prompt {text[:60]!r} has {len(tokens) + 1} tokens with EOS, more than max_input_length="
+                        f"{limits.max_input_length}, and the run rejects such prompts; give --long_prompts=truncate or "
+                        "truncate_left, or a larger --max_input_length"
+                    )
+        return self._encoded(pieces, [cut_prompt(tokens, limits) for tokens in pieces])
+
+    def responses(self, texts: Sequence[str]) -> EncodedTexts:
+        """Responses, cut at their end where they are too long."""
+        pieces = self.vocabulary.encode_batch(list(texts))
+        return self._encoded(
+            pieces, [tokens[: self.limits.max_target_length - 1] for tokens in pieces]
+        )
+
+    def problem(self, prompt: str, responses: Sequence[str]) -> tuple[str, str] | None:
+        """(reason, message) if a cache with these limits would reject a record."""
+        inputs, *targets = self.vocabulary.encode_batch([prompt, *responses])
+        return find_problem(inputs, targets, self.vocabulary, self.limits)
+
+    def describe_cut(self, encoded: EncodedTexts) -> str:
+        """One sentence on prompts that were cut; nothing if none was."""
+        options = "--max_input_length or --long_prompts"
+        return describe_cut(encoded.cut, len(encoded.tokens), self.limits, options)
+
+    def _encoded(self, pieces: list[list[int]], kept: list[Sequence[int]]) -> EncodedTexts:
+        unknown = sum(token == self.vocabulary.unk_id for tokens in pieces for token in tokens)
+        return EncodedTexts(
+            tokens=[[*map(int, tokens), self.vocabulary.eos_id] for tokens in kept],
+            cut=sum(len(now) < len(then) for now, then in zip(kept, pieces, strict=True)),
+            unknown_fraction=unknown / max(sum(map(len, pieces)), 1),
+        )
+
+
+def describe_cut(cut: int, total: int, limits: Limits, options: str) -> str:
+    """One sentence on prompts that were cut, and which options change it; nothing if none was."""
+    if not cut:
+        return ""
+    side = "beginning" if limits.long_prompts == "truncate_left" else "end"
+    return (
+        f"{cut} of {total} prompts were cut at their {side} (max_input_length={limits.max_input_length}; "
+        f"change it with {options})"
+    )
