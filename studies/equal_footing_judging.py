@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data import slots
+from jaxalign.data.encoding import TextEncoder
+from jaxalign.data.tokenization import Limits
 from jaxalign.evaluation.ranking import rank_methods, ranking_scores
 from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
-from jaxalign.inference.rows import encode_text, score_responses
+from jaxalign.inference.rows import score_responses
 from jaxalign.runs.opened import open_policy
 from studies import rnnlg, rnnlg_data
 from studies.equal_footing_forms import RATINGS, read_rows
@@ -26,7 +28,7 @@ def judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict[
     prompts = [prompts[i] for i in sorted(generator.permutation(len(prompts))[: JUDGED[split]])]
     policy, params, vocabulary = rnnlg.load_policy(run)
     sampled = rnnlg.generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
-    encoded = [encode_text(vocabulary, prompt, rnnlg.LENGTHS["inputs"]) for prompt in prompts]
+    encoded = rnnlg.text_encoder(vocabulary).prompts(prompts).tokens
     log_probs = [
         score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
         for weights in (params, rnnlg.load_policy(reference)[1])
@@ -50,12 +52,12 @@ def rating_log_probs(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Returns log-probabilities of rated sentences under a run and its reference, and the lengths of the sentences in tokens."""
     opened = open_policy(str(run))
-    vocabulary, lengths = opened.vocabulary, RATINGS.lengths
-    prompts = [
-        encode_text(vocabulary, row["prompt"], lengths["inputs"], long_prompts="truncate_left")
-        for row in rows
-    ]
-    responses = [[encode_text(vocabulary, row["response"], lengths["targets"])] for row in rows]
+    lengths = RATINGS.lengths
+    limits = Limits(lengths["inputs"], lengths["targets"], "truncate_left")
+    encoder = TextEncoder(opened.vocabulary, limits)
+    prompts = encoder.prompts([row["prompt"] for row in rows]).tokens
+    answers = encoder.responses([row["response"] for row in rows]).tokens
+    responses = [[tokens] for tokens in answers]
     log_probs = [
         score_responses(each.network, each.params, prompts, responses)[0][:, 0]
         for each in (opened, open_policy(str(reference)))

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.derived import write_jsonl
+from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.records import Record
 from jaxalign.data.sources import prompt_fraction
 from jaxalign.data.task_data import TaskData
+from jaxalign.data.tokenization import Limits
 from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.evaluation.ranking import rank_methods, ranking_scores
 from jaxalign.evaluation.tfidf import TfidfRidge
-from jaxalign.inference.rows import encode_text, predict_values, score_responses
+from jaxalign.inference.rows import predict_values, score_responses
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.base import Objective
@@ -262,15 +264,11 @@ def _rank(
     rows = _rows(folder / source.name / "data" / f"{split}.jsonl")
     train_rows = _rows(folder / source.name / "data" / "train.jsonl")
     opened = open_policy(str(run))
-    prompts = [
-        encode_text(
-            opened.vocabulary, row["prompt"], source.lengths["inputs"], long_prompts="truncate_left"
-        )
-        for row in rows
-    ]
-    responses = [
-        [encode_text(opened.vocabulary, row["response"], source.lengths["targets"])] for row in rows
-    ]
+    limits = Limits(source.lengths["inputs"], source.lengths["targets"], "truncate_left")
+    encoder = TextEncoder(opened.vocabulary, limits)
+    prompts = encoder.prompts([row["prompt"] for row in rows]).tokens
+    answers = encoder.responses([row["response"] for row in rows]).tokens
+    responses = [[tokens] for tokens in answers]
     log_probs = [
         score_responses(each.network, each.params, prompts, responses)[0][:, 0]
         for each in (opened, open_policy(str(reference)))

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation.score import score_splits
+from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.task_data import TaskData
+from jaxalign.data.tokenization import Limits
 from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
-from jaxalign.inference.rows import encode_text, response_tokens, score_responses
+from jaxalign.inference.rows import response_tokens, score_responses
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.policy import Policy
@@ -327,7 +329,7 @@ def generate_responses(
         num_samples=max(samples, 1),
         temperature=1.0 if samples else 0.0,
     )
-    encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
+    encoded = text_encoder(vocabulary).prompts(prompts).tokens
     # Batches of prompts with similar lengths need the least padding.
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     tokens, _ = generate_tokens(
@@ -337,6 +339,11 @@ def generate_responses(
     for row, index in enumerate(order):
         found[index] = [response_tokens(sample) for sample in tokens[row]]
     return found
+
+
+def text_encoder(vocabulary: Any) -> TextEncoder:
+    """From the study's texts to tokens."""
+    return TextEncoder(vocabulary, Limits(LENGTHS["inputs"], LENGTHS["targets"]))
 
 
 def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[str, Any]:
@@ -349,7 +356,7 @@ def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[
     policy, params, vocabulary = load_policy(run)
     greedy = generate_responses(policy, params, vocabulary, prompts)
     sampled = generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
-    encoded = [encode_text(vocabulary, prompt, LENGTHS["inputs"]) for prompt in prompts]
+    encoded = text_encoder(vocabulary).prompts(prompts).tokens
     log_probs = [
         score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
         for weights in (params, load_policy(reference)[1])

@@ -11,6 +11,7 @@ own: any importable function (prompts, responses, references) -> one number a re
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -18,10 +19,12 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.data import slots, synthetic
+from jaxalign.data.encoding import EncodedTexts, TextEncoder, describe_cut
 from jaxalign.data.evaluation_set import prompt_of, read_json_lines
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
-from jaxalign.inference.rows import EOS, encode_text, predict_rewards
+from jaxalign.inference.encoders import encoder_of
+from jaxalign.inference.rows import predict_rewards
 from jaxalign.runs import opened
 
 References = Sequence[Sequence[str]]
@@ -232,31 +235,33 @@ def reward_model_judge(argument: str) -> Judge:
         raise UserError(
             f"judge 'reward_model': the reward of {argument} reads scores of a response, not its text."
         )
-    return RewardModelJudge(
-        run.network, run.params, run.vocabulary, max_input_length=run.length("inputs")
-    )
+    return RewardModelJudge(run.network, run.params, _judging_encoder(run))
+
+
+def _judging_encoder(run: opened.Run) -> TextEncoder:
+    """The run's encoder; where it rejected long prompts they are cut, since a judge must say something of every response."""
+    return encoder_of(run, long_prompts="truncate" if run.long_prompts == "reject" else "")
 
 
 class RewardModelJudge:
     """A reward network on the tokens of prompt and response, laid out as in training.
 
-    A prompt of more than `max_input_length` tokens loses its end, as in a cache by default; the
-    response is always read whole.
+    Prompts are cut as the run cut them. A response of more tokens than the run's longest is cut at its end, since a judge must say
+    something of every response; how many were cut is said on standard error.
     """
 
     def __init__(
         self,
         network: Any,
         params: Any,
-        vocabulary: Any,
+        encoder: TextEncoder,
         *,
-        max_input_length: int,
         batch_size: int = 32,
         name: str = "reward_model",
     ) -> None:
         self.name = name
-        self._network, self._params, self._vocabulary = network, params, vocabulary
-        self._max_length, self._batch_size = max_input_length, batch_size
+        self._network, self._params, self._encoder = network, params, encoder
+        self._batch_size = batch_size
 
     def score(
         self,
@@ -264,14 +269,23 @@ class RewardModelJudge:
         responses: Sequence[str],
         references: References | None = None,
     ) -> Float[np.ndarray, " items"]:
-        vocabulary = self._vocabulary
+        read, answers = self._encoder.prompts(prompts), self._encoder.responses(responses)
+        self._say_cut(read, answers)
         return predict_rewards(
-            self._network,
-            self._params,
-            [encode_text(vocabulary, prompt, self._max_length) for prompt in prompts],
-            [[*map(int, vocabulary.encode(response)), EOS] for response in responses],
-            batch_size=self._batch_size,
+            self._network, self._params, read.tokens, answers.tokens, batch_size=self._batch_size
         )
+
+    def _say_cut(self, prompts: EncodedTexts, responses: EncodedTexts) -> None:
+        limits = self._encoder.limits
+        told = describe_cut(prompts.cut, len(prompts.tokens), limits, "the lengths of its training")
+        if told:
+            print(f"judge {self.name}: {told}", file=sys.stderr)
+        if responses.cut:
+            print(
+                f"judge {self.name}: {responses.cut} of {len(responses.tokens)} responses were cut at their end "
+                f"(max_target_length={limits.max_target_length} of its training)",
+                file=sys.stderr,
+            )
 
 
 def _squeezed(text: str) -> str:

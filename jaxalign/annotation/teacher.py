@@ -27,10 +27,10 @@ def store_top_tokens(
     count: int,
     splits: Sequence[str] | None,
     feature_lengths: Mapping[str, int],
-    row_lengths: Mapping[str, int] | None,
     batch_size: int,
     mesh: Mesh,
     info: Mapping[str, Any],
+    row_lengths: Mapping[str, int] | None = None,
 ) -> None:
     """Stores the ``count`` likeliest tokens of a teacher, and their log-probabilities, at every target position of a cache.
 
@@ -44,10 +44,10 @@ def store_top_tokens(
       count: k, at most the vocabulary's size.
       splits: names; all by default.
       feature_lengths: ``inputs`` and ``targets`` in tokens.
-      row_lengths: of packed rows, as long as the longest example at least; None for ``feature_lengths``.
       batch_size: global rows per forward pass; short examples share rows.
       mesh: where to compute.
       info: JSON kept beside the tokens.
+      row_lengths: of packed rows, made longer where an example needs it; ``feature_lengths`` by default.
 
     Raises:
       UserError: ``count`` is out of range, or log-probabilities are not finite.

@@ -1,16 +1,25 @@
-"""Prompts, references and feedback of an evaluation, from JSON Lines."""
+"""Prompts, references and feedback of an evaluation, from a data file or a cache.
+
+Records are parsed, and left out, by the rules of the cache: a file and the cache made of it give an evaluation the same records.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.records import RecordError
-from jaxalign.data.records import number as feedback_number
+from jaxalign.data import json_lines, validation
+from jaxalign.data.encoding import TextEncoder
+from jaxalign.data.records import KINDS, Record, RecordError, check_kind, parse_record
+from jaxalign.data.rejections import RejectionLog
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
+
+_MAX_REJECTED_FRACTION = 0.05
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -70,31 +79,38 @@ class FeedbackRecord:
 
 @dataclasses.dataclass
 class EvaluationSet:
-    """What an evaluation reads.
+    """What an evaluation asks of every policy.
 
     Attributes:
       prompts: distinct prompts in order of first appearance.
       references: for each prompt, the logged responses without feedback (human references of a
         seq2seq file), possibly none.
       feedback: every logged response with its feedback.
-      long_prompts: which end of a prompt that is too long is cut, see `batches.encode_text`.
     """
 
     prompts: list[str] = dataclasses.field(default_factory=list)
     references: list[list[str]] = dataclasses.field(default_factory=list)
     feedback: list[FeedbackRecord] = dataclasses.field(default_factory=list)
-    long_prompts: str = "truncate"
 
     def __post_init__(self) -> None:
         self._index = {prompt: i for i, prompt in enumerate(self.prompts)}
 
-    def add_prompt(self, prompt: str) -> int:
-        """The position of a prompt, added when new."""
-        index = self._index.setdefault(prompt, len(self.prompts))
+    def add(self, record: Record, references: Sequence[str] = ()) -> None:
+        """Adds a record: its responses are logged ones if they have feedback, else references."""
+        index = self._index.setdefault(record.prompt, len(self.prompts))
         if index == len(self.prompts):
-            self.prompts.append(prompt)
+            self.prompts.append(record.prompt)
             self.references.append([])
-        return index
+        if record.feedback is not None:
+            self.feedback += [
+                FeedbackRecord(record.prompt, response, value)
+                for response, value in zip(record.responses, record.feedback, strict=True)
+            ]
+        else:
+            references = (*references, *record.responses)
+        for text in references:
+            if text not in self.references[index]:
+                self.references[index].append(text)
 
     def first(self, count: int) -> EvaluationSet:
         """The first `count` prompts with all that belongs to them; 0 keeps all."""
@@ -105,85 +121,179 @@ class EvaluationSet:
             self.prompts[:count],
             self.references[:count],
             [record for record in self.feedback if record.prompt in kept],
-            self.long_prompts,
         )
 
 
-def read_evaluation_set(
-    path: str | Path, *, split: str = "validation", prompt_field: str = "prompt"
-) -> EvaluationSet:
-    """Reads a JSON Lines file, or a split of a cache folder."""
+@dataclasses.dataclass(frozen=True)
+class EvaluationRecords:
+    """The records of a file or of a split, before any policy reads them.
+
+    Attributes:
+      path: where they come from.
+      records: a line that has only a prompt is a record without responses.
+      references: of each record, further ones: its fields `references` and `target`.
+      rejected: records left out so far, by reason.
+    """
+
+    path: str
+    records: Sequence[Record]
+    references: Sequence[Sequence[str]]
+    rejected: Mapping[str, int]
+
+    def readable(self, encoders: Sequence[TextEncoder]) -> EvaluationRecords:
+        """The records that a cache of every encoder's limits would hold; the others are counted.
+
+        Raises:
+          UserError: none is left.
+        """
+        kept, rejected = [], Counter(self.rejected)
+        for index, record in enumerate(self.records):
+            problems = (encoder.problem(record.prompt, record.responses) for encoder in encoders)
+            problem = next(filter(None, problems), None)
+            if problem is None:
+                kept.append(index)
+            else:
+                rejected[problem[0]] += 1
+                first = f"{record.where}: {problem[1]}"
+        if not kept:
+            reason = f"; the last one, {first}" if self.records else ""
+            raise UserError(f"{self.path}: holds no record that can be evaluated{reason}.")
+        return EvaluationRecords(
+            self.path,
+            [self.records[index] for index in kept],
+            [self.references[index] for index in kept],
+            dict(rejected),
+        )
+
+    def to_set(self) -> EvaluationSet:
+        """The records by prompt."""
+        result = EvaluationSet()
+        for record, references in zip(self.records, self.references, strict=True):
+            result.add(record, references)
+        return result
+
+    def describe_rejected(self) -> str:
+        """One sentence on the records that were left out; nothing if none was."""
+        if not self.rejected:
+            return ""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
+        total = len(self.records) + sum(self.rejected.values())
+        return f"{sum(self.rejected.values())} of {total} records of {self.path} were left out: {reasons}"
+
+
+def read_evaluation_records(
+    path: str | Path,
+    *,
+    side_file: str,
+    split: str = "validation",
+    kind: str = "",
+    prompt_field: str = "prompt",
+    duplicates: str = "reject",
+) -> EvaluationRecords:
+    """Reads a data file, or a split of a cache folder.
+
+    Args:
+      path: the file or folder.
+      side_file: lists the lines of a file that cannot be used, if they are so many that reading stops.
+      split: of a cache.
+      kind: of a file's records; '' recognises it line by line (`recognise_kind`).
+      prompt_field: the name of the prompt in a file.
+      duplicates: 'reject' or 'keep' repeated records of a file.
+
+    Raises:
+      UserError: the file is missing or empty, or too many lines cannot be used (file and line of the first are named); the
+        folder is no cache, or has no such split.
+    """
+    if duplicates not in ("reject", "keep"):
+        raise UserError(f"duplicates={duplicates!r}; known: 'reject', 'keep'.")
     if Path(path).is_dir():
-        return read_cached_split(path, split)
-    return read_file(path, prompt_field=prompt_field)
+        return _of_cache(str(path), split)
+    return _of_file(str(path), side_file, kind, prompt_field, duplicates)
 
 
-def read_cached_split(cache_dir: str | Path, split: str) -> EvaluationSet:
-    """Reads the texts of a split of a cache; responses without feedback are references.
+def recognise_kind(obj: Mapping[str, Any]) -> str:
+    """The kind of record that an object's fields make; '' for a prompt alone.
 
-    Raises:
-      DataError: the folder is no cache, or has no such split.
+    The lines that `jaxalign generate` writes are prompts alone: their responses are nobody's ranking.
     """
-    from jaxalign.data.cached_split import CachedSplit
-
-    cached = CachedSplit.open(str(cache_dir), split)
-    result = EvaluationSet(long_prompts=cached.metadata["limits"]["long_prompts"])
-    for example in cached:
-        index = result.add_prompt(example.prompt)
-        if example.feedback is None:
-            result.references[index] += [
-                text for text in example.responses if text not in result.references[index]
-            ]
-        else:
-            result.feedback += [
-                FeedbackRecord(example.prompt, response, float(value))
-                for response, value in zip(example.responses, example.feedback, strict=True)
-            ]
-    return result
+    if obj.get("chosen") is not None and obj.get("rejected") is not None:
+        return "pair"
+    if obj.get("responses") is not None and "log_probs" not in obj:
+        return "multi" if obj.get("scores") is not None else "ranked"
+    if obj.get("response") is None:
+        return ""
+    if obj.get("scores") is not None:
+        return "multi"
+    return "triplet" if obj.get("feedback") is not None else "seq2seq"
 
 
-def read_file(path: str | Path, *, prompt_field: str = "prompt") -> EvaluationSet:
-    """Reads prompts with whatever else their lines hold.
+def _of_cache(path: str, split: str) -> EvaluationRecords:
+    records = [
+        Record(
+            prompt=example.prompt,
+            responses=example.responses,
+            feedback=None if example.feedback is None else tuple(example.feedback.tolist()),
+            file=example.file,
+            line=example.line,
+        )
+        for example in TaskCache(path).split(split)
+    ]
+    return EvaluationRecords(path, records, [()] * len(records), {})
 
-    `response` is a reference where the line has no `feedback`, and a logged response where it has;
-    `references` (a list) and `target` are references; a pair's `chosen` and `rejected` are logged
-    responses with feedback 1 and 0.
 
-    Raises:
-      UserError: as `read_json_lines` and `prompt_of`; or the file has no line.
-    """
-    result = EvaluationSet()
-    for number, record in read_json_lines(path):
-        prompt = prompt_of(record, prompt_field, path, number)
-        index = result.add_prompt(prompt)
-        for response, feedback in _responses_of(record, path, number):
-            if feedback is not None:
-                result.feedback.append(FeedbackRecord(prompt, response, feedback))
-            elif response not in result.references[index]:
-                result.references[index].append(response)
-    if not result.prompts:
+def _of_file(
+    path: str, side_file: str, kind: str, prompt_field: str, duplicates: str
+) -> EvaluationRecords:
+    if kind and kind not in KINDS:
+        check_kind(kind)
+    log = RejectionLog()
+    parsed = list(_parse(path, log, kind, prompt_field))
+    log.check(_MAX_REJECTED_FRACTION, side_file)
+    if not parsed:
         raise UserError(f"{path}: holds no prompts.")
-    return result
+    if duplicates == "reject":
+        # References alone make no record that could be one twice.
+        with_responses = [item for item in parsed if item[0].responses]
+        kept = {
+            id(item)
+            for item in validation.drop_duplicates(with_responses, log, record_of=lambda i: i[0])
+        }
+        parsed = [item for item in parsed if not item[0].responses or id(item) in kept]
+    records, references = zip(*parsed, strict=True)
+    return EvaluationRecords(path, records, references, log.counts)
 
 
-def _responses_of(
-    record: dict[str, Any], path: str | Path, number: int
-) -> Iterator[tuple[str, float | None]]:
-    try:
-        feedback = feedback_number(record["feedback"], "feedback") if "feedback" in record else None
-    except RecordError as error:
-        raise UserError(f"{path}:{number}: {error}.") from None
-    references = record.get("references", [])
-    if isinstance(references, str):
-        references = [references]
-    named: list[tuple[str, Any, float | None]] = [("references", r, None) for r in references]
-    if "target" in record:
-        named.append(("target", record["target"], None))
-    if "response" in record:
-        named.append(("response", record["response"], feedback))
-    if "chosen" in record and "rejected" in record:
-        named += [("chosen", record["chosen"], 1.0), ("rejected", record["rejected"], 0.0)]
-    for name, response, feedback in named:
-        if not isinstance(response, str):
-            raise UserError(f"{path}:{number}: field '{name}' must hold text, got {response!r}.")
-        yield response, feedback
+def _parse(
+    path: str, log: RejectionLog, kind: str, prompt_field: str
+) -> Iterator[tuple[Record, tuple[str, ...]]]:
+    fields = {"prompt": prompt_field}
+    for line, obj, text in json_lines.read_json_lines(path, log=log):
+        try:
+            if not isinstance(obj, Mapping):
+                raise RecordError("wrong_type", "the line holds no object")
+            found = kind or recognise_kind(obj)
+            if found:
+                record = parse_record(obj, found, fields=fields, file=path, line=line)
+            else:
+                # A prompt alone is checked as that of a record with some response.
+                record = parse_record(
+                    {**obj, "response": "-"}, "seq2seq", fields=fields, file=path, line=line
+                )
+                record = dataclasses.replace(record, responses=())
+            yield record, _references(obj)
+        except RecordError as error:
+            log.reject(error.reason, str(error), file=path, line=line, record=text)
+
+
+def _references(obj: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields `references` (a text or a list of texts) and `target`."""
+    given = obj.get("references", [])
+    references = [given] if isinstance(given, str) else list(given)
+    if "target" in obj:
+        references.append(obj["target"])
+    for text in references:
+        if not isinstance(text, str):
+            raise RecordError(
+                "wrong_type", f"'references' and 'target' must hold text, got {text!r}"
+            )
+    return tuple(references)

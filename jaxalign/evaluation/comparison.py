@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,10 @@ class Comparison:
         report: dict[str, Any] = {"checkpoint": path, "step": run.info.get("step")}
         report["objective"] = run.info.get("objective")
         self.reports[name] = report
+        shares, cut = self.evaluator.describe_prompts(run)
+        report.update(shares)
+        if cut:
+            print(f"{name}: {cut}", file=sys.stderr)
         if self.panel:
             self._judge(name, run, report, bootstrap)
         if self.kl_samples:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.annotation import judges as judging
-from jaxalign.data.evaluation_set import EvaluationSet, read_evaluation_set
+from jaxalign.data.evaluation_set import EvaluationSet, read_evaluation_records
 from jaxalign.errors import UserError
 from jaxalign.evaluation import plots
 from jaxalign.evaluation.comparison import Comparison
@@ -39,6 +40,9 @@ def evaluate(
     batch_size: int = 32,
     max_input_length: int = 0,
     max_target_length: int = 0,
+    long_prompts: str = "",
+    kind: str = "",
+    duplicates: str = "reject",
     bootstrap: int = 1000,
     step: int | str | None = None,
     prompt_field: str = "prompt",
@@ -49,7 +53,7 @@ def evaluate(
     Args:
       checkpoints: `name=path` of run folders or checkpoints; the first is the one that the others
         are compared with. A path alone is named by its folder.
-      prompts: a JSON Lines file or a cache folder. Distinct prompts are answered once each; logged
+      prompts: a data file or a cache folder. Distinct prompts are answered once each; logged
         responses with feedback serve the ranking and the calibration of V.
       output_dir: folder for evaluation.json, responses/<name>.jsonl and plots/*.png.
       split: split of a cache folder.
@@ -65,6 +69,9 @@ def evaluate(
         cache folder its `train` split is taken. Without either that baseline is left out.
       batch_size: prompts a batch.
       max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
+      long_prompts: "truncate", "truncate_left" or "reject"; each run's own way by default.
+      kind: of the records of a file: triplet, pair, ranked, seq2seq or multi; recognised by their fields by default.
+      duplicates: "reject" or "keep" repeated records of a file, as for `jaxalign cache`.
       bootstrap: resamples for intervals (a fifth of them for rankings).
       step: a checkpoint's step, `best` or `latest`; best where one was kept by default.
       prompt_field: name of the prompt's field in a JSON Lines file.
@@ -77,15 +84,36 @@ def evaluate(
       UserError: names or paths that do not fit, malformed prompts, a judge that fails.
     """
     named = named_checkpoints(checkpoints)
-    data = read_evaluation_set(prompts, split=split, prompt_field=prompt_field).first(num_prompts)
+    folder = Path(output_dir)
+    side_file = str(folder / "rejected.jsonl")
+    options = {"side_file": side_file, "kind": kind, "prompt_field": prompt_field}
+    records = read_evaluation_records(prompts, split=split, duplicates=duplicates, **options)
+    reference_path = named.get(reference, reference) or next(iter(named.values()))
+    evaluator = Evaluator(
+        EvaluationSet(),
+        max_input_length,
+        max_target_length,
+        long_prompts,
+        batch_size,
+        temperature,
+        seed,
+    )
+    # What one of the policies cannot read is left out for all of them.
+    described = [
+        opened.open_description(path, step=step)
+        for path in dict.fromkeys([reference_path, *named.values()])
+    ]
+    records = records.readable([evaluator.encoder(run) for run in described])
+    if records.rejected:
+        _progress(records.describe_rejected())
+    data = records.to_set().first(num_prompts)
+    evaluator = dataclasses.replace(evaluator, data=data)
     if ranking_only and not data.feedback:
         raise UserError(f"{prompts}: ranking_only needs logged responses with feedback.")
     panel = [] if ranking_only else [judging.get_judge(spec) for spec in judges or ["slot_error"]]
-    evaluator = Evaluator(data, max_input_length, max_target_length, batch_size, temperature, seed)
-    reference_path = named.get(reference, reference) or next(iter(named.values()))
     reference_run = opened.open_policy(reference_path, step=step)
     session = Comparison(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
-    session.linear = _linear_baseline(data, prompts, ranking_train, prompt_field)
+    session.linear = _linear_baseline(data, prompts, ranking_train, options)
     for name, path in named.items():
         # The reference's parameters are in memory already.
         run = reference_run if path == reference_path else opened.open_policy(path, step=step)
@@ -97,6 +125,7 @@ def evaluate(
             "split": split,
             "num_prompts": len(data.prompts),
             "num_feedback": len(data.feedback),
+            "rejected": dict(records.rejected),
             "judges": [judge.name for judge in panel],
             "reference": reference_path,
             "temperature": temperature,
@@ -107,7 +136,6 @@ def evaluate(
         "policies": session.reports,
         "win_rates": win_rates(session.scores, bootstrap=bootstrap, seed=seed),
     }
-    folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _write_responses(folder, session, data)
     result["plots"] = _draw(folder / "plots", named, session, panel)
@@ -172,7 +200,7 @@ def finite_json(value: Any) -> Any:
 
 
 def _linear_baseline(
-    data: EvaluationSet, prompts: str, ranking_train: str, prompt_field: str
+    data: EvaluationSet, prompts: str, ranking_train: str, options: Mapping[str, str]
 ) -> np.ndarray | None:
     """Predictions of the TF-IDF model for the logged responses, if there is anything to fit it on."""
     if not data.feedback:
@@ -180,7 +208,8 @@ def _linear_baseline(
     source = ranking_train or (prompts if Path(prompts).is_dir() else "")
     if not source:
         return None
-    fitted_on = read_evaluation_set(source, split="train", prompt_field=prompt_field).feedback
+    records = read_evaluation_records(source, split="train", **options)
+    fitted_on = records.to_set().feedback
     if not fitted_on:
         raise UserError(f"{source}: holds no feedback to fit the TF-IDF baseline on.")
     model = TfidfRidge().fit(

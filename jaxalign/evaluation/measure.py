@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.evaluation.calibration import Calibration, calibration, residual_statistics
 from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
 from jaxalign.inference import sampling
+from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import (
     decode_tokens,
-    encode_text,
     predict_values,
     response_tokens,
     score_responses,
@@ -55,6 +56,7 @@ class Evaluator:
     Attributes:
       data: prompts, references, feedback.
       max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
+      long_prompts: how prompts are cut; '' takes each run's own way.
       batch_size: prompts a batch.
       temperature: of the judged responses; 0 is greedy.
       seed: of sampling.
@@ -63,6 +65,7 @@ class Evaluator:
     data: EvaluationSet
     max_input_length: int = 0
     max_target_length: int = 0
+    long_prompts: str = ""
     batch_size: int = 32
     temperature: float = 0.0
     seed: int = 0
@@ -95,8 +98,8 @@ class Evaluator:
     def feedback_log_probs(self, run: Run) -> Float[np.ndarray, " items"]:
         """Log-probability of every logged response with feedback, in nats."""
         records = self.data.feedback
-        limit = run.length("targets", self.max_target_length)
-        responses = [[encode_text(run.vocabulary, r.response, limit)] for r in records]
+        encoded = self.encoder(run).responses([record.response for record in records])
+        responses = [[tokens] for tokens in encoded.tokens]
         prompts = self._prompts(run, [record.prompt for record in records])
         return score_responses(
             run.network, run.params, prompts, responses, batch_size=self.batch_size
@@ -125,12 +128,27 @@ class Evaluator:
             seed=seed,
         )[0]
 
+    def encoder(self, run: Run) -> TextEncoder:
+        """How a run reads the texts of the evaluation set."""
+        return encoder_of(
+            run,
+            max_input_length=self.max_input_length,
+            max_target_length=self.max_target_length,
+            long_prompts=self.long_prompts,
+        )
+
+    def describe_prompts(self, run: Run) -> tuple[dict[str, float], str]:
+        """Shares of the prompts that are cut and of unknown pieces, and a sentence on the cut ones (or nothing)."""
+        encoder = self.encoder(run)
+        encoded = encoder.prompts(self.data.prompts)
+        shares = {
+            "cut_prompts": encoded.cut_fraction,
+            "unknown_pieces": encoded.unknown_fraction,
+        }
+        return shares, encoder.describe_cut(encoded)
+
     def _prompts(self, run: Run, texts: Sequence[str]) -> list[list[int]]:
-        limit = run.length("inputs", self.max_input_length)
-        return [
-            encode_text(run.vocabulary, text, limit, long_prompts=self.data.long_prompts)
-            for text in texts
-        ]
+        return self.encoder(run).prompts(texts).tokens
 
 
 def value_report(

@@ -7,18 +7,58 @@ uninterrupted run would have written.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import prompt_of, read_json_lines
 from jaxalign.errors import UserError
-from jaxalign.inference.rows import decode_tokens, encode_text
+from jaxalign.inference.encoders import encoder_of
+from jaxalign.inference.resumable_output import resume
+from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_batches
 from jaxalign.runs import opened
 
 _WRITTEN = ("id", "responses", "log_probs")
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """How responses are made.
+
+    Attributes:
+      decoding: how to decode.
+      batch_size: prompts decoded together. Samples depend on it, and on the seed.
+      seed: batch b samples with fold_in(seed, b).
+    """
+
+    decoding: DecodingSettings
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a file.
+
+    Attributes:
+      texts: one a line.
+      records: the other fields of each line.
+    """
+
+    texts: Sequence[str]
+    records: Sequence[Mapping[str, Any]]
 
 
 def generate(
@@ -35,7 +75,7 @@ def generate(
     batch_size: int = 32,
     max_input_length: int = 0,
     max_target_length: int = 0,
-    long_prompts: str = "truncate",
+    long_prompts: str = "",
     seed: int = 0,
     role: str = "policy",
     step: int | str | None = None,
@@ -55,7 +95,7 @@ def generate(
       batch_size: prompts decoded together. Samples depend on it, and on the seed.
       max_input_length, max_target_length: tokens, EOS included; 0 takes the run's own lengths.
       long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" its
-        end; as the cache of the run was made.
+        end, "reject" stops; as the run was trained by default.
       seed: batch b samples with fold_in(seed, b).
       role: which of the run's networks answers, such as `policy`.
       step: a step number, `best` or `latest`; by default the best where one was kept, else the latest.
@@ -63,18 +103,24 @@ def generate(
       prompt_field: name of the input field with the prompt.
 
     Returns:
-      `prompts`: lines in the output; `generated`: those written by this call; `output`.
+      `prompts`: lines in the output; `generated`: those written by this call; `output`; `cut_prompts`, `unknown_pieces`,
+      `unfinished`: shares of the prompts that were cut, of their pieces that the vocabulary does not know, and of this call's
+      responses that did not end before the length limit.
 
     Raises:
-      UserError: a malformed input line (with file and line), or an output that was written from
-        other prompts or with other settings.
+      UserError: a malformed input line (with file and line), an output that was written from
+        other prompts or with other settings, or a policy that gives NaN.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}.")
-    records, prompts = _read_input(input, prompt_field)
+    prompts = read_prompts(input, prompt_field)
     run = opened.open_policy(checkpoint, role=role, step=step)
-    settings = DecodingSettings(
-        max_target_length=run.length("targets", max_target_length),
+    encoder = encoder_of(
+        run,
+        max_input_length=max_input_length,
+        max_target_length=max_target_length,
+        long_prompts=long_prompts,
+    )
+    decoding = DecodingSettings(
+        max_target_length=encoder.limits.max_target_length,
         num_samples=num_samples,
         temperature=temperature,
         top_k=top_k,
@@ -82,120 +128,99 @@ def generate(
         num_beams=num_beams,
         alpha=alpha,
     )
-    max_input_length = run.length("inputs", max_input_length)
+    return write_responses(
+        run,
+        encoder,
+        prompts,
+        Path(output),
+        GenerationSettings(decoding, batch_size, seed),
+        origin={"checkpoint": str(checkpoint), "role": role, "step": run.info.get("step")},
+        overwrite=overwrite,
+    )
+
+
+def write_responses(
+    run: opened.Run,
+    encoder: TextEncoder,
+    prompts: Prompts,
+    output: Path,
+    settings: GenerationSettings,
+    *,
+    origin: Mapping[str, Any],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """`generate` for an open run; see there. `origin` says which policy it is, and is compared when a file is continued."""
+    encoded = encoder.prompts(prompts.texts)
     fingerprint = {
-        "checkpoint": str(checkpoint),
-        "role": role,
-        "step": run.info.get("step"),
-        "seed": seed,
-        "batch_size": batch_size,
-        "max_input_length": max_input_length,
-        "long_prompts": long_prompts,
-        **vars(settings),
+        **origin,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "max_input_length": encoder.limits.max_input_length,
+        "long_prompts": encoder.limits.long_prompts,
+        **vars(settings.decoding),
     }
-    done = _resume(Path(output), fingerprint, prompts, overwrite)
-    encoded = [
-        encode_text(run.vocabulary, prompt, max_input_length, long_prompts=long_prompts)
-        for prompt in prompts
-    ]
-    written = done
-    with Path(output).open("ab") as file:
+    done = resume(output, fingerprint, list(prompts.texts), overwrite)
+    cut = encoder.describe_cut(encoded)
+    if cut:
+        print(cut, file=sys.stderr)
+    written, unfinished = done, 0
+    with output.open("ab") as file:
         for part, tokens, log_probs in generate_batches(
             run.network,
             run.params,
-            encoded,
-            settings,
-            batch_size=batch_size,
-            seed=seed,
-            first_batch=done // batch_size,
+            encoded.tokens,
+            settings.decoding,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            first_batch=done // settings.batch_size,
         ):
+            _check_finite(log_probs, run)
             for row, index in enumerate(range(part.start, part.stop)):
                 if index < done:
                     continue
                 line = {
-                    **records[index],
+                    **prompts.records[index],
                     "id": index,
-                    "prompt": prompts[index],
+                    "prompt": prompts.texts[index],
                     "responses": [decode_tokens(run.vocabulary, sample) for sample in tokens[row]],
                     "log_probs": [float(value) for value in log_probs[row]],
                 }
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 written += 1
+                unfinished += int((tokens[row] != EOS).all(axis=-1).sum())
             file.flush()
             os.fsync(file.fileno())
-    return {"output": str(output), "prompts": written, "generated": written - done}
+    responses = (written - done) * settings.decoding.num_samples
+    return {
+        "output": str(output),
+        "prompts": written,
+        "generated": written - done,
+        "cut_prompts": encoded.cut_fraction,
+        "unknown_pieces": encoded.unknown_fraction,
+        "unfinished": unfinished / max(responses, 1),
+    }
 
 
-def _read_input(path: str, prompt_field: str) -> tuple[list[dict[str, Any]], list[str]]:
-    records, prompts = [], []
+def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
+    """The prompts of a file, one a line.
+
+    Raises:
+      UserError: a line is malformed, or there is none.
+    """
+    records, texts = [], []
     for number, record in read_json_lines(path):
-        prompts.append(prompt_of(record, prompt_field, path, number))
+        texts.append(prompt_of(record, prompt_field, path, number))
         kept = {key: value for key, value in record.items() if key not in _WRITTEN}
         if "id" in record:
             kept["source_id"] = record["id"]
         records.append(kept)
-    if not prompts:
+    if not texts:
         raise UserError(f"{path}: holds no prompts.")
-    return records, prompts
+    return Prompts(texts, records)
 
 
-def _resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
-    """Prepares the output and returns the number of complete lines it already holds."""
-    side_file = output.with_name(output.name + ".settings.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        output.unlink(missing_ok=True)
-    done = 0
-    if output.exists() and output.stat().st_size:
-        _check_settings(output, side_file, fingerprint)
-        _drop_torn_line(output)
-        done = _check_lines(output, prompts)
-    side_file.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8")
-    return done
-
-
-def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) -> None:
-    advice = "give another output, or overwrite=true."
-    if not side_file.is_file():
+def _check_finite(log_probs: np.ndarray, run: opened.Run) -> None:
+    if not np.isfinite(log_probs).all():
         raise UserError(
-            f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}"
+            f"{run.info.get('run')} gives NaN or infinite log-probabilities; its parameters are not usable, choose another step"
         )
-    try:
-        before = json.loads(side_file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"{side_file}: not JSON; {advice}") from None
-    changed = [
-        f"{key}: {before.get(key)!r} then, {fingerprint.get(key)!r} now"
-        for key in sorted({*before, *fingerprint})
-        if before.get(key) != fingerprint.get(key)
-    ]
-    if changed:
-        raise UserError(
-            f"{output} was written with other settings ({'; '.join(changed)}); {advice}"
-        )
-
-
-def _drop_torn_line(output: Path) -> None:
-    """Cuts what follows the last newline: a line that was being written when the run died."""
-    content = output.read_bytes()
-    complete = content.rfind(b"\n") + 1
-    if complete < len(content):
-        with output.open("rb+") as file:
-            file.truncate(complete)
-
-
-def _check_lines(output: Path, prompts: list[str]) -> int:
-    done = 0
-    for number, record in read_json_lines(output):
-        if done >= len(prompts):
-            raise UserError(
-                f"{output}:{number}: more lines than the input has prompts ({len(prompts)}); "
-                "give another output, or overwrite=true."
-            )
-        if record.get("id") != done or record.get("prompt") != prompts[done]:
-            raise UserError(
-                f"{output}:{number}: its prompt is not prompt {done} of the input; "
-                "give another output, or overwrite=true."
-            )
-        done += 1
-    return done

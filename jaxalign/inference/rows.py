@@ -1,7 +1,7 @@
-"""Token rows for evaluation: prompts and responses, padded to few lengths, scored by a policy.
+"""Prompts and responses as token rows of few lengths, and what networks say of them.
 
-Evaluation never packs: one prompt a row, with its K responses one after another in the decoder row,
-in the layout that training uses (segment ids 1..K, 0 on padding).
+Inference never packs: one prompt a row, with its K responses one after another in the decoder row, in the layout of training
+(`data.batches.make_batch`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-PAD, EOS, START = 0, 1, 0
+from jaxalign.data.batches import Batch, make_batch
+from jaxalign.data.examples import make_example
+
+PAD, EOS = 0, 1
 
 Tokens = Sequence[int]
 
@@ -30,20 +33,6 @@ def bucket_length(longest: int, maximum: int) -> int:
             if length >= min(longest, maximum):
                 return min(length, maximum)
         power *= 2
-
-
-def encode_text(
-    vocabulary: Any, text: str, max_length: int, *, long_prompts: str = "truncate"
-) -> list[int]:
-    """Piece ids of a text, cut to leave room for the EOS that ends it.
-
-    Args:
-      long_prompts: as for the cache, "truncate" keeps the beginning and "truncate_left" the end.
-    """
-    ids = [int(token) for token in vocabulary.encode(text)]
-    room = max_length - 1
-    kept = ids[max(len(ids) - room, 0) :] if long_prompts == "truncate_left" else ids[:room]
-    return [*kept, EOS]
 
 
 def decode_tokens(vocabulary: Any, tokens: Tokens) -> str:
@@ -64,49 +53,38 @@ def response_tokens(row: Int[np.ndarray, " length"]) -> list[int]:
     return ids
 
 
-def pad_rows(rows: Sequence[Tokens], length: int) -> Int[np.ndarray, "rows length"]:
-    """Right-pads with 0; refuses a row that does not fit."""
-    padded = np.zeros((len(rows), length), np.int32)
-    for i, row in enumerate(rows):
-        if len(row) > length:
-            raise ValueError(f"row {i} has {len(row)} tokens, more than the row length {length}.")
-        padded[i, : len(row)] = row
-    return padded
-
-
 def response_batch(
     prompts: Sequence[Tokens],
     responses: Sequence[Sequence[Tokens]],
     *,
+    rows: int,
     input_length: int,
     target_length: int,
-) -> dict[str, np.ndarray]:
-    """One row a prompt with its responses (equally many for every prompt).
+) -> Batch:
+    """A batch with one prompt a row and its responses (equally many for every prompt), laid out as in training.
 
     Args:
       prompts: token ids ending in EOS.
       responses: [prompts][K] token ids, EOS included where the response ended.
+      rows: of the batch; those without a prompt are empty.
       input_length, target_length: row lengths; the decoder row holds the K responses together.
     """
-    count, per_prompt = len(prompts), len(responses[0]) if responses else 0
+    per_prompt = len(responses[0]) if responses else 0
     if any(len(group) != per_prompt for group in responses):
         raise ValueError("every prompt needs the same number of responses.")
-    joined, starts, segments = [], [], []
-    for group in responses:
-        joined.append([token for response in group for token in response])
-        starts.append([t for response in group for t in [START, *response[:-1]][: len(response)]])
-        segments.append([k + 1 for k, response in enumerate(group) for _ in response])
-    encoder = pad_rows(prompts, input_length)
-    decoder_segments = pad_rows(segments, target_length)
-    return {
-        "encoder_input_tokens": encoder,
-        "encoder_segment_ids": (encoder != PAD).astype(np.int32),
-        "decoder_input_tokens": pad_rows(starts, target_length),
-        "decoder_target_tokens": pad_rows(joined, target_length),
-        "decoder_segment_ids": decoder_segments,
-        "decoder_loss_weights": (decoder_segments > 0).astype(np.float32),
-        "response_mask": np.ones((count, 1, per_prompt), np.float32),
-    }
+    examples = [
+        make_example(prompt, group, None, None, prompt_id=1)
+        for prompt, group in zip(prompts, responses, strict=True)
+    ]
+    return make_batch(
+        [[(index, example)] for index, example in enumerate(examples)],
+        num_rows=rows,
+        input_length=input_length,
+        target_length=target_length,
+        examples_per_row=1,
+        responses_per_example=per_prompt,
+        with_feedback=False,
+    )
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
@@ -125,25 +103,24 @@ def by_batch(
     prompts: Sequence[Tokens],
     responses: Sequence[Sequence[Tokens]],
     batch_size: int,
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[np.ndarray, Batch]]:
     """Batches of prompts of similar length, each with the indices of its prompts.
 
-    Every batch has `batch_size` rows: the last is filled with its own first row, which is cheaper
-    than compiling for another shape.
+    Every batch has `batch_size` rows, which is cheaper than compiling for another shape; the last rows of the last one are empty.
     """
     totals = np.array([len(p) + sum(map(len, r)) for p, r in zip(prompts, responses, strict=True)])
     order = np.argsort(totals, kind="stable")
     for part in chunks(len(order), batch_size):
         index = order[part]
-        filled = np.concatenate([index, np.full(batch_size - len(index), index[0])])
-        rows, groups = [prompts[i] for i in filled], [responses[i] for i in filled]
-        longest = max(len(row) for row in rows)
+        chosen, groups = [prompts[i] for i in index], [responses[i] for i in index]
+        longest = max(map(len, chosen))
         longest_target = max(sum(map(len, group)) for group in groups)
         yield (
             index,
             response_batch(
-                rows,
+                chosen,
                 groups,
+                rows=batch_size,
                 input_length=bucket_length(longest, longest * 2),
                 target_length=bucket_length(longest_target, longest_target * 2),
             ),

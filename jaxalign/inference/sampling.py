@@ -10,16 +10,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxalign.data.batches import prompt_rows
+from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError
-from jaxalign.inference.rows import (
-    EOS,
-    Tokens,
-    bucket_length,
-    chunks,
-    decode_tokens,
-    encode_text,
-    pad_rows,
-)
+from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +129,7 @@ def generate_batches(
         longest = max(map(len, rows))
         length = bucket_length(longest, 2 * longest)
         key = jax.random.fold_in(jax.random.key(seed), number)
-        tokens, log_probs = decode(params, pad_rows(rows, length), key)
+        tokens, log_probs = decode(params, prompt_rows(rows, length), key)
         keep = settings.num_samples
         yield part, np.asarray(tokens)[:count, :keep], np.asarray(log_probs)[:count, :keep]
 
@@ -162,17 +156,10 @@ def generate_tokens(
 def generate_responses(
     policy: Any,
     params: Any,
-    vocabulary: Any,
+    encoder: TextEncoder,
     prompts: Sequence[str],
+    settings: DecodingSettings,
     *,
-    max_input_length: int,
-    max_target_length: int,
-    num_samples: int = 1,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    num_beams: int = 0,
-    alpha: float = 0.6,
     batch_size: int = 32,
     seed: int = 0,
 ) -> tuple[list[list[str]], Float[np.ndarray, "prompts samples"]]:
@@ -180,24 +167,22 @@ def generate_responses(
 
     Args:
       policy, params: a policy and its parameters.
-      vocabulary: an object with encode(text) -> ids and decode(ids) -> text.
-      prompts: texts; their tokens are cut to max_input_length, EOS included.
-      The rest: see DecodingSettings and generate_batches.
+      encoder: of the run, from `jaxalign.inference.encoders.encoder_of`.
+      prompts: texts.
+      settings: how to decode.
+      batch_size, seed: as in `generate_batches`.
 
     Returns:
       [prompts][num_samples] texts and their log-probabilities under the untempered policy, in nats.
     """
-    settings = DecodingSettings(
-        max_target_length=max_target_length,
-        num_samples=num_samples,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        num_beams=num_beams,
-        alpha=alpha,
-    )
-    encoded = [encode_text(vocabulary, prompt, max_input_length) for prompt in prompts]
     tokens, log_probs = generate_tokens(
-        policy, params, encoded, settings, batch_size=batch_size, seed=seed
+        policy,
+        params,
+        encoder.prompts(prompts).tokens,
+        settings,
+        batch_size=batch_size,
+        seed=seed,
     )
-    return [[decode_tokens(vocabulary, row) for row in group] for group in tokens], log_probs
+    return [
+        [decode_tokens(encoder.vocabulary, row) for row in group] for group in tokens
+    ], log_probs

@@ -40,6 +40,11 @@ class Run:
         return length
 
     @property
+    def long_prompts(self) -> str:
+        """What the run did with prompts that are too long; 'truncate' where it does not say."""
+        return str(self.info.get("long_prompts") or "truncate")
+
+    @property
     def temperature(self) -> float:
         """The tau (or beta) of the run's objective, 1 where it has none."""
         return float(self.info.get("temperature") or 1.0)
@@ -48,6 +53,14 @@ class Run:
         """Feedback in the units of the run's rewards, by its training split's mean and deviation."""
         statistics = self.info.get("reward") or {"mean": 0.0, "std": 1.0}
         return (feedback - statistics["mean"]) / statistics["std"]
+
+
+def open_description(path: str, *, step: int | str | None = None) -> Run:
+    """What a run says of itself, with its vocabulary but without any network."""
+    from jaxalign.runs.loading import load_info
+
+    info = load_info(path, step)
+    return Run(None, None, _vocabulary(info), info)
 
 
 def open_policy(path: str, *, role: str = "policy", step: int | str | None = None) -> Run:

@@ -8,6 +8,8 @@ import pytest
 
 from jaxalign.annotation import judges
 from jaxalign.data import synthetic
+from jaxalign.data.encoding import TextEncoder
+from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.runs import opened
@@ -59,17 +61,19 @@ def test_longer_wins():
     assert list(judges.get_judge("length").score(["p", "p"], ["aaa", "a"])) == [3.0, 1.0]
 
 
-def test_reward_model_reads_prompt_and_response_and_never_loses_the_response(
-    fake_runs, mean_token_reward, vocabulary
+def test_reward_model_reads_prompt_and_response_and_says_what_it_cuts(
+    fake_runs, mean_token_reward, vocabulary, capsys
 ):
     judge = judges.get_judge("reward_model:run1")
     scores = judge.score(["a", "a"], ["zzzz", "aaaa"])
     assert scores[0] > scores[1]
-    short = judges.RewardModelJudge(
-        mean_token_reward, {"scale": 1.0}, vocabulary, max_input_length=5
-    )
-    read = [ord("a")] * 4 + [1] + [ord("z")] * 40 + [1]
+    encoder = TextEncoder(vocabulary, Limits(5, 20))
+    short = judges.RewardModelJudge(mean_token_reward, {"scale": 1.0}, encoder)
+    read = [ord("a")] * 4 + [1] + [ord("z")] * 19 + [1]
     np.testing.assert_allclose(short.score(["a" * 50], ["z" * 40]), np.mean(read) / 100, rtol=1e-6)
+    told = capsys.readouterr().err
+    assert "1 of 1 prompts were cut at their end (max_input_length=5" in told
+    assert "1 of 1 responses were cut at their end (max_target_length=20" in told
     with pytest.raises(UserError, match="needs a checkpoint"):
         judges.get_judge("reward_model")
 

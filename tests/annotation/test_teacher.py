@@ -54,7 +54,7 @@ def data(params, tmp_path_factory):
     store_top_tokens(
         POLICY,
         params["teacher"],
-        folder,
+        TaskCache(folder),
         "teacher",
         count=COUNT,
         splits=["train"],
@@ -117,7 +117,7 @@ def test_a_run_finds_out_before_it_compiles(data, params):
             store_top_tokens(
                 POLICY,
                 params["teacher"],
-                data.cache_dir,
+                data.cache(),
                 "other",
                 count=count,
                 splits=None,

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.data.evaluation_set import read_evaluation_set
+from jaxalign.data.evaluation_set import read_evaluation_records
 from jaxalign.errors import UserError
 from jaxalign.evaluation.evaluate import evaluate, finite_json, named_checkpoints
 
@@ -63,7 +63,8 @@ def test_ranking_only_generates_nothing(fake_runs, feedback_file, tmp_path, monk
         ["a=run1", "b=run2"], feedback_file, str(tmp_path / "e"), ranking_only=True, bootstrap=20
     )
     assert result["win_rates"] == {}
-    assert set(result["policies"]["b"]) == {"checkpoint", "step", "objective", "ranking"}
+    told = {"checkpoint", "step", "objective", "cut_prompts", "unknown_pieces", "ranking"}
+    assert set(result["policies"]["b"]) == told
 
 
 def test_the_first_prompts_only_and_another_reference(fake_runs, feedback_file, tmp_path):
@@ -97,7 +98,7 @@ def test_json_holds_null_where_a_statistic_is_undefined():
     }
 
 
-def test_an_evaluation_set_gathers_references_and_feedback_by_prompt(write_lines):
+def test_an_evaluation_set_gathers_references_and_feedback_by_prompt(write_lines, tmp_path):
     path = write_lines(
         "set.jsonl",
         [
@@ -109,7 +110,10 @@ def test_an_evaluation_set_gathers_references_and_feedback_by_prompt(write_lines
             {"prompt": "c", "chosen": "better", "rejected": "worse"},
         ],
     )
-    data = read_evaluation_set(path)
+    side_file = str(tmp_path / "rejected.jsonl")
+    records = read_evaluation_records(path, side_file=side_file)
+    assert records.rejected == {"duplicate": 1}
+    data = records.to_set()
     assert data.prompts == ["a", "b", "c"]
     assert data.references == [["one", "two"], ["x", "y", "z"], []]
     assert [(r.response, r.feedback) for r in data.feedback] == [
@@ -120,8 +124,9 @@ def test_an_evaluation_set_gathers_references_and_feedback_by_prompt(write_lines
     assert data.first(2).prompts == ["a", "b"]
     assert data.first(2).feedback == []
     with pytest.raises(UserError, match=r"bad.jsonl:1: .*feedback"):
-        read_evaluation_set(
-            write_lines("bad.jsonl", ['{"prompt": "a", "response": "b", "feedback": NaN}'])
+        read_evaluation_records(
+            write_lines("bad.jsonl", ['{"prompt": "a", "response": "b", "feedback": NaN}']),
+            side_file=side_file,
         )
 
 
@@ -129,7 +134,7 @@ def test_a_cache_is_read_with_its_texts(tmp_path):
     from jaxalign.data.cache import cache
 
     cache("synthetic_triplets", str(tmp_path / "cache"), vocabulary="bytes")
-    data = read_evaluation_set(tmp_path / "cache", split="validation")
+    data = read_evaluation_records(tmp_path / "cache", side_file="", split="validation").to_set()
     assert len(data.prompts) == 300
     assert {record.prompt for record in data.feedback} == set(data.prompts)
     assert all(record.feedback <= 0 for record in data.feedback)

@@ -12,8 +12,9 @@ from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.data.vocabularies import ByteVocabulary
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.evaluation.measure import Evaluator
+from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.generate import generate
-from jaxalign.inference.rows import encode_text, response_tokens, score_responses
+from jaxalign.inference.rows import response_tokens, score_responses
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
@@ -58,11 +59,12 @@ def tiny_runs(monkeypatch, tiny_run):
         return dataclasses.replace(tiny_run, network=value, params=params)
 
     monkeypatch.setattr(opened, "open_policy", open_policy)
+    monkeypatch.setattr(opened, "open_description", lambda path, step=None: tiny_run)
     monkeypatch.setattr(opened, "open_value", open_value)
 
 
 def test_log_probs_of_samples_equal_their_scores(tiny_run):
-    encoded = [encode_text(tiny_run.vocabulary, prompt, 16) for prompt in PROMPTS]
+    encoded = encoder_of(tiny_run).prompts(PROMPTS).tokens
     settings = DecodingSettings(max_target_length=8, num_samples=2, temperature=0.7, top_k=50)
     tokens, log_probs = generate_tokens(
         tiny_run.network, tiny_run.params, encoded, settings, batch_size=4
@@ -84,7 +86,7 @@ def test_kl_from_itself_is_exactly_zero_and_from_another_policy_positive(tiny_ru
 
 
 def test_beams_come_best_first(tiny_run):
-    encoded = [encode_text(tiny_run.vocabulary, prompt, 16) for prompt in PROMPTS[:2]]
+    encoded = encoder_of(tiny_run).prompts(PROMPTS[:2]).tokens
     settings = DecodingSettings(max_target_length=4, num_samples=2, num_beams=3, alpha=0.0)
     tokens, log_probs = generate_tokens(
         tiny_run.network, tiny_run.params, encoded, settings, batch_size=2

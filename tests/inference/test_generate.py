@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.data.encoding import TextEncoder
+from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
 from jaxalign.inference import sampling
 from jaxalign.inference.generate import generate
@@ -26,7 +28,8 @@ def test_every_prompt_gets_its_line_with_the_other_fields(fake_runs, prompts, tm
     output = tmp_path / "out.jsonl"
     summary = generate("run3", prompts, str(output), **OPTIONS)
     lines = lines_of(output)
-    assert summary == {"output": str(output), "prompts": 10, "generated": 10}
+    shares = {"cut_prompts": 0.0, "unknown_pieces": 0.0, "unfinished": 0.0}
+    assert summary == {"output": str(output), "prompts": 10, "generated": 10, **shares}
     assert [line["id"] for line in lines] == list(range(10))
     assert [line["tag"] for line in lines] == list(range(10))
     assert all(len(line["responses"]) == len(line["log_probs"]) == 3 for line in lines)
@@ -136,11 +139,11 @@ def test_responses_in_process_equal_those_in_the_file(
     responses, log_probs = sampling.generate_responses(
         letter_policy,
         {"cost": 3.0},
-        vocabulary,
+        TextEncoder(vocabulary, Limits(32, 8)),
         [line["prompt"] for line in lines],
-        max_input_length=32,
-        max_target_length=8,
-        **OPTIONS,
+        sampling.DecodingSettings(max_target_length=8, num_samples=3, temperature=1.0),
+        batch_size=4,
+        seed=7,
     )
     assert responses == [line["responses"] for line in lines]
     np.testing.assert_array_equal(log_probs, [line["log_probs"] for line in lines])

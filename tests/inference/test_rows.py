@@ -7,7 +7,9 @@ from jaxalign.inference import rows
 
 
 def test_layout_of_a_row_with_two_responses():
-    batch = rows.response_batch([[5, 6, 1]], [[[7, 8, 1], [9, 1]]], input_length=4, target_length=6)
+    batch = rows.response_batch(
+        [[5, 6, 1]], [[[7, 8, 1], [9, 1]]], rows=1, input_length=4, target_length=6
+    )
     expected = {
         "encoder_input_tokens": [[5, 6, 1, 0]],
         "encoder_segment_ids": [[1, 1, 1, 0]],
@@ -16,6 +18,8 @@ def test_layout_of_a_row_with_two_responses():
         "decoder_segment_ids": [[1, 1, 1, 2, 2, 0]],
         "decoder_loss_weights": [[1, 1, 1, 1, 1, 0]],
         "response_mask": [[[1, 1]]],
+        "prompt_ids": [[1]],
+        "example_ids": [[0]],
     }
     assert set(batch) == set(expected)
     for name, value in expected.items():
@@ -49,8 +53,7 @@ def test_bucket_lengths_hold_the_longest_and_waste_at_most_a_third(longest):
     assert rows.bucket_length(longest, 40) == min(length, 40)
 
 
-def test_long_prompts_are_cut_before_their_eos(vocabulary):
-    assert rows.encode_text(vocabulary, "abcdef", 4) == [97, 98, 99, 1]
+def test_a_response_ends_at_eos_and_padding_is_left_out(vocabulary):
     assert rows.decode_tokens(vocabulary, [97, 98, 1, 99, 0]) == "ab"
 
 

@@ -1,0 +1,82 @@
+"""A file of JSON Lines that an interrupted run goes on with: complete lines are kept, a torn last line is dropped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.evaluation_set import read_json_lines
+from jaxalign.errors import UserError
+
+
+def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
+    """Prepares the output and returns the number of complete lines it already holds.
+
+    Args:
+      output: the file.
+      fingerprint: the settings it is written with, kept beside it.
+      prompts: of all lines.
+      overwrite: start afresh.
+
+    Raises:
+      UserError: the file was written with other settings or from other prompts.
+    """
+    side_file = output.with_name(output.name + ".settings.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        output.unlink(missing_ok=True)
+    done = 0
+    if output.exists() and output.stat().st_size:
+        _check_settings(output, side_file, fingerprint)
+        _drop_torn_line(output)
+        done = _check_lines(output, prompts)
+    side_file.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8")
+    return done
+
+
+def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) -> None:
+    advice = "give another output, or overwrite=true."
+    if not side_file.is_file():
+        raise UserError(
+            f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}"
+        )
+    try:
+        before = json.loads(side_file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        raise UserError(f"{side_file}: not JSON; {advice}") from None
+    changed = [
+        f"{key}: {before.get(key)!r} then, {fingerprint.get(key)!r} now"
+        for key in sorted({*before, *fingerprint})
+        if before.get(key) != fingerprint.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{output} was written with other settings ({'; '.join(changed)}); {advice}"
+        )
+
+
+def _drop_torn_line(output: Path) -> None:
+    """Cuts what follows the last newline: a line that was being written when the run died."""
+    content = output.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        with output.open("rb+") as file:
+            file.truncate(complete)
+
+
+def _check_lines(output: Path, prompts: list[str]) -> int:
+    done = 0
+    for number, record in read_json_lines(output):
+        if done >= len(prompts):
+            raise UserError(
+                f"{output}:{number}: more lines than the input has prompts ({len(prompts)}); "
+                "give another output, or overwrite=true."
+            )
+        if record.get("id") != done or record.get("prompt") != prompts[done]:
+            raise UserError(
+                f"{output}:{number}: its prompt is not prompt {done} of the input; "
+                "give another output, or overwrite=true."
+            )
+        done += 1
+    return done
