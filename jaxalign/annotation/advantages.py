@@ -167,7 +167,7 @@ def packed_batches(
 
 def say_other_cut(cache: TaskCache, info: Mapping[str, Any]) -> None:
     """Says on standard error that a cache's prompts were cut on another side than the run's, or shorter."""
-    cut = cache.metadata.describe_cut("`jaxalign cache`")
+    cut = cache.metadata.describe_cut("by `jaxalign cache`")
     limits = cache.metadata.limits
     recorded = info.get("long_prompts") or limits.long_prompts
     length = (info.get("feature_lengths") or {}).get("inputs") or limits.max_input_length

@@ -277,7 +277,7 @@ class RewardModelJudge:
 
     def _say_cut(self, prompts: EncodedTexts, responses: EncodedTexts) -> None:
         limits = self._encoder.limits
-        told = describe_cut(prompts.cut, len(prompts.tokens), limits, "the lengths of its training")
+        told = describe_cut(prompts.cut, len(prompts.tokens), limits, "as in its training")
         if told:
             print(f"judge {self.name}: {told}", file=sys.stderr)
         if responses.cut:

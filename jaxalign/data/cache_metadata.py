@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from jaxalign.data.encoding import describe_cut
+from jaxalign.data.encoding import CUT_FLAGS, describe_cut
 from jaxalign.data.rejections import DataError
 from jaxalign.data.tokenization import Limits
 
@@ -134,12 +134,12 @@ class CacheMetadata:
     @property
     def cut_text(self) -> str:
         """What `jaxalign cache` says of prompts that were cut."""
-        return self.describe_cut("--max_input_length or --long_prompts") or "no prompt was cut"
+        return self.describe_cut(CUT_FLAGS) or "no prompt was cut"
 
-    def describe_cut(self, options: str) -> str:
-        """One sentence on the prompts that were cut, or nothing if none was; `options` names what changes that."""
+    def describe_cut(self, remedy: str) -> str:
+        """One sentence on the prompts that were cut, or nothing if none was; `remedy` says what changes that."""
         total = sum(self.num_examples.values())
-        return describe_cut(self.noted("truncated_prompts"), total, self.limits, options)
+        return describe_cut(self.noted("truncated_prompts"), total, self.limits, remedy)
 
     def write(self, folder: str) -> None:
         """Writes `metadata.json`."""
@@ -194,11 +194,10 @@ def _parse(found: Mapping[str, Any]) -> CacheMetadata:
     splits = {name: _split(split) for name, split in _mapping(found["splits"], "splits").items()}
     if not splits:
         raise ValueError("it describes no split")
-    limits = _mapping(found["limits"], "limits")
     return CacheMetadata(
         name=_text(found["name"], "name"),
         kind=_text(found["kind"], "kind"),
-        limits=Limits(**limits),
+        limits=_limits(found["limits"]),
         vocabulary=_mapping(found["vocabulary"], "vocabulary"),
         splits=splits,
         responses_per_example=_count(found["responses_per_example"], "responses_per_example", 1),
@@ -223,6 +222,20 @@ def _split(found: Any) -> SplitMetadata:
         rejected=_counts(found["rejected"], "rejected"),
         notes=_counts(found["notes"], "notes"),
         lengths_sha256=_text(found["lengths_sha256"], "lengths_sha256"),
+    )
+
+
+def _limits(found: Any) -> Limits:
+    found = _mapping(found, "limits")
+    unknown = found["max_unknown_fraction"]
+    if isinstance(unknown, bool) or not isinstance(unknown, (int, float)):
+        raise ValueError(f"limits.max_unknown_fraction is {unknown!r}, not a number")
+    return Limits(
+        max_input_length=_count(found["max_input_length"], "limits.max_input_length", 2),
+        max_target_length=_count(found["max_target_length"], "limits.max_target_length", 2),
+        long_prompts=_text(found["long_prompts"], "limits.long_prompts"),
+        max_unknown_fraction=unknown,
+        duplicates=_text(found["duplicates"], "limits.duplicates"),
     )
 
 

@@ -13,6 +13,8 @@ from jaxalign.data.tokenization import Limits, cut_prompt, find_problem
 from jaxalign.data.vocabularies import Vocabulary
 from jaxalign.errors import UserError
 
+CUT_FLAGS = "--max_input_length and --long_prompts change it"
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodedTexts:
@@ -78,8 +80,7 @@ class TextEncoder:
 
     def describe_cut(self, encoded: EncodedTexts) -> str:
         """One sentence on prompts that were cut; nothing if none was."""
-        options = "--max_input_length or --long_prompts"
-        return describe_cut(encoded.cut, len(encoded.tokens), self.limits, options)
+        return describe_cut(encoded.cut, len(encoded.tokens), self.limits, CUT_FLAGS)
 
     def _encoded(self, pieces: list[list[int]], kept: list[Sequence[int]]) -> EncodedTexts:
         unknown = sum(token == self.vocabulary.unk_id for tokens in pieces for token in tokens)
@@ -90,12 +91,9 @@ class TextEncoder:
         )
 
 
-def describe_cut(cut: int, total: int, limits: Limits, options: str) -> str:
-    """One sentence on prompts that were cut, and which options change it; nothing if none was."""
+def describe_cut(cut: int, total: int, limits: Limits, remedy: str) -> str:
+    """One sentence on prompts that were cut, and what changes that; nothing if none was."""
     if not cut:
         return ""
     side = "beginning" if limits.long_prompts == "truncate_left" else "end"
-    return (
-        f"{cut} of {total} prompts were cut at their {side} (max_input_length={limits.max_input_length}; "
-        f"change it with {options})"
-    )
+    return f"{cut} of {total} prompts were cut at their {side} (max_input_length={limits.max_input_length}; {remedy})"

@@ -60,7 +60,7 @@ def check(
                 f"{objective.name} imitates, so of the responses to each prompt it gets the best one alone; "
                 "TaskData.responses = 'all' trains on every one"
             )
-        cut = metadata.describe_cut("TASK_FEATURE_LENGTHS or TaskData.long_prompts")
+        cut = metadata.describe_cut("TASK_FEATURE_LENGTHS and TaskData.long_prompts change it")
         if cut and not quiet:
             lines.append(cut)
         lines += [f"warning: {text}" for text in warnings(objective, data, metadata)]
