@@ -14,7 +14,7 @@ _NAME_WIDTH = 16
 def summary_text(result: Mapping[str, Any]) -> str:
     """Tables of evaluation.json: policies, head to head, V, ranking, and the plots' paths."""
     settings, policies = result["settings"], result["policies"]
-    blocks = [f"{settings['num_prompts']} prompts of {settings['prompts']}"]
+    blocks = [f"{settings['num_prompts']} prompts of {settings['prompts']}", *_cautions(result)]
     if settings["judges"]:
         blocks.append(_policies(result))
         if len(policies) > 2:
@@ -25,6 +25,27 @@ def summary_text(result: Mapping[str, Any]) -> str:
     if result.get("plots"):
         blocks.append("plots:\n" + "\n".join(f"  {path}" for path in result["plots"]))
     return "\n\n".join(blocks)
+
+
+def _cautions(result: Mapping[str, Any]) -> list[str]:
+    """What was left out or cut before anything was measured; nothing if all was read whole."""
+    lines = []
+    if rejected := result["settings"]["rejected"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        lines.append(f"records left out: {reasons}")
+    for name, report in result["policies"].items():
+        shares = [
+            f"{report[key]:.1%} {what}"
+            for key, what in (
+                ("cut_prompts", "of the prompts cut"),
+                ("unknown_pieces", "unknown pieces in prompts"),
+                ("unfinished", "of the responses unfinished"),
+            )
+            if report.get(key)
+        ]
+        if shares:
+            lines.append(f"{_short(name)}: {', '.join(shares)}")
+    return ["\n".join(lines)] if lines else []
 
 
 def _short(name: str) -> str:
