@@ -6,10 +6,11 @@ after another; response k of example p is decoder segment p * K + k + 1 and read
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxalign.data.examples import CachedExample
 
@@ -101,87 +102,128 @@ def make_batch(
       [rows, P, samples], the standardised feedback of samples of the reference policy; prompt_ids, example_ids
       [rows, P]; teacher_top_ids and teacher_top_log_probs [rows, T, teacher_top], 0 on padding.
     """
-    P, K = examples_per_row, responses_per_example
-    slots = [row * P + p for row, examples in enumerate(rows) for p in range(len(examples))]
-    flat = [item for examples in rows for item in examples]
-    indices = np.asarray([index for index, _ in flat], np.int32)
-    examples = [example for _, example in flat]
-    input_lengths = np.zeros(num_rows * P, np.int64)
-    target_lengths = np.zeros((num_rows * P, K), np.int64)
-    counts = np.asarray([len(example.target_lengths) for example in examples], np.int64)
-    if examples:
-        if int(counts.max()) > K:
+    places = _Places.of(rows, num_rows, examples_per_row, responses_per_example)
+    batch = _tokens(places, input_length, target_length)
+    if with_feedback:
+        feedback = places.per_response([each.feedback for each in places.examples], np.float32)
+        # Standardised in float64, so that every machine rounds once and alike.
+        rewards = (feedback.astype(np.float64) - reward_mean) / reward_std
+        batch["feedback"] = feedback
+        batch["rewards"] = np.where(places.present, rewards, 0).astype(np.float32)
+    if num_scores:
+        scores = [each.scores for each in places.examples]
+        batch["scores"] = places.per_response(scores, np.float32, (num_scores,))
+    if reference_samples:
+        samples = [each.reference_feedback for each in places.examples]
+        found = _joined(samples, np.float64).reshape(-1, reference_samples)
+        standardised = ((found - reward_mean) / reward_std).astype(np.float32)
+        batch["reference_rewards"] = places.per_example(standardised)
+    if teacher_top:
+        batch |= _teacher_top(places, batch["decoder_segment_ids"] > 0, teacher_top)
+    looked_up = dict(stored or {})
+    if reference_log_probs is not None:
+        looked_up["reference_log_probs"] = reference_log_probs
+    for field, array in looked_up.items():
+        values = places.per_example(array[places.indices].astype(np.float32))
+        values[~places.present] = 0
+        batch[field] = values
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where the examples of a batch lie.
+
+    Attributes:
+      examples, indices: in row order, and their indices in the cache.
+      slots: of each example, row * P + its place in the row.
+      present: which responses there are.
+    """
+
+    examples: Sequence[CachedExample]
+    indices: Int[np.ndarray, " examples"]
+    slots: Int[np.ndarray, " examples"]
+    present: Bool[np.ndarray, "rows P K"]
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Sequence[tuple[int, CachedExample]]], num_rows: int, P: int, K: int
+    ) -> _Places:
+        """Places of P examples a row and K responses an example."""
+        slots = [row * P + p for row, examples in enumerate(rows) for p in range(len(examples))]
+        items = [item for examples in rows for item in examples]
+        counts = np.asarray([len(example.target_lengths) for _, example in items], np.int64)
+        if items and int(counts.max()) > K:
             raise ValueError(
                 f"An example has {int(counts.max())} responses, the batch room for {K}."
             )
-        input_lengths[slots] = [len(example.inputs) for example in examples]
-    present = np.zeros((num_rows * P, K), bool)
-    present[slots] = np.arange(K) < counts[:, None]
-    # Boolean indexing runs in row order, which is the order of the concatenated per-response arrays.
-    target_lengths[present] = _joined([example.target_lengths for example in examples], np.int64)
+        present = np.zeros((num_rows * P, K), bool)
+        present[slots] = np.arange(K) < counts[:, None]
+        return cls(
+            [example for _, example in items],
+            np.asarray([index for index, _ in items], np.int32),
+            np.asarray(slots, np.int64),
+            present.reshape(num_rows, P, K),
+        )
+
+    def per_example(self, values: np.ndarray, empty: int = 0) -> np.ndarray:
+        """[rows, P, ...] from one entry an example; `empty` where there is no example."""
+        rows, P, _ = self.present.shape
+        found = np.full((rows * P, *values.shape[1:]), empty, values.dtype)
+        found[self.slots] = values
+        return found.reshape(rows, P, *values.shape[1:])
+
+    def per_response(
+        self, arrays: Sequence[np.ndarray | None], dtype: type, more: tuple[int, ...] = ()
+    ) -> np.ndarray:
+        """[rows, P, K, ...] from every example's array of its responses; 0 where a response is absent."""
+        found = np.zeros((*self.present.shape, *more), dtype)
+        # Boolean indexing runs in row order, which is the order of the concatenated arrays.
+        found[self.present] = _joined(arrays, dtype).reshape(-1, *more)
+        return found
+
+
+def _tokens(places: _Places, input_length: int, target_length: int) -> Batch:
+    """Tokens, segments, masks and ids."""
+    examples = places.examples
+    rows, P, K = places.present.shape
+    input_lengths = np.asarray([len(example.inputs) for example in examples], np.int64)
     inputs, input_segments = place_segments(
         _joined([example.inputs for example in examples], np.int32),
-        input_lengths.reshape(num_rows, P),
+        places.per_example(input_lengths),
         input_length,
     )
+    target_lengths = places.per_response([each.target_lengths for each in examples], np.int64)
     targets, target_segments = place_segments(
         _joined([example.targets for example in examples], np.int32),
-        target_lengths.reshape(num_rows, P * K),
+        target_lengths.reshape(rows, P * K),
         target_length,
     )
-    prompt_ids = np.zeros(num_rows * P, np.int32)
-    example_ids = np.full(num_rows * P, -1, np.int32)
-    prompt_ids[slots] = [example.prompt_id for example in examples]
-    example_ids[slots] = indices
-    batch = {
+    prompt_ids = np.asarray([example.prompt_id for example in examples], np.int32)
+    return {
         "encoder_input_tokens": inputs,
         "encoder_segment_ids": input_segments,
         "decoder_input_tokens": shift_right_within_segments(targets, target_segments),
         "decoder_target_tokens": targets,
         "decoder_segment_ids": target_segments,
         "decoder_loss_weights": (target_segments > 0).astype(np.float32),
-        "response_mask": present.astype(np.float32).reshape(num_rows, P, K),
-        "prompt_ids": prompt_ids.reshape(num_rows, P),
-        "example_ids": example_ids.reshape(num_rows, P),
+        "response_mask": places.present.astype(np.float32),
+        "prompt_ids": places.per_example(prompt_ids),
+        "example_ids": places.per_example(places.indices, empty=-1),
     }
-    if with_feedback:
-        feedback = np.zeros((num_rows * P, K), np.float32)
-        feedback[present] = _joined([example.feedback for example in examples], np.float32)
-        # Standardised in float64, so that every machine rounds once and alike.
-        rewards = (feedback.astype(np.float64) - reward_mean) / reward_std
-        batch["feedback"] = feedback.reshape(num_rows, P, K)
-        batch["rewards"] = np.where(present, rewards, 0).astype(np.float32).reshape(num_rows, P, K)
-    if num_scores:
-        scores = np.zeros((num_rows * P, K, num_scores), np.float32)
-        if examples:
-            scores[present] = np.concatenate([example.scores for example in examples])
-        batch["scores"] = scores.reshape(num_rows, P, K, num_scores)
-    if reference_samples:
-        samples = np.zeros((num_rows * P, reference_samples), np.float64)
-        if examples:
-            found = _joined([e.reference_feedback for e in examples], np.float64)
-            samples[slots] = (found.reshape(-1, reference_samples) - reward_mean) / reward_std
-        batch["reference_rewards"] = samples.astype(np.float32).reshape(
-            num_rows, P, reference_samples
-        )
-    if teacher_top:
-        # Positions in row order are the order of the concatenated targets.
-        at = target_segments > 0
-        for field, dtype, arrays in (
-            ("teacher_top_ids", np.int32, [each.teacher_ids for each in examples]),
-            ("teacher_top_log_probs", np.float32, [each.teacher_log_probs for each in examples]),
-        ):
-            batch[field] = np.zeros((*targets.shape, teacher_top), dtype)
-            batch[field][at] = _joined(arrays, dtype).reshape(-1, teacher_top)
-    looked_up = dict(stored or {})
-    if reference_log_probs is not None:
-        looked_up["reference_log_probs"] = reference_log_probs
-    for field, array in looked_up.items():
-        values = np.zeros((num_rows * P, *array.shape[1:]), np.float32)
-        values[slots] = array[indices]
-        values[~present] = 0
-        batch[field] = values.reshape(num_rows, P, *array.shape[1:])
-    return batch
+
+
+def _teacher_top(places: _Places, at: Bool[np.ndarray, "rows width"], count: int) -> Batch:
+    """A teacher's `count` likeliest tokens at the target positions, whose row order is that of the concatenated targets."""
+    ids = [example.teacher_ids for example in places.examples]
+    log_probs = [example.teacher_log_probs for example in places.examples]
+    found = {
+        "teacher_top_ids": np.zeros((*at.shape, count), np.int32),
+        "teacher_top_log_probs": np.zeros((*at.shape, count), np.float32),
+    }
+    found["teacher_top_ids"][at] = _joined(ids, np.int32).reshape(-1, count)
+    found["teacher_top_log_probs"][at] = _joined(log_probs, np.float32).reshape(-1, count)
+    return found
 
 
 def _joined(arrays: Sequence[np.ndarray | None], dtype: type) -> np.ndarray:

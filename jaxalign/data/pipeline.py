@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from jaxalign.data import packing
 from jaxalign.data.batches import Batch, make_batch
+from jaxalign.data.cache_metadata import RewardStatistics
 from jaxalign.data.cached_split import CachedSplit
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.examples import CachedExample, best_response, only_response
@@ -195,7 +196,7 @@ class _BatchReader:
         self._data, self._best_only = data, settings.best_only
         teacher = settings.stored.get(TEACHER_TOP)
         self._teacher = cache.teacher_tokens(data.split, teacher) if teacher else None
-        metadata = cache.metadata
+        metadata, statistics = cache.metadata, _reward_scale(cache, settings)
         self._collate = functools.partial(
             make_batch,
             num_rows=len(self._rows),
@@ -210,7 +211,8 @@ class _BatchReader:
             ),
             stored=_stored_arrays(cache, data.split, settings, best),
             teacher_top=self._teacher.count if self._teacher else 0,
-            **_reward_scale(cache, settings),
+            reward_mean=statistics.mean,
+            reward_std=statistics.std,
         )
 
     def __call__(self, index_rows: Sequence[Sequence[int]]) -> Batch:
@@ -233,17 +235,17 @@ class _BatchReader:
         return found
 
 
-def _reward_scale(cache: TaskCache, settings: DatasetSettings) -> dict[str, float]:
+def _reward_scale(cache: TaskCache, settings: DatasetSettings) -> RewardStatistics:
     """The mean and deviation that make rewards of feedback."""
     if not settings.standardize or "feedback" not in cache.metadata.fields:
-        return {}
+        return RewardStatistics(0.0, 1.0)
     statistics = cache.metadata.reward_statistics
     if statistics is None:
         raise DataError(
             f"The cache {cache.path} has no training split, so no statistics to standardise rewards with; "
             "cache the split 'train' too, or pass standardize=False."
         )
-    return {"reward_mean": statistics.mean, "reward_std": statistics.std}
+    return statistics
 
 
 def _stored_arrays(
