@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from jaxalign.data import cache_metadata, registry, sources
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
+from jaxalign.data.records import KINDS
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import Limits
@@ -66,6 +67,10 @@ def cache(
     limits = Limits(
         max_input_length, max_target_length, long_prompts, max_unknown_fraction, duplicates
     )
+    if kind not in KINDS:
+        raise DataError(f"kind={kind!r}; known: {', '.join(KINDS)}.")
+    if responses_per_example < 1:
+        raise DataError(f"responses_per_example must be at least 1, not {responses_per_example}.")
     source: sources.RecordSource
     if train_file is not None:
         files = {"train": train_file}
@@ -127,7 +132,7 @@ def cache_source(
     if not 0 <= max_rejected_fraction <= 1:
         raise DataError(f"max_rejected_fraction must be in [0, 1], not {max_rejected_fraction}.")
     limits = limits or Limits()
-    output_dir = os.path.abspath(output_dir)
+    output_dir = os.path.abspath(os.path.expanduser(output_dir))
     existing = _existing(output_dir)
     request = _request(source, vocabulary, splits, limits)
     if existing and request and existing.request == request and not overwrite:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxalign.data import json_lines, validation
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.records import KINDS, Record, RecordError, check_kind, parse_record
+from jaxalign.data.records import KINDS, Record, RecordError, parse_record
 from jaxalign.data.rejections import RejectionLog
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
@@ -245,7 +245,7 @@ def _of_file(
     path: str, side_file: str, kind: str, prompt_field: str, duplicates: str
 ) -> EvaluationRecords:
     if kind and kind not in KINDS:
-        check_kind(kind)
+        raise UserError(f"kind={kind!r}; known: {', '.join(KINDS)}, or nothing to recognise it.")
     log = RejectionLog()
     parsed = list(_parse(path, log, kind, prompt_field))
     log.check(_MAX_REJECTED_FRACTION, side_file)

@@ -38,13 +38,13 @@ class TaskCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = os.path.expanduser(os.fspath(path))
         self.metadata = CacheMetadata.read(self.path)
 
     @staticmethod
     def exists(path: str | os.PathLike[str]) -> bool:
         """Whether there is a cache in a folder."""
-        return os.path.exists(os.path.join(os.fspath(path), METADATA_FILE))
+        return os.path.exists(os.path.join(os.path.expanduser(path), METADATA_FILE))
 
     def split(self, name: str) -> CachedSplit:
         """A split, to be read by position; DataError if there is none of that name or its file is damaged."""

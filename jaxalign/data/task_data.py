@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,6 +87,7 @@ class TaskData:
                 raise UserError(
                     f"TASK_FEATURE_LENGTHS needs 'inputs' and 'targets', got {dict(self.feature_lengths)}"
                 )
+        object.__setattr__(self, "cache_dir", os.path.expanduser(self.cache_dir))
         self.limits  # noqa: B018 (checked before anything is read)
         stored_fields.check_stored_fields(self.stored)
         example_sampling.check_mode(self.sampling)

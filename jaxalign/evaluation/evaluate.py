@@ -84,7 +84,7 @@ def evaluate(
       UserError: names or paths that do not fit, malformed prompts, a judge that fails.
     """
     named = named_checkpoints(checkpoints)
-    folder = Path(output_dir)
+    folder = Path(output_dir).expanduser()
     side_file = str(folder / "rejected.jsonl")
     options = {"side_file": side_file, "kind": kind, "prompt_field": prompt_field}
     records = read_evaluation_records(prompts, split=split, duplicates=duplicates, **options)

@@ -132,7 +132,7 @@ def generate(
         run,
         encoder,
         prompts,
-        Path(output),
+        Path(output).expanduser(),
         GenerationSettings(decoding, batch_size, seed),
         origin={"checkpoint": str(checkpoint), "role": role, "step": run.info.get("step")},
         overwrite=overwrite,

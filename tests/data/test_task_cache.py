@@ -196,3 +196,28 @@ def test_the_rest_of_an_interrupted_cache_is_removed(folder, capsys):
     running = Path(cache._unfinished_folder(str(folder)))
     assert not gone.exists() and running.exists() and Path(path).exists()
     assert f"removing {gone.name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "tripel"}, "kind='tripel'; known: triplet, pair"),
+        ({"responses_per_example": -2}, "responses_per_example must be at least 1"),
+        ({"max_rejected_fraction": float("nan")}, r"max_rejected_fraction must be in \[0, 1\]"),
+        ({"long_prompts": "x"}, "long_prompts='x'; known"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message, write_lines, tmp_path):
+    path = write_lines([{"prompt": "a", "response": "b", "feedback": 1}])
+    with pytest.raises(DataError, match=message):
+        cache.cache("mine", str(tmp_path / "c"), train_file=path, **options)
+
+
+def test_the_home_folder_is_found(write_lines, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_lines([{"prompt": f"a{i}", "response": "b", "feedback": 1} for i in range(40)])
+    cache.cache("mine", "~/here", train_file=path)
+    assert (tmp_path / "here" / "metadata.json").exists()
+    assert TaskCache("~/here").metadata.name == "mine"
+    data = TaskData(task="mine", cache_dir="~/here", feature_lengths=LENGTHS)
+    assert data.prepare().name == "mine"
