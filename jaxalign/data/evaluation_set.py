@@ -147,8 +147,9 @@ class EvaluationRecords:
           UserError: none is left.
         """
         kept, rejected = [], Counter(self.rejected)
+        distinct = list(dict.fromkeys(encoders))
         for index, record in enumerate(self.records):
-            problems = (encoder.problem(record.prompt, record.responses) for encoder in encoders)
+            problems = (encoder.problem(record.prompt, record.responses) for encoder in distinct)
             problem = next(filter(None, problems), None)
             if problem is None:
                 kept.append(index)

@@ -86,8 +86,13 @@ def evaluate(
     named = named_checkpoints(checkpoints)
     folder = Path(output_dir).expanduser()
     side_file = str(folder / "rejected.jsonl")
-    options = {"side_file": side_file, "kind": kind, "prompt_field": prompt_field}
-    records = read_evaluation_records(prompts, split=split, duplicates=duplicates, **options)
+    options = {
+        "side_file": side_file,
+        "kind": kind,
+        "prompt_field": prompt_field,
+        "duplicates": duplicates,
+    }
+    records = read_evaluation_records(prompts, split=split, **options)
     reference_path = named.get(reference, reference) or next(iter(named.values()))
     evaluator = Evaluator(
         EvaluationSet(),
