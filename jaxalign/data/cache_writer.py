@@ -67,9 +67,7 @@ class CacheWriter:
             if found is not None:
                 described[split] = found
         self._rejected.write(os.path.join(self._folder, REJECTED_FILE))
-        check_no_straddling(
-            self._summaries, by_seqio=hasattr(self._source, "tokenized"), name=name
-        )
+        check_no_straddling(self._summaries, by_seqio=hasattr(self._source, "tokenized"), name=name)
         described_vocabulary = portable(self._vocabulary)
         if "path" in described_vocabulary:
             model = self._vocabulary.to_dict()["path"]

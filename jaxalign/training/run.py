@@ -92,7 +92,7 @@ def train(
     _check_vocabulary(objective, data)
     earlier = distributed.first(lambda: run_folder.earlier_launch(folder))
     run_folder.check_same_method(folder, earlier, objective)
-    vocabulary = RecordedVocabulary(metadata["vocabulary"], data.cache_dir)
+    vocabulary = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
     run_folder.check_same_vocabulary(folder, earlier, vocabulary)
     finished = distributed.first(lambda: run_folder.finished_summary(folder, loop.train_steps))
     if finished is not None:
