@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.interop.huggingface import from_huggingface, to_huggingface
-from jaxalign.interop.huggingface_config import config_from_huggingface
+from jaxalign.interop.huggingface_config import config_from_huggingface, is_tied
 from jaxalign.networks.decoding import generate
 from jaxalign.networks.policy import Policy
 
@@ -32,15 +32,16 @@ def read_safetensors(path):
 @pytest.fixture(params=VERSIONS)
 def checkpoint(request, shared_dir):
     folder = shared_dir / "goldens" / "huggingface" / request.param
-    config = config_from_huggingface(json.loads((folder / "config.json").read_text()))
+    fields = json.loads((folder / "config.json").read_text())
+    config = config_from_huggingface(fields)
     with np.load(folder / "expected.npz", allow_pickle=False) as archive:
         expected = {name: archive[name] for name in archive.files}
-    return config, read_safetensors(folder / "model.safetensors"), expected
+    return config, read_safetensors(folder / "model.safetensors"), expected, is_tied(fields)
 
 
 def test_logits_scores_and_greedy_decoding_equal_hugging_face(checkpoint):
-    config, state_dict, expected = checkpoint
-    params = from_huggingface(state_dict, config)
+    config, state_dict, expected, tied = checkpoint
+    params = from_huggingface(state_dict, config, tied=tied)
     policy = Policy(config)
     prompts = expected["encoder_input_tokens"].astype(np.int32)
     targets = expected["decoder_target_tokens"].astype(np.int32)
@@ -59,8 +60,8 @@ def test_logits_scores_and_greedy_decoding_equal_hugging_face(checkpoint):
 
 
 def test_round_trip_from_hugging_face(checkpoint):
-    config, state_dict, _ = checkpoint
-    again = to_huggingface(from_huggingface(state_dict, config), config)
+    config, state_dict, _, tied = checkpoint
+    again = to_huggingface(from_huggingface(state_dict, config, tied=tied), config)
     assert set(state_dict) <= set(again)
     for name, array in state_dict.items():
         np.testing.assert_array_equal(again[name], array, err_msg=name)
@@ -112,6 +113,9 @@ def test_missing_unknown_and_misshapen_parameters_are_named(tiny_fields):
 
     with pytest.raises(ValueError, match=f"no {name}"):
         from_huggingface({k: v for k, v in state_dict.items() if k != name}, config)
+    headless = {k: v for k, v in state_dict.items() if k != "lm_head.weight"}
+    with pytest.raises(ValueError, match=r"no lm_head\.weight"):
+        from_huggingface(headless, config)
     with pytest.raises(ValueError, match=r"extra\.weight"):
         from_huggingface(state_dict | {"extra.weight": np.zeros(3)}, config)
     with pytest.raises(ValueError, match=r"key\.kernel the shape \(3, 2\)"):
