@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign.losses.dro import optimal_policy_log_probs
+from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor
 from jaxalign.objectives.base import Objective
 from jaxalign.training.optimizers import Optimizer, sgd
 from jaxalign.training.state import build_transformations, create_state
@@ -38,7 +39,7 @@ class TabularScores(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TabularPolicy:
+class TabularPolicy(PolicyNetwork):
     """A softmax over a table of logits; prompts are ``example_ids``, responses ``actions``."""
 
     initial_logits: tuple[tuple[float, ...], ...]
@@ -59,7 +60,7 @@ class TabularPolicy:
 
 
 @dataclasses.dataclass(frozen=True)
-class TabularValue:
+class TabularValue(PromptValuePredictor):
     """One value per prompt, initially 0."""
 
     def init(self, rng: Array) -> dict[str, Array]:

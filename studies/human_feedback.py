@@ -35,7 +35,7 @@ from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.opened import open_policy, open_value
+from jaxalign.runs.opened import has_value_network, open_policy, open_value
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
@@ -274,7 +274,7 @@ def _rank(
         for each in (opened, open_policy(str(reference)))
     ]
     values = None
-    if "value" in opened.info["networks"]:
+    if has_value_network(opened):
         value = open_value(str(run))
         values = predict_values(value.network, value.params, prompts)
     texts = {field: [row[field] for row in rows] for field in ("prompt", "response")}

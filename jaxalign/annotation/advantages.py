@@ -17,7 +17,7 @@ from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_v
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
-from jaxalign.networks.value import ValueNetwork
+from jaxalign.networks.protocols import PromptValuePredictor
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.runs.loading import load_value
@@ -94,7 +94,7 @@ def advantages(
 
 
 def _of_split(
-    network: ValueNetwork,
+    network: PromptValuePredictor,
     params: Any,
     info: Mapping[str, Any],
     cache: TaskCache,

@@ -25,6 +25,7 @@ from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import predict_rewards
+from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.runs import opened
 
 References = Sequence[Sequence[str]]
@@ -231,7 +232,7 @@ def reward_model_judge(argument: str) -> Judge:
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
     run = opened.open_reward(argument)
-    if getattr(run.network, "kind", None) == "features":
+    if isinstance(run.network, FeatureReward):
         raise UserError(
             f"judge 'reward_model': the reward of {argument} reads scores of a response, not its text."
         )

@@ -17,6 +17,7 @@ from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
+from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.runs.loading import load_policy, load_reward
@@ -135,7 +136,7 @@ def score_splits(
     Raises:
       UserError: if a response has no finite score.
     """
-    gives_rewards = hasattr(network, "rewards")
+    gives_rewards = isinstance(network, RewardPredictor)
 
     def compute(params: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         if gives_rewards:

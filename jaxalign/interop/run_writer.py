@@ -17,6 +17,7 @@ from jaxalign.interop.parameters import nest
 from jaxalign.interop.source_vocabulary import of_run
 from jaxalign.interop.sources import Source
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
 from jaxalign.runs import checkpoints, files, loading, manifests
 
 
@@ -32,20 +33,19 @@ def describe(
       lengths: tokens of ``inputs`` and ``targets`` that the user gives; 0 for what the source records.
     """
     recorded = dict(source.info.get("feature_lengths") or {})
+    value_token = source.info.get("networks", {}).get("policy", {}).get("value_token")
     description: dict[str, Any] = {
         # The same numbers, so the same reference policy.
         "run_id": source.run_id(),
         "converted_from": {"format": source.format, "path": source.path, "step": source.step},
         "jaxalign": __version__,
-        "networks": {"policy": config.to_dict()},
+        "networks": {"policy": Policy(config, value_token=value_token).description()},
         "objective": "converted",
         "reward": None,
         "feature_lengths": recorded | {name: length for name, length in lengths.items() if length},
     }
     if vocabulary is not None:
         description["vocabulary"] = _spec(vocabulary)
-    if source.info.get("value_token") is not None:
-        description["value_token"] = source.info["value_token"]
     return description
 
 

@@ -39,7 +39,7 @@ class T5Config:
       dtype: dtype of activations, ``float32`` or ``bfloat16``; parameters and log-probabilities are always float32.
       relative_attention_num_buckets: buckets of the relative-position table.
       relative_attention_max_distance: tokens; all longer distances share a bucket.
-      float32_attention_logits: compute attention scores and their softmax in float32 whatever `dtype`.
+      float32_attention_logits: compute attention scores and their softmax in float32 for every `dtype`.
       scan_layers: one stacked layer under `jax.lax.scan` (short compile) instead of unrolled layers.
       remat_policy: what the backward pass recomputes: ``none``; ``minimal``, all but weight matmuls; ``full``, whole layers.
       param_scan_axis: position of the layer axis in stacked parameters.

@@ -1,4 +1,4 @@
-"""Responses from a policy: greedy, sampled, or by beam search. Compiled once per shape; stops when every row has ended."""
+"""Responses from a policy: greedy, sampled, or by beam search. Compiled once per shape; decoding stops when every row has ended."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PRNGKeyArray
 
-from jaxalign.networks.incremental import (
-    Cache,
-    SequenceLogits,
-    SequenceTokens,
-    empty_cache,
-    next_logits,
-    read_prompts,
-)
-from jaxalign.networks.policy import Policy
+from jaxalign.networks.incremental import SequenceLogits, SequenceTokens
+from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
 
 PAD, EOS = 0, 1
-EMPTY = -1e7  # score of a beam that holds nothing, as in T5X
+EMPTY = -1e7  # score of an empty beam, as in T5X
 
 PromptTokens = Int[AnyArray, "rows source"]
 SampleTokens = Int[AnyArray, "rows samples length"]
@@ -34,8 +27,8 @@ class Generations(NamedTuple):
     Attributes:
       tokens: int32, each response followed by EOS and then PAD; without EOS if it was cut at the maximal length.
       log_probs: log-probability of the response including its EOS, in nats, under the policy itself: temperature, top-k and
-        top-p change what is sampled, not this number.
-      scores: what beam search ranks by; None for samples.
+        top-p change the sampled response, not this number.
+      scores: the ranking of beam search; None for samples.
     """
 
     tokens: SampleTokens
@@ -44,7 +37,7 @@ class Generations(NamedTuple):
 
 
 def generate(
-    policy: Policy,
+    policy: DecodingPolicy,
     params: Params,
     encoder_input_tokens: PromptTokens,
     *,
@@ -76,10 +69,10 @@ def generate(
     """
     _require_positive("max_decode_len", max_decode_len)
     _require_positive("num_samples", num_samples)
-    if temperature < 0 or not 0 < top_p <= 1 or not 0 <= top_k <= policy.config.vocab_size:
+    if temperature < 0 or not 0 < top_p <= 1 or not 0 <= top_k <= policy.vocab_size:
         raise ValueError(
             f"temperature={temperature}, top_k={top_k}, top_p={top_p}: temperature must not be negative, top_k must be in "
-            f"[0, {policy.config.vocab_size}] and top_p in (0, 1]."
+            f"[0, {policy.vocab_size}] and top_p in (0, 1]."
         )
     greedy = temperature == 0
     if greedy and num_samples > 1:
@@ -107,7 +100,7 @@ def generate(
 
 
 def beam_search(
-    policy: Policy,
+    policy: DecodingPolicy,
     params: Params,
     encoder_input_tokens: PromptTokens,
     *,
@@ -115,7 +108,7 @@ def beam_search(
     alpha: float = 0.6,
     max_decode_len: int,
 ) -> Generations:
-    """Beam search as T5X's: beams by increasing score, the best last. PAD is never chosen.
+    """Beam search as in T5X: beams by increasing score, the best last. PAD is never chosen.
 
     A beam that has ended scores ``log_prob / ((5 + length) / 6) ** alpha`` (Wu et al. 2016, arXiv 1609.08144, equation 14). Where
     fewer than `num_beams` have ended, the first ones are empty, with a score and log-probability of `EMPTY`; where none has,
@@ -147,7 +140,7 @@ class _Samples(NamedTuple):
     finished: AnyArray  # [rows, samples]
     log_probs: AnyArray  # [rows, samples]
     tokens: AnyArray  # [rows, samples, length]
-    cache: Cache
+    cache: Any
 
 
 @functools.partial(
@@ -178,13 +171,13 @@ def _generate(
     choose_pad,
 ) -> Generations:
     rows = encoder_input_tokens.shape[0]
-    prompt = read_prompts(policy, params, encoder_input_tokens, max_decode_len)
+    prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
 
     def not_ended(state: _Samples) -> AnyArray:
         return (state.position < max_decode_len) & ~jnp.all(state.finished)
 
     def extend(state: _Samples) -> _Samples:
-        logits, cache = next_logits(policy, prompt, state.cache, state.last, state.position)
+        logits, cache = policy.next_logits(prompt, state.cache, state.last, state.position)
         log_normalizers = jax.nn.logsumexp(logits, axis=-1)
         allowed = logits if choose_pad else _without_pad(logits)
         if greedy:
@@ -211,7 +204,7 @@ def _generate(
         jnp.zeros(shape, bool),
         jnp.zeros(shape, jnp.float32),
         jnp.full((*shape, max_decode_len), PAD, jnp.int32),
-        empty_cache(policy, rows * num_samples, max_decode_len),
+        policy.empty_cache(rows * num_samples, max_decode_len),
     )
     state = jax.lax.while_loop(not_ended, extend, state)
     return Generations(state.tokens, state.log_probs)
@@ -262,22 +255,22 @@ class _Beams(NamedTuple):
     tokens: AnyArray  # [rows, beams, length]
     ancestors: AnyArray  # [rows, beams, length]: whose slot holds each position of a live beam
     ended: _Ranked  # beams that have ended, best first
-    cache: Cache
+    cache: Any
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "num_beams", "max_decode_len"))
 def _beam_search(
     policy, params, encoder_input_tokens, alpha, *, num_beams, max_decode_len
 ) -> Generations:
-    rows, vocab_size = encoder_input_tokens.shape[0], policy.config.vocab_size
-    prompt = read_prompts(policy, params, encoder_input_tokens, max_decode_len)
+    rows, vocab_size = encoder_input_tokens.shape[0], policy.vocab_size
+    prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
     beams = jnp.arange(num_beams)
 
     def penalty(length: AnyArray) -> AnyArray:
         return jnp.power((5.0 + length) / 6.0, alpha)
 
     def not_ended(state: _Beams) -> AnyArray:
-        # Log-probabilities only fall: no live beam can come to score better than this.
+        # Log-probabilities only decrease, so no live beam can reach a better score than this.
         best_possible = state.log_probs[:, 0] / penalty(jnp.float32(max_decode_len))
         worst_ended = jnp.min(state.ended.scores, axis=1)
         return (state.position < max_decode_len) & jnp.any(worst_ended <= best_possible)
@@ -289,10 +282,10 @@ def _beam_search(
             state.ancestors, jnp.broadcast_to(beams, (rows, num_beams)), position, axis=2
         )
         visible = (ancestors[..., None] == beams).reshape(rows, num_beams, -1)
-        logits, cache = next_logits(policy, prompt, state.cache, state.last, position, visible)
+        logits, cache = policy.next_logits(prompt, state.cache, state.last, position, visible)
         log_probs = _without_pad(jax.nn.log_softmax(logits)) + state.log_probs[..., None]
 
-        # Twice as many candidates as beams: even if half of them end, enough are left to live on.
+        # Twice as many candidates as beams: even if half of them end, enough beams stay live.
         log_probs, flat = jax.lax.top_k(log_probs.reshape(rows, -1), 2 * num_beams)
         parents, chosen = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
         tokens = _gather(state.tokens, parents)
@@ -322,12 +315,12 @@ def _beam_search(
     state = _Beams(
         jnp.int32(0),
         jnp.full(shape, PAD, jnp.int32),
-        # All beams are equal at first, so only one may live on.
+        # All beams are equal at first, so only one is kept.
         jnp.where(beams == 0, 0.0, nothing),
         no_tokens,
         jnp.zeros((*shape, max_decode_len), jnp.int32),
         _Ranked(no_tokens, nothing, nothing),
-        empty_cache(policy, rows, num_beams * max_decode_len),
+        policy.empty_cache(rows, num_beams * max_decode_len),
     )
     state = jax.lax.while_loop(not_ended, extend, state)
 

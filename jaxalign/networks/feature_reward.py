@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxalign.networks.shapes import AnyArray, Batch, Params, PerResponse
+from jaxalign.networks.protocols import RewardPredictor
+from jaxalign.networks.shapes import AnyArray, Batch, Params, PerResponseOutputs
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 FORMS = ("clean", "released")
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureReward:
+class FeatureReward(RewardPredictor):
     """phi(scores): a linear map or a small MLP, float32 (arXiv 2402.15473, where phi reads seven scores of a summary).
 
     Attributes:
@@ -36,7 +36,7 @@ class FeatureReward:
     scale: float = 1.0
     form: str = "clean"
 
-    kind: ClassVar[str] = "features"
+    kind: ClassVar[str] = "feature_reward"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -70,21 +70,9 @@ class FeatureReward:
             }
         }
 
-    def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameters, without making them."""
-        return jax.eval_shape(self.init, jax.random.key(0))
-
-    def logical_axes(self) -> Params:
-        """Everything is replicated."""
-        return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), self.abstract_params())
-
-    def description(self) -> dict[str, Any]:
-        """JSON from which `jaxalign.runs.loading` builds the network again."""
-        return {"kind": self.kind, **dataclasses.asdict(self), "hidden": list(self.hidden)}
-
     def rewards(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> PerResponse:
+    ) -> PerResponseOutputs:
         """phi of the batch field ``scores`` of all responses; there is no dropout."""
         del rng
         scores = jnp.asarray(batch["scores"])

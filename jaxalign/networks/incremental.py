@@ -1,7 +1,7 @@
-"""One target position at a time: what decoding keeps of a prompt and of earlier positions.
+"""Incremental decoding: the state that is kept of a prompt and of earlier positions, and one step.
 
-A prompt is encoded once, and its keys and values are never repeated for the sequences decoded from it. Sequences of a row stand
-side by side, `[rows, sequences]`. Their self-attention caches are laid out in groups: sequences of one group share slots, and
+A prompt is encoded once, and its keys and values are never repeated for the sequences decoded from it. Sequences of a row are
+adjacent, `[rows, sequences]`. Their self-attention caches are laid out in groups: sequences of one group share slots, and
 see those that `visible` shows them. Samples are groups of one; the beams of a row are one group, so that a beam that changes
 its ancestor changes which slots it sees, and the cache itself never moves.
 """
@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import Attention, DecoderLayer, RMSNorm
-from jaxalign.networks.policy import Policy
 from jaxalign.networks.positions import MASKED, RelativePositionBias, additive_bias
-from jaxalign.networks.scoring import FORBIDDEN
-from jaxalign.networks.shapes import AnyArray, Params, SourceTokens
+from jaxalign.networks.shapes import AnyArray, Encoded, Params, SourceTokens
 from jaxalign.networks.stacking import unstack_layers
 
 SequenceTokens = Int[AnyArray, "rows sequences"]
+SequenceStates = Float[AnyArray, "rows sequences emb"]
 SequenceLogits = Float[AnyArray, "rows sequences vocab"]
 Visible = Bool[AnyArray, "_groups group_size slots"]
 KeysAndValues = tuple[AnyArray, AnyArray]
 
 
 class Prompt(NamedTuple):
-    """What does not change while decoding: parameters by layer, encoded prompts, biases."""
+    """The constants of decoding: parameters by layer, encoded prompts, biases."""
 
     params: Params
     layers: tuple[Params, ...]
@@ -41,14 +41,14 @@ Cache = tuple[KeysAndValues, ...]  # of every layer, [groups, heads, slots, head
 
 
 def read_prompts(
-    policy: Policy, params: Params, encoder_input_tokens: SourceTokens, max_decode_len: int
+    config: T5Config,
+    params: Params,
+    encoded: Encoded,
+    encoder_segment_ids: SourceTokens,
+    max_decode_len: int,
 ) -> Prompt:
-    """Encode prompts, one to a row, and prepare decoding of up to `max_decode_len` tokens."""
-    config = policy.config
+    """Prepares decoding of up to `max_decode_len` tokens from encoded prompts, one to a row."""
     dtype = config.activation_dtype
-    segments = (encoder_input_tokens > 0).astype(jnp.int32)
-    batch = {"encoder_input_tokens": encoder_input_tokens, "encoder_segment_ids": segments}
-    encoded = policy.encode(params, batch)
     # Unrolled layers: the loop over positions stays free of slicing stacked parameters. Cast once, not at every position.
     decoder = unstack_layers(params, axis=config.param_scan_axis)["decoder"]
     layers = tuple(
@@ -64,37 +64,35 @@ def read_prompts(
     position_bias = RelativePositionBias(config, bidirectional=False).apply(
         {"params": decoder["relpos_bias"]}, max_decode_len, max_decode_len
     )
-    cross_bias = additive_bias((segments > 0)[:, None, None, :], None, dtype)
+    cross_bias = additive_bias((encoder_segment_ids > 0)[:, None, None, :], None, dtype)
     return Prompt(params, layers, cross, cross_bias, position_bias)
 
 
-def empty_cache(policy: Policy, num_groups: int, num_slots: int) -> Cache:
-    """Zeros of `num_slots` per group: positions x sequences of a group."""
-    config = policy.config
+def empty_cache(config: T5Config, num_groups: int, num_slots: int) -> Cache:
+    """A cache of zeros with `num_slots` per group: positions times sequences of a group."""
     shape = (num_groups, config.num_heads, num_slots, config.head_dim)
     zeros = jnp.zeros(shape, config.activation_dtype)
     return tuple((zeros, zeros) for _ in range(config.num_decoder_layers))
 
 
-def next_logits(
-    policy: Policy,
+def next_states(
+    config: T5Config,
     prompt: Prompt,
     cache: Cache,
     tokens: SequenceTokens,
     position: AnyArray,
     visible: Visible | None = None,
-) -> tuple[SequenceLogits, Cache]:
-    """Float32 logits of the token after `tokens`, and the cache with their keys and values in it.
+) -> tuple[SequenceStates, Cache]:
+    """The decoder states after `tokens`, before the vocabulary projection, and the cache with their keys and values in it.
 
     Args:
-      policy: the network.
+      config: the network.
       prompt: from `read_prompts`.
       cache: from `empty_cache` or the previous position; slot ``t * group_size + i`` is position t of a group's sequence i.
       tokens: the tokens at `position`, 0 at position 0.
       position: target position, from 0.
       visible: the slots up to `position` that each sequence of a group sees; None: all.
     """
-    config = policy.config
     dtype = config.activation_dtype
     num_groups, _, num_slots, _ = cache[0][0].shape
     group_size = tokens.size // num_groups
@@ -122,11 +120,4 @@ def next_logits(
         )
         updated.append(layer_cache)
     x = RMSNorm(dtype).apply({"params": prompt.params["decoder"]["decoder_norm"]}, x)
-    kernel, scale = policy.projection(prompt.params)
-    logits = jnp.dot(x.astype(jnp.float32), kernel)
-    if scale != 1.0:
-        logits = logits * scale
-    if policy.value_token is not None:
-        is_value = jnp.arange(config.vocab_size) == policy.value_token
-        logits = jnp.where(is_value, FORBIDDEN, logits)
-    return logits, tuple(updated)
+    return x, tuple(updated)

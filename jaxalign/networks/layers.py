@@ -130,7 +130,7 @@ class Attention(nn.Module):
         return self.attend(queries, keys, values, bias, deterministic=deterministic)
 
     def keys_and_values(self, sources: Encoded) -> tuple[SourceHeads, SourceHeads]:
-        """What `attend` reads, for callers that keep it."""
+        """The keys and values that `attend` reads, for callers that keep them."""
         return self._split(self.key(sources)), self._split(self.value(sources))
 
     def attend(
@@ -193,7 +193,7 @@ class FeedForward(nn.Module):
             activated = [f(branch) for f, branch in zip(activations, branches, strict=True)]
             return functools.reduce(jnp.multiply, activated)
 
-        # Recomputed by the backward pass: cheaper than writing and reading what the derivative of gelu needs.
+        # The backward pass recomputes it, which is cheaper than storing the inputs of gelu's derivative.
         hidden = jax.checkpoint(activate)(branches)
         hidden = length_dropout(config)(hidden, deterministic=deterministic)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
@@ -274,7 +274,7 @@ class DecoderLayer(nn.Module):
         """One target position of several sequences per row, without dropout.
 
         Args:
-          x: states ``[rows, sequences, emb]``: a row's sequences stand side by side where `__call__` has positions.
+          x: states ``[rows, sequences, emb]``: the axis of sequences takes the place of the positions in `__call__`.
           cache: keys and values ``[groups, heads, slots, head_dim]`` of earlier positions; sequences of a group share slots.
           slot: where this position's keys and values start.
           self_bias: which slots each sequence of a group sees, and their position biases.

@@ -1,9 +1,10 @@
-"""A policy: a T5 and how batches are read by it."""
+"""A policy: an encoder-decoder and how it reads batches."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,28 +12,33 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.networks import scoring
+from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.incremental import Cache, Prompt, SequenceLogits, SequenceTokens, Visible
+from jaxalign.networks.protocols import DecodingPolicy, TokenPolicy
 from jaxalign.networks.scoring import ResponseScores, TokenDistributions, TokenStatistics
 from jaxalign.networks.shapes import (
+    AnyArray,
     Batch,
     Decoded,
+    Embedded,
     Encoded,
-    Hidden,
+    GreedyTokens,
     Kernel,
     Params,
-    PerExample,
+    PerExampleOutputs,
+    SourceTokens,
     TargetTokens,
     Tokens,
     unboxed,
 )
-from jaxalign.networks.t5 import EncoderDecoder
 
 DEFAULT_LOGITS_CHUNK_SIZE = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """A T5 that gives log-probabilities of the responses in a batch.
+class Policy(TokenPolicy, DecodingPolicy):
+    """An encoder-decoder that gives log-probabilities of the responses in a batch.
 
     Attributes:
       config: the network.
@@ -45,6 +51,8 @@ class Policy:
     logits_chunk_size: int | None = DEFAULT_LOGITS_CHUNK_SIZE
     value_token: int | None = None
 
+    kind: ClassVar[str] = "policy"
+
     def __post_init__(self) -> None:
         if self.value_token is not None and not 2 <= self.value_token < self.config.vocab_size:
             raise ValueError(
@@ -53,9 +61,17 @@ class Policy:
             )
 
     @property
-    def module(self) -> EncoderDecoder:
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def dropout_rate(self) -> float:
+        return self.config.dropout_rate
+
+    @property
+    def module(self) -> nn.Module:
         """The Flax module."""
-        return EncoderDecoder(self.config)
+        return self._architecture.module(self.config)
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """Random parameters, with T5X's initialisation."""
@@ -69,6 +85,12 @@ class Policy:
         """A PartitionSpec of logical axis names for every parameter."""
         return nn.get_partition_spec(_abstract(self.config))
 
+    def description(self) -> dict[str, Any]:
+        # The chunk size changes memory and not results.
+        description = super().description()
+        del description["logits_chunk_size"]
+        return description
+
     def encode(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Encoded:
         """Encoder states of the batch's prompts; `rng` switches dropout on."""
         return self._apply(
@@ -79,7 +101,7 @@ class Policy:
             rng=rng,
         )
 
-    def embed(self, params: Params, tokens: Tokens) -> Hidden:
+    def embed(self, params: Params, tokens: Tokens) -> Embedded:
         """Rows of the embedding table, in the dtype of activations."""
         return self.module.apply({"params": params}, tokens, method="embed")
 
@@ -98,8 +120,8 @@ class Policy:
           params: of the policy.
           batch: as the data pipeline makes it.
           rng: switches dropout on; half of it is the encoder's.
-          encoded: states of `encode`, if they are there already.
-          decoder_input_embeddings: what the decoder reads in place of the embedded input tokens.
+          encoded: states of `encode`, if they are already computed.
+          decoder_input_embeddings: inputs of the decoder that replace the embedded input tokens.
         """
         encode_rng, decode_rng = (None, None) if rng is None else jax.random.split(rng)
         if encoded is None:
@@ -136,8 +158,8 @@ class Policy:
         kernel, scale = self.projection(params)
         return TokenDistributions(hidden, kernel, scale, self.value_token)
 
-    def greedy_tokens(self, params: Params, hidden: Decoded) -> TargetTokens:
-        """The likeliest token at every position of decoder states."""
+    def greedy_tokens(self, params: Params, hidden: Decoded) -> GreedyTokens:
+        """The most probable token at every position of decoder states."""
         return scoring.map_distributions(
             lambda log_probs: jnp.argmax(log_probs, axis=-1).astype(jnp.int32),
             [self.distributions(params, hidden)],
@@ -161,13 +183,13 @@ class Policy:
 
     def value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> PerExample:
+    ) -> PerExampleOutputs:
         """The value token's logit at the first position of each example's first response; 0 where there is no example."""
         return self._value_logits(params, self.decode(params, batch, rng=rng), batch)
 
     def score_and_value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> tuple[ResponseScores, PerExample]:
+    ) -> tuple[ResponseScores, PerExampleOutputs]:
         """`score` and `value_logits` of one forward pass."""
         hidden = self.decode(params, batch, rng=rng)
         statistics = self.token_statistics_of(params, hidden, batch)
@@ -175,14 +197,38 @@ class Policy:
 
     def projection(self, params: Params) -> tuple[Kernel, float]:
         """The vocabulary projection and the factor on its logits."""
-        if self.config.logits_via_embedding:
-            return params["token_embedder"]["embedding"].T, self.config.emb_dim**-0.5
-        return params["decoder"]["logits_dense"]["kernel"], 1.0
+        return self._architecture.projection(self.config, params)
+
+    def read_prompts(
+        self, params: Params, encoder_input_tokens: SourceTokens, max_decode_len: int
+    ) -> Prompt:
+        segments = (encoder_input_tokens > 0).astype(jnp.int32)
+        batch = {"encoder_input_tokens": encoder_input_tokens, "encoder_segment_ids": segments}
+        encoded = self.encode(params, batch)
+        return self._architecture.read_prompts(
+            self.config, params, encoded, segments, max_decode_len
+        )
+
+    def empty_cache(self, num_groups: int, num_slots: int) -> Cache:
+        return self._architecture.empty_cache(self.config, num_groups, num_slots)
+
+    def next_logits(
+        self,
+        prompt: Prompt,
+        cache: Cache,
+        tokens: SequenceTokens,
+        position: AnyArray,
+        visible: Visible | None = None,
+    ) -> tuple[SequenceLogits, Cache]:
+        states, cache = self._architecture.next_states(
+            self.config, prompt, cache, tokens, position, visible
+        )
+        return scoring.project(self.distributions(prompt.params, states)), cache
 
     def token_statistics_of(
         self, params: Params, hidden: Decoded, batch: Batch, with_mean_log_probs: bool = False
     ) -> TokenStatistics:
-        """`token_statistics` from decoder states that are there already."""
+        """`token_statistics` from given decoder states."""
         kernel, scale = self.projection(params)
         return scoring.token_statistics(
             hidden,
@@ -194,7 +240,11 @@ class Policy:
             forbidden_token=self.value_token,
         )
 
-    def _value_logits(self, params, hidden, batch) -> PerExample:
+    @property
+    def _architecture(self) -> Architecture:
+        return architecture_of(self.config)
+
+    def _value_logits(self, params, hidden, batch) -> PerExampleOutputs:
         if self.value_token is None:
             raise ValueError("value_logits needs a Policy with value_token set to an unused token.")
         examples = jnp.arange(1, batch["response_mask"].shape[1] + 1)
@@ -217,7 +267,7 @@ def response_scores(statistics: TokenStatistics, batch: Batch) -> ResponseScores
     _, num_examples, num_responses = batch["response_mask"].shape
     weights = batch["decoder_loss_weights"].astype(jnp.float32)
     segments = batch["decoder_segment_ids"]
-    # `where`, so that whatever stands on padding cannot reach the sum, not even NaN.
+    # `where` keeps values on padding, NaN included, out of the sum.
     log_probs = jnp.where(weights > 0, statistics.log_probs * weights, 0.0)
     return ResponseScores(
         scoring.per_response_sum(log_probs, segments, num_examples, num_responses),
@@ -234,7 +284,7 @@ def prompt_ids(batch: Batch) -> TargetTokens:
 
 def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:
     tokens = jnp.ones((1, 2), jnp.int32)
-    return EncoderDecoder(config).init(rng, tokens, tokens, tokens)["params"]
+    return architecture_of(config).module(config).init(rng, tokens, tokens, tokens)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -82,7 +82,7 @@ class RelativePositionBias(nn.Module):
 
 
 def segment_mask(query_segments: QuerySegments, key_segments: KeySegments) -> Mask:
-    """True where query and key belong to one segment; segment 0 is padding and is seen by nobody."""
+    """True where query and key belong to one segment; segment 0 is padding, which no query attends to."""
     keys = key_segments[:, None, :]
     return ((query_segments[:, :, None] == keys) & (keys > 0))[:, None]
 
@@ -97,6 +97,6 @@ def additive_bias(
     position_bias: PositionBias | None,
     dtype: jnp.dtype,
 ) -> Bias:
-    """What a stack's layers add to their attention scores: the position bias where `mask`, else `MASKED`."""
+    """The bias that a stack's layers add to their attention scores: the position bias where `mask`, else `MASKED`."""
     allowed = jnp.zeros((), dtype) if position_bias is None else position_bias
     return jnp.where(mask, allowed, jnp.asarray(MASKED, dtype))

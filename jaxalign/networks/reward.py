@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,31 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.policy import Policy
-from jaxalign.networks.shapes import AnyArray, Batch, Decoded, Params, PerResponse, Tokens
-from jaxalign.networks.value import PromptValue, ValueNetwork, require_same_shapes
+from jaxalign.networks.decoder_trunk import DecoderTrunk
+from jaxalign.networks.protocols import PrefixRewardPredictor, RewardPredictor
+from jaxalign.networks.shapes import (
+    AnyArray,
+    Batch,
+    Decoded,
+    Params,
+    PerResponseOutputs,
+    Tokens,
+)
+from jaxalign.networks.value import PromptValue, ValueNetwork
 
 Spans = Int[Array, "rows segments"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardNetwork:
+class RewardNetwork(RewardPredictor):
     """r(x, y) from a T5 encoder that reads prompt and response as one text: masked mean of its states, float32 linear head.
 
-    The parameters are those of a `ValueNetwork`; only what the encoder reads differs. Each response gets a row of its own, with its
+    The parameters are those of a `ValueNetwork`; only what the encoder reads differs. Each response gets a separate row, with its
     prompt's tokens, then its own, both with their EOS; so neither packing nor the other responses change its reward.
 
     Attributes:
       config: the network; only its encoder half is used.
-      max_length: tokens of prompt and response together that the encoder reads; where they are more, the prompt's beginning is left
+      max_length: tokens of prompt and response together that the encoder reads; the beginning of a longer text is left
         out. None reads everything, in rows as long as an encoder and a decoder row of the batch together; for several responses per
         prompt most of that is padding, and the sum of the task's feature lengths is enough.
     """
@@ -35,13 +43,21 @@ class RewardNetwork:
     config: T5Config
     max_length: int | None = None
 
-    kind: ClassVar[str] = "encoder"
+    kind: ClassVar[str] = "encoder_reward"
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(
                 f"RewardNetwork.max_length is {self.max_length}; it must be at least 1, or None."
             )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def dropout_rate(self) -> float:
+        return self.config.dropout_rate
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """Random parameters ``{'token_embedder', 'encoder', 'head'}``."""
@@ -59,13 +75,9 @@ class RewardNetwork:
         """A PartitionSpec of logical axis names for every parameter."""
         return self._twin.logical_axes()
 
-    def description(self) -> dict[str, Any]:
-        """JSON from which `jaxalign.runs.loading` builds the network again."""
-        return {"kind": self.kind, "config": self.config.to_dict(), "max_length": self.max_length}
-
     def rewards(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> PerResponse:
+    ) -> PerResponseOutputs:
         """Rewards of all responses; `rng` switches dropout on. Absent responses get the head's bias."""
         tokens, segment_ids = joined_rows(batch, self.max_length)
         rewards = PromptValue(self.config).apply(
@@ -84,7 +96,7 @@ class RewardNetwork:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderRewardNetwork:
+class DecoderRewardNetwork(DecoderTrunk, PrefixRewardPredictor):
     """r(x, y) from the decoder's state at the response's last token, by a float32 linear head without bias.
 
     That state has read the prompt and all of the response but its EOS. The states of earlier positions are representations of prefixes,
@@ -96,35 +108,15 @@ class DecoderRewardNetwork:
 
     config: T5Config
 
-    kind: ClassVar[str] = "decoder"
+    kind: ClassVar[str] = "decoder_reward"
 
-    def init(self, rng: PRNGKeyArray) -> Params:
-        """Random parameters ``{'token_embedder', 'encoder', 'decoder', 'head'}``."""
-        trunk_rng, head_rng = jax.random.split(rng)
-        return self._with_head(self._trunk.init(trunk_rng), head_rng)
+    def init_head(self, rng: PRNGKeyArray) -> Params:
+        emb_dim = self.config.emb_dim
+        # The scale of the public code (arXiv 2407.13887).
+        return {"kernel": jax.random.normal(rng, (emb_dim, 1), jnp.float32) / (emb_dim + 1)}
 
-    def from_policy(self, rng: PRNGKeyArray, policy_params: Params) -> Params:
-        """A policy's parameters without its vocabulary projection, and a new random head; ValueError if sizes differ."""
-        params = self._with_head(jax.tree.map(jnp.copy, policy_params), rng)
-        require_same_shapes(params, self.abstract_params())
-        return params
-
-    def abstract_params(self) -> Params:
-        """Shapes and dtypes of the parameters, without making them."""
-        return jax.eval_shape(self.init, jax.random.key(0))
-
-    def logical_axes(self) -> Params:
-        """A PartitionSpec of logical axis names for every parameter."""
-        head = {"kernel": PartitionSpec("embed", None)}
-        return {**_without_projection(self._trunk.logical_axes()), "head": head}
-
-    def description(self) -> dict[str, Any]:
-        """JSON from which `jaxalign.runs.loading` builds the network again."""
-        return {"kind": self.kind, "config": self.config.to_dict()}
-
-    def states(self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None) -> Decoded:
-        """The decoder's states, one a target position; `rng` switches dropout on."""
-        return self._trunk.decode(params, batch, rng=rng)
+    def head_axes(self) -> Params:
+        return {"kernel": PartitionSpec("embed", None)}
 
     def head(self, params: Params, states: Float[AnyArray, "*batch emb"]) -> Array:
         """The reward read at any state, in float32."""
@@ -133,12 +125,12 @@ class DecoderRewardNetwork:
 
     def rewards(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> PerResponse:
+    ) -> PerResponseOutputs:
         """Rewards of all responses; `rng` switches dropout on. 0 for absent responses."""
         return self.rewards_of(params, self.states(params, batch, rng=rng), batch)
 
-    def rewards_of(self, params: Params, states: Decoded, batch: Batch) -> PerResponse:
-        """`rewards`, from states that are there already."""
+    def rewards_of(self, params: Params, states: Decoded, batch: Batch) -> PerResponseOutputs:
+        """`rewards` from given states."""
         _, lengths = response_spans(batch)
         rewards = self.head(params, last_states(states, batch))
         return jnp.where(lengths > 0, rewards, 0.0)
@@ -148,22 +140,12 @@ class DecoderRewardNetwork:
     ) -> tuple[
         Float[Array, "examples responses target emb"], Bool[Array, "examples responses target"]
     ]:
-        """The states of every response side by side, from its first position on, and where there are any."""
+        """The states of every response from its first position on, and a mask of the positions that exist."""
         starts, lengths = response_spans(batch)
         states = self.states(params, batch)
         positions = jnp.broadcast_to(jnp.arange(states.shape[1]), (*starts.shape, states.shape[1]))
         gathered = states_at(states, starts, positions)
         return gathered, positions < lengths[..., None]
-
-    @property
-    def _trunk(self) -> Policy:
-        return Policy(self.config)
-
-    def _with_head(self, policy_params: Params, rng: PRNGKeyArray) -> Params:
-        emb_dim = self.config.emb_dim
-        # The scale of the public code (arXiv 2407.13887).
-        kernel = jax.random.normal(rng, (emb_dim, 1), jnp.float32) / (emb_dim + 1)
-        return {**_without_projection(policy_params), "head": {"kernel": kernel}}
 
 
 def segment_spans(segment_ids: Tokens, num_segments: int) -> tuple[Spans, Spans]:
@@ -186,8 +168,8 @@ def joined_rows(batch: Batch, max_length: int | None = None) -> tuple[Tokens, To
 
     Args:
       batch: as the data pipeline makes it.
-      max_length: tokens of a row; by default an encoder row and a decoder row together, which holds everything. Of what is longer,
-        the beginning is left out.
+      max_length: tokens of a row; by default an encoder row and a decoder row together, which holds everything. The beginning of
+        a longer text is left out.
 
     Returns:
       Tokens and segment ids (1, and 0 on padding), ``[rows * examples per row * responses, length]``.
@@ -235,11 +217,3 @@ def last_states(states: Decoded, batch: Batch) -> Float[Array, "examples respons
 def _take(rows: AnyArray, indices: Array) -> Array:
     """Row by row, the entries at ``indices``, which may point outside where the result is not used."""
     return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode="clip"))(rows, indices)
-
-
-def _without_projection(policy_params: Params) -> Params:
-    decoder = policy_params["decoder"]
-    return {
-        **policy_params,
-        "decoder": {name: leaf for name, leaf in decoder.items() if name != "logits_dense"},
-    }

@@ -1,7 +1,7 @@
 """From decoder states to log-probabilities of tokens and of responses, without float32 logits of the whole batch.
 
 The vocabulary projection and the log-softmax run over chunks of target positions. The forward pass keeps the states and one
-log-normaliser per token; the backward pass projects each chunk again. Everything is float32 whatever the dtype of the states.
+log-normaliser per token; the backward pass projects each chunk again. Everything is float32 for every dtype of the states.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxalign.networks.shapes import Hidden, Kernel, PerResponse, Tokens, TokenValues
+from jaxalign.networks.shapes import (
+    Hidden,
+    Kernel,
+    Logits,
+    PerResponseOutputs,
+    TokenOutputs,
+    Tokens,
+    TokenValues,
+)
 
 FORBIDDEN = -1e10  # logit of a token that is taken out of the softmax; its probability is exactly 0
 
 
 class TokenStatistics(NamedTuple):
-    """What the losses need to know of each target token, in nats.
+    """Statistics of each target token that the losses read, in nats.
 
     Attributes:
       log_probs: log-probability of the target token; 0 in the sums, but not here, on padding.
@@ -29,13 +37,13 @@ class TokenStatistics(NamedTuple):
       mean_log_probs: mean over the vocabulary of the log-probabilities, for label smoothing; None unless asked for.
     """
 
-    log_probs: TokenValues
-    log_normalizers: TokenValues
-    mean_log_probs: TokenValues | None
+    log_probs: TokenOutputs
+    log_normalizers: TokenOutputs
+    mean_log_probs: TokenOutputs | None
 
 
 class TokenDistributions(NamedTuple):
-    """Distributions over the vocabulary, one a position, as what they are computed from: the softmax of ``scale * hidden @ kernel``.
+    """One distribution over the vocabulary per position, the softmax of ``scale * hidden @ kernel``, before it is computed.
 
     Attributes:
       hidden: decoder states before the vocabulary projection.
@@ -56,8 +64,8 @@ class ResponseScores(NamedTuple):
     Both are 0 for responses that do not exist.
     """
 
-    log_probs: PerResponse
-    lengths: PerResponse
+    log_probs: PerResponseOutputs
+    lengths: PerResponseOutputs
 
 
 def token_statistics(
@@ -75,7 +83,7 @@ def token_statistics(
     Args:
       hidden: decoder states before the vocabulary projection.
       kernel: the projection; for tied embeddings the transposed table.
-      targets: token ids; padding is fine, its values are meant to be masked later.
+      targets: token ids; values on padding are arbitrary and have to be masked later.
       chunk_size: tokens whose logits may exist at once on a device. Chunks run along `length`, so that sharding over rows survives;
         at least one position of every row is projected at a time. None: all at once, and kept for the backward pass.
       scale: factor on the logits, 1/sqrt(emb) for tied embeddings.
@@ -106,14 +114,29 @@ def map_distributions(
     *per_token: Any,
     chunk_size: int | None,
 ) -> Any:
-    """``function`` of whole distributions at every position, without float32 log-probabilities of the whole batch.
+    """`map_logits` where the function reads log-probabilities, the log-softmax of the logits, in nats."""
 
-    For what `token_statistics` cannot tell: divergences between two networks, the likeliest tokens. Differentiable with respect to states
-    and projections; the backward pass projects each chunk again.
+    def of_log_probs(*arguments: Any) -> Any:
+        logits, others = arguments[: len(distributions)], arguments[len(distributions) :]
+        return function(*[jax.nn.log_softmax(each, axis=-1) for each in logits], *others)
+
+    return map_logits(of_log_probs, distributions, *per_token, chunk_size=chunk_size)
+
+
+def map_logits(
+    function: Callable[..., Any],
+    distributions: Sequence[TokenDistributions],
+    *per_token: Any,
+    chunk_size: int | None,
+) -> Any:
+    """``function`` of the logits at every position, without float32 logits of the whole batch.
+
+    For quantities that `token_statistics` does not give: divergences between two networks, the most probable tokens.
+    Differentiable with respect to states and projections; the backward pass projects each chunk again.
 
     Args:
-      function: of the log-probabilities ``[rows, positions, vocab]`` (float32, nats) of each of the distributions, and of the slices of
-        ``per_token``; returns arrays ``[rows, positions, ...]``, each position of which depends on that position only.
+      function: of the logits ``[rows, positions, vocab]`` (float32) of each of the distributions, and of the slices of ``per_token``;
+        returns arrays ``[rows, positions, ...]``, each position of which depends on that position only.
       distributions: over the same vocabulary, at the same positions.
       *per_token: further arrays ``[rows, length, ...]``.
       chunk_size: tokens at once, as in `token_statistics`.
@@ -131,11 +154,11 @@ def map_distributions(
 
     def evaluate(kernels, slices):
         hiddens, others = slices
-        log_probs = [
-            jax.nn.log_softmax(_project(hidden, kernel, item.scale, item.forbidden_token), axis=-1)
+        logits = [
+            project(item._replace(hidden=hidden, kernel=kernel))
             for hidden, kernel, item in zip(hiddens, kernels, distributions, strict=True)
         ]
-        return function(*log_probs, *others)
+        return function(*logits, *others)
 
     num_chunks = _num_chunks(rows, length, chunk_size)
     if num_chunks == 1:
@@ -153,12 +176,17 @@ def map_distributions(
     return jax.tree.map(lambda x: _join(x, length), chunks)
 
 
+def project(distributions: TokenDistributions) -> Logits:
+    """Float32 logits at every position, all at once."""
+    return _project(*distributions)
+
+
 def per_response_sum(
     token_values: TokenValues,
     decoder_segment_ids: Tokens,
     num_examples: int,
     num_responses: int,
-) -> PerResponse:
+) -> PerResponseOutputs:
     """Sums of token values per response, ``[rows * num_examples, num_responses]`` in float32.
 
     Args:

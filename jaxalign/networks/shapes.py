@@ -26,6 +26,13 @@ TargetTokens = Int[AnyArray, "rows target"]
 PerExample = Float[AnyArray, " examples"]
 PerResponse = Float[AnyArray, "examples responses"]
 
+# What networks return, as opposed to what they also accept from the host.
+TokenOutputs = Float[Array, "rows length"]
+PerExampleOutputs = Float[Array, " examples"]
+PerResponseOutputs = Float[Array, "examples responses"]
+Embedded = Float[Array, "rows length emb"]
+GreedyTokens = Int[Array, "rows target"]
+
 Vectors = Float[AnyArray, "*batch emb"]
 Scalars = Float[AnyArray, "*batch"]
 Logits = Float[AnyArray, "*batch vocab"]

@@ -19,7 +19,7 @@ def stack_layers(params: Params, *, axis: int = 1) -> Params:
     """Parameters of a scanned model from those of an unrolled one.
 
     Args:
-      params: parameters of a policy or a value network; a tree that is stacked already comes back as it is.
+      params: parameters of a policy or a value network; a tree that is already stacked is returned unchanged.
       axis: where the layer axis goes, `T5Config.param_scan_axis`.
 
     Raises:

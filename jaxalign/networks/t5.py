@@ -1,7 +1,7 @@
 """The T5 encoder-decoder (Raffel et al. 2020, arXiv 1910.10683), with T5X's parameter tree.
 
-Rows may hold several prompts, and several responses to each, told apart by segment ids; a prompt is encoded once however many
-responses follow it.
+Rows may hold several prompts, and several responses to each, distinguished by segment ids; a prompt is encoded once for all its
+responses.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _logits_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal
 
 
 class Encoder(nn.Module):
-    """The encoder stack over embedded tokens; the embedding table stands beside it, as in T5X."""
+    """The encoder stack over embedded tokens; the embedding table is a sibling module, as in T5X."""
 
     config: T5Config
 

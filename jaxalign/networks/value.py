@@ -1,4 +1,4 @@
-"""Value networks: a scalar per prompt, which by construction cannot see any response."""
+"""Value networks: a scalar per prompt, which by construction does not depend on any response."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import Embedding
+from jaxalign.networks.leaves import require_same_shapes
 from jaxalign.networks.policy import Policy, ResponseScores
+from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor, ValuePredictor
 from jaxalign.networks.shapes import (
     Batch,
     Hidden,
     Params,
-    PerExample,
+    PerExampleOutputs,
     Pooled,
     RowValues,
     Scalars,
@@ -29,8 +32,6 @@ from jaxalign.networks.shapes import (
     unboxed,
 )
 from jaxalign.networks.t5 import Encoder
-
-POOLINGS = ("mean",)
 
 
 class ValueHead(nn.Module):
@@ -84,31 +85,37 @@ def pool_segments(
     """Float32 mean of the states of each segment 1..num_examples; zeros for an absent one."""
     member = segment_ids[:, :, None] == jnp.arange(1, num_examples + 1)
     weights = member.astype(jnp.float32)
-    # Exact zeros keep whatever stands on padding, NaN included, out of the mean.
+    # Exact zeros keep values on padding, NaN included, out of the mean.
     states = jnp.where((segment_ids > 0)[:, :, None], states.astype(jnp.float32), 0.0)
     sums = jnp.einsum("rlp,rle->rpe", weights, states, precision="highest")
     return sums / jnp.maximum(jnp.sum(weights, axis=1), 1.0)[:, :, None]
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueNetwork:
-    """V(x) with parameters of its own: a T5 encoder over the prompt, masked mean, linear head.
+class ValueNetwork(PromptValuePredictor):
+    """V(x) with its own parameters: a T5 encoder over the prompt, masked mean, linear head.
 
     Attributes:
       config: the network; only its encoder half is used.
-      pooling: how states become one vector per prompt; ``mean`` over the prompt's tokens.
       max_value: the value is this number times the sigmoid of the head, for rewards in [0, max_value]; None for the head itself.
     """
 
     config: T5Config
-    pooling: str = "mean"
     max_value: float | None = None
 
+    kind: ClassVar[str] = "value"
+
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}; it must be one of {POOLINGS}.")
         if self.max_value is not None and not 0 < self.max_value < math.inf:
             raise ValueError(f"max_value is {self.max_value}; it must be positive, or None.")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def dropout_rate(self) -> float:
+        return self.config.dropout_rate
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """Random parameters ``{'token_embedder', 'encoder', 'head'}``."""
@@ -138,7 +145,7 @@ class ValueNetwork:
 
     def values(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
-    ) -> PerExample:
+    ) -> PerExampleOutputs:
         """V of every example's prompt, in units of reward; `rng` switches dropout on. Absent examples get the bias."""
         num_examples = batch["response_mask"].shape[1]
         values = PromptValue(self.config).apply(
@@ -155,21 +162,16 @@ class ValueNetwork:
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedTrunkValue:
+class SharedTrunkValue(ValuePredictor):
     """V(x) as a head on the policy's own encoder; its gradient reaches the policy's parameters unless the caller stops it."""
 
     policy: Policy
 
-    # `values` reads the parameters of all roles, not of the role ``value`` alone.
-    reads_roles = True
+    kind: ClassVar[str] = "shared_trunk_value"
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """Random parameters of the head, ``{'head': {'kernel', 'bias'}}``."""
         return {"head": _initialise_head(self.policy.config.emb_dim, rng)}
-
-    def abstract_params(self) -> Params:
-        """Shapes and dtypes of the head's parameters."""
-        return jax.eval_shape(self.init, jax.random.key(0))
 
     def logical_axes(self) -> Params:
         """A PartitionSpec of logical axis names for the head's parameters."""
@@ -177,32 +179,33 @@ class SharedTrunkValue:
         boxed = jax.eval_shape(functools.partial(_boxed_head, emb_dim), jax.random.key(0))
         return {"head": nn.get_partition_spec(boxed)}
 
-    def values(
-        self,
-        params: Mapping[str, Params],
-        batch: Batch,
-        *,
-        rng: PRNGKeyArray | None = None,
-    ) -> PerExample:
-        """V of every example's prompt, from the encoder of role ``policy`` and the head of role ``value``."""
-        return self._read(params, batch, self.policy.encode(params["policy"], batch, rng=rng))
+    def check_policy(self, policy: PolicyNetwork) -> None:
+        require_same_policy("SharedTrunkValue", self.policy, policy)
 
     def scores_and_values(
         self,
+        policy: PolicyNetwork,
         params: Mapping[str, Params],
         batch: Batch,
         *,
         rng: PRNGKeyArray | None = None,
-    ) -> tuple[ResponseScores, PerExample]:
-        """The policy's `score` and `values`, the prompts encoded once."""
-        scores, states = self.policy.score_and_encode(params["policy"], batch, rng=rng)
-        return scores, self._read(params, batch, states)
-
-    def _read(self, params: Mapping[str, Params], batch: Batch, states: Any) -> PerExample:
+    ) -> tuple[ResponseScores, PerExampleOutputs]:
+        """Encodes the prompts once for both; V reads the encoder of role ``policy`` and the head of role ``value``."""
+        del policy
+        policy_rng = None if rng is None else jax.random.split(rng)[0]
+        scores, states = self.policy.score_and_encode(params["policy"], batch, rng=policy_rng)
         num_examples = batch["response_mask"].shape[1]
         pooled = pool_segments(states, batch["encoder_segment_ids"], num_examples)
         head = ValueHead()
-        return head.apply({"params": params["value"]["head"]}, pooled).reshape(-1)
+        return scores, head.apply({"params": params["value"]["head"]}, pooled).reshape(-1)
+
+
+def require_same_policy(value: str, own: PolicyNetwork, trained: PolicyNetwork) -> None:
+    """Raises UserError if a value reads the states of another policy network than the one that is trained."""
+    if own != trained:
+        raise UserError(
+            f"{value}.policy is another policy network than the objective's; give both the same"
+        )
 
 
 def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:
@@ -225,19 +228,3 @@ def _boxed_head(emb_dim: int, rng: PRNGKeyArray) -> Params:
 
 def _initialise_head(emb_dim: int, rng: PRNGKeyArray) -> Params:
     return nn.meta.unbox(_boxed_head(emb_dim, rng))
-
-
-def require_same_shapes(params: Any, expected: Any) -> None:
-    """Raises ValueError, naming the first parameter whose name or shape differs."""
-    found = {
-        jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(params)
-    }
-    wanted = {
-        jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(expected)
-    }
-    for path in sorted(found.keys() | wanted.keys()):
-        if found.get(path) != wanted.get(path):
-            raise ValueError(
-                f"A network cannot start from this policy: parameter {path} has shape {found.get(path)}, "
-                f"expected {wanted.get(path)}. Sizes and scan_layers of both must agree."
-            )

@@ -1,29 +1,30 @@
-"""Values other than a network of its own: what the DRO paper compares with (arXiv 2405.19107, figure 5), and controls."""
+"""Values other than a network of their own: those that the DRO paper compares with (arXiv 2405.19107, figure 5), and controls."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
+
+from jaxalign.networks.policy import Policy, ResponseScores
+from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor, ValuePredictor
+from jaxalign.networks.value import require_same_policy
 
 
 @dataclasses.dataclass(frozen=True)
-class ScalarValue:
-    """One learned number for every prompt, starting at 0."""
+class ScalarValue(PromptValuePredictor):
+    """One learned number for every prompt, which starts at 0."""
+
+    kind: ClassVar[str] = "scalar_value"
 
     def init(self, rng: Array) -> dict[str, Any]:
         """Returns ``{'head': scalar}``; under ``head`` so that no optimizer scales its updates by its size."""
         del rng
         return {"head": jnp.zeros((), jnp.float32)}
-
-    def logical_axes(self) -> dict[str, Any]:
-        """The scalar is replicated."""
-        return {"head": PartitionSpec()}
 
     def values(
         self, params: Mapping[str, Any], batch: Mapping[str, Any], *, rng: Array | None = None
@@ -35,16 +36,14 @@ class ScalarValue:
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroValue:
+class ZeroValue(PromptValuePredictor):
     """V = 0: the regression of rewards on log-ratios without a value, which has another optimum than DRO."""
+
+    kind: ClassVar[str] = "zero_value"
 
     def init(self, rng: Array) -> dict[str, Any]:
         """No parameters."""
         del rng
-        return {}
-
-    def logical_axes(self) -> dict[str, Any]:
-        """No parameters."""
         return {}
 
     def values(
@@ -57,8 +56,8 @@ class ZeroValue:
 
 
 @dataclasses.dataclass(frozen=True)
-class SentinelValue:
-    """ "Policy logits as value outputs": the logit of a reserved token at the first decoder position, minus the reference policy's.
+class SentinelValue(ValuePredictor):
+    """The logit of a reserved token at the first decoder position, minus the reference policy's: "policy logits as value outputs".
 
     That position sees the prompt only. The token is taken out of the softmax (`networks.policy.Policy.value_token`), or the value would
     distort log-probabilities. Subtracting the reference's logit makes V = 0 at step 0. The paper does not say how it reduced logits to
@@ -68,32 +67,31 @@ class SentinelValue:
       policy: a policy with a ``value_token``; its parameters are the policy's own.
     """
 
-    policy: Any
+    policy: Policy
 
-    reads_roles = True
-    needs_reference = True
+    kind: ClassVar[str] = "sentinel_value"
+    needs_reference: ClassVar[bool] = True
 
     def init(self, rng: Array) -> dict[str, Any]:
         """No parameters of its own."""
         del rng
         return {}
 
-    def logical_axes(self) -> dict[str, Any]:
-        """No parameters of its own."""
-        return {}
-
-    def values(
-        self, params: Mapping[str, Any], batch: Mapping[str, Any], *, rng: Array | None = None
-    ) -> Float[Array, " examples"]:
-        """V(x) from the roles ``policy`` and ``reference``."""
-        logits = self.policy.value_logits(params["policy"], batch, rng=rng)
-        return logits - self._start(params, batch)
+    def check_policy(self, policy: PolicyNetwork) -> None:
+        require_same_policy("SentinelValue", self.policy, policy)
 
     def scores_and_values(
-        self, params: Mapping[str, Any], batch: Mapping[str, Any], *, rng: Array | None = None
-    ) -> tuple[Any, Float[Array, " examples"]]:
-        """The policy's `score` and `values`, of one forward pass of it."""
-        scores, logits = self.policy.score_and_value_logits(params["policy"], batch, rng=rng)
+        self,
+        policy: PolicyNetwork,
+        params: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        *,
+        rng: Array | None = None,
+    ) -> tuple[ResponseScores, Float[Array, " examples"]]:
+        """Reads both from one forward pass of the policy; V also reads the role ``reference``."""
+        del policy
+        policy_rng = None if rng is None else jax.random.split(rng)[0]
+        scores, logits = self.policy.score_and_value_logits(params["policy"], batch, rng=policy_rng)
         return scores, logits - self._start(params, batch)
 
     def _start(

@@ -1,15 +1,15 @@
-"""What every objective is: a small frozen dataclass between networks, batches and the pure losses.
+"""The base of all objectives, which are small frozen dataclasses that connect networks, batches and the pure losses.
 
 An objective returns the *sum* of its losses and their *weight* apart. Gradient accumulation adds sums and weights over microbatches and
-divides once, so k microbatches equal one batch exactly. What a method computes over the whole step's batch (KTO's reference point, a
-batch mean) comes from `Objective.prepare`, which sees the batch before it is split.
+divides once, so k microbatches equal one batch exactly. Statistics of the whole step's batch (KTO's reference point, a
+batch mean) come from `Objective.prepare`, which reads the batch before it is split.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_sum
 from jaxalign.losses.requirements import Requirements
+from jaxalign.networks.protocols import Network, PolicyNetwork, Scores
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]
@@ -26,7 +27,7 @@ PerResponse = Float[Array, "examples responses"]
 
 
 class Metric(NamedTuple):
-    """A mean in the making: metrics of microbatches add up, and ``total / weight`` is reported."""
+    """A weighted mean: totals and weights of microbatches are added, and ``total / weight`` is reported."""
 
     total: Float[Array, ""]
     weight: Float[Array, ""]
@@ -40,41 +41,6 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Metric]
 
 
-@runtime_checkable
-class Scores(Protocol):
-    """Log-probabilities and token counts per response, both float32 ``[examples, responses]``."""
-
-    @property
-    def log_probs(self) -> Any:
-        """Summed over the response's tokens, in nats."""
-
-    @property
-    def lengths(self) -> Any:
-        """Tokens of the response."""
-
-
-@runtime_checkable
-class PolicyNetwork(Protocol):
-    """A conditional distribution over responses: a T5, or a table in a bandit."""
-
-    def init(self, rng: Array) -> Any:
-        """Returns freshly initialised parameters."""
-
-    def score(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Scores:
-        """Returns the sequence log-probability of every response; dropout only with an rng."""
-
-
-@runtime_checkable
-class ValuePredictor(Protocol):
-    """A scalar function of the prompt."""
-
-    def init(self, rng: Array) -> Any:
-        """Returns freshly initialised parameters."""
-
-    def values(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Any:
-        """Returns ``[examples]`` values in units of reward; dropout only with an rng."""
-
-
 def responses_of(batch: Batch, field: str) -> PerResponse:
     """A per-response field ``[rows, examples per row, responses]`` as ``[examples, responses]``."""
     array = jnp.asarray(batch[field])
@@ -82,7 +48,7 @@ def responses_of(batch: Batch, field: str) -> PerResponse:
 
 
 def mask_of(batch: Batch) -> Bool[Array, "examples responses"]:
-    """Which responses exist; packing and the last batch of an epoch leave holes."""
+    """Which responses exist; packing and the last batch of an epoch leave empty places."""
     return responses_of(batch, "response_mask") > 0
 
 
@@ -105,15 +71,25 @@ class Objective:
     batch_fields: ClassVar[tuple[str, ...]] = ()
     responses_per_prompt: ClassVar[int | None] = None
 
-    def trained(self) -> dict[str, Any]:
-        """The networks this objective trains, by role."""
+    @property
+    def temperature(self) -> float | None:
+        """Units of reward per nat of log-ratio (tau or beta), if the method has it as an option."""
+        return None
+
+    @property
+    def units(self) -> str | None:
+        """The unit in which values are fitted, 'rewards' or 'feedback', if the method has it as an option."""
+        return None
+
+    def trained(self) -> dict[str, Network]:
+        """The networks that this objective trains, by role."""
         return {"policy": self.policy}
 
     def frozen_roles(self) -> tuple[str, ...]:
         """Roles that are read but never trained nor checkpointed."""
         return ()
 
-    def frozen_sources(self) -> dict[str, tuple[Any, str]]:
+    def frozen_sources(self) -> dict[str, tuple[PolicyNetwork, str]]:
         """Network and run folder of each frozen role that is not a copy of the initial policy: the policy of that run."""
         return {}
 
@@ -122,7 +98,7 @@ class Objective:
         return self.batch_fields
 
     def requirements(self) -> Requirements:
-        """What the method needs of the data beyond fields: ranges of values, stated margins ..."""
+        """Requirements on the data beyond fields, such as ranges of values and stated margins."""
         return Requirements()
 
     def update_scales(self) -> dict[str, float]:
@@ -216,7 +192,7 @@ class ReferenceObjective(Objective):
 
 
 def log_ratio_metrics(scores: Scores, log_ratios: PerResponse, where: Array) -> dict[str, Metric]:
-    """What every method on log-ratios reports: their size and the response length, which a preference method can hide behind."""
+    """Metrics of every method on log-ratios: their size, and the response length, which can explain a preference."""
     return {
         "log_ratio": mean_metric(log_ratios, where),
         "log_ratio_squared": mean_metric(jnp.square(log_ratios), where),

@@ -1,4 +1,4 @@
-"""Distillation of a teacher's next-token distributions, on logits of a frozen teacher or on stored ones of its likeliest tokens."""
+"""Distillation of a teacher's next-token distributions, from its logits or from stored log-probabilities of its top tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from jaxalign.errors import UserError
 from jaxalign.losses.distillation import forward_kl, student_buckets, teacher_buckets
-from jaxalign.networks.policy import Policy
+from jaxalign.networks.protocols import PolicyNetwork, TokenPolicy
 from jaxalign.networks.scoring import TokenDistributions, map_distributions
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params
 from jaxalign.objectives.token_weighted import (
@@ -32,22 +32,24 @@ _STORED_FIELDS = ("teacher_top_ids", "teacher_top_log_probs")
 class Distillation(Objective):
     """A student policy fitted to a teacher at every position of the logged responses.
 
-    Which responses those are is the data's business: the teacher's own, logged ones, or a seqio mixture of both. Fine-tuning on the
+    The data decide which responses these are: the teacher's, logged ones, or a seqio mixture of both. Fine-tuning on the
     teacher's responses alone ("hard" distillation) is `objectives.sft.SFT`.
 
     Attributes:
+      policy: the student.
       divergence: between teacher and student log-probabilities ``[..., vocab]``; see `jaxalign.losses.distillation`.
       teacher: the teacher's network, with the student's vocabulary; None for one like the policy.
       teacher_path: run folder, or one of its checkpoints, whose policy the teacher is; None for the policy at the start of the run.
       source: 'live' keeps the teacher in memory, in the frozen role ``teacher``. 'stored' reads ``teacher_top_ids`` (int) and
-        ``teacher_top_log_probs`` (float, nats), both ``[rows, length, k]``, the teacher's k likeliest tokens at every target position, as
-        `jaxalign score --top_tokens=K` stores them; all other tokens count as one.
+        ``teacher_top_log_probs`` (float, nats), both ``[rows, length, k]``, the teacher's k top tokens at every target position, as
+        `jaxalign score --top_tokens=K` stores them; all other tokens count as one token.
       hard_weight: share of the negative log-probability of the target token in the loss, in [0, 1]; the divergence gets the rest.
       normalization: what the summed losses are divided by: the number of 'responses' or of 'tokens' in the step's batch.
     """
 
+    policy: TokenPolicy
     divergence: Callable[..., Any] = forward_kl
-    teacher: Policy | None = None
+    teacher: TokenPolicy | None = None
     teacher_path: str | None = None
     source: str = "live"
     hard_weight: float = 0.0
@@ -61,18 +63,17 @@ class Distillation(Objective):
             raise UserError(f"Distillation.source must be 'live' or 'stored', not {self.source!r}")
         if not 0 <= self.hard_weight <= 1:
             raise UserError(f"Distillation.hard_weight must lie in [0, 1], not {self.hard_weight}")
-        if self.source == "live" and self.teacher is not None and self.teacher_path is None:
-            student: Any = self.policy
-            if self.teacher.config != student.config:
-                raise UserError(
-                    "Distillation.teacher has another network than the policy, so it cannot start as a copy of it: set "
-                    "Distillation.teacher_path"
-                )
+        teacher = self.teacher if self.source == "live" and self.teacher_path is None else None
+        if teacher is not None and teacher.abstract_params() != self.policy.abstract_params():
+            raise UserError(
+                "Distillation.teacher has another network than the policy, so it cannot start as a copy of it: set "
+                "Distillation.teacher_path"
+            )
 
     def frozen_roles(self) -> tuple[str, ...]:
         return ("teacher",) if self.source == "live" else ()
 
-    def frozen_sources(self) -> dict[str, tuple[Any, str]]:
+    def frozen_sources(self) -> dict[str, tuple[PolicyNetwork, str]]:
         if self.source != "live" or self.teacher_path is None:
             return {}
         return {"teacher": (self.teacher or self.policy, self.teacher_path)}
@@ -93,7 +94,7 @@ class Distillation(Objective):
             )
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
-        student: Any = self.policy
+        student = self.policy
         hidden = student.decode(params["policy"], batch, rng=rng)
         distribution = student.distributions(params["policy"], hidden)
         if self.source == "live":
@@ -103,10 +104,10 @@ class Distillation(Objective):
         else:
             read = self._read_stored
             distributions = [distribution]
-            # Whatever stands on padding gets a harmless distribution.
+            # Padding gets a uniform distribution.
             exists = token_mask(batch)[:, :, None]
             ids, log_probs = (jnp.asarray(batch[field]) for field in _STORED_FIELDS)
-            uniform = -jnp.log(jnp.float32(student.config.vocab_size))
+            uniform = -jnp.log(jnp.float32(student.vocab_size))
             stored = [jnp.where(exists, ids, 0), jnp.where(exists, log_probs, uniform)]
         log_probs, divergences = map_distributions(
             read,
@@ -128,7 +129,7 @@ class Distillation(Objective):
         )
 
     def _teacher_distribution(self, params: Params, batch: Batch) -> TokenDistributions:
-        teacher: Any = self.teacher or self.policy
+        teacher = self.teacher or self.policy
         frozen = jax.lax.stop_gradient(params["teacher"])
         return teacher.distributions(frozen, teacher.decode(frozen, batch))
 
@@ -142,8 +143,10 @@ class Distillation(Objective):
         return _chosen(student, targets), self.divergence(*buckets)
 
 
-def top_log_probs(policy: Any, params: Any, batch: Batch, count: int) -> tuple[Array, Array]:
-    """A teacher's likeliest tokens at every target position, and their log-probabilities: what a batch for ``source='stored'`` holds.
+def top_log_probs(
+    policy: TokenPolicy, params: Any, batch: Batch, count: int
+) -> tuple[Array, Array]:
+    """A teacher's most probable tokens at every target position and their log-probabilities, which ``source='stored'`` reads.
 
     Args:
       policy: the teacher's network.

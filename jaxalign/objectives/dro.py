@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jaxalign.errors import UserError
 from jaxalign.losses import dro
 from jaxalign.losses.masking import masked_mean, masked_sum
+from jaxalign.networks.protocols import Network, Scores, ValuePredictor
 from jaxalign.objectives.base import (
     Batch,
     LossOutput,
@@ -21,8 +22,6 @@ from jaxalign.objectives.base import (
     Params,
     PerResponse,
     ReferenceObjective,
-    Scores,
-    ValuePredictor,
     log_ratio_metrics,
     mask_of,
     mean_metric,
@@ -46,7 +45,7 @@ class DROV(ReferenceObjective):
         `networks.value_variants.SentinelValue` ("single network"), or `networks.value_variants.ScalarValue` (one learned number).
       temperature: ``tau``, in units of (standardised) reward per nat.
       rescale: where the paper's factor 1/tau on the policy acts. 'update' scales the optimizer's update, which has an effect under any
-        optimizer, also on the part that a value on the policy's own parameters has in it; 'grad' scales the gradient, which Adafactor and
+        optimizer and includes the gradient of a value on the policy's own parameters; 'grad' scales the gradient, which Adafactor and
         Adam normalise away; 'none' is the exact joint loss; 'literal' is the printed algorithm with ``1/2`` in place of ``tau/2``, whose
         fixed point is wrong unless tau = 1.
       values_per_batch: 'multiple' uses V(x) of each prompt, 'single' the mean of V over the batch (the paper's ablation).
@@ -71,18 +70,13 @@ class DROV(ReferenceObjective):
             raise UserError(
                 f"DROV.values_per_batch must be 'multiple' or 'single', not {self.values_per_batch!r}"
             )
+        self.value.check_policy(self.policy)
 
-        shared = getattr(self.value, "policy", self.policy)
-        if hasattr(self.value, "scores_and_values") and shared != self.policy:
-            raise UserError(
-                "DROV.value reads the states of another policy network than DROV.policy; give both the same"
-            )
-
-    def trained(self) -> dict[str, Any]:
+    def trained(self) -> dict[str, Network]:
         return {"policy": self.policy, "value": self.value}
 
     def frozen_roles(self) -> tuple[str, ...]:
-        needs_reference = self.reference == "live" or getattr(self.value, "needs_reference", False)
+        needs_reference = self.reference == "live" or self.value.needs_reference
         return ("reference",) if needs_reference else ()
 
     def update_scales(self) -> dict[str, float]:
@@ -139,14 +133,8 @@ class DROV(ReferenceObjective):
     def _log_ratios_and_values(
         self, params: Params, batch: Batch, rng: Array | None
     ) -> tuple[Scores, PerResponse, PerResponse]:
-        """The policy's scores, the log-ratios, and V(x) of every response's prompt; in one pass if the value reads the policy's states."""
-        policy_rng, value_rng = (None, None) if rng is None else jax.random.split(rng)
-        one_pass = getattr(self.value, "scores_and_values", None)
-        if one_pass is not None:
-            scores, values = one_pass(params, batch, rng=policy_rng)
-        else:
-            scores = self.policy.score(params["policy"], batch, rng=policy_rng)
-            values = self.value.values(value_params(self.value, params), batch, rng=value_rng)
+        """The policy's scores, the log-ratios, and V(x) of every response's prompt."""
+        scores, values = self.value.scores_and_values(self.policy, params, batch, rng=rng)
         log_ratios = self.log_ratios_of(scores, params, batch)
         shape = responses_of(batch, "rewards").shape
         return scores, log_ratios, jnp.broadcast_to(values[:, None], shape)
@@ -158,11 +146,6 @@ class DROV(ReferenceObjective):
             "mean_value": jax.lax.stop_gradient(masked_mean(values, mask)),
             "mean_target": jax.lax.stop_gradient(masked_mean(targets, mask)),
         }
-
-
-def value_params(value: ValuePredictor, params: Params) -> Any:
-    """What a value network reads: its own role, or all roles if it shares the policy's trunk (``reads_roles`` true)."""
-    return params if getattr(value, "reads_roles", False) else params["value"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

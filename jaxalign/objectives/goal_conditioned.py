@@ -1,4 +1,4 @@
-"""A reward model whose prefixes can be scored too: Bradley-Terry and a contrast of decoder states."""
+"""A reward model that also scores prefixes: Bradley-Terry and a contrast of decoder states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from jaxalign.losses.goal_conditioning import (
     sample_source_and_goal,
 )
 from jaxalign.losses.masking import masked_sum
-from jaxalign.networks.reward import DecoderRewardNetwork, response_spans, states_at
+from jaxalign.networks.protocols import PrefixRewardPredictor
+from jaxalign.networks.reward import response_spans, states_at
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Params, mask_of, mean_metric
 from jaxalign.objectives.reward_modelling import RewardModel
 
@@ -42,7 +43,7 @@ class GoalConditionedRewardModel(RewardModel):
       seed: of the positions, which depend on it, the number of the step and the example only.
     """
 
-    reward: DecoderRewardNetwork
+    reward: PrefixRewardPredictor
     contrast_weight: float = 0.5
     form: str = "matched"
     num_samples: int = 16
@@ -114,7 +115,7 @@ class GoalConditionedRewardModel(RewardModel):
         )
 
     def _cosines(self, params: Params, batch: Batch, states: Any) -> tuple[Array, Array]:
-        """Of positives and negatives: ``[pairs, K]`` if matched, else ``[pairs, sources, goals]``."""
+        """Cosines of positives and negatives: ``[pairs, K]`` if matched, else ``[pairs, sources, goals]``."""
         starts, lengths = response_spans(batch)
         chosen, rejected = lengths[:, 0], lengths[:, 1]
         keys = self._keys(params, batch)
@@ -143,7 +144,7 @@ class GoalConditionedRewardModel(RewardModel):
         return cosine(sources[:, :, None], goals[:, None, :])
 
     def _keys(self, params: Params, batch: Batch) -> Array:
-        """Three keys an example, ``[examples, 3]``: new ones every step, the same in every layout of the batch."""
+        """Three keys per example, ``[examples, 3]``. They change every step and do not depend on the layout of the batch."""
         statistics = params.get("statistics", {})
         draws = jnp.asarray(statistics.get("draws", 0)).astype(jnp.int32)
         key = jax.random.fold_in(jax.random.key(self.seed), draws)

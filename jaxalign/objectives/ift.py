@@ -17,6 +17,7 @@ from jaxalign.losses.token_level import (
     ift_code_loss,
     ift_equation_21_loss,
 )
+from jaxalign.networks.protocols import TokenPolicy
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params
 from jaxalign.objectives.token_weighted import (
     check_normalization,
@@ -40,6 +41,7 @@ class IFT(Objective):
     (form 'code') nothing of the method is left, and the objective is SFT, decoder inputs included.
 
     Attributes:
+      policy: the policy network.
       mix: lambda, the predicted token's share of a decoder input, in [0, 1]; 0 needs no first pass.
       discount: gamma of form 'code', alpha of 'algorithm_1'; in [0, 1). Not used by 'equation_21'.
       form: 'code' (as released), 'algorithm_1' or 'equation_21' (as printed).
@@ -49,6 +51,7 @@ class IFT(Objective):
       z_loss: coefficient of ``log(Z)^2``, added to every token's loss without a weight.
     """
 
+    policy: TokenPolicy
     mix: float = 0.2
     discount: float = 0.95
     form: str = "code"
@@ -71,7 +74,7 @@ class IFT(Objective):
         return Requirements(imitates=True)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
-        policy: Any = self.policy
+        policy = self.policy
         trained = params["policy"]
         frozen = jax.lax.stop_gradient(trained)
         segments = segments_of(batch)
@@ -120,14 +123,14 @@ class IFT(Objective):
 
 
 def mixed_embeddings(
-    policy: Any,
+    policy: TokenPolicy,
     params: Any,
     batch: Batch,
     predicted: Int[Array, "rows length"],
     *,
     mix: float,
 ) -> Float[Array, "rows length emb"]:
-    """Decoder inputs ``(1 - mix) E(y_{t-1}) + mix E(yhat_{t-1})`` without gradient; the start token of a response stays as it is.
+    """Decoder inputs ``(1 - mix) E(y_{t-1}) + mix E(yhat_{t-1})`` without gradient; the start token of a response is not mixed.
 
     Args:
       policy: whose embedding table is read.

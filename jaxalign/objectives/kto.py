@@ -1,4 +1,4 @@
-"""Kahneman-Tversky Optimisation, in the form its authors' code has and in the form the DRO paper compares with."""
+"""Kahneman-Tversky Optimisation, in the form of its authors' code and in the form that the DRO paper compares with."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mismatched_batch(batch: Batch) -> Batch:
 
 
 def _differs(ids: Any, shifted_ids: Any) -> Any:
-    """Which slots hold a prompt, and get the responses of another one."""
+    """Which slots hold a prompt and are paired with the responses of another one."""
     return (ids != shifted_ids) & (ids > 0) & (shifted_ids > 0)
 
 
@@ -94,6 +94,10 @@ class KTO(ReferenceObjective):
     def name(self) -> str:  # type: ignore[override]
         """The name of its gin file: the DRO paper's form is `kto`, the authors' own `kto_reference`."""
         return "kto" if self.labels == "batch_mean" else "kto_reference"
+
+    @property
+    def temperature(self) -> float:
+        return self.beta
 
     def requirements(self) -> Requirements:
         if self.labels == "batch_mean":

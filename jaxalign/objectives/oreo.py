@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from jaxalign.losses.token_value import (
     oreo_policy_loss,
     oreo_value_loss,
 )
+from jaxalign.networks.protocols import Network, PrefixValuePredictor, TokenPolicy
 from jaxalign.networks.scoring import map_distributions
-from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.objectives.base import (
     Batch,
     LossOutput,
@@ -51,12 +51,14 @@ class OREO(Objective):
     vocabulary, so the frozen reference is in memory.
 
     Attributes:
+      policy: the policy network.
       value: the network of prefix values, trained in the role ``value``.
       beta: temperature, units of standardised reward per nat.
       kl_weight: alpha, of the mean over tokens of ``KL(pi || pi_ref)``.
     """
 
-    value: TokenValueNetwork
+    policy: TokenPolicy
+    value: PrefixValuePredictor
     beta: float = 0.03
     kl_weight: float = 0.01
 
@@ -69,7 +71,11 @@ class OREO(Objective):
         if not self.kl_weight >= 0:
             raise UserError(f"OREO.kl_weight must be at least 0, not {self.kl_weight}")
 
-    def trained(self) -> dict[str, Any]:
+    @property
+    def temperature(self) -> float:
+        return self.beta
+
+    def trained(self) -> dict[str, Network]:
         return {"policy": self.policy, "value": self.value}
 
     def frozen_roles(self) -> tuple[str, ...]:
@@ -79,7 +85,7 @@ class OREO(Objective):
         policy_rng, value_rng = (None, None) if rng is None else jax.random.split(rng)
         log_probs, reference, divergences = self._read(params, batch, policy_rng)
         log_ratios = log_ratio(log_probs, reference, jnp.ones_like(reference))
-        values: Any = self.value.token_values(params["value"], batch, rng=value_rng)
+        values = self.value.token_values(params["value"], batch, rng=value_rng)
         rewards, segments = tokens_of(batch, "rewards"), segments_of(batch)
 
         value_losses = oreo_value_loss(values, log_ratios, rewards, segments, beta=self.beta)
@@ -111,7 +117,7 @@ class OREO(Objective):
 
     def _read(self, params: Params, batch: Batch, rng: Array | None) -> tuple[Array, Array, Array]:
         """Target log-probabilities under policy and reference, and ``KL(pi || pi_ref)``, at every position."""
-        policy: Any = self.policy
+        policy = self.policy
         frozen = jax.lax.stop_gradient(params["reference"])
         hidden = policy.decode(params["policy"], batch, rng=rng)
         distributions = [

@@ -40,7 +40,7 @@ from jaxalign.objectives.base import (
 )
 from jaxalign.objectives.tracing import abstract_array, check_hyperparameters
 
-# Arrays that stand in the batch as they are, one number a response.
+# Batch fields with one number per response, which may be stored beside the cache.
 _STORED = ("advantages", "density_ratios", "margin_rewards", "margin_log_probs")
 _FIELDS = ("rewards", "feedback", "scores", "prompt_ids", "reference_rewards", *_STORED)
 _FROM_POLICY = ("log_probs", "lengths", "mask")
@@ -209,14 +209,14 @@ class Responses(ReferenceObjective):
 
     def _prompt_embeddings(self, params: Params, batch: Batch) -> Float[Array, "examples emb"]:
         """Mean of the frozen reference's encoder states over every prompt, without gradient."""
-        states = self.policy.encode(params["reference"], batch)  # type: ignore[attr-defined]
+        states = self.policy.encode(params["reference"], batch)
         pooled = pool_segments(
             states, batch["encoder_segment_ids"], batch["response_mask"].shape[1]
         )
         return jax.lax.stop_gradient(jnp.asarray(pooled).reshape(-1, pooled.shape[-1]))
 
     def _arguments(self, quantities: Quantities) -> Quantities:
-        """What the function asks for; arrays with a default only if there are any."""
+        """The arrays that the function reads; those with a default only if the batch has them."""
         required, optional = quantities_of(self.loss_function)
         return {
             name: quantities[name]
@@ -328,8 +328,8 @@ class WholeBatch(Responses):
 
     The step may split its batch into microbatches, and then no microbatch sees all examples. So the derivative of the loss with respect
     to every response's log-probability is computed first, for the whole batch, and each microbatch only multiplies its share by the
-    gradient of its own log-probabilities: the chain rule, cut between loss and network. Dropout must be off, since the log-probabilities
-    are computed twice.
+    gradient of its own log-probabilities. This is the chain rule, split between loss and network. Dropout must be
+    off, since the log-probabilities are computed twice.
     """
 
     def prepare(self, params: Params, batch: Batch) -> Batch:

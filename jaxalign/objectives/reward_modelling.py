@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -13,6 +13,7 @@ from jaxalign.losses.masking import masked_sum
 from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.reward_modelling import bradley_terry_loss, won
 from jaxalign.networks.feature_reward import FeatureReward
+from jaxalign.networks.protocols import Network, RewardPredictor
 from jaxalign.networks.scoring import per_response_sum
 from jaxalign.objectives.base import (
     Batch,
@@ -30,22 +31,11 @@ Comparisons = Float[Array, "examples responses responses"]
 PREFERENCES = ("first", "feedback")
 
 
-@runtime_checkable
-class RewardPredictor(Protocol):
-    """A scalar function of prompt and response."""
-
-    def init(self, rng: Array) -> Any:
-        """Returns freshly initialised parameters."""
-
-    def rewards(self, params: Any, batch: Batch, *, rng: Array | None = None) -> Any:
-        """Returns ``[examples, responses]`` rewards, known up to a constant per prompt; dropout only with an rng."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardModel(Objective):
     """A scalar reward by Bradley-Terry (Ouyang et al. 2022, arXiv 2203.02155, equation 1); the mean over comparisons.
 
-    The policy is neither trained nor read: it says what an initial checkpoint holds, from whose policy the reward network starts.
+    The policy is neither trained nor evaluated: it describes the initial checkpoint, from whose policy the reward network starts.
 
     Attributes:
       reward: the reward network.
@@ -73,7 +63,7 @@ class RewardModel(Objective):
         """Two, unless feedback says which of more are better."""
         return 2 if self.preferred == "first" else None
 
-    def trained(self) -> dict[str, Any]:
+    def trained(self) -> dict[str, Network]:
         return {"reward": self.reward}
 
     def required_fields(self) -> tuple[str, ...]:
@@ -105,7 +95,7 @@ class RewardModel(Objective):
         return both & (first > second)
 
     def preference_output(self, rewards: Any, batch: Batch) -> LossOutput:
-        """The Bradley-Terry loss of all comparisons, and what every reward model reports."""
+        """The Bradley-Terry loss of all comparisons, and the metrics of every reward model."""
         better, mask = self._better(batch), mask_of(batch)
         margins: Comparisons | float = 0.0
         if self.margin > 0:
@@ -121,7 +111,7 @@ class RewardModel(Objective):
             {
                 "loss": mean_metric(losses, better),
                 "accuracy": mean_metric(won(winners, losers), better),
-                # What a judge without understanding gets: the longer response wins.
+                # The accuracy of a judge that always prefers the longer response.
                 "longer_wins": mean_metric(won(*_compared(lengths)), better),
                 "margin": mean_metric(winners - losers, better),
                 "reward": mean_metric(rewards, mask),
@@ -169,7 +159,7 @@ class FeatureRewardModel(RewardModel):
 
 
 def _compared(values: PerResponse) -> tuple[Comparisons, Comparisons]:
-    """Every response's value in its row, and in its column."""
+    """Each response's value broadcast along its row, and along its column."""
     shape = (*values.shape, values.shape[1])
     return jnp.broadcast_to(values[:, :, None], shape), jnp.broadcast_to(values[:, None, :], shape)
 

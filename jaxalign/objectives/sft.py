@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.token_level import cross_entropy
+from jaxalign.networks.protocols import TokenPolicy
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params
 
 
@@ -18,12 +19,14 @@ class SFT(Objective):
     """Cross entropy on every response, as T5X trains.
 
     Attributes:
+      policy: the policy network.
       z_loss: coefficient of ``log(Z)^2``.
       label_smoothing: mass spread over the other tokens.
       loss_normalizing_factor: what the summed loss is divided by: None for the number of response tokens in the step's batch, or a
         constant, as T5X's ``LOSS_NORMALIZING_FACTOR`` (its public checkpoints used 233472).
     """
 
+    policy: TokenPolicy
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
     loss_normalizing_factor: float | None = None
@@ -34,14 +37,14 @@ class SFT(Objective):
         return Requirements(imitates=True)
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
-        statistics = self.policy.token_statistics(  # type: ignore[attr-defined]
+        statistics = self.policy.token_statistics(
             params["policy"], batch, rng=rng, with_mean_log_probs=self.label_smoothing > 0
         )
         losses = cross_entropy(
             statistics.log_probs,
             statistics.log_normalizers,
             statistics.mean_log_probs,
-            vocab_size=self.policy.config.vocab_size,  # type: ignore[attr-defined]
+            vocab_size=self.policy.vocab_size,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
         )

@@ -1,14 +1,13 @@
-"""SPA: DPO on pairs that a policy labelled itself, with softer labels for those that look wrong (arXiv 2406.04412)."""
+"""SPA: DPO on pairs that a policy labelled itself, with softer labels for pairs that look mislabelled (arXiv 2406.04412)."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxalign.errors import UserError
 from jaxalign.losses.hyperparameters import (
@@ -24,7 +23,8 @@ from jaxalign.losses.self_annotation import (
     spa_loss,
 )
 from jaxalign.networks.policy import response_scores
-from jaxalign.networks.scoring import FORBIDDEN, TokenStatistics
+from jaxalign.networks.protocols import TokenPolicy
+from jaxalign.networks.scoring import TokenStatistics, map_logits
 from jaxalign.objectives.base import (
     Batch,
     LossOutput,
@@ -44,9 +44,10 @@ class SPA(ReferenceObjective):
 
     Suspects are pairs whose margin under extrapolated logits is among the lowest of the recent ones. The extrapolation needs logits of
     policy and reference over the whole vocabulary, so the role ``reference`` (the policy of the previous round) is always in memory;
-    they exist for one chunk of positions at a time, and without gradient.
+    logits exist for one chunk of positions at a time and carry no gradient.
 
     Attributes:
+      policy: the policy network.
       beta: inverse temperature, per nat.
       alpha: how far a suspect's label is smoothed, in [0, 1]; 0 is DPO.
       strength: lambda of the extrapolation, at least 0; 0 detects noise with the policy's own margins.
@@ -57,6 +58,7 @@ class SPA(ReferenceObjective):
       total_steps: of the run.
     """
 
+    policy: TokenPolicy
     beta: float = 0.1
     alpha: float = 0.1
     strength: float = 0.5
@@ -77,6 +79,10 @@ class SPA(ReferenceObjective):
         require_nonnegative("SPA", strength=self.strength, total_steps=self.total_steps)
         if self.quantile.window < 2:
             raise UserError(f"SPA.window must be at least 2, not {self.window}")
+
+    @property
+    def temperature(self) -> float:
+        return self.beta
 
     @property
     def quantile(self) -> RunningQuantile:
@@ -133,42 +139,21 @@ class SPA(ReferenceObjective):
 
     def extrapolated_log_ratios(self, params: Params, batch: Batch) -> PerResponse:
         """Log-probability under extrapolated logits minus the reference's, of every response; without gradient or dropout."""
+        policy = self.policy
         frozen = jax.lax.stop_gradient({role: params[role] for role in ("policy", "reference")})
-        policy: Any = self.policy
-        hidden = [policy.decode(frozen[role], batch) for role in ("policy", "reference")]
-        kernels = [policy.projection(frozen[role]) for role in ("policy", "reference")]
-        targets = batch["decoder_target_tokens"]
-        rows, length = targets.shape
-        size = policy.logits_chunk_size
-        width = length if size is None else min(length, max(1, size // max(rows, 1)))
 
-        def logits(states: Array, projection: tuple[Array, float]) -> Array:
-            kernel, scale = projection
-            found = jnp.dot(states.astype(jnp.float32), kernel.astype(jnp.float32)) * scale
-            if policy.value_token is not None:
-                found = jnp.where(
-                    jnp.arange(kernel.shape[1]) == policy.value_token, FORBIDDEN, found
-                )
-            return found
-
-        def chunk(part: tuple[Array, Array, Array]) -> Float[Array, "rows width"]:
-            of_policy, of_reference = map(logits, part[:2], kernels)
+        def read(of_policy: Array, of_reference: Array, targets: Array) -> Array:
             extrapolated = extrapolated_token_log_probs(
-                of_policy, of_reference, part[2], strength=self.strength
+                of_policy, of_reference, targets, strength=self.strength
             )
-            own = extrapolated_token_log_probs(of_reference, of_reference, part[2], strength=0.0)
+            own = extrapolated_token_log_probs(of_reference, of_reference, targets, strength=0.0)
             return extrapolated - own
 
-        chunks = jax.lax.map(chunk, tuple(_split(array, width) for array in (*hidden, targets)))
-        tokens = jnp.moveaxis(chunks, 0, 1).reshape(rows, -1)[:, :length]
+        tokens = map_logits(
+            read,
+            [policy.distributions(each, policy.decode(each, batch)) for each in frozen.values()],
+            batch["decoder_target_tokens"],
+            chunk_size=policy.logits_chunk_size,
+        )
         statistics = TokenStatistics(tokens, jnp.zeros_like(tokens), None)
         return jnp.asarray(response_scores(statistics, batch).log_probs)
-
-
-def _split(array: Array, width: int) -> Array:
-    """``[rows, length, ...]`` as ``[chunks, rows, width, ...]``, padded at the end."""
-    rows, length = array.shape[:2]
-    count = math.ceil(length / width)
-    padding = [(0, 0), (0, count * width - length)] + [(0, 0)] * (array.ndim - 2)
-    padded = jnp.pad(jnp.asarray(array), padding)
-    return jnp.moveaxis(padded.reshape(rows, count, width, *array.shape[2:]), 1, 0)

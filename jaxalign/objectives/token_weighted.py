@@ -1,4 +1,4 @@
-"""Objectives that are one pure loss function on tokens, fed by the names of its parameters; and what token-level objectives share."""
+"""Objectives that are one pure loss function on tokens, and functions that token-level objectives share."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from jaxalign.losses.segments import (
     segment_totals,
     spread,
 )
+from jaxalign.networks.protocols import TokenPolicy
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params, mean_metric
 from jaxalign.objectives.tracing import check_hyperparameters
 
@@ -62,7 +63,7 @@ def tokens_of(batch: Batch, field: str) -> PerToken:
 
 
 def token_sum(losses: PerToken, batch: Batch) -> Float[Array, ""]:
-    """Sum over target tokens, whatever stands on padding."""
+    """Sum over target tokens; values on padding are ignored."""
     weights = jnp.asarray(batch["decoder_loss_weights"], jnp.float32)
     return jnp.sum(jnp.where(weights > 0, losses, 0) * weights)
 
@@ -83,7 +84,7 @@ def mean_over_tokens(losses: PerToken, batch: Batch) -> PerToken:
 
 
 def divisor(batch: Batch, normalization: str) -> Float[Array, ""]:
-    """What the sum of token losses is divided by: 'responses' or 'tokens' of the step's batch."""
+    """The divisor of the sum of token losses: the number of 'responses' or 'tokens' of the step's batch."""
     return num_tokens(batch) if normalization == "tokens" else num_responses(batch)
 
 
@@ -118,10 +119,12 @@ class TokenWeighted(Objective):
     token, 0 on padding), and ``rewards`` (standardised), ``feedback`` (as logged) or ``advantages`` of the token's response.
 
     Attributes:
-      loss_function: returns losses ``[rows, length]``; whatever it returns on padding does not count.
+      policy: the policy network.
+      loss_function: returns losses ``[rows, length]``; values on padding are ignored.
       normalization: what the summed losses are divided by: the number of 'responses' or of 'tokens' in the step's batch.
     """
 
+    policy: TokenPolicy
     loss_function: Callable[..., Any]
     normalization: str = "responses"
 
@@ -162,7 +165,7 @@ class TokenWeighted(Objective):
                 )
 
     def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
-        policy: Any = self.policy
+        policy = self.policy
         log_probs = policy.token_statistics(params["policy"], batch, rng=rng).log_probs
         found: dict[str, Any] = {"log_probs": log_probs, "segments": segments_of(batch)}
         if self._needs_reference():

@@ -1,4 +1,4 @@
-"""Traces a loss function once, on made-up arrays, so that a wrong hyperparameter is refused when the objective is built."""
+"""Traces a loss function once, on abstract arrays, so that a wrong hyperparameter is refused when the objective is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 _TYPES: dict[str, Any] = {"mask": bool, "prompt_ids": jnp.int32}
 
 
-# Python's own words, and those of jaxtyping's checks.
+# The messages of Python and of jaxtyping's checks.
 _MISSING = r"missing (?:\d+ required keyword-only arguments?|a required argument): (.*)"
 
 
@@ -46,7 +46,7 @@ def check_hyperparameters(
       arguments: shapes of its arrays.
 
     Raises:
-      UserError: a hyperparameter has a value that the function refuses, or none.
+      UserError: a hyperparameter has no value, or one that the function refuses.
     """
     try:
         jax.eval_shape(lambda arrays: function(**arrays), dict(arguments))
@@ -58,5 +58,5 @@ def check_hyperparameters(
             raise UserError(
                 f"objective {name}: the loss function has no value for {missing.group(1).splitlines()[0]}"
             ) from error
-    except Exception:  # The shapes are guesses: whatever else is wrong is told about the real ones.
+    except Exception:  # The shapes are guesses, so other errors are left to the real ones.
         pass

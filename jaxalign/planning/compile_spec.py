@@ -24,7 +24,6 @@ from jaxalign.planning.flops import count_flops
 from jaxalign.training.build import (
     BuiltStep,
     abstract_frozen,
-    abstract_params,
     abstract_state,
     build_step,
     make_transformations,
@@ -98,7 +97,7 @@ class CompileSpec:
         built = build_step(
             self.objective,
             transformations=transformations,
-            abstract=abstract_state(abstract_params(self.objective), transformations),
+            abstract=abstract_state(self.objective, transformations),
             mesh=mesh,
             rules=self.rules,
             frozen_shardings=frozen_shardings,

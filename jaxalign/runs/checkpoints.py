@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxalign.errors import UserError
+from jaxalign.networks.leaves import merge_leaves
 from jaxalign.parallel import distributed
 from jaxalign.runs import manifests
 
 CHECKPOINTS = "checkpoints"
+# Frozen parameters of trained roles, which are the same in every checkpoint.
+FROZEN_LEAVES = "frozen_leaves"
 
 
 def restore_params(
@@ -41,27 +46,87 @@ def restore_params(
     folder = run / CHECKPOINTS / str(found) / "params"
     refuse_damaged(run, found)
     quieten_orbax()
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        stored = checkpointer.metadata(folder).item_metadata.tree
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = _stored_shapes(checkpointer, folder)
         if role not in stored:
             raise UserError(
                 f"checkpoint {folder} has no role {role!r}; it has {', '.join(sorted(stored))}"
             )
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), dict(stored[role])
-        )
+        sources = {folder: stored[role]}
+        frozen = run / FROZEN_LEAVES
+        if frozen.is_dir():
+            _refuse_damaged_leaves(frozen)
+            leaves = _stored_shapes(checkpointer, frozen)
+            sources |= {frozen: leaves[role]} if role in leaves else {}
         if abstract is not None:
-            _check_shapes(folder, role, shapes, abstract)
-        places = jax.tree.map(lambda _: device, shapes) if shardings is None else shardings
-        target = {role: with_shardings(shapes, places)}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-        restored = checkpointer.restore(
-            folder,
-            ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True),
+            _check_shapes(folder, role, _merged(sources.values()), abstract)
+        return _merged(
+            _restore_role(checkpointer, source, role, shapes, shardings)
+            for source, shapes in sources.items()
         )
+
+
+def restore_frozen_leaves(run: Path, shapes: Any, shardings: Any) -> dict[str, Any]:
+    """The frozen leaves of a run's trained roles, by role; nothing if it has none.
+
+    Raises:
+      UserError: they are missing, damaged or of other shapes.
+    """
+    if not shapes:
+        return {}
+    folder = run / FROZEN_LEAVES
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing, which holds the frozen parameters of this run")
+    _refuse_damaged_leaves(folder)
+    quieten_orbax()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = _stored_shapes(checkpointer, folder)
+        for role, expected in shapes.items():
+            _check_shapes(folder, role, stored.get(role, {}), expected)
+        return {
+            role: _restore_role(checkpointer, folder, role, stored[role], shardings[role])
+            for role in shapes
+        }
+
+
+def _stored_shapes(checkpointer: ocp.Checkpointer, folder: Path) -> dict[str, Any]:
+    tree = checkpointer.metadata(folder).item_metadata.tree
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), dict(tree)
+    )
+
+
+def _restore_role(
+    checkpointer: ocp.Checkpointer, folder: Path, role: str, shapes: Any, shardings: Any | None
+) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = (
+        jax.tree.map(lambda _: device, shapes) if shardings is None else _like(shardings, shapes)
+    )
+    target = {role: with_shardings(shapes, places)}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    restored = checkpointer.restore(
+        folder,
+        ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=True),
+    )
     return restored[role]
+
+
+def _like(tree: Any, shapes: Any) -> Any:
+    """The part of a tree that has the branches of another one."""
+    if not isinstance(shapes, dict):
+        return tree
+    return {name: _like(tree[name], branch) for name, branch in shapes.items()}
+
+
+def _merged(trees: Iterable[Any]) -> Any:
+    return functools.reduce(merge_leaves, trees)
+
+
+def _refuse_damaged_leaves(folder: Path) -> None:
+    damage = distributed.first(lambda: manifests.find_damage(folder))
+    if damage is not None:
+        raise UserError(f"{folder} is damaged: {damage}; put a copy back")
 
 
 def refuse_damaged(run: Path | str, step: int) -> None:

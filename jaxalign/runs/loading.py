@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import UserError
+from jaxalign.networks import registry
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
-from jaxalign.networks.token_value import TokenValueNetwork
-from jaxalign.networks.value import ValueNetwork
+from jaxalign.networks.protocols import (
+    Network,
+    PolicyNetwork,
+    PromptValuePredictor,
+    RewardPredictor,
+)
+from jaxalign.objectives.base import Objective
 from jaxalign.runs import checkpoints
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
 
 NETWORKS_FILE = "networks.json"
-_REWARD_NETWORKS = {
-    network.kind: network for network in (RewardNetwork, DecoderRewardNetwork, FeatureReward)
-}
 
 
 def load_policy(
@@ -39,44 +40,46 @@ def load_policy(
     Raises:
       UserError: if files are missing, malformed or do not fit together.
     """
-    info = load_info(path, step)
-    config = network_config(info, "policy")
-    policy = Policy(config, value_token=info.get("value_token"))
-    params = checkpoints.restore_params(
-        path, role, step=info["step"], abstract=policy.abstract_params(), shardings=shardings
-    )
-    return policy, params, info
+    return _load(path, step, role, "policy", PolicyNetwork, "policy", shardings)
 
 
 def load_value(
     path: Path | str, step: int | str | None = None, *, role: str = "value", shardings: Any = None
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Loads a separate value network of a run, of prompts or of prefixes. Arguments and errors as in `load_policy`."""
-    info = load_info(path, step)
-    if role not in info["networks"]:
-        raise UserError(
-            f"run {info['run']} has no separate {role} network; its roles: {', '.join(info['networks'])}"
-        )
-    config = network_config(info, role)
-    value: Any = ValueNetwork(config, max_value=info.get("max_value"))
-    if info["networks"][role].get("kind") == TokenValueNetwork.kind:
-        value = TokenValueNetwork(config)
-    params = checkpoints.restore_params(
-        path, role, step=info["step"], abstract=value.abstract_params(), shardings=shardings
-    )
-    return value, params, info
+) -> tuple[PromptValuePredictor, Any, dict[str, Any]]:
+    """Loads a value network of a run, of prompts or of prefixes, that has parameters of its own. Otherwise as `load_policy`."""
+    return _load(path, step, role, role, PromptValuePredictor, "separate value", shardings)
 
 
 def load_reward(
     path: Path | str, step: int | str | None = None, *, role: str = "reward", shardings: Any = None
+) -> tuple[RewardPredictor, Any, dict[str, Any]]:
+    """Loads a reward network of any kind. Otherwise as `load_policy`."""
+    return _load(path, step, role, role, RewardPredictor, "reward", shardings)
+
+
+def has_value_network(info: dict[str, Any]) -> bool:
+    """Whether a run trained a value network of its own on a T5, by the content of its ``networks.json``."""
+    if "value" not in info.get("networks", {}):
+        return False
+    network = network_of(info, "value")
+    return isinstance(network, PromptValuePredictor) and network.vocab_size is not None
+
+
+def _load(
+    path: Path | str,
+    step: int | str | None,
+    role: str,
+    described_as: str,
+    protocol: Any,
+    what: str,
+    shardings: Any,
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Loads a reward network, of whichever kind the run trained. Arguments and errors as in `load_policy`."""
     info = load_info(path, step)
-    if role not in info["networks"]:
+    network = network_of(info, described_as)
+    if not isinstance(network, protocol):
         raise UserError(
-            f"run {info['run']} has no {role} network; its roles: {', '.join(info['networks'])}"
+            f"run {info['run']}: {described_as} is no {what} network (its kind is {network.kind!r})"
         )
-    network = _reward_network(info, role)
     params = checkpoints.restore_params(
         path, role, step=info["step"], abstract=network.abstract_params(), shardings=shardings
     )
@@ -92,58 +95,41 @@ def load_info(path: Path | str, step: int | str | None = None) -> dict[str, Any]
     return {**info, "run": str(run), "step": found}
 
 
-def describe_networks(objective: Any) -> dict[str, Any]:
-    """JSON for ``networks.json``: the configuration of every role that has one of its own."""
-    networks = {}
-    for role, network in objective.trained().items():
-        if hasattr(network, "description"):
-            networks[role] = network.description()
-        elif isinstance(getattr(network, "config", None), T5Config):
-            networks[role] = network.config.to_dict()
-    description: dict[str, Any] = {"networks": networks}
-    if getattr(objective.policy, "value_token", None) is not None:
-        description["value_token"] = objective.policy.value_token
-    description |= describe_method(objective)
-    # Of values: the unit they were fitted in where it is a choice, and the range that a sigmoid gives them.
-    options = {
-        "units": getattr(objective, "units", None),
-        "max_value": getattr(getattr(objective, "value", None), "max_value", None),
+def describe_networks(objective: Objective) -> dict[str, Any]:
+    """JSON for ``networks.json``: every trained network and the method."""
+    description: dict[str, Any] = {
+        "networks": {role: network.description() for role, network in objective.trained().items()},
+        **describe_method(objective),
     }
-    description |= {name: option for name, option in options.items() if option is not None}
+    if objective.units is not None:
+        description["units"] = objective.units
     return description
 
 
-def describe_method(objective: Any) -> dict[str, Any]:
-    """JSON: the method's name, its temperature or beta where that is an attribute, and all its hyperparameters."""
+def describe_method(objective: Objective) -> dict[str, Any]:
+    """JSON: the method's name, its temperature if it has one as an option, and all its hyperparameters."""
     described: dict[str, Any] = {"objective": objective.name}
-    temperature = getattr(objective, "temperature", getattr(objective, "beta", None))
-    if temperature is not None:
-        described["temperature"] = temperature
+    if objective.temperature is not None:
+        described["temperature"] = objective.temperature
     described["hyperparameters"] = hyperparameters(objective)
     return described
 
 
-def network_config(info: dict[str, Any], role: str) -> T5Config:
-    """The T5 that a run records for a role; UserError if there is none."""
+def network_of(info: dict[str, Any], role: str) -> Network:
+    """The network that a run records for a role; UserError if there is none."""
     if role not in info["networks"]:
-        raise UserError(f"run {info['run']} has no network {role!r} in {NETWORKS_FILE}")
-    description = info["networks"][role]
-    try:
-        return T5Config.from_dict(description.get("config", description))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{info['run']}/{NETWORKS_FILE}, network {role}: {error}") from error
-
-
-def _reward_network(info: dict[str, Any], role: str) -> Any:
-    description = dict(info["networks"][role])
-    kind = description.pop("kind", None)
-    if kind not in _REWARD_NETWORKS:
         raise UserError(
-            f"run {info['run']}: {role} is no reward network (its kind is {kind!r}; known: {', '.join(_REWARD_NETWORKS)})"
+            f"run {info['run']} has no {role} network; its roles: {', '.join(info['networks'])}"
         )
     try:
-        if "config" in description:
-            description["config"] = T5Config.from_dict(description["config"])
-        return _REWARD_NETWORKS[kind](**description)
-    except (TypeError, ValueError) as error:
+        return registry.build(info["networks"][role])
+    except ValueError as error:
         raise UserError(f"{info['run']}/{NETWORKS_FILE}, network {role}: {error}") from error
+
+
+def network_config(info: dict[str, Any], role: str) -> T5Config:
+    """The configuration of the T5 that a run records for a role; UserError if there is none."""
+    config = getattr(network_of(info, role), "config", None)
+    if not isinstance(config, T5Config):
+        raise UserError(f"run {info['run']}: the {role} network is no T5")
+    return config

@@ -89,7 +89,9 @@ def open_reward(path: str, *, role: str = "reward", step: int | str | None = Non
 
 def has_value_network(run: Run) -> bool:
     """Whether a value network of its own was trained with the policy."""
-    return "value" in run.info.get("networks", {})
+    from jaxalign.runs import loading
+
+    return loading.has_value_network(run.info)
 
 
 def _vocabulary(info: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign.errors import UserError
+from jaxalign.networks.leaves import split_leaves
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.training.optimizers import Optimizer
@@ -112,18 +113,35 @@ def make_transformations(
 
 
 def abstract_state(
-    params: Mapping[str, Any], transformations: Mapping[str, optax.GradientTransformation]
+    objective: Objective, transformations: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
-    """The shapes of a fresh state; ``params`` may be shapes too."""
-    return jax.eval_shape(lambda tree: create_state(tree, transformations), dict(params))
+    """The shapes of a fresh state."""
+    params, _ = split_params(objective, abstract_params(objective))
+    return jax.eval_shape(lambda tree: create_state(tree, transformations), params)
+
+
+def split_params(
+    objective: Objective, params: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits parameters by role (or their shapes or logical axes) as the networks say which leaves are trained.
+
+    Returns:
+      What the train state holds, and the frozen leaves of the roles that have any.
+    """
+    networks = objective.trained()
+    trained: dict[str, Any] = {}
+    frozen: dict[str, Any] = {}
+    for role, tree in params.items():
+        trained[role] = tree
+        if role in networks:
+            trained[role], rest = split_leaves(tree, networks[role].trained_leaves())
+            frozen |= {role: rest} if rest else {}
+    return trained, frozen
 
 
 def abstract_params(objective: Objective) -> dict[str, Any]:
-    """Shapes of the parameters of the trained roles, and of ``statistics`` if the method carries any."""
-    key = jax.random.key(0)
-    params = {
-        role: jax.eval_shape(network.init, key) for role, network in objective.trained().items()
-    }
+    """Shapes of all parameters of the trained roles, and of ``statistics`` if the method carries any."""
+    params = {role: network.abstract_params() for role, network in objective.trained().items()}
     if objective.initial_statistics():
         params["statistics"] = jax.eval_shape(objective.initial_statistics)
     return params
@@ -132,31 +150,40 @@ def abstract_params(objective: Objective) -> dict[str, Any]:
 def abstract_frozen(
     objective: Objective, mesh: Mesh, rules: Mapping[str, AxisRules]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes and shardings of the roles that are only read: copies of the policy, or networks of other runs."""
+    """Shapes and shardings of what is only read: copies of the policy, networks of other runs, and the frozen leaves of trained roles."""
     shapes: dict[str, Any] = {}
     shardings: dict[str, Any] = {}
     sources = objective.frozen_sources()
     for role in objective.frozen_roles():
-        network: Any = sources[role][0] if role in sources else objective.policy
+        network = sources[role][0] if role in sources else objective.policy
         own = () if role in sources else rules.get("policy", ())
-        axes = network.logical_axes() if hasattr(network, "logical_axes") else None
-        shapes[role] = jax.eval_shape(network.init, jax.random.key(0))
-        shardings[role] = role_shardings(mesh, shapes[role], axes, own)
+        shapes[role] = network.abstract_params()
+        shardings[role] = role_shardings(mesh, shapes[role], network.logical_axes(), own)
+    leaves, places = frozen_leaves(objective, mesh, rules)
+    return shapes | leaves, shardings | places
+
+
+def frozen_leaves(
+    objective: Objective, mesh: Mesh, rules: Mapping[str, AxisRules]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Shapes and shardings of the frozen leaves of the trained roles that have any."""
+    _, shapes = split_params(objective, abstract_params(objective))
+    _, axes = split_params(objective, _all_logical_axes(objective))
+    shardings = {
+        role: role_shardings(mesh, leaves, axes[role], rules.get(role, ()))
+        for role, leaves in shapes.items()
+    }
     return shapes, shardings
 
 
 def logical_axes(objective: Objective) -> dict[str, Any]:
-    """Trained role -> tree of logical `PartitionSpec`, for the networks that have any."""
-    return {
-        role: network.logical_axes()
-        for role, network in objective.trained().items()
-        if hasattr(network, "logical_axes")
-    }
+    """Trained role -> tree of logical `PartitionSpec` of its trained leaves."""
+    return split_params(objective, _all_logical_axes(objective))[0]
+
+
+def _all_logical_axes(objective: Objective) -> dict[str, Any]:
+    return {role: network.logical_axes() for role, network in objective.trained().items()}
 
 
 def _uses_dropout(objective: Objective) -> bool:
-    rates = (
-        getattr(getattr(net, "config", None), "dropout_rate", 0.0)
-        for net in objective.trained().values()
-    )
-    return any(rate > 0 for rate in rates)
+    return any(network.dropout_rate > 0 for network in objective.trained().values())

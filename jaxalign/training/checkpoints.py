@@ -24,6 +24,7 @@ from jaxalign.parallel import distributed
 from jaxalign.runs import files, manifests
 from jaxalign.runs.checkpoints import (
     CHECKPOINTS,
+    FROZEN_LEAVES,
     checkpoint_steps,
     quieten_orbax,
     read_json,
@@ -161,6 +162,16 @@ class Checkpointer:
             )
             if not self.policy.asynchronous:
                 self._manager.wait_until_finished()
+
+    def save_frozen_leaves(self, leaves: Mapping[str, Any]) -> None:
+        """Writes the frozen leaves of trained roles, once for the whole run; nothing if there are none."""
+        if not leaves:
+            return
+        folder = self._folder.parent / FROZEN_LEAVES
+        with self._disk_errors_explained():
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                checkpointer.save(folder, ocp.args.PyTreeSave(dict(leaves)), force=True)
+            distributed.first(lambda: manifests.write_manifest(folder))
 
     def restore(
         self, abstract_state: TrainState, shardings: TrainState, step: int | None = None

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
@@ -45,9 +43,9 @@ class InitialCheckpoint:
         Raises:
           UserError: they are not those of this policy.
         """
-        shapes = jax.eval_shape(policy.init, jax.random.key(0))
-        axes = policy.logical_axes() if hasattr(policy, "logical_axes") else None
-        return self.reader(policy, shapes, role_shardings(mesh, shapes, axes, rules))
+        shapes = policy.abstract_params()
+        places = role_shardings(mesh, shapes, policy.logical_axes(), rules)
+        return self.reader(policy, shapes, places)
 
 
 def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoint:

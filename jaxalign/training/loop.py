@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxalign.errors import UserError
+from jaxalign.networks.leaves import merge_roles
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.preemption import StopNotice, Stopped
@@ -73,7 +74,7 @@ class Loop:
       checkpointer: checkpoints out.
       metadata: JSON that every checkpoint carries.
       evaluators: called as ``(step, params by role)``; their metrics are prefixed with the evaluator's name.
-      frozen: frozen parameters by role.
+      frozen: parameters of the frozen roles, and the frozen leaves of trained roles, by role.
       notice: says when to save and stop early; never by default.
     """
 
@@ -279,7 +280,7 @@ class Loop:
         return [name for name in self._evaluators if name not in done]
 
     def _evaluate(self, number: int, state: TrainState, names: Sequence[str]) -> None:
-        results = self.evaluate(number, {**self._frozen, **state.params}, names)
+        results = self.evaluate(number, merge_roles(self._frozen, state.params), names)
         self.evaluations = self.evaluations | results
         self._best.add(number, results)
 

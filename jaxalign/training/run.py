@@ -17,12 +17,14 @@ from jaxalign.annotation import score
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
+from jaxalign.networks.leaves import merge_roles
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import AxisRules, MeshShape
 from jaxalign.parallel.preemption import StopNotice, Stopped
 from jaxalign.runs import files
+from jaxalign.runs.checkpoints import restore_frozen_leaves
 from jaxalign.training import build, checkpoints, run_folder, task_checks
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
 from jaxalign.training.metrics import MetricWriter
@@ -116,8 +118,9 @@ def train(
     if not earlier:
         start.say_how_steps_count(loop.train_steps)
     frozen, frozen_checkpoints = start.frozen()
+    leaf_shapes, leaf_shardings = build.frozen_leaves(objective, device_mesh, rules)
     transformations = build.make_transformations(objective, optimizers)
-    abstract = build.abstract_state(build.abstract_params(objective), transformations)
+    abstract = build.abstract_state(objective, transformations)
     checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
     rows = distributed.local_rows(device_mesh, batch_size)
     check = functools.partial(task_checks.check_batch, objective, task=data.task)
@@ -143,7 +146,7 @@ def train(
         abstract=abstract,
         mesh=device_mesh,
         rules=rules,
-        frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
+        frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen) | leaf_shardings,
         batch=first,
         random_seed=random_seed,
         microbatches=microbatches,
@@ -152,20 +155,22 @@ def train(
     checkpointer = checkpoints.open_run(folder, loop.checkpoint)
     resumed = checkpointer.latest_step()
     if resumed is None:
-        # Checkpoints are read outside the active mesh: reading computes nothing on devices.
-        beginning_params = start.trained()
+        params, leaves = build.split_params(objective, start.trained())
+        checkpointer.save_frozen_leaves(leaves)
         with partitioning.activate(device_mesh):
             state = jax.jit(
                 lambda tree: create_state(tree, transformations), out_shardings=shardings
-            )(beginning_params)
-        del beginning_params
+            )(params)
+        del params
     else:
         start.say_what_is_unreadable()
         state, data_state = checkpointer.restore(abstract, shardings)
+        leaves = restore_frozen_leaves(folder, leaf_shapes, leaf_shardings)
         if data_state is not None:
             iterator.set_state(data_state)
         before = checkpointer.metadata(resumed).get("batch_size", batch_size)
         _say_other_batch_size(before, batch_size, data)
+    frozen = {**frozen, **leaves}
     origin: dict[str, Any] = {"run_id": run_id}
     if teacher:
         origin["teacher_tokens"] = teacher
@@ -294,7 +299,7 @@ def _objective_evaluator(
     """The objective's own metrics on the evaluation split."""
     if not data.eval_split:
         return {}
-    places = {**jax.tree.map(lambda leaf: leaf.sharding, dict(frozen)), **shardings.params}
+    places = merge_roles(jax.tree.map(lambda leaf: leaf.sharding, dict(frozen)), shardings.params)
 
     def batches() -> Any:
         return data.evaluation_batches(batch_size, reference_scores, rows)
@@ -306,8 +311,8 @@ def _objective_evaluator(
 def _check_vocabulary(objective: Objective, data: TaskData) -> None:
     size = data.load_vocabulary().size
     for network in objective.trained().values():
-        limit = getattr(getattr(network, "config", None), "vocab_size", size)
-        if size > limit:
+        limit = network.vocab_size
+        if limit is not None and size > limit:
             raise UserError(
                 f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
                 f"set VOCAB_SIZE to at least {size}"

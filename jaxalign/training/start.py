@@ -12,10 +12,11 @@ import jax
 
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.errors import UserError
+from jaxalign.networks.protocols import Network
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import AxisRules
-from jaxalign.training import build, initial_checkpoint, run_folder
+from jaxalign.training import initial_checkpoint, run_folder
 from jaxalign.training.state import role_shardings
 
 
@@ -165,13 +166,14 @@ class Start:
                 file=sys.stderr,
             )
 
-    def _initialise(self, role: str, network: Any) -> Any:
-        shapes = jax.eval_shape(network.init, self._keys[role])
-        axes = build.logical_axes(self._objective).get(role)
+    def _initialise(self, role: str, network: Network) -> Any:
+        shapes, axes = network.abstract_params(), network.logical_axes()
         places = role_shardings(self._mesh, shapes, axes, self._rules.get(role, ()))
-        grown = hasattr(network, "from_policy") and (self._initial or self._unreadable) is not None
-        # Read before the mesh is active, as every checkpoint is.
-        arguments = (self.policy,) if grown else ()
-        make = network.from_policy if grown else network.init
+        from_checkpoint = (self._initial or self._unreadable) is not None
+        # Read before the mesh is active: under an active mesh JAX refuses arrays without a sharding on it.
+        policy = self.policy if role != "policy" and from_checkpoint else None
         with partitioning.activate(self._mesh):
-            return jax.jit(make, out_shardings=places)(self._keys[role], *arguments)
+            if policy is not None:
+                make = jax.jit(network.from_policy, out_shardings=places)
+                return make(self._keys[role], policy)
+            return jax.jit(network.init, out_shardings=places)(self._keys[role])

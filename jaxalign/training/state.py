@@ -18,7 +18,7 @@ from jaxalign.training.optimizers import Optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """Step counter, parameters and optimizer states, the latter two by role. Frozen roles are not in it.
+    """Step counter, parameters and optimizer states, the latter two by role. Frozen roles and frozen leaves are not in it.
 
     Attributes:
       step: int32 scalar, the number of finished updates.

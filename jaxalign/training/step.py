@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from jaxalign.networks.leaves import merge_roles
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective
 from jaxalign.parallel import partitioning
 from jaxalign.training.state import TrainState
@@ -50,7 +51,7 @@ def make_train_step(
         trained = {role: state.params[role] for role in transformations}
         params = dict(state.params)
         if "statistics" in params:
-            params["statistics"] = objective.observe({**frozen, **params}, batch)
+            params["statistics"] = objective.observe(merge_roles(frozen, params), batch)
             frozen = {**frozen, "statistics": params["statistics"]}
         output, gradients = _accumulate(objective, trained, frozen, batch, key, microbatches)
         scale = 1.0 / jnp.maximum(output.weight, 1e-8)
@@ -141,14 +142,14 @@ def _accumulate(
     microbatches: int,
 ) -> tuple[LossOutput, Any]:
     def loss(trained: Any, part: Batch, part_key: jax.Array | None) -> tuple[jax.Array, LossOutput]:
-        output = objective.loss({**frozen, **trained}, part, part_key)
+        output = objective.loss(merge_roles(frozen, trained), part, part_key)
         return output.loss_sum, output
 
     gradient = jax.grad(loss, has_aux=True)
     if microbatches == 1:
         gradients, output = gradient(params, batch, key)
         return output, gradients
-    prepared = objective.prepare({**frozen, **params}, batch)
+    prepared = objective.prepare(merge_roles(frozen, params), batch)
     split, scalars = split_microbatches(prepared, microbatches)
 
     def body(carry: Any, part: Any) -> tuple[Any, None]:

@@ -212,7 +212,7 @@ def _check_scale(objective: Objective, data: TaskData, metadata: CacheMetadata) 
 
 def _check_teacher(objective: Objective, data: TaskData) -> None:
     name = data.stored.get(stored_fields.TEACHER_TOP)
-    ours = getattr(getattr(objective.policy, "config", None), "vocab_size", None)
+    ours = objective.policy.vocab_size
     if name is None or ours is None:
         return
     info = data.cache().teacher_tokens(data.train_split, name).info

@@ -14,9 +14,10 @@ from jaxalign.cli.flags import parse_flags
 from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.errors import UserError
 from jaxalign.losses.distillation import forward_kl, jensen_shannon
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
+from jaxalign.networks.protocols import PolicyNetwork
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
+from tests.fixtures.small_networks import CONFIG
 
 
 class TableScores(NamedTuple):
@@ -25,15 +26,12 @@ class TableScores(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TablePolicy:
+class TablePolicy(PolicyNetwork):
     """The log-probabilities of a pair are the parameters."""
 
     def init(self, rng):
         del rng
         return jnp.array([[-1.0, -3.0]])
-
-    def encode(self, params, batch, *, rng=None):
-        raise NotImplementedError
 
     def score(self, params, batch, *, rng=None):
         del batch, rng
@@ -124,12 +122,8 @@ def test_an_unknown_macro_is_refused():
 
 
 def test_a_divergence_is_bound_too():
-    config = T5Config(
-        vocab_size=16, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
-        num_encoder_layers=1, num_decoder_layers=1,
-    )  # fmt: skip
     forward, other = (
-        objective_from_gin([name], {}, policy=Policy(config))
+        objective_from_gin([name], {}, policy=Policy(CONFIG))
         for name in ("distillation", "distillation_jensen_shannon")
     )
     teacher, student = jnp.log(jnp.array([[0.2, 0.8]])), jnp.log(jnp.array([[0.5, 0.5]]))

@@ -38,7 +38,7 @@ def tiny_run():
     policy = Policy(CONFIG)
     info = {
         "run": "tiny",
-        "networks": {"policy": {}, "value": {}},
+        "networks": {"policy": policy.description(), "value": ValueNetwork(CONFIG).description()},
         "feature_lengths": {"inputs": 16, "targets": 8},
         "step": 0,
         "vocabulary": {"kind": "bytes"},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
+from jaxalign.networks.value import SharedTrunkValue, ValueHead, ValueNetwork, pool_segments
 from jaxalign.networks.value_variants import SentinelValue
 
 PACKED = {
@@ -28,10 +28,10 @@ def values(request, tiny_config, tiny_params):
         network = ValueNetwork(tiny_config)
         params = network.from_policy(rng, tiny_params)
         return jax.jit(lambda batch: network.values(params, batch))
-    network = SharedTrunkValue(Policy(tiny_config))
-    params = network.init(rng)
-    roles = {"policy": tiny_params, "value": params}
-    return jax.jit(lambda batch: network.values(roles, batch))
+    policy = Policy(tiny_config)
+    network = SharedTrunkValue(policy)
+    roles = {"policy": tiny_params, "value": network.init(rng)}
+    return jax.jit(lambda batch: network.scores_and_values(policy, roles, batch)[1])
 
 
 def test_values_cannot_see_the_response(values, make_batch, random_examples):
@@ -77,8 +77,6 @@ def test_a_policy_of_another_shape_is_refused(tiny_config, tiny_params):
     network = ValueNetwork(tiny_config.replace(num_encoder_layers=3))
     with pytest.raises(ValueError, match="layers_2"):
         network.from_policy(jax.random.key(0), tiny_params)
-    with pytest.raises(ValueError, match="pooling is 'max'"):
-        ValueNetwork(tiny_config, pooling="max")
 
 
 @pytest.mark.parametrize("kind", [ValueNetwork, lambda config: SharedTrunkValue(Policy(config))])
@@ -116,12 +114,19 @@ def test_one_pass_gives_scores_and_values_and_their_gradients(
     def total(one_pass, params):
         roles = {"policy": params, "value": head, "reference": started}
         if one_pass:
-            scores, values = value.scores_and_values(roles, batch, rng=rng)
+            scores, values = value.scores_and_values(policy, roles, batch, rng=rng)
         else:
-            scores = policy.score(params, batch, rng=rng)
-            # The encoder's half of the dropout, where the encoder alone is asked for.
-            half = jax.random.split(rng)[0] if dropout and kind == "encoder" else rng
-            values = value.values(roles, batch, rng=half)
+            # The policy's half of the dropout, and of it the encoder's half.
+            own = jax.random.split(rng)[0] if dropout else None
+            scores = policy.score(params, batch, rng=own)
+            if kind == "encoder":
+                half = jax.random.split(own)[0] if dropout else None
+                states = policy.encode(params, batch, rng=half)
+                pooled = pool_segments(states, batch["encoder_segment_ids"], 2)
+                values = ValueHead().apply({"params": head["head"]}, pooled).reshape(-1)
+            else:
+                start = jax.lax.stop_gradient(policy.value_logits(started, batch))
+                values = policy.value_logits(params, batch, rng=own) - start
         # One number that depends on each of them in another way.
         weights = jnp.arange(1.0, 5.0)
         return jnp.sum(scores.log_probs @ jnp.ones(2) * weights) / 100 + jnp.sum(values * weights)

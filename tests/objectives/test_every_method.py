@@ -13,6 +13,7 @@ from jaxalign.data.batches import make_batch
 from jaxalign.data.examples import make_example
 from jaxalign.losses.requirements import requirements_of
 from jaxalign.networks.policy import response_scores
+from jaxalign.networks.protocols import PolicyNetwork
 from jaxalign.networks.scoring import TokenStatistics
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.parallel import partitioning
@@ -26,7 +27,7 @@ SOURCE, TARGET = 8, 7
 
 
 @dataclasses.dataclass(frozen=True)
-class TablePolicy:
+class TablePolicy(PolicyNetwork):
     """log pi(y_t | y_{t-1}, first prompt token), from a table; embeddings of prompt tokens serve as encoder states."""
 
     def init(self, rng):

@@ -48,7 +48,7 @@ def test_a_description_gives_the_network_back(network, write_run, monkeypatch):
 
 
 def test_a_run_without_a_reward_network_is_refused(write_run):
-    run = write_run({"policy": CONFIG.to_dict()})
+    run = write_run({"policy": Policy(CONFIG).description()})
     with pytest.raises(UserError, match="has no reward network; its roles: policy"):
         loading.load_reward(run)
     with pytest.raises(UserError, match="policy is no reward network"):
@@ -56,6 +56,6 @@ def test_a_run_without_a_reward_network_is_refused(write_run):
 
 
 def test_a_description_of_another_version_is_refused_by_name(write_run):
-    run = write_run({"reward": {"kind": "features", "num_features": 2, "depth": 3}})
+    run = write_run({"reward": {"kind": "feature_reward", "num_features": 2, "depth": 3}})
     with pytest.raises(UserError, match=r"networks\.json, network reward: .*depth"):
         loading.load_reward(run)

@@ -4,18 +4,14 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.sft import SFT
 from jaxalign.training.build import make_transformations
 from jaxalign.training.optimizers import sgd
+from tests.fixtures.small_networks import CONFIG
 
-CONFIG = T5Config(
-    vocab_size=16, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8,
-    num_encoder_layers=1, num_decoder_layers=1,
-)  # fmt: skip
 DRO = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG))
 
 
