@@ -27,7 +27,7 @@ from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.value_regression import ValueRegression
 from jaxalign.parallel.partitioning import make_mesh
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.opened import open_policy
+from jaxalign.runs.run import Run
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
@@ -146,7 +146,7 @@ def _final(folder: Path, task: str, name: str, seed: int, job: Path) -> dict[str
 def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
     """Caches every form, and stores reference log-probabilities and the advantages of triplets."""
     run = str(_sft_run(folder, task, seed))
-    sft = open_policy(run)
+    sft = Run(run).policy()
     forms = {METHODS[name].form for name in METHODS if task in METHODS[name].tasks}
     examples = {}
     for form in sorted(forms):
@@ -162,7 +162,7 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
                 feature_lengths=data.feature_lengths,
                 batch_size=32,
                 mesh=make_mesh(),
-                info={"run": str(sft.info["run_id"]), "step": sft.info["step"]},
+                info={"run": sft.run.description.run_id, "step": sft.step},
             )
     triplets = _data(folder, task, seed, "triplets")
     policy = POLICIES[task]

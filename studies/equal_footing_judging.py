@@ -13,7 +13,7 @@ from jaxalign.data.tokenization import Limits
 from jaxalign.evaluation.ranking import rank_methods, ranking_scores
 from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
 from jaxalign.inference.rows import score_responses
-from jaxalign.runs.opened import open_policy
+from jaxalign.runs.run import Run
 from studies import rnnlg, rnnlg_data
 from studies.equal_footing_forms import RATINGS, read_rows
 
@@ -51,7 +51,7 @@ def rating_log_probs(
     rows: list[dict[str, Any]], run: Path, reference: Path
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Returns log-probabilities of rated sentences under a run and its reference, and the lengths of the sentences in tokens."""
-    opened = open_policy(str(run))
+    opened = Run(run).policy()
     lengths = RATINGS.lengths
     limits = Limits(lengths["inputs"], lengths["targets"], "truncate_left")
     encoder = TextEncoder(opened.vocabulary, limits)
@@ -60,7 +60,7 @@ def rating_log_probs(
     responses = [[tokens] for tokens in answers]
     log_probs = [
         score_responses(each.network, each.params, prompts, responses)[0][:, 0]
-        for each in (opened, open_policy(str(reference)))
+        for each in (opened, Run(reference).policy())
     ]
     return log_probs, np.array([len(each[0]) for each in responses])
 

@@ -35,7 +35,7 @@ from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.opened import has_value_network, open_policy, open_value
+from jaxalign.runs.run import Run
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
@@ -263,7 +263,7 @@ def _rank(
     """Measures the agreement of every score with the feedback of a split."""
     rows = _rows(folder / source.name / "data" / f"{split}.jsonl")
     train_rows = _rows(folder / source.name / "data" / "train.jsonl")
-    opened = open_policy(str(run))
+    opened = Run(run).policy()
     limits = Limits(source.lengths["inputs"], source.lengths["targets"], "truncate_left")
     encoder = TextEncoder(opened.vocabulary, limits)
     prompts = encoder.prompts([row["prompt"] for row in rows]).tokens
@@ -271,11 +271,11 @@ def _rank(
     responses = [[tokens] for tokens in answers]
     log_probs = [
         score_responses(each.network, each.params, prompts, responses)[0][:, 0]
-        for each in (opened, open_policy(str(reference)))
+        for each in (opened, Run(reference).policy())
     ]
     values = None
-    if has_value_network(opened):
-        value = open_value(str(run))
+    if opened.run.has_value_network():
+        value = opened.run.value()
         values = predict_values(value.network, value.params, prompts)
     texts = {field: [row[field] for row in rows] for field in ("prompt", "response")}
     linear = TfidfRidge().fit(

@@ -32,7 +32,7 @@ from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.parallel.partitioning import make_mesh
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.opened import open_policy
+from jaxalign.runs.run import Run
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
@@ -235,7 +235,7 @@ def _feedback_task(folder: Path, seed: int, data: str, kind: str) -> TaskData:
 def _score(folder: Path, data: str, seed: int, job: Path) -> dict[str, Any]:
     task = _feedback_task(folder, seed, data, "pair" if data == "pairs" else "triplet")
     metadata = task.prepare()
-    sft = open_policy(str(folder / f"sft/seed{seed}" / "run"))
+    sft = Run(folder / f"sft/seed{seed}" / "run").policy()
     score_splits(
         sft.network,
         sft.params,
@@ -245,7 +245,7 @@ def _score(folder: Path, data: str, seed: int, job: Path) -> dict[str, Any]:
         feature_lengths=LENGTHS,
         batch_size=32,
         mesh=make_mesh(),
-        info={"run": str(sft.info["run_id"]), "step": sft.info["step"]},
+        info={"run": sft.run.description.run_id, "step": sft.step},
     )
     return {"examples": metadata.num_examples}
 
@@ -310,7 +310,7 @@ def _final(folder: Path, family: str, seed: int, job: Path) -> dict[str, Any]:
 
 def load_policy(run: Path) -> tuple[Any, Any, Any]:
     """Returns the policy network of a run without chunked logits, its parameters and its vocabulary."""
-    opened = open_policy(str(run))
+    opened = Run(run).policy()
     return Policy(opened.network.config, logits_chunk_size=None), opened.params, opened.vocabulary
 
 

@@ -11,6 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxalign"
 # The floor of every folder. A file may import its own folder and folders with a smaller number.
 FLOORS = {
     "errors": 0,
+    # The files at the top, which every folder may use.
+    "files": 0.1,
+    "untrusted": 0.1,
+    "locks": 0.2,
     "networks": 1,
     "losses": 1,
     "parallel": 1,

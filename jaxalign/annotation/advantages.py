@@ -17,10 +17,10 @@ from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_v
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
-from jaxalign.networks.protocols import PromptValuePredictor
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.runs.loading import load_value
+from jaxalign.runs.description import RewardStatistics
+from jaxalign.runs.run import Run, TrainedNetwork
 
 UNITS = ("rewards", "feedback")
 
@@ -55,20 +55,19 @@ def advantages(
     Raises:
       UserError: the cache has no feedback or another vocabulary than the value network, or an advantage is not finite.
     """
-    network, params, info = load_value(
-        value_checkpoint, int(step) if step.isdigit() else step or None
-    )
+    run = Run(value_checkpoint, step)
+    trained = run.value()
     cache = TaskCache(cache_dir)
     scale = _scale(cache, units)
-    check_vocabulary(cache.metadata, cache_dir, info)
-    say_other_cut(cache, info)
+    check_vocabulary(cache.metadata, cache_dir, run)
+    say_other_cut(cache, run)
     mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
     shares = {}
     for split in splits or list(cache.metadata.splits):
-        found, present = _of_split(network, params, info, cache, split, batch_size, mesh)
+        found, present = _of_split(trained, cache, split, batch_size, mesh)
         if not np.all(np.isfinite(found)):
             raise UserError(
-                f"{info['run']} gives NaN or infinite values for prompts of {cache_dir}, split {split}"
+                f"{run.folder} gives NaN or infinite values for prompts of {cache_dir}, split {split}"
             )
         shares[split] = float((found[present] > 0).mean())
         cache.write_stored(
@@ -80,23 +79,21 @@ def advantages(
                 "units": units,
                 "feedback_per_unit": scale,
                 "positive_fraction": shares[split],
-                "value_checkpoint": info["run"],
-                "step": info["step"],
+                "value_checkpoint": str(run.folder),
+                "step": run.step,
             },
         )
         print(
             f"{split}: {shares[split]:.1%} of {int(present.sum())} responses have a positive advantage"
         )
     print(
-        f"wrote advantages {name!r} in units of {units}, from {info['run']} (step {info['step']}), beside {cache_dir}"
+        f"wrote advantages {name!r} in units of {units}, from {run.folder} (step {run.step}), beside {cache_dir}"
     )
     return shares
 
 
 def _of_split(
-    network: PromptValuePredictor,
-    params: Any,
-    info: Mapping[str, Any],
+    trained: TrainedNetwork,
     cache: TaskCache,
     split: str,
     batch_size: int,
@@ -105,12 +102,14 @@ def _of_split(
     """Feedback minus value in units of raw feedback, 0 where a response is absent, and which are present."""
     shape = (len(cache.split(split)), cache.metadata.responses_per_example)
     found, present = np.zeros(shape), np.zeros(shape, bool)
-    compiled = jax.jit(network.values)
-    statistics = _statistics(info)
-    for batch in packed_batches(cache, split, batch_size, info.get("row_lengths")):
+    compiled = jax.jit(trained.network.values)
+    statistics = _statistics(trained.run)
+    for batch in packed_batches(cache, split, batch_size, trained.run.description.row_lengths):
         with partitioning.activate(mesh):
-            values = np.asarray(compiled(params, partitioning.put_batch(mesh, batch)), np.float64)
-        raw = values * statistics["std"] + statistics["mean"]
+            values = np.asarray(
+                compiled(trained.params, partitioning.put_batch(mesh, batch)), np.float64
+            )
+        raw = values * statistics.std + statistics.mean
         ids = batch["example_ids"].reshape(-1)
         real = ids >= 0
         mask = batch["response_mask"].reshape(-1, shape[1])[real] > 0
@@ -120,10 +119,10 @@ def _of_split(
     return found, present
 
 
-def _statistics(info: Mapping[str, Any]) -> Mapping[str, float]:
+def _statistics(run: Run) -> RewardStatistics:
     """What the value network's outputs are multiplied by and added to in order to be raw feedback."""
-    raw = info.get("units", "rewards") == "feedback" or not info.get("reward")
-    return {"mean": 0.0, "std": 1.0} if raw else info["reward"]
+    in_feedback = run.description.units == "feedback"
+    return (None if in_feedback else run.description.reward) or RewardStatistics()
 
 
 def _scale(cache: TaskCache, units: str) -> float:
@@ -165,26 +164,23 @@ def packed_batches(
     )
 
 
-def say_other_cut(cache: TaskCache, info: Mapping[str, Any]) -> None:
+def say_other_cut(cache: TaskCache, run: Run) -> None:
     """Says on standard error that a cache's prompts were cut on another side than the run's, or shorter."""
     cut = cache.metadata.describe_cut("by `jaxalign cache`")
     limits = cache.metadata.limits
-    recorded = info.get("long_prompts") or limits.long_prompts
-    length = (info.get("feature_lengths") or {}).get("inputs") or limits.max_input_length
+    recorded = run.description.long_prompts or limits.long_prompts
+    length = run.description.feature_lengths.get("inputs") or limits.max_input_length
     if cut and (recorded != limits.long_prompts or limits.max_input_length < length):
         print(
-            f"warning: {cache.path}: {cut}, but the run {info['run']} was trained with long_prompts={recorded!r} and "
+            f"warning: {cache.path}: {cut}, but the run {run.folder} was trained with long_prompts={recorded!r} and "
             f"{length} tokens",
             file=sys.stderr,
         )
 
 
-def check_vocabulary(metadata: CacheMetadata, cache_dir: str, info: Mapping[str, Any]) -> None:
+def check_vocabulary(metadata: CacheMetadata, cache_dir: str, run: Run) -> None:
     """UserError if a run was trained with another vocabulary than a cache's; one that was converted without a vocabulary may pass."""
-    if not info.get("vocabulary"):
-        return
-    require_same_vocabulary(
-        f"the run {info['run']}",
-        RecordedVocabulary(info["vocabulary"], info["run"]),
-        RecordedVocabulary(metadata.vocabulary, cache_dir),
-    )
+    recorded = run.recorded_vocabulary
+    if recorded is not None:
+        cached = RecordedVocabulary(metadata.vocabulary, cache_dir)
+        require_same_vocabulary(f"the run {run.folder}", recorded, cached)

@@ -13,7 +13,7 @@ from jaxalign.errors import UserError
 from jaxalign.networks.value import pool_segments
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.runs.loading import load_policy
+from jaxalign.runs.run import Run
 
 
 def density_ratios(
@@ -43,9 +43,9 @@ def density_ratios(
     Raises:
       UserError: the cache has no feedback, no training split or another vocabulary, or all responses are of one kind.
     """
-    policy, params, info = load_policy(
-        checkpoint, step=int(step) if step.isdigit() else step or None
-    )
+    run = Run(checkpoint, step)
+    trained = run.policy()
+    policy, params = trained.network, trained.params
     cache = TaskCache(cache_dir)
     metadata = cache.metadata
     if "feedback" not in metadata.fields or "train" not in metadata.splits:
@@ -53,8 +53,8 @@ def density_ratios(
             f"density ratios need feedback and a split 'train' to fit on; {cache_dir} has the fields "
             f"{', '.join(metadata.fields) or 'none'} and the splits {', '.join(metadata.splits)}"
         )
-    check_vocabulary(metadata, cache_dir, info)
-    say_other_cut(cache, info)
+    check_vocabulary(metadata, cache_dir, run)
+    say_other_cut(cache, run)
     mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
 
     @jax.jit
@@ -70,7 +70,7 @@ def density_ratios(
         responses = metadata.responses_per_example
         embeddings = np.zeros((count, policy.config.emb_dim))
         feedback, present = np.zeros((count, responses)), np.zeros((count, responses), bool)
-        for batch in packed_batches(cache, split, batch_size, info.get("row_lengths")):
+        for batch in packed_batches(cache, split, batch_size, run.description.row_lengths):
             with partitioning.activate(mesh):
                 vectors = np.asarray(embed(partitioning.put_batch(mesh, batch)), np.float64)
             ids = batch["example_ids"].reshape(-1)
@@ -98,8 +98,8 @@ def density_ratios(
         facts = {
             "what": "density ratios: p(prompt | desirable) / p(prompt | undesirable)",
             "threshold": threshold,
-            "checkpoint": info["run"],
-            "step": info["step"],
+            "checkpoint": str(run.folder),
+            "step": run.step,
         }
         cache.write_stored(split, name, stored, facts)
         print(

@@ -26,7 +26,7 @@ from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import predict_rewards
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.runs import opened
+from jaxalign.runs.run import Run, TrainedNetwork
 
 References = Sequence[Sequence[str]]
 JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
@@ -231,7 +231,7 @@ def reward_model_judge(argument: str) -> Judge:
     """`reward_model:<run folder or checkpoint>`: a run that trained a network in the role `reward`."""
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
-    run = opened.open_reward(argument)
+    run = Run(argument).reward()
     if isinstance(run.network, FeatureReward):
         raise UserError(
             f"judge 'reward_model': the reward of {argument} reads scores of a response, not its text."
@@ -239,7 +239,7 @@ def reward_model_judge(argument: str) -> Judge:
     return RewardModelJudge(run.network, run.params, _judging_encoder(run))
 
 
-def _judging_encoder(run: opened.Run) -> TextEncoder:
+def _judging_encoder(run: TrainedNetwork) -> TextEncoder:
     """The run's encoder; where it rejected long prompts they are cut, since a judge must say something of every response."""
     return encoder_of(run, long_prompts="truncate" if run.long_prompts == "reject" else "")
 

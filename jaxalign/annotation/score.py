@@ -20,7 +20,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.runs.loading import load_policy, load_reward
+from jaxalign.runs.run import Run
 
 
 def score(
@@ -52,50 +52,40 @@ def score(
       top_tokens: store the policy's so many likeliest tokens at every position instead; distillation reads them with
         ``TEACHER_SOURCE = 'stored'`` and ``STORED_FIELDS = {'teacher_top': NAME}``.
     """
-    wanted = int(step) if step.isdigit() else step or None
     if top_tokens < 0 or (top_tokens and role != "policy"):
         raise UserError("top_tokens is a number of tokens, and for the role 'policy' only")
-    network: Any
-    if role == "policy":
-        network, params, info = load_policy(checkpoint, step=wanted)
-        suffix = f"-top{top_tokens}" if top_tokens else ""
-        name = name or reference_name(info, network) + suffix
-    else:
-        network, params, info = load_reward(checkpoint, step=wanted, role=role)
-        name = name or f"{role}-{info.get('run_id', 'unnamed')}-{info['step']}"
+    run = Run(checkpoint, step)
     cache = TaskCache(cache_dir)
-    if info.get("vocabulary"):
-        check_vocabulary(cache.metadata, cache_dir, info)
-    say_other_cut(cache, info)
+    check_vocabulary(cache.metadata, cache_dir, run)
+    say_other_cut(cache, run)
     lengths = {
-        "inputs": max_input_length or _recorded_length(info, "inputs"),
-        "targets": max_target_length or _recorded_length(info, "targets"),
+        "inputs": run.length("inputs", max_input_length),
+        "targets": run.length("targets", max_target_length),
     }
+    trained = run.policy() if role == "policy" else run.reward(role=role)
+    network, params = trained.network, trained.params
+    if role == "policy":
+        suffix = f"-top{top_tokens}" if top_tokens else ""
+        identity = {"run_id": run.description.run_id, "step": run.step}
+        name = name or reference_name(identity, network) + suffix
+    else:
+        name = name or f"{role}-{run.description.run_id}-{run.step}"
     options: dict[str, Any] = {
         "splits": splits,
         "feature_lengths": lengths,
-        "row_lengths": info.get("row_lengths"),
+        "row_lengths": run.description.row_lengths,
         "batch_size": batch_size,
         "mesh": partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
-        "info": {"role": role, "checkpoint": info["run"], "step": info["step"]},
+        "info": {"role": role, "checkpoint": str(run.folder), "step": run.step},
     }
     if top_tokens:
         teacher.store_top_tokens(network, params, cache, name, count=top_tokens, **options)
         print(
-            f"wrote the {top_tokens} likeliest tokens {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}"
+            f"wrote the {top_tokens} likeliest tokens {name!r} of {run.folder} (step {run.step}) beside {cache_dir}"
         )
         return
     score_splits(network, params, cache, name, **options)
-    print(f"wrote {role} scores {name!r} of {info['run']} (step {info['step']}) beside {cache_dir}")
-
-
-def _recorded_length(info: Mapping[str, Any], feature: str) -> int:
-    """Tokens of a feature in training; a converted checkpoint need not know them."""
-    length = (info.get("feature_lengths") or {}).get(feature)
-    if not length:
-        flag = "max_input_length" if feature == "inputs" else "max_target_length"
-        raise UserError(f"{info['run']} records no length of its {feature}; give --{flag}")
-    return int(length)
+    print(f"wrote {role} scores {name!r} of {run.folder} (step {run.step}) beside {cache_dir}")
 
 
 def reference_name(info: Mapping[str, Any], policy: Policy) -> str:

@@ -16,6 +16,7 @@ from jaxalign import __version__
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
 from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags
 from jaxalign.errors import UserError
+from jaxalign.files import disk_problem
 from jaxalign.parallel import processes
 from jaxalign.parallel.processes import LOST_PROCESS
 
@@ -56,6 +57,13 @@ def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
                 traceback.print_exc()
             print(f"jaxalign: {lost}", file=sys.stderr)
             return _left(LOST_PROCESS, alike=False)
+        full = disk_problem(error)
+        if full is not None and not verbose:
+            print(
+                f"jaxalign: the disk cannot be written or read: {full}; make room or choose another folder, and give the command again",
+                file=sys.stderr,
+            )
+            return _left(USER_ERROR)
         # gin's copies of an error keep its text but not its file name.
         named = isinstance(error, OSError) and re.search(
             r"\[Errno \d+\] (.+?): '(.+?)'", str(error)

@@ -177,11 +177,11 @@ def check_no_straddling(
     names = list(summaries)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            shared = summaries[first].prompts & summaries[second].prompts
+            shared = list(summaries[first].prompts.shared(summaries[second].prompts))
             if shared:
-                example = min(shared)
+                places = " and ".join(f"{file}:{line}" for file, line in min(shared))
                 raise DataError(
-                    f"{len(shared)} prompts are in both {first!r} and {second!r}, for example {example[:80]!r}; {advice}."
+                    f"{len(shared)} prompts are in both {first!r} and {second!r}, for example that of {places}; {advice}."
                 )
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from jaxalign import files
 from jaxalign.data.records import Record
 
 
@@ -92,12 +93,10 @@ def write_jsonl(
 ) -> int:
     """Writes records as JSON Lines, replacing the file at once, and returns how many."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    partial = f"{path}.partial"
     count = 0
-    with open(partial, "w", encoding="utf-8") as file:
+    with files.replacing(path, "w") as file:
         for record in records:
             obj = record_to_json(record, kind, score_names)
             file.write(json.dumps(obj, ensure_ascii=False) + "\n")
             count += 1
-    os.replace(partial, path)
     return count

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from jaxalign.data.digests import Places
 from jaxalign.data.examples import CachedExample, make_example
 from jaxalign.data.records import Record, prompt_id
 from jaxalign.data.rejections import DataError, RejectionLog
@@ -136,18 +138,19 @@ class SplitSummary:
     """Statistics of a split, gathered while it is written."""
 
     def __init__(self) -> None:
-        self.prompts: set[str] = set()
-        self.prompt_lengths: list[int] = []
-        self.response_lengths: list[int] = []
-        self.decoder_lengths: list[int] = []
-        self.feedback: list[float] = []
-        self.first_feedback: list[float] = []
+        # Numbers in arrays and texts as digests: a split may have millions of examples.
+        self.prompts = Places()
+        self.prompt_lengths = array("i")
+        self.response_lengths = array("i")
+        self.decoder_lengths = array("i")
+        self.feedback = array("d")
+        self.first_feedback = array("d")
         self.fields: set[str] = {"feedback", "scores", "reference_feedback"}
         self.responses = 0
         self.reference_samples = 0
 
     def add(self, example: CachedExample) -> None:
-        self.prompts.add(example.prompt)
+        self.prompts.add(example.prompt, example.file, example.line)
         self.prompt_lengths.append(len(example.inputs))
         self.response_lengths.extend(example.target_lengths.tolist())
         self.decoder_lengths.append(len(example.targets))
@@ -165,8 +168,10 @@ class SplitSummary:
             self.reference_samples = len(example.reference_feedback)
 
     def example_lengths(self) -> np.ndarray:
-        pairs = list(zip(self.prompt_lengths, self.decoder_lengths, strict=True))
-        return np.asarray(pairs, np.int32).reshape(-1, 2)
+        return np.stack(
+            [np.array(self.prompt_lengths, np.int32), np.array(self.decoder_lengths, np.int32)],
+            axis=1,
+        )
 
     def feedback_statistics(self) -> dict[str, float] | None:
         """Mean and (population) standard deviation over responses; the deviation is 1 if all feedback is equal."""

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
+from jaxalign import files
 from jaxalign.data import sentencepiece_models
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
 from jaxalign.errors import UserError
@@ -83,10 +84,7 @@ def train_sentencepiece(
             f"this text gives {_size(model)} of the {vocab_size} pieces asked for; more text gives more"
         )
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    partial = f"{output}.partial"
-    with open(partial, "wb") as file:
-        file.write(model)
-    os.replace(partial, output)
+    files.write_bytes(output, model)
     return SentencePieceVocabulary(output)
 
 

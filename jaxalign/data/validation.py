@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from jaxalign.data.digests import Places
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.records import (
     ASSUMED_FEEDBACK,
@@ -138,15 +140,15 @@ def drop_duplicates(
 
     `record_of` finds the record in an item, where the items are not records themselves.
     """
-    first: dict[tuple[Any, ...], str] = {}
+    seen = Places()
     for item in items:
         record = record_of(item)
-        if record.key in first:
-            message = f"the same record as {first[record.key]}"
-            log.reject_record(record, "duplicate", message, split)
-        else:
-            first[record.key] = record.where
+        first = seen.add(repr(record.key), record.file, record.line)
+        if first is None:
             yield item
+        else:
+            where = dataclasses.replace(record, file=first[0], line=first[1]).where
+            log.reject_record(record, "duplicate", f"the same record as {where}", split)
 
 
 class ReferenceSamples:

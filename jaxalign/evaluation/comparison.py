@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation import judges as judging
-from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.evaluation import ranking
 from jaxalign.evaluation.calibration import Calibration
 from jaxalign.evaluation.measure import Answers, Evaluator, value_report
 from jaxalign.evaluation.statistics import bootstrap_mean
-from jaxalign.runs import opened
+from jaxalign.runs.run import TrainedNetwork
 
 
 @dataclasses.dataclass
@@ -34,7 +33,7 @@ class Comparison:
     """
 
     evaluator: Evaluator
-    reference: opened.Run
+    reference: TrainedNetwork
     panel: Sequence[judging.Judge]
     kl_samples: int
     reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -45,11 +44,11 @@ class Comparison:
     _reference_log_probs: np.ndarray | None = None
 
     def measure(
-        self, name: str, path: str, run: opened.Run, step: int | str | None, **bootstrap: int
+        self, name: str, path: str, run: TrainedNetwork, step: int | str | None, **bootstrap: int
     ) -> None:
         """Adds everything about one policy."""
-        report: dict[str, Any] = {"checkpoint": path, "step": run.info.get("step")}
-        report["objective"] = run.info.get("objective")
+        report: dict[str, Any] = {"checkpoint": path, "step": run.step}
+        report["objective"] = run.run.description.method
         self.reports[name] = report
         shares, cut = self.evaluator.describe_prompts(run)
         report.update(shares)
@@ -65,7 +64,7 @@ class Comparison:
             self._use_feedback(name, path, run, step, report, bootstrap)
 
     def _judge(
-        self, name: str, run: opened.Run, report: dict[str, Any], bootstrap: dict[str, int]
+        self, name: str, run: TrainedNetwork, report: dict[str, Any], bootstrap: dict[str, int]
     ) -> None:
         data = self.evaluator.data
         answers = self.answers[name] = self.evaluator.answer(run)
@@ -88,7 +87,7 @@ class Comparison:
         self,
         name: str,
         path: str,
-        run: opened.Run,
+        run: TrainedNetwork,
         step: int | str | None,
         report: dict[str, Any],
         bootstrap: dict[str, int],
@@ -100,8 +99,8 @@ class Comparison:
         same = run is self.reference
         own = self._reference_log_probs if same else self.evaluator.feedback_log_probs(run)
         values = None
-        if opened.has_value_network(run):
-            values = self.evaluator.feedback_values(opened.open_value(path, step=step))
+        if run.run.has_value_network():
+            values = self.evaluator.feedback_values(run.run.value())
             log_ratios = own - self._reference_log_probs
             calibrated, report["value"] = value_report(run, values, log_ratios, feedback)
             self.calibrations[name] = calibrated
@@ -109,7 +108,7 @@ class Comparison:
             own,
             self._reference_log_probs,
             [record.response for record in records],
-            tau=run.temperature,
+            tau=run.run.temperature,
             values=values,
             linear=self.linear,
         )
@@ -122,12 +121,9 @@ class Comparison:
         )
         report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
 
-    def _check_vocabulary(self, name: str, run: opened.Run) -> None:
-        mine, theirs = (
-            RecordedVocabulary(each.info.get("vocabulary", {}), each.info.get("run", ""))
-            for each in (run, self.reference)
-        )
-        if not mine.agrees_with(theirs):
+    def _check_vocabulary(self, name: str, run: TrainedNetwork) -> None:
+        mine, theirs = (each.run.recorded_vocabulary for each in (run, self.reference))
+        if mine is None or theirs is None or not mine.agrees_with(theirs):
             raise UserError(
                 f"policy '{name}' and the reference have different vocabularies, so their "
                 "log-probabilities cannot be compared; give another reference."

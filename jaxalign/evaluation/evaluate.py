@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import files
 from jaxalign.annotation import judges as judging
 from jaxalign.data.evaluation_set import EvaluationSet, read_evaluation_records
 from jaxalign.errors import UserError
@@ -21,7 +22,7 @@ from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.statistics import win_rate
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
-from jaxalign.runs import opened
+from jaxalign.runs.run import Run, learning_curve
 
 
 def evaluate(
@@ -104,10 +105,7 @@ def evaluate(
         seed,
     )
     # What one of the policies cannot read is left out for all of them.
-    described = [
-        opened.open_description(path, step=step)
-        for path in dict.fromkeys([reference_path, *named.values()])
-    ]
+    described = [Run(path, step) for path in dict.fromkeys([reference_path, *named.values()])]
     records = records.readable([evaluator.encoder(run) for run in described])
     if records.rejected:
         _progress(records.describe_rejected())
@@ -116,14 +114,14 @@ def evaluate(
     if ranking_only and not data.feedback:
         raise UserError(f"{prompts}: ranking_only needs logged responses with feedback.")
     panel = [] if ranking_only else [judging.get_judge(spec) for spec in judges or ["slot_error"]]
-    reference_run = opened.open_policy(reference_path, step=step)
+    reference_run = Run(reference_path, step).policy()
     session = Comparison(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
     session.linear = _linear_baseline(data, prompts, ranking_train, options)
     for name, path in named.items():
         # The reference's parameters are in memory already.
-        run = reference_run if path == reference_path else opened.open_policy(path, step=step)
+        run = reference_run if path == reference_path else Run(path, step).policy()
         session.measure(name, path, run, step, bootstrap=bootstrap, seed=seed)
-        _progress(f"measured {name} (step {run.info.get('step')})")
+        _progress(f"measured {name} (step {run.step})")
     result = {
         "settings": {
             "prompts": str(prompts),
@@ -146,7 +144,7 @@ def evaluate(
     result["plots"] = _draw(folder / "plots", named, session, panel)
     result = finite_json(result)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    files.write_text(folder / "evaluation.json", text + "\n")
     print(summary_text(result))
     return result
 
@@ -231,7 +229,7 @@ def _write_responses(folder: Path, session: Comparison, data: EvaluationSet) -> 
     for name, answers in session.answers.items():
         path = folder / "responses" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
+        with files.replacing(path, "w") as file:
             for i, prompt in enumerate(data.prompts):
                 line = {
                     "id": i,
@@ -261,7 +259,7 @@ def _draw(
             for name, report in session.reports.items()
         ]
         paths.append(plots.plot_reward_against_kl(points, folder / "reward_against_kl.png"))
-    curves = {name: opened.learning_curve(path) for name, path in named.items()}
+    curves = {name: learning_curve(path) for name, path in named.items()}
     curves = {name: records for name, records in curves.items() if records}
     paths.append(plots.plot_learning_curves(curves, folder / "learning_curves.png"))
     if session.calibrations:

@@ -22,7 +22,7 @@ from jaxalign.inference.rows import (
     score_responses,
 )
 from jaxalign.inference.sampling import DecodingSettings
-from jaxalign.runs.opened import Run
+from jaxalign.runs.run import Run, TrainedNetwork
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Evaluator:
     temperature: float = 0.0
     seed: int = 0
 
-    def answer(self, run: Run) -> Answers:
+    def answer(self, run: TrainedNetwork) -> Answers:
         """One response a prompt, at the evaluation's temperature."""
         tokens = self._sample(run, self.temperature, 1, self.seed)[:, 0]
         rows = [response_tokens(row) for row in tokens]
@@ -80,7 +80,7 @@ class Evaluator:
             np.array([bool(row) and row[-1] == 1 for row in rows]),
         )
 
-    def kl(self, run: Run, reference: Run, samples: int) -> KLEstimate:
+    def kl(self, run: TrainedNetwork, reference: TrainedNetwork, samples: int) -> KLEstimate:
         """KL(policy || reference), nats a response, from samples at temperature 1.
 
         Both policies score the sampled token ids in the same way, so a policy's KL from itself is
@@ -95,7 +95,7 @@ class Evaluator:
         )
         return kl_from_samples(own, theirs)
 
-    def feedback_log_probs(self, run: Run) -> Float[np.ndarray, " items"]:
+    def feedback_log_probs(self, run: TrainedNetwork) -> Float[np.ndarray, " items"]:
         """Log-probability of every logged response with feedback, in nats."""
         records = self.data.feedback
         encoded = self.encoder(run).responses([record.response for record in records])
@@ -105,7 +105,7 @@ class Evaluator:
             run.network, run.params, prompts, responses, batch_size=self.batch_size
         )[0][:, 0]
 
-    def feedback_values(self, value: Run) -> Float[np.ndarray, " items"]:
+    def feedback_values(self, value: TrainedNetwork) -> Float[np.ndarray, " items"]:
         """V(x) for the prompt of every logged response with feedback."""
         distinct = list(dict.fromkeys(record.prompt for record in self.data.feedback))
         prompts = self._prompts(value, distinct)
@@ -113,7 +113,9 @@ class Evaluator:
         known = dict(zip(distinct, values, strict=True))
         return np.array([known[record.prompt] for record in self.data.feedback])
 
-    def _sample(self, run: Run, temperature: float, samples: int, seed: int) -> np.ndarray:
+    def _sample(
+        self, run: TrainedNetwork, temperature: float, samples: int, seed: int
+    ) -> np.ndarray:
         settings = DecodingSettings(
             max_target_length=run.length("targets", self.max_target_length),
             num_samples=samples,
@@ -128,7 +130,7 @@ class Evaluator:
             seed=seed,
         )[0]
 
-    def encoder(self, run: Run) -> TextEncoder:
+    def encoder(self, run: Run | TrainedNetwork) -> TextEncoder:
         """How a run reads the texts of the evaluation set."""
         return encoder_of(
             run,
@@ -137,7 +139,7 @@ class Evaluator:
             long_prompts=self.long_prompts,
         )
 
-    def describe_prompts(self, run: Run) -> tuple[dict[str, float], str]:
+    def describe_prompts(self, run: TrainedNetwork) -> tuple[dict[str, float], str]:
         """Shares of the prompts that are cut and of unknown pieces, and a sentence on the cut ones (or nothing)."""
         encoder = self.encoder(run)
         encoded = encoder.prompts(self.data.prompts)
@@ -147,18 +149,18 @@ class Evaluator:
         }
         return shares, encoder.describe_cut(encoded)
 
-    def _prompts(self, run: Run, texts: Sequence[str]) -> list[list[int]]:
+    def _prompts(self, run: TrainedNetwork, texts: Sequence[str]) -> list[list[int]]:
         return self.encoder(run).prompts(texts).tokens
 
 
 def value_report(
-    run: Run,
+    run: TrainedNetwork,
     values: Float[np.ndarray, " items"],
     log_ratios: Float[np.ndarray, " items"],
     feedback: Float[np.ndarray, " items"],
 ) -> tuple[Calibration, dict[str, Any]]:
     """Calibration of V and the residual of DRO on logged responses, rewards standardised as in training."""
-    rewards = run.standardized(feedback)
+    rewards = run.run.standardized(feedback)
     result = calibration(values, rewards)
-    residual = residual_statistics(rewards, values, log_ratios, run.temperature)
-    return result, {**result.to_dict(), **residual, "tau": run.temperature}
+    residual = residual_statistics(rewards, values, log_ratios, run.run.temperature)
+    return result, {**result.to_dict(), **residual, "tau": run.run.temperature}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import files
 from jaxalign.errors import UserError
 from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.tables import format_spread, markdown_table
@@ -66,7 +67,7 @@ def report(
     text = "\n\n".join([_HEADER, *blocks]) + "\n"
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        Path(output).write_text(text, encoding="utf-8")
+        files.write_text(output, text)
         print(f"wrote {output}")
     else:
         print(text)

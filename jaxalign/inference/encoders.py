@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
-from jaxalign.runs.opened import Run
+from jaxalign.runs.run import Run, TrainedNetwork
 
 
 def encoder_of(
-    run: Run,
+    run: Run | TrainedNetwork,
     *,
     max_input_length: int = 0,
     max_target_length: int = 0,

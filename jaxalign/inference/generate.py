@@ -24,7 +24,8 @@ from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.resumable_output import resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_batches
-from jaxalign.runs import opened
+from jaxalign.locks import Lock
+from jaxalign.runs.run import Run, TrainedNetwork
 
 _WRITTEN = ("id", "responses", "log_probs")
 
@@ -112,7 +113,7 @@ def generate(
         other prompts or with other settings, or a policy that gives NaN.
     """
     prompts = read_prompts(input, prompt_field)
-    run = opened.open_policy(checkpoint, role=role, step=step)
+    run = Run(checkpoint, step).policy(role=role)
     encoder = encoder_of(
         run,
         max_input_length=max_input_length,
@@ -134,13 +135,13 @@ def generate(
         prompts,
         Path(output).expanduser(),
         GenerationSettings(decoding, batch_size, seed),
-        origin={"checkpoint": str(checkpoint), "role": role, "step": run.info.get("step")},
+        origin={"checkpoint": str(checkpoint), "role": role, "step": run.step},
         overwrite=overwrite,
     )
 
 
 def write_responses(
-    run: opened.Run,
+    run: TrainedNetwork,
     encoder: TextEncoder,
     prompts: Prompts,
     output: Path,
@@ -159,6 +160,8 @@ def write_responses(
         "long_prompts": encoder.limits.long_prompts,
         **vars(settings.decoding),
     }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
     done = resume(output, fingerprint, list(prompts.texts), overwrite)
     cut = encoder.describe_cut(encoded)
     if cut:
@@ -190,6 +193,7 @@ def write_responses(
                 unfinished += int((tokens[row] != EOS).all(axis=-1).sum())
             file.flush()
             os.fsync(file.fileno())
+    lock.release()
     responses = (written - done) * settings.decoding.num_samples
     return {
         "output": str(output),
@@ -219,8 +223,8 @@ def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
     return Prompts(texts, records)
 
 
-def _check_finite(log_probs: np.ndarray, run: opened.Run) -> None:
+def _check_finite(log_probs: np.ndarray, run: TrainedNetwork) -> None:
     if not np.isfinite(log_probs).all():
         raise UserError(
-            f"{run.info.get('run')} gives NaN or infinite log-probabilities; its parameters are not usable, choose another step"
+            f"{run.run.folder} gives NaN or infinite log-probabilities; its parameters are not usable, choose another step"
         )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxalign import files
 from jaxalign.data.evaluation_set import read_json_lines
 from jaxalign.errors import UserError
 
@@ -23,7 +24,6 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
       UserError: the file was written with other settings or from other prompts.
     """
     side_file = output.with_name(output.name + ".settings.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
     if overwrite:
         output.unlink(missing_ok=True)
     done = 0
@@ -31,7 +31,7 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
         _check_settings(output, side_file, fingerprint)
         _drop_torn_line(output)
         done = _check_lines(output, prompts)
-    side_file.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8")
+    files.write_text(side_file, json.dumps(fingerprint, indent=1) + "\n")
     return done
 
 

@@ -15,6 +15,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxalign.errors import UserError
+
 Index = tuple[slice, ...]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": BFLOAT16, "float16": np.dtype("float16")}
@@ -71,6 +73,18 @@ class LastRead:
 def from_numpy(values: np.ndarray) -> LazyArray:
     """An array that is in memory already."""
     return LazyArray(values.shape, values.dtype, lambda index: values[index])
+
+
+def finite(array: LazyArray, where: str) -> LazyArray:
+    """The array, whose values are refused with a UserError naming ``where`` if any that is read is NaN or infinite."""
+
+    def read(index: Index) -> np.ndarray:
+        values = array.read(index)
+        if values.dtype.kind not in "iub" and not np.isfinite(values).all():
+            raise UserError(f"{where} holds NaN or infinity; choose another checkpoint")
+        return values
+
+    return dataclasses.replace(array, reader=read)
 
 
 def transposed(array: LazyArray) -> LazyArray:

@@ -24,7 +24,7 @@ from jaxalign.interop.parameters import in_layout, same_architecture
 from jaxalign.interop.source_vocabulary import choose_vocabulary, own_vocabulary
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
 from jaxalign.networks.config import T5Config
-from jaxalign.runs import checkpoints, loading
+from jaxalign.runs.description import read_description
 
 
 def convert(
@@ -83,7 +83,7 @@ def convert(
         raise UserError(
             "T5X's checkpoints hold no vocabulary; --vocabulary and --extra_ids are for --to=jaxalign and --to=huggingface"
         )
-    source = open_source(checkpoint, int(step) if step.isdigit() else step or None, role=role)
+    source = open_source(checkpoint, step or None, role=role)
     config, assumed = source.configured(model)
     if to == RUN:
         if dtype == "bfloat16":
@@ -108,7 +108,7 @@ def convert(
         if is_there:
             added = run_writer.complete(path, description, chosen)
             notes += [f"added: {', '.join(added)}"] if added else []
-            description = checkpoints.read_json(Path(path) / loading.NETWORKS_FILE)
+            description = dict(read_description(Path(path)).content)
         else:
             laid_out = in_layout(source.params, config)
             stored = {name: cast(array, DTYPES[dtype]) for name, array in laid_out.items()}
@@ -190,7 +190,7 @@ def _require_same(
     same = there.format == to and there.params.keys() == arrays.keys()
     if to == RUN:
         same = same and there.config == config and there.run_id() == source.run_id()
-        same = same and there.info.get("objective") == "converted"
+        same = same and there.run is not None and there.run.description.method == "converted"
     if to != HUGGING_FACE:
         same = same and there.step == step
     if not same:

@@ -21,8 +21,8 @@ def write(path: str, tree: Any) -> None:
       path: a folder that does not exist yet.
       tree: the arrays.
     """
-    # It warns of metadata that arrays on devices have, and these do not.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # It warns of metadata that arrays on devices have and these do not, and prints the errors that it raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _OneByOne(tree)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign import __version__
+from jaxalign import __version__, files
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.vocabularies import SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import orbax_writer, storage
 from jaxalign.interop.arrays import LazyArray
 from jaxalign.interop.parameters import nest
-from jaxalign.interop.source_vocabulary import of_run
 from jaxalign.interop.sources import Source
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
-from jaxalign.runs import checkpoints, files, loading, manifests
+from jaxalign.runs import checkpoints, manifests
+from jaxalign.runs.description import read_description, write_description
+from jaxalign.runs.run import Run
 
 
 def describe(
@@ -32,8 +32,9 @@ def describe(
       vocabulary: its vocabulary, if it is known.
       lengths: tokens of ``inputs`` and ``targets`` that the user gives; 0 for what the source records.
     """
-    recorded = dict(source.info.get("feature_lengths") or {})
-    value_token = source.info.get("networks", {}).get("policy", {}).get("value_token")
+    recorded = {} if source.run is None else dict(source.run.description.feature_lengths)
+    described = {} if source.run is None else source.run.description.networks
+    value_token = described.get("policy", {}).get("value_token")
     description: dict[str, Any] = {
         # The same numbers, so the same reference policy.
         "run_id": source.run_id(),
@@ -42,6 +43,7 @@ def describe(
         "networks": {"policy": Policy(config, value_token=value_token).description()},
         "objective": "converted",
         "reward": None,
+        "manifests": True,
         "feature_lengths": recorded | {name: length for name, length in lengths.items() if length},
     }
     if vocabulary is not None:
@@ -62,10 +64,9 @@ def write(
     with storage.new_folder(path) as folder:
         checkpoint = Path(folder) / checkpoints.CHECKPOINTS / str(step)
         orbax_writer.write(str(checkpoint / "params"), {"policy": nest(arrays)})
-        manifests.write_manifest(checkpoint, by_orbax=False)
+        manifests.write_manifest(checkpoint, step=step, run_id=description["run_id"])
         _copy_model(Path(folder), vocabulary)
-        text = json.dumps(description, indent=2) + "\n"
-        (Path(folder) / loading.NETWORKS_FILE).write_text(text, encoding="utf-8")
+        write_description(Path(folder), description)
 
 
 def complete(
@@ -79,20 +80,18 @@ def complete(
     Raises:
       UserError: it records another vocabulary or other lengths.
     """
-    file = Path(path) / loading.NETWORKS_FILE
-    there = checkpoints.read_json(file)
+    there = dict(read_description(Path(path)).content)
     added = []
     if vocabulary is not None:
         if not there.get("vocabulary"):
             _copy_model(Path(path), vocabulary)
             there["vocabulary"] = _spec(vocabulary)
             added.append("vocabulary")
-        elif not of_run({**there, "run": path}).agrees_with(vocabulary):
-            recorded = of_run({**there, "run": path})
+        elif not (recorded := Run(path).recorded_vocabulary or vocabulary).agrees_with(vocabulary):
             raise UserError(
                 f"{path} exists already, with {recorded.describe()} and not {vocabulary.describe()}; choose another output"
             )
-    lengths = there.get("feature_lengths") or {}
+    lengths = dict(there.get("feature_lengths") or {})
     for name, length in description["feature_lengths"].items():
         if lengths.get(name, length) != length:
             raise UserError(
@@ -103,7 +102,7 @@ def complete(
             lengths[name] = length
     if added:
         there["feature_lengths"] = lengths
-        files.write_text(file, json.dumps(there, indent=2) + "\n")
+        write_description(Path(path), there)
     return added
 
 
@@ -127,4 +126,4 @@ def _copy_model(folder: Path, vocabulary: RecordedVocabulary | None) -> None:
         return
     loaded = vocabulary.load()
     assert isinstance(loaded, SentencePieceVocabulary)
-    (folder / Path(vocabulary.spec["path"]).name).write_bytes(loaded.model)
+    files.write_bytes(folder / Path(vocabulary.spec["path"]).name, loaded.model)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
-
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import storage, tokenizer_files
-from jaxalign.interop.sources import HUGGING_FACE, RUN, Source
+from jaxalign.interop.sources import HUGGING_FACE, Source
 from jaxalign.networks.config import T5Config
 
 
@@ -22,28 +18,7 @@ def own_vocabulary(source: Source) -> RecordedVocabulary | None:
     """
     if source.format == HUGGING_FACE:
         return tokenizer_files.read(source.path)
-    if source.format != RUN or not source.info.get("vocabulary"):
-        return None
-    return of_run(source.info)
-
-
-def of_run(info: dict[str, Any]) -> RecordedVocabulary:
-    """The vocabulary that a run records.
-
-    Raises:
-      UserError: its model is not a file of the run's folder.
-    """
-    spec = info["vocabulary"]
-    if not isinstance(spec, dict):
-        raise UserError(f"{info['run']}: its vocabulary must be a JSON object, not {spec!r}")
-    if "path" in spec:
-        name = spec["path"]
-        inside = isinstance(name, str) and os.path.basename(name) == name and name not in ("", "..")
-        if not inside or Path(info["run"], name).is_symlink():
-            raise UserError(
-                f"{info['run']}: its vocabulary {name!r} is not a file of that folder, and is not followed"
-            )
-    return RecordedVocabulary(spec, info["run"])
+    return None if source.run is None else source.run.recorded_vocabulary
 
 
 def choose_vocabulary(

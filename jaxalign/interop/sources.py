@@ -7,17 +7,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from jaxalign.errors import UserError
 from jaxalign.interop import huggingface_folder, parameters, storage, t5x, zarr
-from jaxalign.interop.arrays import LazyArray
+from jaxalign.interop.arrays import LazyArray, finite
 from jaxalign.networks.config import T5Config
-from jaxalign.runs import checkpoints, loading
+from jaxalign.runs import checkpoints
+from jaxalign.runs.description import NETWORKS_FILE
+from jaxalign.runs.run import Run
 
 RUN, T5X, T5X_ORBAX, HUGGING_FACE = "jaxalign", "t5x", "t5x_orbax", "huggingface"
 T5X_FORMATS = (T5X, T5X_ORBAX)
@@ -37,7 +37,7 @@ class Source:
       params: under T5X's names, layer by layer.
       config: what it says of its network; None for T5X, which says nothing.
       left_out: what else it holds, in words.
-      info: what a run records of itself.
+      run: the run folder, if it is one.
       evidence: reads a little of everything, to tell checkpoints apart.
     """
 
@@ -47,13 +47,13 @@ class Source:
     params: dict[str, LazyArray]
     config: T5Config | None
     left_out: list[str]
-    info: dict[str, Any]
+    run: Run | None
     evidence: Callable[[], Iterable[bytes]]
 
     def run_id(self) -> str:
         """The id of the run, or for checkpoints of other systems a digest of a sample of their content, wherever they are."""
-        if "run_id" in self.info:
-            return str(self.info["run_id"])
+        if self.run is not None:
+            return self.run.description.run_id
         config = {} if self.config is None else self.config.to_dict()
         described = {name: config.get(name) for name in parameters.ARCHITECTURE}
         digest = hashlib.sha256(f"{self.format} {json.dumps(described)}\n".encode())
@@ -89,7 +89,7 @@ class Source:
 def open_source(
     path: str | os.PathLike[str], step: int | str | None = None, *, role: str = "policy"
 ) -> Source:
-    """Opens a checkpoint; arrays are read later.
+    """Opens a checkpoint; arrays are read later, and refused then if they hold NaN or infinity.
 
     Args:
       path: a run folder or one of its checkpoints; a T5X checkpoint or a folder with several; a Hugging Face folder.
@@ -99,7 +99,10 @@ def open_source(
     Raises:
       UserError: there is none, or it is malformed.
     """
-    folder = storage.absolute(path)
+    return _open(storage.absolute(path), checkpoints.checked_step(step), role)
+
+
+def _open(folder: str, step: int | str | None, role: str) -> Source:
     if not storage.is_remote(folder) and os.path.isfile(folder):
         huggingface_folder.refuse_pickle(os.path.dirname(folder), {os.path.basename(folder)})
         raise UserError(f"{folder} is a file; give the folder of the checkpoint")
@@ -110,9 +113,10 @@ def open_source(
         raise UserError(f"{folder} is no run folder, and so has no role {role!r}")
     if huggingface_folder.CONFIG in names and any(n.endswith(".safetensors") for n in names):
         _same_step(folder, 0, step)
-        params, config, unused = huggingface_folder.read(folder)
+        stored, config, unused = huggingface_folder.read(folder)
+        params = {name: finite(array, f"{folder}: {name}") for name, array in stored.items()}
         evidence = _first_rows(params)
-        return Source(HUGGING_FACE, folder, 0, params, config, unused, {}, evidence)
+        return Source(HUGGING_FACE, folder, 0, params, config, unused, None, evidence)
     if t5x.INDEX in names and any(name.startswith("model.ckpt") for name in names):
         raise UserError(
             f"{folder} is a TensorFlow checkpoint; T5X's versions of the public ones are under gs://t5-data/pretrained_models/t5x"
@@ -124,7 +128,7 @@ def open_source(
         chosen = found[-1] if step in (None, "latest") else step
         if chosen not in found:
             raise UserError(f"{folder} has no T5X checkpoint of step {step}; there are {found}")
-        return open_source(storage.join(folder, f"checkpoint_{chosen}"))
+        return _open(storage.join(folder, f"checkpoint_{chosen}"), None, role)
     huggingface_folder.refuse_pickle(folder, names)
     raise UserError(
         f"no checkpoint at {folder}: it is neither a run folder, nor a T5X checkpoint (checkpoint_<step>), nor a Hugging Face "
@@ -141,43 +145,23 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 def _is_run(folder: str, names: set[str]) -> bool:
     parent, _, name = folder.rpartition("/")
     one_of_its = name.isdigit() and parent.endswith(f"/{checkpoints.CHECKPOINTS}")
-    return loading.NETWORKS_FILE in names or checkpoints.CHECKPOINTS in names or one_of_its
+    return NETWORKS_FILE in names or checkpoints.CHECKPOINTS in names or one_of_its
 
 
 def _open_run(folder: str, step: int | str | None, role: str) -> Source:
     if storage.is_remote(folder):
         raise UserError(f"{folder}: run folders are local; copy it here first")
-    info = loading.load_info(folder, step)
-    config = loading.network_config(info, role)
-    checkpoints.refuse_damaged(info["run"], info["step"])
-    _refuse_exchanged(info)
-    item = f"{info['run']}/{checkpoints.CHECKPOINTS}/{info['step']}/params"
+    run = Run(folder, step)
+    config = run.config(role)
+    checkpoints.refuse_damaged(run.folder, run.step)
+    item = f"{run.folder}/{checkpoints.CHECKPOINTS}/{run.step}/params"
     arrays = zarr.read_tree(item)
     prefix = f"{role}."
     own = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
     others = sorted({name.partition(".")[0] for name in arrays} - {role})
     params = parameters.unrolled(item, own, config.param_scan_axis)
     left_out = [f"role {other}" for other in others]
-    return Source(RUN, info["run"], info["step"], params, config, left_out, info, list)
-
-
-def _refuse_exchanged(info: dict[str, Any]) -> None:
-    """Refuses a checkpoint that says it is of another run, or of another step, than its place.
-
-    Raises:
-      UserError: naming both. Converted checkpoints hold parameters alone and say nothing.
-    """
-    place = Path(info["run"], checkpoints.CHECKPOINTS, str(info["step"]))
-    if (place / "metadata" / "metadata").is_file():
-        run_id = checkpoints.read_json(place / "metadata" / "metadata").get("run_id")
-        if run_id != info.get("run_id", run_id):
-            raise UserError(
-                f"{place} is a checkpoint of the run {run_id}, but lies in that of {info['run_id']}"
-            )
-    if (place / "optimizer").is_dir():
-        step = zarr.read_tree(str(place / "optimizer")).get("step")
-        if step is not None and step.shape == () and int(step.read()) != info["step"]:
-            raise UserError(f"{place} is the checkpoint of step {int(step.read())}")
+    return Source(RUN, str(run.folder), run.step, params, config, left_out, run, list)
 
 
 def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
@@ -203,7 +187,7 @@ def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
         parameters.unrolled(folder, params),
         None,
         left_out,
-        {},
+        None,
         evidence,
     )
 

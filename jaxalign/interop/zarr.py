@@ -10,7 +10,8 @@ import tensorstore as ts
 
 from jaxalign.errors import UserError
 from jaxalign.interop import storage
-from jaxalign.interop.arrays import DTYPES, Index, LazyArray
+from jaxalign.interop.arrays import DTYPES, Index, LazyArray, finite
+from jaxalign.runs import stored_arrays
 
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
 # A chunk that is not there would otherwise be read as zeros, silently.
@@ -104,6 +105,8 @@ def _lazy(folder: str, name: str, future: Any) -> LazyArray:
     if dtype not in DTYPES and dtype not in _COUNTERS:
         raise UserError(f"{folder}: array {name} has dtype {dtype}; known: {', '.join(DTYPES)}")
 
+    stored_arrays.check_array(folder, name, store)
+
     def read(index: Index) -> np.ndarray:
         try:
             return np.asarray(store[index].read().result() if index else store.read().result())
@@ -112,4 +115,5 @@ def _lazy(folder: str, name: str, future: Any) -> LazyArray:
                 f"{folder}: array {name} cannot be read: {storage.first_line(error)}"
             ) from error
 
-    return LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read)
+    array = LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read)
+    return finite(array, f"{folder}: array {name}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from jaxalign import files
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
@@ -120,8 +121,8 @@ def plan(
     if output is not None:
         path = Path(output).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{path}.md").write_text(text + "\n", encoding="utf-8")
-        Path(f"{path}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        files.write_text(f"{path}.md", text + "\n")
+        files.write_text(f"{path}.json", json.dumps(result, indent=2) + "\n")
     return result
 
 

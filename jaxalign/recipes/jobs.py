@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign import files
+
 RESULT = "result.json"
 _CLAIM = "claim"
 _POLL_SECONDS = 2.0
@@ -72,9 +74,7 @@ def work(folder: Path, jobs: Sequence[Job]) -> None:
         finally:
             (folder / job.name / _CLAIM).unlink(missing_ok=True)
         result["seconds"] = round(time.time() - started, 1)
-        partial = folder / job.name / f"{RESULT}.partial"
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / job.name / RESULT)
+        files.write_text(folder / job.name / RESULT, json.dumps(result, indent=1) + "\n")
         print(f"[{os.getpid()}] {job.name}: {result['seconds']:.0f} s", flush=True)
     if failed:
         raise RuntimeError(f"jobs failed: {', '.join(sorted(failed))}")

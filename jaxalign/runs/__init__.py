@@ -1,1 +1,1 @@
-"""The run folder: what it says of networks and vocabulary, its checkpoints, manifests and metrics."""
+"""The run folder: its description of networks and vocabulary, its checkpoints, manifests and metrics."""

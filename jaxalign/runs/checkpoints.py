@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from jaxalign import untrusted
 from jaxalign.errors import UserError
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.parallel import distributed
-from jaxalign.runs import manifests
+from jaxalign.runs import manifests, stored_arrays
+from jaxalign.runs.description import NETWORKS_FILE, read_description
 
 CHECKPOINTS = "checkpoints"
 # Frozen parameters of trained roles, which are the same in every checkpoint.
 FROZEN_LEAVES = "frozen_leaves"
+_STEP = re.compile(r"[0-9]{1,12}")
 
 
 def restore_params(
@@ -28,6 +32,7 @@ def restore_params(
     *,
     step: int | str | None = None,
     abstract: Any = None,
+    least_arrays: int = 0,
     shardings: Any = None,
 ) -> Any:
     """Restores one role's parameters from a run folder or from one of its checkpoints.
@@ -36,7 +41,8 @@ def restore_params(
       path: a run folder, or ``<run>/checkpoints/<step>``.
       role: 'policy', 'value', ...
       step: a number, 'best', 'latest' or None (best if a best metric was kept, else latest).
-      abstract: expected shapes; checked.
+      abstract: expected shapes, or a function that computes them; checked.
+      least_arrays: how many arrays there must be at least, which is looked at before ``abstract`` is computed.
       shardings: where to put them; the host's first device by default.
 
     Raises:
@@ -44,9 +50,18 @@ def restore_params(
     """
     run, found = find_checkpoint(path, step)
     folder = run / CHECKPOINTS / str(found) / "params"
-    refuse_damaged(run, found)
+    arrays = refuse_damaged(run, found)
+    if arrays < least_arrays:
+        raise UserError(
+            f"checkpoint {folder} has {arrays} arrays, and the network that {run / NETWORKS_FILE} describes at least {least_arrays}"
+        )
+    if callable(abstract):
+        abstract = abstract()
     quieten_orbax()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with (
+        _malformed_refused(folder),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
         stored = _stored_shapes(checkpointer, folder)
         if role not in stored:
             raise UserError(
@@ -60,10 +75,12 @@ def restore_params(
             sources |= {frozen: leaves[role]} if role in leaves else {}
         if abstract is not None:
             _check_shapes(folder, role, _merged(sources.values()), abstract)
-        return _merged(
+        params = _merged(
             _restore_role(checkpointer, source, role, shapes, shardings)
             for source, shapes in sources.items()
         )
+    stored_arrays.refuse_not_finite(f"checkpoint {folder}, role {role}", params)
+    return params
 
 
 def restore_frozen_leaves(run: Path, shapes: Any, shardings: Any) -> dict[str, Any]:
@@ -79,7 +96,10 @@ def restore_frozen_leaves(run: Path, shapes: Any, shardings: Any) -> dict[str, A
         raise UserError(f"{folder} is missing, which holds the frozen parameters of this run")
     _refuse_damaged_leaves(folder)
     quieten_orbax()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with (
+        _malformed_refused(folder),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
         stored = _stored_shapes(checkpointer, folder)
         for role, expected in shapes.items():
             _check_shapes(folder, role, stored.get(role, {}), expected)
@@ -124,25 +144,73 @@ def _merged(trees: Iterable[Any]) -> Any:
 
 
 def _refuse_damaged_leaves(folder: Path) -> None:
-    damage = distributed.first(lambda: manifests.find_damage(folder))
+    distributed.first(lambda: _check_leaves(folder))
+
+
+def _check_leaves(folder: Path) -> None:
+    size = untrusted.check_tree(folder, inside=folder.parent)
+    damage = manifests.find_damage(folder, origin=manifests.Origin(manifests=True))
     if damage is not None:
         raise UserError(f"{folder} is damaged: {damage}; put a copy back")
+    stored_arrays.check_item(folder, size)
 
 
-def refuse_damaged(run: Path | str, step: int) -> None:
-    """Refuses a checkpoint whose parameters are damaged.
+@contextlib.contextmanager
+def _malformed_refused(folder: Path) -> Iterator[None]:
+    """Tells errors of libraries that read a malformed checkpoint as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if distributed.lost_process(error) is not None or isinstance(
+            error, jax.errors.JaxRuntimeError
+        ):
+            raise
+        text = str(error).strip().splitlines()
+        raise UserError(
+            f"checkpoint {folder} cannot be read: {text[0][:300] if text else type(error).__name__}"
+        ) from error
+
+
+def refuse_damaged(run: Path | str, step: int) -> int:
+    """Refuses a checkpoint whose parameters are damaged, of another step or run, or no plain files.
+
+    Returns:
+      The number of arrays that it holds.
 
     Raises:
       UserError: naming the file and what is wrong with it.
     """
-    checkpoint = Path(run) / CHECKPOINTS / str(step)
-    damage = distributed.first(lambda: manifests.find_damage(checkpoint, "params"))
+    return distributed.first(lambda: _check_parameters(Path(run), step))
+
+
+def _check_parameters(run: Path, step: int) -> int:
+    checkpoint = run / CHECKPOINTS / str(step)
+    try:
+        untrusted.check_tree(checkpoint, inside=run)
+        size = untrusted.check_tree(checkpoint / "params", inside=run)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged: {error.filename} is missing"
+        ) from error
+    damage = manifests.find_damage(checkpoint, "params", origin=recorded_origin(run))
     if damage is not None:
         others = [other for other in checkpoint_steps(checkpoint.parent) if other != step]
         raise UserError(
             f"checkpoint {checkpoint} is damaged: {damage}; choose another step"
             + (f" (there are {others})" if others else ", or put a copy back")
         )
+    return stored_arrays.check_item(checkpoint / "params", size)
+
+
+def recorded_origin(run: Path) -> manifests.Origin:
+    """Which run the checkpoints of a folder must be of, as far as the folder says."""
+    if not (run / NETWORKS_FILE).exists():
+        return manifests.Origin()
+    described = read_description(run)
+    recorded = described.content.get("run_id")
+    return manifests.Origin(None if recorded is None else str(recorded), described.manifests)
 
 
 def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Path, int]:
@@ -153,8 +221,12 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
     """
     # Orbax finds no metadata under a relative path.
     path = Path(path).expanduser().absolute()
-    if path.parent.name == CHECKPOINTS and path.name.isdigit():
-        return path.parent.parent, int(path.name)
+    step = checked_step(step)
+    if path.parent.name == CHECKPOINTS and _STEP.fullmatch(path.name):
+        own = int(path.name)
+        if isinstance(step, int) and step != own:
+            raise UserError(f"{path} is the checkpoint of step {own}, not of step {step}")
+        return path.parent.parent, own
     folder = path / CHECKPOINTS
     steps = checkpoint_steps(folder)
     if not steps:
@@ -181,32 +253,32 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the finished checkpoints; Orbax renames a folder to its step when it is complete."""
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+    return sorted(int(entry.name) for entry in folder.iterdir() if _STEP.fullmatch(entry.name))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of a run folder.
+def checked_step(step: int | str | None) -> int | str | None:
+    """A number, 'best', 'latest' or None, from any of these or from a number in text.
 
     Raises:
-      UserError: if it is missing or malformed.
+      UserError: it is anything else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: is {path.parent} a run folder?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return content
+    if step is None or step == "":
+        return None
+    if isinstance(step, str) and _STEP.fullmatch(step):
+        return int(step)
+    named = step in ("best", "latest")
+    number = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+    if not named and not number:
+        raise UserError(f"step {step!r} is none: give a number, 'best' or 'latest'")
+    return step
 
 
 def _best_step(run: Path, steps: list[int]) -> int | None:
     summary = run / "best.json"
     if not summary.exists():
         return None
-    step = read_json(summary).get("step")
-    return step if step in steps else None
+    step = untrusted.read_json_object(summary, inside=run).get("step")
+    return step if isinstance(step, int) and step in steps else None
 
 
 def _check_shapes(folder: Path, role: str, stored: Any, expected: Any) -> None:
@@ -235,5 +307,5 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
 
 
 def quieten_orbax() -> None:
-    """Orbax warns of files that a checkpoint item, as opposed to a whole checkpoint, never has."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Orbax warns of files that a checkpoint item, unlike a whole checkpoint, never has, and prints the errors that it raises."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -1,14 +1,17 @@
-"""Whole checkpoints and damaged ones: each lists its files with size and CRC-32, written before Orbax gives it its final name.
+"""Finding damaged checkpoints. A checkpoint lists its files with size and CRC-32; the list is written before it gets its final name.
 
 Zarr and OCDBT check their indices only: a changed byte of an array would be read as a changed parameter.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError
 
 MANIFEST = "jaxalign_manifest.json"
@@ -16,46 +19,70 @@ ITEMS = ("params", "optimizer", "data", "metadata")
 # Orbax writes the time of the last renaming into it.
 _ORBAX = "_CHECKPOINT_METADATA"
 _BLOCK = 1 << 22
+_MANIFEST_BYTES = 64 << 20
 
 
-def write_manifest(folder: Path, *, by_orbax: bool = True) -> None:
-    """Lists every file below a checkpoint's folder, for `find_damage`.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the folder of a run says of its checkpoints.
 
-    Args:
-      folder: of the checkpoint.
-      by_orbax: whether Orbax gives it its final name, and then describes it in a file of its own; `jaxalign convert` writes items alone.
+    Attributes:
+      run_id: of the run; None if the folder does not say.
+      manifests: every checkpoint of the run has a manifest.
     """
-    files = {
+
+    run_id: str | None = None
+    manifests: bool = False
+
+
+def write_manifest(folder: Path, *, step: int | None = None, run_id: str | None = None) -> None:
+    """Lists every file below a checkpoint's folder, with the step and the run that they belong to, for `find_damage`."""
+    listed = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST and path != folder / _ORBAX
     }
-    content = {"by_orbax": by_orbax, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=0), encoding="utf-8")
+    content = {"step": step, "run_id": run_id, "files": listed}
+    files.write_text(folder / MANIFEST, json.dumps(content, indent=0))
 
 
-def find_damage(folder: Path, item: str = "", *, content: bool = True) -> str | None:
-    """What is wrong with a checkpoint, or with one of its items; None if nothing is, or if it is older than manifests.
+def find_damage(
+    folder: Path, item: str = "", *, content: bool = True, origin: Origin = Origin()
+) -> str | None:
+    """What is wrong with a checkpoint, or with one of its items; None if nothing is.
 
     Args:
       folder: ``<run>/checkpoints/<step>``.
       item: a subfolder, for example ``params``; everything by default.
       content: compare contents too, not only sizes.
+      origin: what the run folder says of its checkpoints.
+
+    Raises:
+      UserError: a file cannot be read for a reason that is no damage, or is no plain file of this folder.
     """
     path = folder / MANIFEST
     if not path.exists():
+        if origin.manifests:
+            return f"{MANIFEST} is missing, which lists its files"
         missing = [name for name in ([item] if item else ITEMS) if not (folder / name).is_dir()]
         return f"{missing[0]} is missing" if missing else None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        files = manifest["files"]
-        by_orbax = manifest.get("by_orbax", True)
-        listed = {name: (int(size), int(crc)) for name, (size, crc) in files.items()}
+        manifest = untrusted.read_json_object(path, inside=folder, limit=_MANIFEST_BYTES)
+        listed = {name: (int(size), int(crc)) for name, (size, crc) in manifest["files"].items()}
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise _unreadable(path, error.__cause__) from error
+        return f"{MANIFEST} cannot be read ({error})"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    other = _other_origin(manifest, folder, origin)
+    if other is not None:
+        return other
     for name, (size, crc) in listed.items():
         if item and not name.startswith(f"{item}/"):
             continue
+        if name.startswith("/") or ".." in name.split("/"):
+            return f"{MANIFEST} lists {name[:80]!r}, which is not in the folder"
         file = folder / name
         try:
             found = file.stat().st_size
@@ -67,30 +94,44 @@ def find_damage(folder: Path, item: str = "", *, content: bool = True) -> str | 
             return f"{name} is missing"
         except OSError as error:
             raise _unreadable(file, error) from error
-    if by_orbax is False:
-        return None
+    if not (folder / _ORBAX).exists():
+        # Converted checkpoints have parameters only, and no file of Orbax's beside them.
+        return None if item else f"{_ORBAX} is missing"
     try:
-        json.loads((folder / _ORBAX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"{_ORBAX} is missing"
-    except OSError as error:
-        raise _unreadable(folder / _ORBAX, error) from error
-    except ValueError as error:
-        return f"{_ORBAX} cannot be read ({type(error).__name__})"
+        untrusted.read_json_object(folder / _ORBAX, inside=folder)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise _unreadable(folder / _ORBAX, error.__cause__) from error
+        return f"{_ORBAX} cannot be read ({error})"
+    return None
+
+
+def _other_origin(manifest: dict[str, Any], folder: Path, origin: Origin) -> str | None:
+    """What is wrong if a manifest is of another step or another run than the folder that it lies in."""
+    step, run_id = manifest.get("step"), manifest.get("run_id")
+    if step is not None and str(step) != folder.name and folder.name.isdigit():
+        return f"it is the checkpoint of step {step}"
+    if None not in (run_id, origin.run_id) and run_id != origin.run_id:
+        return (
+            f"it is a checkpoint of the run {run_id}, and this folder is of the run {origin.run_id}"
+        )
     return None
 
 
 def _unreadable(file: Path, error: OSError) -> UserError:
-    """What a file system says for a while, or to one user, is no damage."""
+    """The error for a file that cannot be read now, or by this user, which does not make it damaged."""
     return UserError(f"{file} cannot be read ({error.strerror}); nothing was changed, try again")
 
 
-def set_damaged_aside(checkpoints: Path, steps: list[int]) -> list[str]:
-    """Renames damaged checkpoints to ``<step>.damaged`` and says so; of those before the newest whole one only sizes are compared.
+def set_damaged_aside(checkpoints: Path, steps: list[int], origin: Origin = Origin()) -> list[str]:
+    """Renames damaged checkpoints to ``<step>.damaged``.
+
+    Contents are compared down to the newest whole checkpoint. Of older ones only sizes are compared.
 
     Args:
       checkpoints: the folder of a run's checkpoints.
       steps: those that are there, ascending.
+      origin: what the run folder says of its checkpoints.
 
     Returns:
       One line for each damaged one.
@@ -101,7 +142,7 @@ def set_damaged_aside(checkpoints: Path, steps: list[int]) -> list[str]:
     damaged: dict[int, str] = {}
     whole: int | None = None
     for step in reversed(steps):
-        damage = find_damage(checkpoints / str(step), content=whole is None)
+        damage = find_damage(checkpoints / str(step), content=whole is None, origin=origin)
         if damage is not None:
             damaged[step] = damage
         elif whole is None:
@@ -131,7 +172,7 @@ def _free_name(path: Path) -> Path:
 
 def _crc(path: Path) -> int:
     value = 0
-    with path.open("rb") as file:
+    with untrusted.open_regular(path) as file:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
     return value

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxalign import files, untrusted
+from jaxalign.errors import UserError
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -14,22 +17,37 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record.get("step", 0) <= step:
+    with untrusted.open_regular(path) as file:
+        written = file.read().decode("utf-8", errors="replace")
+    for line in written.splitlines():
+        record = _record(line)
+        if record is not None and record["step"] <= step:
             kept.append(line)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    files.write_text(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``, of one split if it is named; none if there is no file, nor for a torn last line."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    with untrusted.open_regular(path) as file:
+        text = file.read().decode("utf-8", errors="replace")
+    records = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        record = _record(line)
+        if record is None:
+            raise UserError(f"{path}:{number}: not a line of metrics; correct or delete it")
+        records.append(record)
     return [record for record in records if split is None or record["split"] == split]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record of a line; None if it is torn or is no record with a step and a split."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("split"), str):
+        return None
+    step = record.get("step")
+    return record if isinstance(step, int) and not isinstance(step, bool) else None

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError
 from jaxalign.parallel import distributed
-from jaxalign.runs import files
-from jaxalign.runs.checkpoints import read_json
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
 
 BEST_FILE = "best.json"
@@ -38,7 +37,7 @@ class BestCheckpoints:
         written: Sequence[Mapping[str, Any]],
     ) -> None:
         self._path, self._policy, self._checkpointer = model_dir / BEST_FILE, policy, checkpointer
-        self.best: dict[str, Any] = read_json(self._path) if self._path.exists() else {}
+        self.best: dict[str, Any] = _read_best(self._path)
         self._values = self._read_values(written)
 
     def forget_after(self, step: int) -> None:
@@ -107,3 +106,19 @@ class BestCheckpoints:
             self.best = best
             if distributed.is_first():
                 files.write_text(self._path, json.dumps(best))
+
+
+def _read_best(path: Path) -> dict[str, Any]:
+    """What ``best.json`` says; nothing if there is none.
+
+    Raises:
+      UserError: it does not name a step, a metric and a value.
+    """
+    if not path.exists():
+        return {}
+    best = untrusted.read_json_object(path, inside=path.parent)
+    types = {"step": int, "metric": str, "value": (int, float)}
+    for key, kind in types.items():
+        if not isinstance(best.get(key), kind):  # type: ignore[arg-type]
+            raise UserError(f"{path}: '{key}' is missing or of another type; delete the file")
+    return best

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,23 +17,21 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError
 from jaxalign.parallel import distributed
-from jaxalign.runs import files, manifests
+from jaxalign.runs import leftovers, manifests, stored_arrays
 from jaxalign.runs.checkpoints import (
     CHECKPOINTS,
     FROZEN_LEAVES,
     checkpoint_steps,
     quieten_orbax,
-    read_json,
+    recorded_origin,
     with_shardings,
 )
+from jaxalign.runs.description import MAX_STEP
+from jaxalign.runs.typed_json import JsonReader
 from jaxalign.training.state import TrainState
-
-_DISK = re.compile(
-    r"no space left|RESOURCE_EXHAUSTED|disk quota|read-only file system|permission denied|file too large|input/output error",
-    re.IGNORECASE,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +86,15 @@ class Checkpointer:
             )
         self.policy = policy
         self._folder = Path(model_dir).absolute() / CHECKPOINTS
-        self._saving: int | None = None
+        # Step and run of the checkpoint that is being written.
+        self._saving: tuple[int, str | None] | None = None
         self._kept = _LatestAndNamed(policy.keep_latest)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
             # Orbax calls back only when it writes in the background; `save` waits if that is not wanted.
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
-            # What a killed process was writing.
+            # Removes what a killed process was writing.
             cleanup_tmp_directories=True,
             step_prefix=None,
         )
@@ -129,8 +126,8 @@ class Checkpointer:
 
     def _delete(self, steps: Sequence[int]) -> None:
         for step in steps:
-            gone = self._folder / f"{step}.deleted"
-            # Renamed first: what is left of a checkpoint must not pass for one.
+            gone = self._folder / f"{step}{leftovers.DELETED}"
+            # The folder is renamed first, so that a half-deleted one does not look like a checkpoint.
             with contextlib.suppress(OSError):
                 (self._folder / str(step)).rename(gone)
                 shutil.rmtree(gone, ignore_errors=True)
@@ -146,9 +143,9 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         with self._disk_errors_explained():
-            # The callback of the checkpoint before has to know its step.
+            # Until the previous checkpoint is finished its callback needs the step that it is saving.
             self._manager.wait_until_finished()
-            self._saving = step
+            self._saving = (step, metadata.get("run_id"))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -157,7 +154,7 @@ class Checkpointer:
                         {"step": state.step, "opt_state": state.opt_state}
                     ),
                     data=ocp.args.JsonSave({"iterator": data_state}),
-                    metadata=ocp.args.JsonSave(dict(metadata)),
+                    metadata=ocp.args.JsonSave({**metadata, "step": step}),
                 ),
             )
             if not self.policy.asynchronous:
@@ -212,11 +209,23 @@ class Checkpointer:
             params=restored["params"],
             opt_state=restored["optimizer"]["opt_state"],
         )
+        where = f"checkpoint {self._folder / str(step)}"
+        stored_arrays.refuse_not_finite(where, state.params)
         return state, _iterator_state(self._folder / str(step) / "data")
 
     def metadata(self, step: int) -> dict[str, Any]:
         """The JSON that a checkpoint carries."""
-        return read_json(self._folder / str(step) / "metadata" / "metadata")
+        file = self._folder / str(step) / "metadata" / "metadata"
+        found = untrusted.read_json_object(file, inside=self._folder.parent)
+        read = JsonReader(found, str(file))
+        own = read.integer("step", 0, MAX_STEP)
+        if own not in (None, step):
+            raise UserError(f"{file} is of step {own}, not of step {step}")
+        read.integer("batch_size", 1, MAX_STEP)
+        for name, sums in (read.optional_object("accumulated_metrics") or {}).items():
+            if not isinstance(sums, list) or [type(each) for each in sums] != [float, float]:
+                raise read.wrong("accumulated_metrics", f"pairs of numbers ({name[:40]})")
+        return found
 
     def wait(self) -> None:
         """Blocks until saving has finished."""
@@ -230,37 +239,48 @@ class Checkpointer:
 
     def _write_manifest(self) -> None:
         """Called by Orbax on the first process when all files of a checkpoint are there and its name is still a temporary one."""
-        (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-        manifests.write_manifest(folder)
+        assert self._saving is not None
+        step, run_id = self._saving
+        (folder,) = self._folder.glob(f"{step}.orbax-checkpoint-tmp*")
+        manifests.write_manifest(folder, step=step, run_id=run_id)
 
     @contextlib.contextmanager
     def _disk_errors_explained(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            found = _DISK.search(str(error))
-            if isinstance(error, UserError) or not found:
+            found = files.disk_problem(error)
+            if found is None:
                 raise
             steps = checkpoint_steps(self._folder)
             kept = f"the last whole one is step {steps[-1]}" if steps else "there is none yet"
             raise UserError(
-                f"could not write a checkpoint under {self._folder}: {found.group()}; {kept}"
+                f"could not write a checkpoint under {self._folder}: {found}; {kept}"
             ) from error
 
 
 def open_run(model_dir: Path, policy: CheckpointPolicy) -> Checkpointer:
-    """The checkpointer of a run that starts or goes on; damaged checkpoints at the end are set aside, which is printed.
+    """The checkpointer of a run that starts or goes on. Sets damaged checkpoints aside, removes left-overs, and prints both.
 
     Raises:
       UserError: if all checkpoints are damaged, or the folder cannot be written.
     """
-    folder = model_dir / CHECKPOINTS
-    for line in distributed.first(
-        lambda: manifests.set_damaged_aside(folder, checkpoint_steps(folder))
-    ):
+    for line in distributed.first(lambda: _tidied(model_dir)):
         if distributed.is_first():
             print(f"jaxalign: {line}", file=sys.stderr)
     return Checkpointer(model_dir, policy)
+
+
+def _tidied(model_dir: Path) -> list[str]:
+    """Sets damaged checkpoints aside and removes what killed processes left; one line for each."""
+    folder = model_dir / CHECKPOINTS
+    if not folder.is_dir():
+        return leftovers.remove_from_run(model_dir)
+    untrusted.check_tree(folder, inside=model_dir)
+    removed = leftovers.remove_from_run(model_dir)
+    steps, origin = checkpoint_steps(folder), recorded_origin(model_dir)
+    lines = manifests.set_damaged_aside(folder, steps, origin)
+    return removed + lines + leftovers.remove_older_damaged(folder)
 
 
 def check_space(
@@ -274,7 +294,7 @@ def check_space(
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
     number = -(-train_steps // policy.period) if policy.period else 1
     if policy.keep_latest is not None:
-        # The oldest goes when the newest is whole.
+        # The oldest checkpoint is deleted after the newest is complete.
         best = policy.keep_best if policy.best_metric is not None else 0
         number = min(number, policy.keep_latest + best + 1)
     there = checkpoint_steps(model_dir / CHECKPOINTS)
@@ -284,16 +304,7 @@ def check_space(
 
 def _iterator_state(folder: Path) -> Any:
     """The iterator's state that a checkpoint holds."""
-    if (folder / "metadata").exists():
-        return read_json(folder / "metadata").get("iterator")
-    # As checkpoints were written before they held one position for all processes.
-    earlier = folder / "process_0-of-1.json"
-    if not earlier.exists():
-        raise UserError(
-            f"{folder} holds the positions of several processes, each in a share of its own, as earlier versions wrote them; this "
-            "version cannot continue that order"
-        )
-    return json.loads(earlier.read_text(encoding="utf-8"))
+    return untrusted.read_json_object(folder / "metadata").get("iterator")
 
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:

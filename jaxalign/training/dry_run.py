@@ -35,7 +35,7 @@ def check(
         the objective.
     """
     del others
-    folder = Path(model_dir).expanduser().absolute()
+    folder = run_folder.local_folder(model_dir)
     run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
     started = None
     if initial_checkpoint_path is not None and "://" not in initial_checkpoint_path:

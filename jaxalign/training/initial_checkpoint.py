@@ -12,7 +12,8 @@ from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
 from jaxalign.parallel import distributed
 from jaxalign.parallel.partitioning import AxisRules
-from jaxalign.runs import checkpoints, loading
+from jaxalign.runs import checkpoints
+from jaxalign.runs.run import Run
 from jaxalign.training.state import role_shardings
 
 
@@ -62,22 +63,22 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
     if sources.is_run(path):
         # Another run may go on writing there: the first process chooses the step.
-        info = distributed.first(lambda: loading.load_info(path, step))
+        chosen = distributed.first(lambda: Run(path, step).step)
+        run = Run(path, chosen)
         identity = {
-            "run_id": info.get("run_id", "unnamed"),
-            "step": info["step"],
-            "path": info["run"],
+            "run_id": run.description.run_id,
+            "step": run.step,
+            "path": str(run.folder),
         }
 
         def read_run(policy: Any, shapes: Any, shardings: Any) -> Any:
-            if _other_layout(info, getattr(policy, "config", None)):
-                return _read_source(sources.open_source(path, info["step"]), policy, shardings)
+            if _other_layout(run, getattr(policy, "config", None)):
+                return _read_source(sources.open_source(path, run.step), policy, shardings)
             return checkpoints.restore_params(
-                path, "policy", step=info["step"], abstract=shapes, shardings=shardings
+                path, "policy", step=run.step, abstract=shapes, shardings=shardings
             )
 
-        vocabulary = source_vocabulary.of_run(info) if info.get("vocabulary") else None
-        return InitialCheckpoint(identity, read_run, vocabulary)
+        return InitialCheckpoint(identity, read_run, run.recorded_vocabulary)
     if distributed.several():
         # Of a folder that another run writes to every process would find a latest of its own.
         step = distributed.first(lambda: sources.open_source(path, step).step)
@@ -111,8 +112,7 @@ def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVoca
     from jaxalign.interop import source_vocabulary, sources
 
     if sources.is_run(path):
-        info = loading.load_info(path, step)
-        return source_vocabulary.of_run(info) if info.get("vocabulary") else None
+        return Run(path, step).recorded_vocabulary
     source = sources.open_source(path, step)
     source.configured(getattr(policy, "config", None))
     return source_vocabulary.own_vocabulary(source)
@@ -125,11 +125,11 @@ def _read_source(source: Any, policy: Any, shardings: Any) -> Any:
     return parameters.put_all(source.params, config, shardings)
 
 
-def _other_layout(info: dict[str, Any], config: Any) -> bool:
+def _other_layout(run: Run, config: Any) -> bool:
     """Whether a run's policy has its layers stacked in another way than a network."""
-    if not isinstance(config, T5Config) or "policy" not in info["networks"]:
+    if not isinstance(config, T5Config) or "policy" not in run.description.networks:
         return False
-    stored = loading.network_config(info, "policy")
+    stored = run.config("policy")
 
     def layout(config: T5Config) -> tuple[bool, int]:
         return config.scan_layers, config.param_scan_axis if config.scan_layers else 0

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import os
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 
+from jaxalign import files
+from jaxalign.errors import UserError
 from jaxalign.runs.metrics import METRICS_FILE, keep_lines_up_to
 
 
@@ -53,44 +61,58 @@ class MetricAccumulator:
 class MetricWriter:
     """Writes metrics to ``metrics.jsonl`` and TensorBoard; does nothing on processes other than the first.
 
-    A resumed run appends: lines after the step it resumes from are dropped, so no step is there twice.
+    A resumed run appends: lines after the step it resumes from are dropped, so no step is there twice. Everything is written by the
+    calling thread, so a full disk ends the run instead of a thread that nobody waits for.
     """
 
     def __init__(self, model_dir: Path, *, resume_step: int = 0, enabled: bool = True) -> None:
         self._file = None
-        self._tensorboard: dict[str, Any] = {}
+        self._tensorboard: dict[str, _EventFile] = {}
         self._model_dir = model_dir
         self._resume_step = resume_step
         if enabled:
             path = model_dir / METRICS_FILE
-            keep_lines_up_to(path, resume_step)
-            self._file = path.open("a", encoding="utf-8")
+            with self._disk_errors_explained():
+                keep_lines_up_to(path, resume_step)
+                self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Writes one line ``{"step", "split", name: value}`` and the same scalars to TensorBoard."""
+        """Writes one line ``{"step", "split", name: value}`` and the same scalars to TensorBoard.
+
+        Raises:
+          UserError: the disk is full or fails.
+        """
         if self._file is None:
             return
         line = {
             name: value if math.isfinite(value) else str(value) for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, "split": split, **line}) + "\n")
-        self._file.flush()
-        writer = self._tensorboard.get(split)
-        if writer is None:
-            from tensorboardX import SummaryWriter
-
-            folder = self._model_dir / "tensorboard" / split
-            purge = self._resume_step + 1 if self._resume_step else None
-            writer = self._tensorboard[split] = SummaryWriter(str(folder), purge_step=purge)
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
+        with self._disk_errors_explained():
+            self._file.write(json.dumps({"step": step, "split": split, **line}) + "\n")
+            self._file.flush()
+            if split not in self._tensorboard:
+                folder = self._model_dir / "tensorboard" / split
+                self._tensorboard[split] = _EventFile(folder, self._resume_step)
+            self._tensorboard[split].write(step, values)
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Closes the files; every line has been written before."""
         if self._file is not None:
-            self._file.close()
+            _close(self._file)
         for writer in self._tensorboard.values():
             writer.close()
+
+    @contextlib.contextmanager
+    def _disk_errors_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            problem = files.disk_problem(error)
+            if problem is None:
+                raise
+            raise UserError(
+                f"could not write metrics under {self._model_dir}: {problem}; checkpoints stay; the same command goes on from the last one"
+            ) from error
 
     def __enter__(self) -> MetricWriter:
         return self
@@ -102,3 +124,52 @@ class MetricWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _EventFile:
+    """A TensorBoard event file.
+
+    `tensorboardX.SummaryWriter` writes in a thread behind a bounded queue, and blocks for ever when a full disk has ended that thread.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import masked_crc32c
+
+        self._event_type, self._checksum = event_pb2.Event, masked_crc32c
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self._file = (folder / name).open("ab")
+        self._append(self._event_type(wall_time=time.time(), file_version="brain.Event:2"))
+        if resume_step:
+            # TensorBoard forgets what other files say of this step and later ones.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._append(
+                self._event_type(wall_time=time.time(), step=resume_step + 1, session_log=start)
+            )
+        self._file.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars of a step."""
+        event = self._event_type(wall_time=time.time(), step=step)
+        for name, value in values.items():
+            event.summary.value.add(tag=name, simple_value=value)
+        self._append(event)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        _close(self._file)
+
+    def _append(self, event: Any) -> None:
+        """One record: length, checksum of the length, content, checksum of the content."""
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        checksums = [struct.pack("<I", self._checksum(part)) for part in (length, content)]
+        self._file.write(length + checksums[0] + content + checksums[1])
+
+
+def _close(file: IO[Any]) -> None:
+    """Closes a file; what a full disk did not take was reported when it was written."""
+    with contextlib.suppress(OSError):
+        file.close()

@@ -8,11 +8,11 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxalign import files
 from jaxalign.annotation import score
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.task_data import TaskData
@@ -23,7 +23,6 @@ from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import AxisRules, MeshShape
 from jaxalign.parallel.preemption import StopNotice, Stopped
-from jaxalign.runs import files
 from jaxalign.runs.checkpoints import restore_frozen_leaves
 from jaxalign.training import build, checkpoints, run_folder, task_checks
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
@@ -85,8 +84,7 @@ def train(
       Stopped: on SIGTERM or a maintenance notice, after saving.
     """
     started = time.time()
-    folder = Path(model_dir).expanduser().absolute()
-    distributed.first(lambda: files.make_writable_folder(folder))
+    folder, lock = run_folder.open_folder(model_dir)
     device_mesh = partitioning.make_mesh(mesh)
     partitioning.check_batch_size(device_mesh, batch_size, microbatches)
     rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
@@ -239,6 +237,8 @@ def train(
     summary = run_folder.summarize(runner, state, data, metadata, started, loop)
     if primary:
         files.write_text(folder / run_folder.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    if lock is not None:
+        lock.release()
     return summary
 
 

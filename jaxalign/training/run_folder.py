@@ -1,4 +1,4 @@
-"""What a run leaves in its folder besides metrics and checkpoints: who it is, what it ran with, how it ended."""
+"""What a run writes into its folder besides metrics and checkpoints: description, versions, configuration and summary."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from typing import Any
 
 import jax
 
-from jaxalign import __version__
+from jaxalign import __version__, files, locks, untrusted
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
-from jaxalign.runs import checkpoints, files, loading
+from jaxalign.parallel import distributed
+from jaxalign.runs import checkpoints, describing
+from jaxalign.runs.description import MAX_STEP, NETWORKS_FILE, read_description
+from jaxalign.runs.description import write_description as write_networks
+from jaxalign.runs.typed_json import JsonReader
 from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.state import TrainState
 
@@ -28,12 +32,52 @@ _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nu
 SUMMARY_FILE = "summary.json"
 CONFIGURATION_FILE = "config.gin"
 MODEL_INFO_FILE = "model-info.txt"
+LOCK_FILE = ".lock"
+
+
+def open_folder(model_dir: str) -> tuple[Path, locks.Lock | None]:
+    """Makes a run folder that can be written, and takes it for this run.
+
+    Args:
+      model_dir: as the user gives it.
+
+    Returns:
+      The folder, and the lock of the first process, to be released when the run ends.
+
+    Raises:
+      UserError: it is on a bucket, cannot be written, or another run is writing there.
+    """
+    folder = local_folder(model_dir)
+    held: list[locks.Lock] = []
+
+    def take() -> None:
+        files.make_writable_folder(folder)
+        held.append(locks.Lock(folder / LOCK_FILE, f"MODEL_DIR {folder}"))
+
+    distributed.first(take)
+    return folder, held[0] if held else None
+
+
+def local_folder(model_dir: str) -> Path:
+    """The absolute path of MODEL_DIR.
+
+    Raises:
+      UserError: it is empty, or names a bucket.
+    """
+    if "://" in model_dir:
+        raise UserError(
+            f"MODEL_DIR {model_dir}: run folders are on file systems; mount the bucket (gcsfuse) and give that path, or copy the finished "
+            "run to the bucket"
+        )
+    if not model_dir.strip():
+        raise UserError("MODEL_DIR is empty; give the folder for the run")
+    return Path(model_dir).expanduser().absolute()
 
 
 def earlier_launch(folder: Path) -> dict[str, Any]:
     """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
-    written = (folder / loading.NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
-    return checkpoints.read_json(folder / loading.NETWORKS_FILE) if written else {}
+    written = (folder / NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
+    return dict(read_description(folder).content) if written else {}
 
 
 def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objective) -> None:
@@ -42,7 +86,7 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
     Raises:
       UserError: naming both.
     """
-    ours_by_name = loading.describe_method(objective)
+    ours_by_name = describing.describe_method(objective)
     hyperparameters = ours_by_name.pop("hyperparameters")
     # Runs of before hyperparameters were written have none to compare.
     written = earlier.get("hyperparameters", {})
@@ -110,8 +154,9 @@ def finished_summary(folder: Path, train_steps: int) -> dict[str, Any] | None:
     """The summary of a run that has done all its steps, so that giving its command again changes nothing; None if steps are left."""
     if not (folder / SUMMARY_FILE).exists() or not checkpoints.has_checkpoint(folder):
         return None
-    summary = checkpoints.read_json(folder / SUMMARY_FILE)
-    done = summary.get("step", 0) >= train_steps and summary.get("train_steps") == train_steps
+    summary = untrusted.read_json_object(folder / SUMMARY_FILE, inside=folder)
+    step = JsonReader(summary, str(folder / SUMMARY_FILE)).integer("step", 0, MAX_STEP) or 0
+    done = step >= train_steps and summary.get("train_steps") == train_steps
     return summary if done else None
 
 
@@ -134,11 +179,11 @@ def write_description(
     vocabulary = dict(metadata.vocabulary)
     if "path" in vocabulary:
         source = Path(data.cache_dir) / vocabulary["path"]
-        (folder / source.name).write_bytes(source.read_bytes())
+        files.write_bytes(folder / source.name, source.read_bytes())
     statistics = metadata.reward_statistics
     description = {
         **origin,
-        **loading.describe_networks(objective),
+        **describing.describe_networks(objective),
         "vocabulary": vocabulary,
         "feature_lengths": dict(data.feature_lengths),
         "long_prompts": data.long_prompts,
@@ -147,8 +192,9 @@ def write_description(
         if statistics and data.standardize_rewards
         else None,
         "task": data.task,
+        "manifests": True,
     }
-    files.write_text(folder / loading.NETWORKS_FILE, json.dumps(description, indent=2) + "\n")
+    write_networks(folder, description)
     files.write_text(folder / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 

@@ -23,7 +23,7 @@ from jaxalign.networks.value_variants import ZeroValue
 from jaxalign.objectives.sft import SFT
 from jaxalign.objectives.value_regression import ValueRegression
 from jaxalign.runs import checkpoints
-from jaxalign.runs.loading import load_policy, load_value
+from jaxalign.runs.run import Run
 from jaxalign.training import run
 from jaxalign.training.build import split_params
 from jaxalign.training.checkpoints import CheckpointPolicy
@@ -246,7 +246,8 @@ def trained(tmp_path_factory):
 
 def values_by_prompt(folder):
     """V in raw feedback for every prompt of the other task, one prompt a row, by the checkpoint itself."""
-    network, params, info = load_value(folder / "value")
+    trained = Run(folder / "value").value()
+    network, params, info = trained.network, trained.params, trained.run.description
     found = {}
     for split in ("train", "validation"):
         data = TaskCache(str(folder / "other" / "cache")).split(split)
@@ -261,20 +262,21 @@ def values_by_prompt(folder):
             values = np.asarray(network.values(params, batch)).astype(np.float64)
             for index, value in zip(batch["example_ids"][:, 0], values, strict=True):
                 if index >= 0:
-                    raw = value * info["reward"]["std"] + info["reward"]["mean"]
+                    raw = value * info.reward.std + info.reward.mean
                     found[split, int(index)] = raw
     return found
 
 
 class TestARun:
     def test_the_trunk_stays_the_reference_policys_and_the_head_learns(self, trained):
-        _, policy, _ = load_policy(trained / "sft")
-        _, value, info = load_value(trained / "value", "latest")
+        policy = Run(trained / "sft").policy().params
+        found = Run(trained / "value", "latest").value()
+        value, info = found.params, found.run.description
         for part in ("encoder", "token_embedder"):
             jax.tree.map(np.testing.assert_array_equal, value[part], policy[part])
         assert np.any(np.asarray(value["head"]["bias"]) != 0)
-        assert info["units"] == "rewards"
-        assert "policy" not in info["networks"]
+        assert info.units == "rewards"
+        assert "policy" not in info.networks
 
     def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(self, trained):
         best = json.loads((trained / "value" / "best.json").read_text())
@@ -382,9 +384,9 @@ class TestABoundedValue:
             loop=LoopConfig(train_steps=1, progress=False),
             batch_size=8,
         )
-        network, _, info = load_value(tmp_path / "run")
-        assert network.max_value == 1.0
-        assert info["units"] == "feedback"
+        found = Run(tmp_path / "run").value()
+        assert found.network.max_value == 1.0
+        assert found.run.description.units == "feedback"
         advantages(
             value_checkpoint=str(tmp_path / "run"),
             cache_dir=folder,

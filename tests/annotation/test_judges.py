@@ -12,7 +12,7 @@ from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.runs import opened
+from jaxalign.runs.run import Run
 
 
 def test_slot_error_is_zero_for_a_perfect_response_and_negative_for_a_careless_one():
@@ -79,8 +79,8 @@ def test_reward_model_reads_prompt_and_response_and_says_what_it_cuts(
 
 
 def test_a_reward_of_scores_cannot_judge_text(fake_runs, monkeypatch):
-    features = dataclasses.replace(opened.open_reward("run1"), network=FeatureReward(7))
-    monkeypatch.setattr(opened, "open_reward", lambda path: features)
+    features = dataclasses.replace(Run("run1").reward(), network=FeatureReward(7))
+    monkeypatch.setattr(Run, "reward", lambda run: features)
     with pytest.raises(UserError, match="reads scores of a response, not its text"):
         judges.get_judge("reward_model:run1")
 

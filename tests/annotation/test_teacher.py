@@ -128,9 +128,11 @@ def test_a_run_finds_out_before_it_compiles(data, params):
             )
 
 
-def test_a_policy_of_another_vocabulary_scores_nothing(data, monkeypatch):
-    info = {"run": "runs/other", "step": 1, "vocabulary": {"kind": "bytes", "extra_ids": 7}}
-    monkeypatch.setattr(score, "load_policy", lambda path, step: (POLICY, None, info))
+def test_a_policy_of_another_vocabulary_scores_nothing(data, tmp_path):
+    run = tmp_path / "other"
+    (run / "checkpoints" / "1").mkdir(parents=True)
+    description = {"networks": {}, "vocabulary": {"kind": "bytes", "extra_ids": 7}}
+    (run / "networks.json").write_text(json.dumps(description))
     for top_tokens in (0, 4):
-        with pytest.raises(UserError, match=r"another vocabulary than the run runs/other"):
-            score.score(checkpoint="runs/other", cache_dir=data.cache_dir, top_tokens=top_tokens)
+        with pytest.raises(UserError, match=r"another vocabulary than the run .*other"):
+            score.score(checkpoint=str(run), cache_dir=data.cache_dir, top_tokens=top_tokens)

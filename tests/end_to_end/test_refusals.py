@@ -14,7 +14,7 @@ from jaxalign.objectives.dro import DROP
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.runs import loading
+from jaxalign.runs import describing
 from jaxalign.training import run as training
 from jaxalign.training import run_folder
 from jaxalign.training.loop import LoopConfig
@@ -81,7 +81,7 @@ def test_an_objective_that_the_task_cannot_feed_is_refused(launch, tmp_path):
 
 def test_a_folder_without_checkpoint_gets_a_new_run_id(tmp_path):
     """Or scores of the parameters of a run that died would be taken for those of another."""
-    (tmp_path / "networks.json").write_text(json.dumps({"run_id": "old"}))
+    (tmp_path / "networks.json").write_text(json.dumps({"run_id": "old", "networks": {}}))
     assert run_folder.earlier_launch(tmp_path) == {}
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     assert run_folder.earlier_launch(tmp_path)["run_id"] == "old"
@@ -108,7 +108,7 @@ def test_other_hyperparameters_do_not_continue_a_run(tmp_path):
         Pairwise(policy=policy, loss_function=functools.partial(dpo_loss, beta=beta))
         for beta in (0.1, 0.1, 0.2)
     )
-    written = json.loads(json.dumps(loading.describe_method(earlier)))
+    written = json.loads(json.dumps(describing.describe_method(earlier)))
     run_folder.check_same_method(tmp_path, written, same)
     live = Pairwise(policy=policy, loss_function=DPO, reference="live")
     run_folder.check_same_method(tmp_path, written, live)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxalign.runs.checkpoints import restore_params
-from jaxalign.runs.loading import load_policy, load_value
 from jaxalign.runs.metrics import read_metrics
+from jaxalign.runs.run import Run
 
 STEPS = 8
 
@@ -75,10 +75,12 @@ def test_the_summary_of_a_resumed_run_is_complete(whole, resumed):
 
 
 def test_networks_are_read_back_from_the_run_folder(whole):
-    policy, params, info = load_policy(whole)
-    assert policy.config.emb_dim == 8 and info["objective"] == "dro_v" and info["step"] == STEPS
-    assert info["feature_lengths"] == {"inputs": 16, "targets": 16}
-    value, value_params, _ = load_value(whole)
+    trained = Run(whole).policy()
+    policy, params, info = trained.network, trained.params, trained.run.description
+    assert policy.config.emb_dim == 8 and info.method == "dro_v" and trained.step == STEPS
+    assert info.feature_lengths == {"inputs": 16, "targets": 16}
+    found = Run(whole).value()
+    value, value_params = found.network, found.params
     assert value.config == policy.config
     assert value_params["head"]["kernel"].shape == (8, 1)
     kernel = restore_params(whole, "policy")["decoder"]["logits_dense"]["kernel"]

@@ -14,8 +14,8 @@ from jaxalign.data.task_cache import TaskCache
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import RewardNetwork
 from jaxalign.runs.checkpoints import restore_params
-from jaxalign.runs.loading import load_policy, load_reward
 from jaxalign.runs.metrics import read_metrics
+from jaxalign.runs.run import Run
 
 LENGTHS = {"inputs": 16, "targets": 12}
 MODEL = ["--gin_file=models/tiny.gin", "--gin.VOCAB_SIZE=272"]
@@ -62,12 +62,13 @@ def test_training_finds_the_rule_and_reports_the_length_baseline(world):
 
 
 def test_the_network_is_read_back_and_is_no_policy(world):
-    network, params, info = load_reward(world / "run")
-    assert isinstance(network, RewardNetwork) and info["objective"] == "reward_model"
+    trained = Run(world / "run").reward()
+    network, params, info = trained.network, trained.params, trained.run.description
+    assert isinstance(network, RewardNetwork) and info.method == "reward_model"
     stored = restore_params(world / "run", "reward")
     jax.tree.map(np.testing.assert_array_equal, params, stored)
     with pytest.raises(ValueError, match="no network 'policy'"):
-        load_policy(world / "run")
+        Run(world / "run").policy()
 
 
 def test_it_judges(world):
@@ -125,10 +126,11 @@ def test_a_reward_model_starts_from_the_policy_of_a_checkpoint(world):
         f"--gin.MODEL_DIR='{world / 'goal'}'",
     ]
     assert main(["train", objective, *common, *settings]) == 0
-    policy, policy_params, _ = load_policy(world / "sft")
-    network, params, info = load_reward(world / "goal")
+    policy_params = Run(world / "sft").policy().params
+    trained = Run(world / "goal").reward()
+    network, params = trained.network, trained.params
     assert isinstance(policy, Policy) and network.kind == "decoder"
-    assert info["initial_checkpoint"]["path"] == str(world / "sft")
+    assert trained.run.description.content["initial_checkpoint"]["path"] == str(world / "sft")
     for part in ("token_embedder", "encoder"):
         jax.tree.map(np.testing.assert_array_equal, params[part], policy_params[part])
     assert "logits_dense" not in params["decoder"]

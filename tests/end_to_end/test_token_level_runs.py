@@ -14,9 +14,9 @@ from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.objectives.oreo import OREO
 from jaxalign.objectives.sft import SFT
-from jaxalign.runs import opened
 from jaxalign.runs.checkpoints import restore_params
 from jaxalign.runs.metrics import read_metrics
+from jaxalign.runs.run import Run
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
@@ -98,7 +98,7 @@ def test_stored_tokens_of_a_teacher_teach_what_it_would(run):
 def test_a_value_of_prefixes_is_loaded_as_what_it_is(run):
     objective = OREO(policy=Policy(STUDENT), value=TokenValueNetwork(STUDENT))
     folder = run("oreo", objective)
-    value = opened.open_value(str(folder))
+    value = Run(folder).value()
     assert value.network == objective.value
     trained = restore_params(folder, "value")
     jax.tree.map(np.testing.assert_array_equal, value.params, trained)

@@ -142,14 +142,14 @@ def test_a_cache_is_read_with_its_texts(tmp_path):
 
 def test_learning_curves_are_drawn_from_the_run_folders(tmp_path):
     from jaxalign.evaluation import plots
-    from jaxalign.runs import opened
+    from jaxalign.runs.run import learning_curve
 
     run = tmp_path / "run"
     (run / "checkpoints" / "20").mkdir(parents=True)
     lines = [{"step": s, "split": "train", "loss": 1.0 / (1 + s), "note": "x"} for s in range(20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert opened.learning_curve(run) == opened.learning_curve(run / "checkpoints" / "20") == lines
-    assert opened.learning_curve(tmp_path / "absent") == []
+    assert learning_curve(run) == learning_curve(run / "checkpoints" / "20") == lines
+    assert learning_curve(tmp_path / "absent") == []
     path = plots.plot_learning_curves({"run": lines}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert path == str(tmp_path / "curves.png")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from jaxalign.data.evaluation_set import EvaluationSet
-from jaxalign.data.vocabularies import ByteVocabulary
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.evaluation.measure import Evaluator
 from jaxalign.inference.encoders import encoder_of
@@ -19,7 +18,8 @@ from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
-from jaxalign.runs import opened
+from jaxalign.runs.description import parse_description
+from jaxalign.runs.run import Run, TrainedNetwork
 
 CONFIG = T5Config(
     vocab_size=259,
@@ -33,17 +33,24 @@ CONFIG = T5Config(
 PROMPTS = [f"prompt {'x' * i}" for i in range(6)]
 
 
+class TinyRun(Run):
+    """A run folder that is not on disk; the last character of its path is the seed of its parameters."""
+
+    def __init__(self, path, step=None):
+        networks = {"policy": Policy(CONFIG), "value": ValueNetwork(CONFIG)}
+        self.folder, self.step = Path(path), step or 0
+        content = {
+            "networks": {role: network.description() for role, network in networks.items()},
+            "feature_lengths": {"inputs": 16, "targets": 8},
+            "vocabulary": {"kind": "bytes"},
+        }
+        self.description = parse_description(content, path)
+
+
 @pytest.fixture(scope="module")
 def tiny_run():
     policy = Policy(CONFIG)
-    info = {
-        "run": "tiny",
-        "networks": {"policy": policy.description(), "value": ValueNetwork(CONFIG).description()},
-        "feature_lengths": {"inputs": 16, "targets": 8},
-        "step": 0,
-        "vocabulary": {"kind": "bytes"},
-    }
-    return opened.Run(policy, policy.init(jax.random.key(0)), ByteVocabulary(), info)
+    return TrainedNetwork(TinyRun("tiny0"), policy, policy.init(jax.random.key(0)))
 
 
 @pytest.fixture
@@ -51,16 +58,16 @@ def tiny_runs(monkeypatch, tiny_run):
     """A checkpoint path `<anything>N` opens the tiny policy with the seed N."""
     policy, value = tiny_run.network, ValueNetwork(CONFIG)
 
-    def open_policy(path, role="policy", step=None):
-        return dataclasses.replace(tiny_run, params=policy.init(jax.random.key(int(path[-1]))))
+    def opened(network):
+        def open_network(run, role=None):
+            seed = int(run.folder.name[-1])
+            return TrainedNetwork(run, network, network.init(jax.random.key(seed)))
 
-    def open_value(path, role="value", step=None):
-        params = value.init(jax.random.key(int(path[-1])))
-        return dataclasses.replace(tiny_run, network=value, params=params)
+        return open_network
 
-    monkeypatch.setattr(opened, "open_policy", open_policy)
-    monkeypatch.setattr(opened, "open_description", lambda path, step=None: tiny_run)
-    monkeypatch.setattr(opened, "open_value", open_value)
+    monkeypatch.setattr(Run, "__init__", TinyRun.__init__)
+    monkeypatch.setattr(Run, "policy", opened(policy))
+    monkeypatch.setattr(Run, "value", opened(value))
 
 
 def test_log_probs_of_samples_equal_their_scores(tiny_run):

@@ -12,7 +12,7 @@ from jaxalign.data.vocabularies import ByteVocabulary
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.inference import rows, sampling
 from jaxalign.inference.generate import generate
-from jaxalign.runs import opened
+from jaxalign.runs.run import Run
 
 LENGTHS = {"inputs": 12, "targets": 8}
 
@@ -20,15 +20,16 @@ LENGTHS = {"inputs": 12, "targets": 8}
 @pytest.fixture
 def run(fake_runs, monkeypatch):
     """The stand-in runs, with bytes as tokens and the recorded rule `truncate_left`."""
-    for name in ("open_policy", "open_reward", "open_value", "open_description"):
-        original = getattr(opened, name)
+    initialise = Run.__init__
 
-        def changed(path, *, original=original, **options):
-            found = original(path)
-            info = found.info | {"feature_lengths": LENGTHS, "long_prompts": "truncate_left"}
-            return dataclasses.replace(found, vocabulary=ByteVocabulary(), info=info)
+    def changed(run, path, step=None):
+        initialise(run, path, step)
+        run.vocabulary = ByteVocabulary()
+        run.description = dataclasses.replace(
+            run.description, feature_lengths=LENGTHS, long_prompts="truncate_left"
+        )
 
-        monkeypatch.setattr(opened, name, changed)
+    monkeypatch.setattr(Run, "__init__", changed)
     return "run1"
 
 

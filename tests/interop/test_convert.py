@@ -24,7 +24,7 @@ from jaxalign.interop.arrays import DTYPES
 from jaxalign.interop.convert import convert
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, T5X_ORBAX, open_source
 from jaxalign.networks.config import T5Config
-from jaxalign.runs.loading import load_policy
+from jaxalign.runs.run import Run
 
 CONFIG = T5Config(
     vocab_size=40,
@@ -72,18 +72,20 @@ def test_a_run_folder_in_either_layout_is_loaded_by_the_rest_of_jaxalign(
     expected = values()
     config = CONFIG.replace(scan_layers=True, param_scan_axis=axis)
     run = make_checkpoint(RUN, expected, config)
-    policy, params, info = load_policy(run)
+    trained = Run(run).policy()
+    policy, params, info = trained.network, trained.params, trained.run.description
     assert policy.config == config
-    assert info["step"] == 7
+    assert trained.step == 7
     stacked = params["encoder"]["layers"]["mlp"]["wo"]["kernel"]
     assert stacked.dtype == np.float32
     wo = [expected[f"encoder.layers_{i}.mlp.wo.kernel"] for i in range(2)]
     np.testing.assert_array_equal(stacked, np.stack(wo, axis))
     convert(checkpoint=run, output=str(tmp_path / "unrolled"), scan_layers=False)
-    policy, params, again = load_policy(tmp_path / "unrolled")
+    trained = Run(tmp_path / "unrolled").policy()
+    policy, params, again = trained.network, trained.params, trained.run.description
     assert not policy.config.scan_layers
     np.testing.assert_array_equal(params["encoder"]["layers_1"]["mlp"]["wo"]["kernel"], wo[1])
-    assert again["run_id"] == info["run_id"]
+    assert again.run_id == info.run_id
 
 
 def test_files_of_hugging_face_are_written_again_as_they_were(shared_dir, tmp_path):
@@ -210,7 +212,7 @@ def test_a_model_settles_what_t5x_does_not_say(values, make_checkpoint, tmp_path
     silu = CONFIG.replace(mlp_activations=("silu", "linear"))
     result = convert(checkpoint=folder, output=str(tmp_path / "b"), model=silu)
     assert result["assumed"] == ""
-    assert load_policy(tmp_path / "b")[0].config == silu
+    assert Run(tmp_path / "b").policy().network.config == silu
     with pytest.raises(UserError, match="rel_embedding has shape"):
         three = CONFIG.replace(num_heads=3, head_dim=2)
         convert(checkpoint=folder, output=str(tmp_path / "c"), model=three)
@@ -290,26 +292,25 @@ def test_vocabularies_are_copied(values, make_checkpoint, tmp_path, repository):
     config = CONFIG.replace(vocab_size=512)
     folder = make_checkpoint(T5X, expected, config)
     convert(checkpoint=folder, output=str(tmp_path / "bytes"), vocabulary="bytes", extra_ids=100)
-    info = load_policy(tmp_path / "bytes")[2]
-    assert info["vocabulary"] == {"kind": "bytes", "extra_ids": 100}
-    assert info["feature_lengths"] == {}
+    info = Run(tmp_path / "bytes").description
+    assert info.vocabulary.to_json() == {"kind": "bytes", "extra_ids": 100}
+    assert info.feature_lengths == {}
     from jaxalign.data.train_vocabulary import train_sentencepiece
-    from jaxalign.data.vocabularies import vocabulary_from_dict
 
     model = tmp_path / "my.model"
     train_sentencepiece(["a b c d e f g h", "b c d e"] * 5, str(model), vocab_size=20)
     lengths = {"max_input_length": 12, "max_target_length": 8}
     run = tmp_path / "pieces"
     convert(checkpoint=folder, output=str(run), vocabulary=str(model), **lengths)
-    info = load_policy(run)[2]
+    info = Run(run).description
     assert (run / "my.model").read_bytes() == model.read_bytes()
-    assert vocabulary_from_dict(info["vocabulary"], info["run"]).size <= 20
-    assert info["feature_lengths"] == {"inputs": 12, "targets": 8}
+    assert Run(run).vocabulary.size <= 20
+    assert info.feature_lengths == {"inputs": 12, "targets": 8}
     convert(checkpoint=str(run), output=str(tmp_path / "hf"), to=HUGGING_FACE)
     assert (tmp_path / "hf" / "spiece.model").read_bytes() == model.read_bytes()
     convert(checkpoint=str(tmp_path / "hf"), output=str(tmp_path / "again"))
-    recorded = load_policy(tmp_path / "again")[2]["vocabulary"]
-    assert (recorded["path"], recorded["extra_ids"]) == ("spiece.model", 0)
+    recorded = Run(tmp_path / "again").description.vocabulary
+    assert (recorded.file, recorded.extra_ids) == ("spiece.model", 0)
     with pytest.raises(UserError, match=r"259 tokens .* 40 rows"):
         small = make_checkpoint(T5X, values(), name="small")
         convert(checkpoint=small, output=str(tmp_path / "no"), vocabulary="bytes")

@@ -13,7 +13,8 @@ from jaxalign.interop.convert import convert
 from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, open_source
 from jaxalign.interop.storage import files
 from jaxalign.networks.config import T5Config
-from jaxalign.runs import manifests, opened
+from jaxalign.runs import manifests
+from jaxalign.runs.run import Run
 
 CONFIG = T5Config(
     vocab_size=320,
@@ -55,12 +56,12 @@ def test_a_vocabulary_and_lengths_that_were_left_out_are_added_later(
     said = convert(checkpoint=folder, output=output)["message"]
     assert "not recorded: --vocabulary, --max_input_length, --max_target_length" in said
     with pytest.raises(UserError, match="converted without a vocabulary"):
-        opened.open_policy(output)
+        _ = Run(output).vocabulary
     lengths = {"max_input_length": 12, "max_target_length": 8}
     said = convert(checkpoint=folder, output=output, vocabulary=str(model), **lengths)["message"]
     assert "added: vocabulary, length of inputs, length of targets" in said
     assert "not recorded" not in said
-    run = opened.open_policy(output)
+    run = Run(output).policy()
     assert run.vocabulary.encode("a b") and run.length("inputs") == 12
     # What is recorded now is kept.
     assert "not recorded" not in convert(checkpoint=folder, output=output)["message"]

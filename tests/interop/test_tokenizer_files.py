@@ -17,7 +17,7 @@ from jaxalign.interop import tokenizer_files
 from jaxalign.interop.convert import convert
 from jaxalign.interop.sources import HUGGING_FACE, RUN, T5X
 from jaxalign.networks.config import T5Config
-from jaxalign.runs.loading import load_info
+from jaxalign.runs.run import Run
 
 CONFIG = T5Config(
     vocab_size=512,
@@ -156,12 +156,12 @@ def test_an_export_is_read_back_with_its_sentinels_and_an_old_one_asks_for_them(
     run = make_checkpoint(
         RUN, values(config), config, vocabulary=str(models / "unigram.model"), extra_ids=5
     )
-    recorded = load_info(run)["vocabulary"]
+    recorded = Run(run).description.vocabulary.to_json()
     assert recorded["extra_ids"] == 5
     hf = str(tmp_path / "hf")
     convert(checkpoint=run, output=hf, to=HUGGING_FACE)
     again = convert(checkpoint=hf, output=str(tmp_path / "again"))["output"]
-    assert load_info(again)["vocabulary"]["extra_ids"] == 5
+    assert Run(again).description.vocabulary.extra_ids == 5
     with pytest.raises(UserError, match=r"--extra_ids=100, but .* has 5 sentinels"):
         convert(checkpoint=hf, output=str(tmp_path / "no"), extra_ids=100)
     other = str(models / "bpe.model")
@@ -172,7 +172,7 @@ def test_an_export_is_read_back_with_its_sentinels_and_an_old_one_asks_for_them(
     with pytest.raises(UserError, match=r"but the embedding table 96 rows; .* --extra_ids=N"):
         convert(checkpoint=hf, output=str(tmp_path / "no"))
     counted = convert(checkpoint=hf, output=str(tmp_path / "counted"), extra_ids=0)["output"]
-    assert load_info(counted)["vocabulary"]["extra_ids"] == 0
+    assert Run(counted).description.vocabulary.extra_ids == 0
 
 
 def test_a_t5x_checkpoint_gets_the_tokenizer_that_is_given(

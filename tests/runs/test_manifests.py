@@ -13,6 +13,7 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.runs import manifests
 from jaxalign.runs.checkpoints import CHECKPOINTS, restore_params
+from jaxalign.runs.description import write_description
 from jaxalign.runs.manifests import MANIFEST, find_damage
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy, open_run
 from jaxalign.training.optimizers import adamw
@@ -211,3 +212,79 @@ def test_what_cannot_be_read_for_a_while_is_not_damaged(run, monkeypatch):
     ):
         manifests.set_damaged_aside(folder, steps)
     assert all((folder / str(step)).is_dir() for step in steps)
+
+
+def exchange(run, one, other):
+    folder = run / CHECKPOINTS
+    (folder / str(one)).rename(folder / "kept")
+    (folder / str(other)).rename(folder / str(one))
+    (folder / "kept").rename(folder / str(other))
+
+
+def describe(run, **content):
+    write_description(run, {"networks": {}, "run_id": "abc", "manifests": True} | content)
+
+
+def test_exchanged_and_renamed_steps_are_noticed(run):
+    exchange(run, 2, 6)
+    assert find_damage(run / CHECKPOINTS / "6") == "it is the checkpoint of step 2"
+    with pytest.raises(UserError, match="is damaged: it is the checkpoint of step 2"):
+        restore_params(run, "policy", step=6)
+    (run / CHECKPOINTS / "4").rename(run / CHECKPOINTS / "5")
+    with pytest.raises(UserError, match="is damaged: it is the checkpoint of step 4"):
+        restore_params(run, "policy", step=5)
+
+
+def test_a_checkpoint_of_another_run_is_noticed(tmp_path, run):
+    checkpointer = Checkpointer(tmp_path / "other", CheckpointPolicy())
+    checkpointer.save(make_state(6), None, {"run_id": "theirs"})
+    checkpointer.close()
+    describe(tmp_path / "other", run_id="theirs")
+    restore_params(tmp_path / "other", "policy")
+    describe(tmp_path / "other", run_id="ours")
+    message = "it is a checkpoint of the run theirs, and this folder is of the run ours"
+    with pytest.raises(UserError, match=message):
+        restore_params(tmp_path / "other", "policy")
+
+
+def test_a_manifest_that_is_gone_is_noticed(run, capsys):
+    describe(run)
+    (run / CHECKPOINTS / "6" / MANIFEST).unlink()
+    with pytest.raises(UserError, match=r"manifest\.json is missing, which lists its files"):
+        restore_params(run, "policy")
+    open_run(run, CheckpointPolicy(keep_latest=None)).close()
+    assert "goes on from 4" in capsys.readouterr().err
+    assert (run / CHECKPOINTS / "6.damaged").is_dir()
+
+
+def test_the_step_in_the_metadata_is_compared(run):
+    checkpointer = Checkpointer(run, CheckpointPolicy(keep_latest=None))
+    assert checkpointer.metadata(4)["step"] == 4
+    checkpointer.close()
+
+
+def test_only_the_newest_damaged_checkpoint_is_kept(run, capsys):
+    for name in ("1.damaged", "3.damaged", "3.damaged.1"):
+        (run / CHECKPOINTS / name).mkdir()
+    truncate(run / CHECKPOINTS / "6")
+    open_run(run, CheckpointPolicy(keep_latest=None)).close()
+    said = capsys.readouterr().err
+    kept = {path.name for path in (run / CHECKPOINTS).iterdir()}
+    assert kept == {"2", "4", "6.damaged"}
+    for name in ("1.damaged", "3.damaged", "3.damaged.1"):
+        assert f"removed {run / CHECKPOINTS / name}, an older damaged checkpoint" in said
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(run, capsys):
+    left = [run / ".best.json.0a1b2c3d.partial", run / CHECKPOINTS / "1.deleted"]
+    left[0].write_text("{")
+    (left[1] / "params").mkdir(parents=True)
+    others = [run / name for name in (".note.partial", "a.0a1b2c3d.partial", "x.deleted")]
+    others.append(run / CHECKPOINTS / "old.deleted")
+    for path in others:
+        path.mkdir()
+    open_run(run, CheckpointPolicy(keep_latest=None)).close()
+    said = capsys.readouterr().err
+    for path in left:
+        assert not path.exists() and f"removed {path}, which a killed process left" in said
+    assert all(path.exists() for path in others)

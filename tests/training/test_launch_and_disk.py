@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxalign import files
 from jaxalign.cli.main import told_in_one_line
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.parallel import distributed, preemption, processes
 from jaxalign.parallel.preemption import StopNotice
 from jaxalign.parallel.processes import LOST_PROCESS, Launch, find_launch
-from jaxalign.runs import files
 from jaxalign.training import run, run_folder
 from jaxalign.training.checkpoints import CheckpointPolicy, check_space
 from jaxalign.training.state import TrainState

@@ -9,7 +9,7 @@ from jaxalign.inference.encoders import encoder_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
-from jaxalign.runs import opened
+from jaxalign.runs.run import Run
 from jaxalign.training import run_folder
 
 POLICY = Policy(
@@ -41,7 +41,9 @@ def test_cutting_and_rows_are_recorded_and_read(pack, row_lengths, tmp_path):
     info = json.loads((tmp_path / "run" / "networks.json").read_text())
     assert info["long_prompts"] == "truncate_left"
     assert info["row_lengths"] == (row_lengths if pack else None)
-    run = opened.Run(None, None, data.load_vocabulary(), info | {"run": "run"})
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    run = Run(tmp_path / "run")
+    assert run.description.row_lengths == info["row_lengths"]
     example = data.cache().split("train")[0]
     assert encoder_of(run).prompts([example.prompt]).tokens == [example.inputs.tolist()]
     assert encoder_of(run, long_prompts="truncate").prompts([example.prompt]).tokens != [
@@ -49,4 +51,5 @@ def test_cutting_and_rows_are_recorded_and_read(pack, row_lengths, tmp_path):
     ]
     # Runs converted from elsewhere say nothing of it.
     info.pop("long_prompts")
-    assert opened.Run(None, None, None, info).long_prompts == "truncate"
+    (tmp_path / "run" / "networks.json").write_text(json.dumps(info))
+    assert Run(tmp_path / "run").long_prompts == "truncate"

@@ -10,7 +10,8 @@ from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.objectives.reward_modelling import RewardModel
-from jaxalign.runs import loading
+from jaxalign.runs import checkpoints, describing
+from jaxalign.runs.run import Run
 
 SIZES = dict.fromkeys(("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"), 8)
 CONFIG = T5Config(**SIZES, num_encoder_layers=1, num_decoder_layers=1, mlp_activations=("relu",))
@@ -18,7 +19,7 @@ CONFIG = T5Config(**SIZES, num_encoder_layers=1, num_decoder_layers=1, mlp_activ
 
 @pytest.fixture
 def write_run(tmp_path):
-    """A run folder with a finished checkpoint, as far as `load_info` looks, and a description of its networks."""
+    """A run folder with a finished checkpoint, as far as `Run` looks, and a description of its networks."""
 
     def write(networks):
         (tmp_path / "checkpoints" / "3").mkdir(parents=True)
@@ -39,23 +40,24 @@ def write_run(tmp_path):
 )
 def test_a_description_gives_the_network_back(network, write_run, monkeypatch):
     objective = RewardModel(policy=Policy(CONFIG), reward=network)
-    description = loading.describe_networks(objective)
+    description = describing.describe_networks(objective)
     run = write_run(description["networks"])
-    monkeypatch.setattr(loading.checkpoints, "restore_params", lambda *_, **options: options)
-    found, options, info = loading.load_reward(run)
-    assert found == network and info["step"] == 3
-    assert options["abstract"].keys() == network.abstract_params().keys()
+    monkeypatch.setattr(checkpoints, "restore_params", lambda *_, **options: options)
+    found = Run(run).reward()
+    assert found.network == network and found.step == 3
+    options = found.params
+    assert options["abstract"]().keys() == network.abstract_params().keys()
 
 
 def test_a_run_without_a_reward_network_is_refused(write_run):
     run = write_run({"policy": Policy(CONFIG).description()})
     with pytest.raises(UserError, match="has no reward network; its roles: policy"):
-        loading.load_reward(run)
+        Run(run).reward()
     with pytest.raises(UserError, match="policy is no reward network"):
-        loading.load_reward(run, role="policy")
+        Run(run).reward(role="policy")
 
 
 def test_a_description_of_another_version_is_refused_by_name(write_run):
     run = write_run({"reward": {"kind": "feature_reward", "num_features": 2, "depth": 3}})
     with pytest.raises(UserError, match=r"networks\.json, network reward: .*depth"):
-        loading.load_reward(run)
+        Run(run).reward()

@@ -1,0 +1,76 @@
+"""A set of texts that keeps 16 bytes of each, so that files of millions of lines fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+
+_START = 1 << 10
+_FILE_BITS = 20  # files of a task; the other bits hold the line
+_EMPTY = 0
+
+
+class Places:
+    """Digests of texts, each with the file and line where it was first seen: a table of three numbers a slot, at most two thirds full."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._count = 0
+        self._resize(_START)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, text: str, file: str, line: int) -> tuple[str, int] | None:
+        """Adds a text unless it is there; returns the file and line where it was seen before, or None."""
+        digest = _digest(text)
+        slot = self._find(*digest)
+        if self._places[slot] != _EMPTY:
+            return self._place(slot)
+        number = self._files.setdefault(file, len(self._files))
+        self._fill(slot, digest, ((line + 1) << _FILE_BITS) | (number & ((1 << _FILE_BITS) - 1)))
+        self._count += 1
+        if 3 * self._count > 2 * len(self._places):
+            self._grow()
+        return None
+
+    def shared(self, other: Places) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+        """Where the texts that both hold were first seen, here and there."""
+        for slot, place in enumerate(self._places):
+            if place != _EMPTY:
+                theirs = other._find(self._high[slot], self._low[slot])
+                if other._places[theirs] != _EMPTY:
+                    yield self._place(slot), other._place(theirs)
+
+    def _place(self, slot: int) -> tuple[str, int]:
+        place = self._places[slot]
+        files = list(self._files)
+        return files[place & ((1 << _FILE_BITS) - 1)], (place >> _FILE_BITS) - 1
+
+    def _find(self, high: int, low: int) -> int:
+        """The slot of a digest, or the empty one where it belongs."""
+        mask = len(self._places) - 1
+        slot = high & mask
+        while self._places[slot] != _EMPTY and (self._high[slot] != high or self._low[slot] != low):
+            slot = (slot + 1) & mask
+        return slot
+
+    def _fill(self, slot: int, digest: tuple[int, int], place: int) -> None:
+        self._high[slot], self._low[slot] = digest
+        self._places[slot] = place
+
+    def _grow(self) -> None:
+        high, low, places = self._high, self._low, self._places
+        self._resize(2 * len(places))
+        for digest, place in zip(zip(high, low, strict=True), places, strict=True):
+            if place != _EMPTY:
+                self._fill(self._find(*digest), digest, place)
+
+    def _resize(self, size: int) -> None:
+        self._high, self._low, self._places = (array("Q", [_EMPTY]) * size for _ in range(3))
+
+
+def _digest(text: str) -> tuple[int, int]:
+    found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:], "little")

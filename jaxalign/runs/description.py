@@ -1,0 +1,257 @@
+"""What a run folder says of itself: the file ``networks.json``, typed, with bounds for every number; written and read here only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign import files, untrusted
+from jaxalign.errors import UserError
+from jaxalign.networks.config import T5Config
+from jaxalign.runs.typed_json import JsonReader
+
+NETWORKS_FILE = "networks.json"
+LONG_PROMPTS = ("truncate", "truncate_left", "reject")
+MAX_LENGTH = 1 << 17  # tokens; attention over more does not fit on any device
+MAX_STEP = 10**12
+_MAX_ROLES = 32
+_MAX_HIDDEN_LAYERS, _MAX_SIZE = 64, 1 << 24
+_MAX_EXTRA_IDS = 1 << 16
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_CONFIG_LIMITS = {
+    "vocab_size": 1 << 24,
+    "emb_dim": 1 << 16,
+    "num_heads": 1 << 12,
+    "head_dim": 1 << 14,
+    "mlp_dim": 1 << 20,
+    "num_encoder_layers": 512,
+    "num_decoder_layers": 512,
+    "relative_attention_num_buckets": 1 << 12,
+    "relative_attention_max_distance": 1 << 24,
+    "param_scan_axis": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyDescription:
+    """A vocabulary as a run or cache folder records it.
+
+    Attributes:
+      kind: 'bytes' or 'sentencepiece'.
+      extra_ids: sentinels after the vocabulary's own pieces.
+      file: name of the SentencePiece model in the folder; None for bytes.
+      sha256: of that file, if it is recorded.
+    """
+
+    kind: str
+    extra_ids: int = 0
+    file: str | None = None
+    sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `jaxalign.data.vocabularies.vocabulary_from_dict` reads it."""
+        described: dict[str, Any] = {"kind": self.kind, "extra_ids": self.extra_ids}
+        if self.file is not None:
+            described |= {"path": self.file, "sha256": self.sha256}
+        return described
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardStatistics:
+    """Mean and deviation of the training split's feedback, by which rewards are standardised."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDescription:
+    """What a run records of itself.
+
+    Attributes:
+      networks: role -> the JSON from which its network is built; checked when it is built.
+      vocabulary: None for a checkpoint that was converted without one.
+      feature_lengths: tokens of ``inputs`` and ``targets``, EOS included; a converted checkpoint may lack them.
+      long_prompts: what was done with prompts that are too long; None where it is not recorded.
+      row_lengths: lengths of packed rows where they are not ``feature_lengths``.
+      method: the objective's name.
+      temperature: its tau or beta, if it has one.
+      hyperparameters: all of the objective's options by name.
+      reward: None where rewards are not standardised.
+      units: 'rewards' or 'feedback', the unit of a value network.
+      run_id: of the run.
+      manifests: every checkpoint of this run has a manifest, so one without is damaged.
+      content: the whole JSON object, checked.
+    """
+
+    networks: Mapping[str, Mapping[str, Any]]
+    vocabulary: VocabularyDescription | None = None
+    feature_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    long_prompts: str | None = None
+    row_lengths: Mapping[str, int] | None = None
+    method: str | None = None
+    temperature: float | None = None
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reward: RewardStatistics | None = None
+    units: str = "rewards"
+    run_id: str = "unnamed"
+    manifests: bool = False
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+
+def read_description(run: Path) -> RunDescription:
+    """Reads and checks a run folder's ``networks.json``.
+
+    Raises:
+      UserError: naming the file and the key.
+    """
+    file = run / NETWORKS_FILE
+    return parse_description(untrusted.read_json_object(file, inside=run), str(file))
+
+
+def write_description(run: Path, content: Mapping[str, Any]) -> None:
+    """Checks and writes ``networks.json``.
+
+    Raises:
+      UserError: naming the key that could not be read back.
+    """
+    file = run / NETWORKS_FILE
+    text = json.dumps(content, indent=2) + "\n"
+    parse_description(json.loads(text), str(file))
+    files.write_text(file, text)
+
+
+def parse_description(content: Mapping[str, Any], where: str) -> RunDescription:
+    """The description that a JSON object holds.
+
+    Args:
+      content: the object.
+      where: the file, for messages.
+
+    Raises:
+      UserError: naming the file and the key.
+    """
+    read = JsonReader(content, where)
+    networks = read.objects("networks", required=True)
+    for role in networks:
+        if not _NAME.fullmatch(role) or len(networks) > _MAX_ROLES:
+            raise read.wrong("networks", f"names of roles, at most {_MAX_ROLES}")
+    for key in ("initial_checkpoint", "teacher_tokens"):
+        read.optional_object(key)
+    _check_origin(read, "initial_checkpoint", content.get("initial_checkpoint"))
+    for role, origin in read.objects("frozen_checkpoints").items():
+        _check_origin(read, f"frozen_checkpoints, {role}", origin)
+    units = read.text("units", "rewards", ("rewards", "feedback"))
+    return RunDescription(
+        networks=networks,
+        vocabulary=_vocabulary(read),
+        feature_lengths=read.whole_numbers("feature_lengths", MAX_LENGTH) or {},
+        long_prompts=read.text("long_prompts", None, LONG_PROMPTS),
+        row_lengths=read.whole_numbers("row_lengths", MAX_LENGTH),
+        method=read.text("objective", None),
+        temperature=read.number("temperature"),
+        hyperparameters=read.optional_object("hyperparameters") or {},
+        reward=_reward(read),
+        units=str(units),
+        run_id=read.text("run_id", "unnamed") or "unnamed",
+        manifests=read.truth("manifests"),
+        content=content,
+    )
+
+
+def check_network(described: Mapping[str, Any], where: str, *, nested: bool = False) -> None:
+    """Checks types and sizes of what `jaxalign.networks.registry.build` is given.
+
+    Raises:
+      UserError: naming the file, the network and the key.
+    """
+    read = JsonReader(described, where)
+    read.text("kind", None, required=True)
+    for key, value in described.items():
+        if key == "config":
+            parse_config(value, where)
+        elif key == "policy" and isinstance(value, Mapping) and not nested:
+            check_network(value, f"{where}, policy", nested=True)
+        elif isinstance(value, Mapping):
+            raise read.wrong(key, "no object")
+        sizes = value if isinstance(value, list) else [value]
+        if len(sizes) > _MAX_HIDDEN_LAYERS or any(
+            isinstance(size, int) and size > _MAX_SIZE for size in sizes
+        ):
+            raise read.wrong(key, f"at most {_MAX_SIZE}")
+
+
+def parse_config(fields: Any, where: str) -> T5Config:
+    """The T5 that a JSON object describes.
+
+    Raises:
+      UserError: naming the file, the network and the key.
+    """
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{where}: must be an object")
+    read = JsonReader(fields, where)
+    for field in dataclasses.fields(T5Config):
+        value = fields.get(field.name)
+        if field.name not in fields:
+            continue
+        if field.name in _CONFIG_LIMITS:
+            least = 0 if field.name == "param_scan_axis" else 1
+            if read.integer(field.name, least, _CONFIG_LIMITS[field.name]) is None:
+                raise read.wrong(field.name, "a whole number")
+        elif field.type == "float":
+            if read.number(field.name) is None:
+                raise read.wrong(field.name, "a number")
+        elif field.type == "bool":
+            read.truth(field.name)
+        elif field.type == "str" and not isinstance(value, str):
+            raise read.wrong(field.name, "text")
+        elif field.name == "mlp_activations" and not (
+            isinstance(value, (list, tuple))
+            and len(value) <= 4
+            and all(isinstance(each, str) for each in value)
+        ):
+            raise read.wrong(field.name, "a list of names")
+    try:
+        return T5Config.from_dict(dict(fields))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _vocabulary(read: JsonReader) -> VocabularyDescription | None:
+    described = read.optional_object("vocabulary")
+    if not described:
+        return None
+    inner = JsonReader(described, f"{read.where}, vocabulary")
+    kind = inner.text("kind", None, ("bytes", "sentencepiece"), required=True)
+    extra_ids = inner.integer("extra_ids", 0, _MAX_EXTRA_IDS) or 0
+    file = untrusted.file_name(described.get("path"))
+    if "path" in described and file is None:
+        raise inner.wrong("path", "the name of a file in the run folder")
+    if (kind == "sentencepiece") != (file is not None):
+        raise inner.wrong("path", "a file name for 'sentencepiece', and absent for 'bytes'")
+    return VocabularyDescription(str(kind), extra_ids, file, inner.text("sha256", None))
+
+
+def _reward(read: JsonReader) -> RewardStatistics | None:
+    described = read.optional_object("reward")
+    if not described:
+        return None
+    inner = JsonReader(described, f"{read.where}, reward")
+    mean, std = inner.number("mean"), inner.number("std", above_zero=True)
+    if mean is None or std is None:
+        raise read.wrong("reward", "an object with the numbers 'mean' and 'std'")
+    return RewardStatistics(mean, std)
+
+
+def _check_origin(read: JsonReader, key: str, origin: Any) -> None:
+    if origin is None:
+        return
+    inner = JsonReader(origin, f"{read.where}, {key}")
+    inner.text("run_id", None, required=True)
+    inner.text("path", None)
+    if inner.integer("step", 0, MAX_STEP) is None:
+        raise inner.wrong("step", "a whole number")

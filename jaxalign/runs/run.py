@@ -1,0 +1,258 @@
+"""A run folder as an object: what it records of itself, and its trained networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from jaxalign import untrusted
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.errors import UserError
+from jaxalign.networks import registry
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.protocols import (
+    Network,
+    PolicyNetwork,
+    PromptValuePredictor,
+    RewardPredictor,
+)
+from jaxalign.runs import checkpoints
+from jaxalign.runs.description import (
+    NETWORKS_FILE,
+    RewardStatistics,
+    RunDescription,
+    check_network,
+    read_description,
+)
+from jaxalign.runs.metrics import METRICS_FILE, read_metrics
+
+_VOCABULARY_BYTES = 256 << 20
+
+
+class Run:
+    """A run folder with one of its checkpoints chosen.
+
+    Args:
+      path: a run folder, or ``<run>/checkpoints/<step>``.
+      step: a number, 'best', 'latest', or None for the best if one was kept and the latest otherwise.
+
+    Attributes:
+      folder: the run folder.
+      step: of the checkpoint.
+      description: what ``networks.json`` says.
+
+    Raises:
+      UserError: files are missing or malformed.
+    """
+
+    def __init__(self, path: Path | str, step: int | str | None = None) -> None:
+        self.folder, self.step = checkpoints.find_checkpoint(path, step)
+        self.description: RunDescription = read_description(self.folder)
+
+    def policy(
+        self, step: int | str | None = None, *, role: str = "policy", shardings: Any = None
+    ) -> TrainedNetwork:
+        """The policy with its parameters.
+
+        Args:
+          step: another checkpoint than the chosen one.
+          role: of the parameters.
+          shardings: where to put the parameters; the first local device by default.
+
+        Raises:
+          UserError: there is no such network, or its checkpoint is damaged, not finite, or of another shape.
+        """
+        return self._restore("policy", PolicyNetwork, "policy", role, step, shardings)
+
+    def value(
+        self, step: int | str | None = None, *, role: str = "value", shardings: Any = None
+    ) -> TrainedNetwork:
+        """A value network with parameters of its own, of prompts or of prefixes; arguments and errors as `policy`."""
+        return self._restore(role, PromptValuePredictor, "separate value", role, step, shardings)
+
+    def reward(
+        self, step: int | str | None = None, *, role: str = "reward", shardings: Any = None
+    ) -> TrainedNetwork:
+        """A reward network of any kind; arguments and errors as `policy`."""
+        return self._restore(role, RewardPredictor, "reward", role, step, shardings)
+
+    def has_value_network(self) -> bool:
+        """Whether the run trained a value network of its own on a T5."""
+        if "value" not in self.description.networks:
+            return False
+        network = self.network("value")
+        return isinstance(network, PromptValuePredictor) and network.vocab_size is not None
+
+    def network(self, role: str) -> Network:
+        """The network that the run records for a role, without parameters; UserError if there is none."""
+        if role not in self.description.networks:
+            raise UserError(
+                f"run {self.folder} has no {role} network; its roles: {', '.join(self.description.networks)}"
+            )
+        described = self.description.networks[role]
+        where = f"{self.folder / NETWORKS_FILE}, network {role}"
+        check_network(described, where)
+        try:
+            return registry.build(described)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+
+    def config(self, role: str) -> T5Config:
+        """The T5 that the run records for a role; UserError if there is none."""
+        config = getattr(self.network(role), "config", None)
+        if not isinstance(config, T5Config):
+            raise UserError(f"run {self.folder}: the {role} network is no T5")
+        return config
+
+    @property
+    def vocabulary_file(self) -> Path | None:
+        """The SentencePiece model in the folder; None for bytes or where no vocabulary is recorded.
+
+        Raises:
+          UserError: it is missing, too large, no regular file, or a link to elsewhere.
+        """
+        recorded = self.description.vocabulary
+        if recorded is None or recorded.file is None:
+            return None
+        file = self.folder / recorded.file
+        try:
+            untrusted.read_bytes(file, _VOCABULARY_BYTES, inside=self.folder)
+        except OSError as error:
+            raise UserError(
+                f"{file}, the run's vocabulary, cannot be read: {error.strerror}"
+            ) from error
+        return file
+
+    @functools.cached_property
+    def vocabulary(self) -> Any:
+        """encode(text) -> ids and decode(ids) -> text.
+
+        Raises:
+          UserError: none is recorded, or its file is missing or another one.
+        """
+        recorded = self.recorded_vocabulary
+        if recorded is None:
+            raise UserError(
+                f"{self.folder} was converted without a vocabulary; give that `jaxalign convert` again with --vocabulary, which adds it"
+            )
+        try:
+            return recorded.load()
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{self.folder}: its vocabulary cannot be read: {error}") from error
+
+    @property
+    def recorded_vocabulary(self) -> RecordedVocabulary | None:
+        """The vocabulary as it is recorded, its file checked but not read; None if none is recorded.
+
+        Raises:
+          UserError: its file is missing, too large, no regular file, or a link to elsewhere.
+        """
+        described = self.description.vocabulary
+        if described is None:
+            return None
+        _ = self.vocabulary_file
+        return RecordedVocabulary(described.to_json(), str(self.folder))
+
+    def length(self, feature: str, override: int = 0) -> int:
+        """Tokens of `inputs` or `targets`, EOS included: `override` unless 0, else the run's own.
+
+        Raises:
+          UserError: neither is known.
+        """
+        length = override or self.description.feature_lengths.get(feature, 0)
+        if length < 1:
+            flag = "max_input_length" if feature == "inputs" else "max_target_length"
+            raise UserError(f"{self.folder} records no length of its {feature}; give --{flag}")
+        return length
+
+    @property
+    def long_prompts(self) -> str:
+        """What the run did with prompts that are too long; 'truncate' where it does not say."""
+        return self.description.long_prompts or "truncate"
+
+    @property
+    def temperature(self) -> float:
+        """The tau (or beta) of the run's objective, 1 where it has none."""
+        return self.description.temperature or 1.0
+
+    def standardized(self, feedback: Any) -> Any:
+        """Feedback in the units of the run's rewards, by its training split's mean and deviation."""
+        statistics = self.description.reward or RewardStatistics()
+        return (feedback - statistics.mean) / statistics.std
+
+    def _restore(
+        self, described_as: str, protocol: Any, what: str, role: str, step: Any, shardings: Any
+    ) -> TrainedNetwork:
+        network = self.network(described_as)
+        if not isinstance(network, protocol):
+            raise UserError(
+                f"run {self.folder}: {described_as} is no {what} network (its kind is {network.kind!r})"
+            )
+        run = self if step is None else Run(self.folder, step)
+        params = checkpoints.restore_params(
+            run.folder,
+            role,
+            step=run.step,
+            abstract=network.abstract_params,
+            least_arrays=_least_arrays(network),
+            shardings=shardings,
+        )
+        return TrainedNetwork(run, network, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """A network of a run with its parameters.
+
+    Attributes:
+      run: the run, at the step whose parameters these are.
+      network, params: the network and its parameters.
+    """
+
+    run: Run
+    network: Any
+    params: Any
+
+    @property
+    def vocabulary(self) -> Any:
+        """The run's vocabulary."""
+        return self.run.vocabulary
+
+    @property
+    def long_prompts(self) -> str:
+        """What the run did with prompts that are too long."""
+        return self.run.long_prompts
+
+    def length(self, feature: str, override: int = 0) -> int:
+        """Tokens of a feature, see `Run.length`."""
+        return self.run.length(feature, override)
+
+    @property
+    def step(self) -> int:
+        """The step of the parameters."""
+        return self.run.step
+
+
+def learning_curve(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics; empty where there are none.
+
+    Args:
+      path: a run folder or one of its checkpoints.
+    """
+    folder = Path(path)
+    for candidate in (folder, *folder.parents[:2]):
+        if (candidate / METRICS_FILE).is_file():
+            return read_metrics(candidate / METRICS_FILE)
+    return []
+
+
+def _least_arrays(network: Network) -> int:
+    """Arrays that a network has in any case; tracing hundreds of layers that do not exist takes minutes."""
+    config = getattr(network, "config", None)
+    if not isinstance(config, T5Config) or config.scan_layers:
+        return 1
+    return config.num_encoder_layers + (
+        config.num_decoder_layers if isinstance(network, PolicyNetwork) else 0
+    )

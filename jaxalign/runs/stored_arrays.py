@@ -1,0 +1,124 @@
+"""Checks of stored arrays before their values are read (names, types, shapes, chunks), and that values are finite."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+
+from jaxalign import untrusted
+from jaxalign.errors import UserError
+
+_INDEX = "_METADATA"
+_ARRAY_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "int32", "int64", "uint32", "int8", "bool")
+_MAX_ARRAYS = 100_000
+_KEY = re.compile(r"[A-Za-z0-9_]{1,128}")
+# Trained parameters compress by far less; only zeros, such as those of new heads, compress more.
+_MAX_COMPRESSION = 1000
+_SPARE_BYTES = 64 << 20
+
+
+def check_item(item: Path, stored_bytes: int) -> int:
+    """Checks the arrays of an Orbax item without reading their values.
+
+    Args:
+      item: for example ``<run>/checkpoints/<step>/params``.
+      stored_bytes: of all its files.
+
+    Returns:
+      The number of arrays.
+
+    Raises:
+      UserError: naming the array, and what is wrong with it.
+    """
+    if (item / _INDEX).exists():
+        _check_names(item)
+    store: dict[str, Any] = {"driver": "file", "path": f"{item}/"}
+    if (item / "manifest.ocdbt").exists():
+        store = {"driver": "ocdbt", "base": store}
+    try:
+        keys = [key.decode() for key in ts.KvStore.open(store).result().list().result()]
+        context, opening = ts.Context(), {}
+        for key in keys:
+            name, _, file = key.rpartition("/")
+            if file in _ARRAY_FILES and name and "/" not in name:
+                place = {**store, "path": f"{store.get('path', '')}{name}/"}
+                spec = {"driver": _ARRAY_FILES[file], "kvstore": place}
+                opening[name] = ts.open(spec, open=True, read=True, context=context)
+                if len(opening) > _MAX_ARRAYS:
+                    raise UserError(f"{item} holds more than {_MAX_ARRAYS} arrays")
+        sizes = [check_array(str(item), name, future.result()) for name, future in opening.items()]
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"{item} cannot be read: {_first_line(error)}") from error
+    if sum(sizes) > stored_bytes * _MAX_COMPRESSION + _SPARE_BYTES:
+        raise UserError(
+            f"{item} says that its arrays have {sum(sizes):,} bytes, but its files have {stored_bytes:,}"
+        )
+    return len(sizes)
+
+
+def check_array(where: str, name: str, store: Any) -> int:
+    """Checks one opened array; returns its size in bytes.
+
+    Raises:
+      UserError: its type is not a parameter's, or its chunks are larger than the array, so that reading one would fill the memory.
+    """
+    if store.dtype.name not in _DTYPES:
+        raise UserError(f"{where}: array {name} has dtype {store.dtype.name}")
+    for chunk in (store.chunk_layout.read_chunk.shape, store.chunk_layout.write_chunk.shape):
+        if any(part > max(size, 1) for part, size in zip(chunk or (), store.shape, strict=False)):
+            raise UserError(
+                f"{where}: array {name} of shape {tuple(store.shape)} has chunks of shape {tuple(chunk)}, which are larger"
+            )
+    return math.prod(store.shape) * np.dtype(store.dtype.numpy_dtype).itemsize
+
+
+def refuse_not_finite(where: str, params: Any) -> None:
+    """Refuses parameters that are NaN or infinite.
+
+    Raises:
+      UserError: naming the first such array.
+    """
+    named = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    found = jax.device_get(_finite(named)) if named else {}
+    for name, finite in found.items():
+        if not finite:
+            raise UserError(
+                f"{where}: parameter {name} holds NaN or infinity; choose an earlier checkpoint"
+            )
+
+
+@jax.jit
+def _finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.isfinite(array).all() for name, array in arrays.items()}
+
+
+def _check_names(item: Path) -> None:
+    """Names become paths: none may lead out of the folder."""
+    index = untrusted.read_json_object(item / _INDEX, limit=64 << 20)
+    tree = index.get("tree_metadata")
+    try:
+        keys = [part["key"] for entry in tree.values() for part in entry["key_metadata"]]  # type: ignore[union-attr]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{item / _INDEX} does not list arrays as Orbax does") from error
+    for key in keys:
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise UserError(f"{item / _INDEX}: {str(key)[:60]!r} is no name of a parameter")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

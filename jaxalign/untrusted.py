@@ -1,0 +1,157 @@
+"""Reading files that somebody else made: only regular files, of a bounded size, inside the folder that is read.
+
+A run folder or checkpoint may come from anywhere. Nothing in it is executed; these helpers see to it that it cannot make a command read a
+device or a pipe, follow a link to another folder, or fill the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from jaxalign.errors import UserError
+
+JSON_BYTES = 8 << 20
+_MAX_FILES = 1_000_000
+_MAX_DEPTH = 8
+_MAX_DIGITS = 40
+
+
+def open_regular(path: Path | str, *, inside: Path | str | None = None) -> IO[bytes]:
+    """Opens a regular file for reading.
+
+    Args:
+      path: the file. Opening a pipe or a device does not wait.
+      inside: the folder that it must lie in when all links are followed; None to follow links anywhere.
+
+    Raises:
+      UserError: it is a device, a pipe, a folder, or lies elsewhere.
+      FileNotFoundError: there is none.
+      OSError: the system cannot read it.
+    """
+    path = Path(path)
+    if inside is not None:
+        _require_inside(path, Path(inside))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a regular file; it is not read")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path | str, limit: int, *, inside: Path | str | None = None) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; arguments and errors as `open_regular`.
+
+    Raises:
+      UserError: it is longer, or no regular file, or lies elsewhere.
+    """
+    with open_regular(path, inside=inside) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) if size <= limit else b""
+    if size > limit or len(content) > limit:
+        raise UserError(f"{path} has {size} bytes; at most {limit} are expected there")
+    return content
+
+
+def read_json_object(
+    path: Path | str, *, inside: Path | str | None = None, limit: int = JSON_BYTES
+) -> dict[str, Any]:
+    """A JSON object of a run folder, without repeated keys and without integers of more than 40 digits.
+
+    Raises:
+      UserError: the file is missing, cannot be read, is too large, is no regular file, or is malformed.
+    """
+    path = Path(path)
+    try:
+        content = read_bytes(path, limit, inside=inside)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: is {path.parent} a run folder?") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        value = json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_without_repeated_keys,
+            parse_int=_parse_int,
+        )
+    except RecursionError as error:
+        raise UserError(f"{path} is not valid JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value
+
+
+def check_tree(folder: Path | str, *, inside: Path | str | None = None) -> int:
+    """Looks at everything below a folder before a library reads it; returns the bytes of its files.
+
+    Args:
+      folder: what will be read.
+      inside: the folder that links must not leave; ``folder`` by default.
+
+    Raises:
+      UserError: there is a link that leads outside, a device, a pipe, or far too much of anything.
+    """
+    folder = Path(folder)
+    root = Path(os.path.realpath(folder if inside is None else inside))
+    _require_inside(folder, root)
+    waiting = [(str(folder), 0)]
+    total = count = 0
+    while waiting:
+        path, depth = waiting.pop()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                count += 1
+                if count > _MAX_FILES or depth > _MAX_DEPTH:
+                    raise UserError(f"{folder} holds more files or folders than a checkpoint has")
+                if entry.is_symlink():
+                    _require_inside(Path(entry.path), root)
+                status = entry.stat()
+                if stat.S_ISDIR(status.st_mode) and not entry.is_symlink():
+                    waiting.append((entry.path, depth + 1))
+                elif stat.S_ISREG(status.st_mode):
+                    total += status.st_size
+                else:
+                    raise UserError(
+                        f"{entry.path} is neither a regular file nor a folder; it is not read"
+                    )
+    return total
+
+
+def file_name(value: Any) -> str | None:
+    """A name of a file directly inside a folder; None if it is anything else, such as an absolute path or one with '..'."""
+    plain = isinstance(value, str) and value not in ("", ".", "..") and len(value) <= 255
+    return value if plain and not set(value) & {"/", "\\", "\0", "\n"} else None
+
+
+def _require_inside(path: Path, root: Path) -> None:
+    try:
+        real = os.path.realpath(path, strict=True)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be followed: {error.strerror}") from error
+    if not Path(real).is_relative_to(os.path.realpath(root)):
+        raise UserError(
+            f"{path} is a link to {real}, outside of {root}; it is not followed (copy the folder with its files if you trust it)"
+        )
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {repeated[:60]!r} is there twice")
+    return found
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)

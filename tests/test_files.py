@@ -1,0 +1,51 @@
+"""A file is replaced whole or not at all; a full disk is recognised whoever reports it, and a full accelerator is not a disk."""
+
+import errno
+import os
+
+import pytest
+
+from jaxalign import files
+from jaxalign.cli.main import told_in_one_line
+from jaxalign.errors import UserError
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x"
+    files.write_text(path, "old")
+    with pytest.raises(KeyError), files.replacing(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    files.write_bytes(path, b"new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (FULL, "No space left on device"),
+        (OSError(errno.EFBIG, "File too large", "a/b"), "File too large (a/b)"),
+        (
+            ValueError("RESOURCE_EXHAUSTED: x: No space left on device [y]"),
+            "No space left on device",
+        ),
+        (RuntimeError("Disk quota exceeded"), "Disk quota exceeded"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes"), None),
+        (UserError("no space left on device"), None),
+        (KeyError("x"), None),
+    ],
+)
+def test_what_a_disk_says(error, problem):
+    assert files.disk_problem(error) == problem
+
+
+def test_a_command_tells_it_in_one_line(capsys):
+    def run():
+        raise FULL
+
+    assert told_in_one_line(run) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device; make room" in said
