@@ -20,6 +20,9 @@ MAX_LENGTH = 1 << 17  # tokens; attention over more does not fit on any device
 MAX_STEP = 10**12
 _MAX_ROLES = 32
 _MAX_HIDDEN_LAYERS, _MAX_SIZE = 64, 1 << 24
+# Fields of networks besides their T5.
+_WHOLE = ("value_token", "max_length", "num_features")
+_NUMBERS = ("max_value", "scale")
 _MAX_EXTRA_IDS = 1 << 16
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _CONFIG_LIMITS = {
@@ -176,6 +179,10 @@ def check_network(described: Mapping[str, Any], where: str, *, nested: bool = Fa
             parse_config(value, where)
         elif key == "policy" and isinstance(value, Mapping) and not nested:
             check_network(value, f"{where}, policy", nested=True)
+        elif key in _WHOLE:
+            read.integer(key, 0, _MAX_SIZE)
+        elif key in _NUMBERS:
+            read.number(key)
         elif isinstance(value, Mapping):
             raise read.wrong(key, "no object")
         sizes = value if isinstance(value, list) else [value]

@@ -97,7 +97,7 @@ class Run:
         try:
             return registry.build(described)
         except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
 
     def config(self, role: str) -> T5Config:
         """The T5 that the run records for a role; UserError if there is none."""
