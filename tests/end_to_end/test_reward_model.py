@@ -67,7 +67,7 @@ def test_the_network_is_read_back_and_is_no_policy(world):
     assert isinstance(network, RewardNetwork) and info.method == "reward_model"
     stored = restore_params(world / "run", "reward")
     jax.tree.map(np.testing.assert_array_equal, params, stored)
-    with pytest.raises(ValueError, match="no network 'policy'"):
+    with pytest.raises(ValueError, match="has no policy network"):
         Run(world / "run").policy()
 
 
@@ -103,7 +103,7 @@ def test_its_rewards_are_stored_beside_another_task_and_calibrated(world, capsys
     assert "isotonic  calibration error" in capsys.readouterr().out
     mapped = TaskCache(folder).stored("train", "rm-isotonic").values
     np.testing.assert_allclose(np.unique(np.round(mapped, 5)), [2, 3])
-    with pytest.raises(ValueError, match="no network 'policy'"):
+    with pytest.raises(ValueError, match="has no policy network"):
         main(["score", run, f"--cache_dir={folder}", "--verbose"])
 
 

@@ -128,10 +128,8 @@ def test_a_converted_run_has_a_manifest_and_a_damaged_one_is_not_converted(
 
 def test_a_checkpoint_in_another_runs_place_is_not_converted(values, make_checkpoint, tmp_path):
     run = Path(make_checkpoint(RUN, values(CONFIG), CONFIG))
-    metadata = run / "checkpoints" / "7" / "metadata"
-    metadata.mkdir()
-    (metadata / "metadata").write_text(json.dumps({"run_id": "another"}))
-    with pytest.raises(UserError, match="a checkpoint of the run another, but lies in that of"):
+    manifests.write_manifest(run / "checkpoints" / "7", step=7, run_id="another")
+    with pytest.raises(UserError, match="a checkpoint of the run another, and this folder is of"):
         convert(checkpoint=str(run), output=str(tmp_path / "out"), to=T5X)
 
 
@@ -145,6 +143,8 @@ def test_a_vocabulary_outside_of_a_run_is_not_followed(values, make_checkpoint, 
     for path in (str(secret), "../secret.model", "link.model", 7):
         spec = {"kind": "sentencepiece", "path": path, "extra_ids": 0}
         file.write_text(json.dumps(described | {"vocabulary": spec}))
-        with pytest.raises(UserError, match="is not a file of that folder, and is not followed"):
+        with pytest.raises(
+            UserError, match=r"must be the name of a file in the run folder|it is not followed"
+        ):
             convert(checkpoint=str(run), output=str(tmp_path / "out"), to=HUGGING_FACE)
     assert not (tmp_path / "out").exists()
