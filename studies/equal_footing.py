@@ -32,6 +32,7 @@ from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
+from jaxalign.training.start import StartFrom
 from studies import human_feedback, rnnlg
 from studies.command_line import run_study
 from studies.equal_footing_forms import FORMS, RATINGS, ratings_forms, rnnlg_forms
@@ -176,7 +177,7 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
         optimizers={"policy": adamw(1e-4, warmup_steps=20, clip_norm=1.0)},
         loop=constant_loop(VALUE_UPDATES),
         batch_size=rows,
-        initial_checkpoint_path=run,
+        start_from=StartFrom(run),
         random_seed=seed,
     )
     shares = advantages(
@@ -266,7 +267,7 @@ def _run(
         },
         loop=constant_loop(UPDATES[task]),
         batch_size=rows,
-        initial_checkpoint_path=str(reference),
+        start_from=StartFrom(str(reference)),
         reference_scores="sft",
         random_seed=seed,
     )

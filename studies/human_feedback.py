@@ -40,6 +40,7 @@ from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
+from jaxalign.training.start import StartFrom
 from studies.command_line import MINI_T5, run_study
 
 SEEDS = (0, 1, 2)
@@ -239,7 +240,7 @@ def _align(
         optimizers={"policy": adamw(learning_rate, warmup_steps=20, clip_norm=1.0)},
         loop=_loop(source.updates, source.updates // 5, "validation/loss"),
         batch_size=source.rows,
-        initial_checkpoint_path=str(reference),
+        start_from=StartFrom(str(reference)),
         random_seed=seed,
     )
     ranking = _rank(source, folder, job / "run", reference, strength, split)

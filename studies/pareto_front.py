@@ -26,6 +26,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.recipes.jobs import Job
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
+from jaxalign.training.start import StartFrom
 from studies import human_feedback
 from studies.command_line import run_study
 from studies.equal_footing import POLICIES, SCORES, constant_loop
@@ -120,7 +121,7 @@ def _run(folder: Path, method: str, weight: float, seed: int, job: Path) -> dict
         },
         loop=constant_loop(UPDATES),
         batch_size=ROWS,
-        initial_checkpoint_path=str(reference),
+        start_from=StartFrom(str(reference)),
         random_seed=seed,
     )
     return _judge(folder, job / "run", reference)

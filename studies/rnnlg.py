@@ -37,6 +37,7 @@ from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
+from jaxalign.training.start import StartFrom
 from studies import rnnlg_data
 from studies.command_line import MINI_T5, run_study
 
@@ -275,7 +276,7 @@ def _align(
         },
         loop=_loop(UPDATES),
         batch_size=method.packing["batch_size"],
-        initial_checkpoint_path=str(sft),
+        start_from=StartFrom(str(sft)),
         reference_scores="sft",
         random_seed=seed,
     )

@@ -55,13 +55,13 @@ def score(
     if top_tokens < 0 or (top_tokens and role != "policy"):
         raise UserError("top_tokens is a number of tokens, and for the role 'policy' only")
     run = Run(checkpoint, step)
-    cache = TaskCache(cache_dir)
-    check_vocabulary(cache.metadata, cache_dir, run)
-    say_other_cut(cache, run)
     lengths = {
         "inputs": run.length("inputs", max_input_length),
         "targets": run.length("targets", max_target_length),
     }
+    cache = TaskCache(cache_dir)
+    check_vocabulary(cache.metadata, cache_dir, run)
+    say_other_cut(cache, run)
     trained = run.policy() if role == "policy" else run.reward(role=role)
     network, params = trained.network, trained.params
     if role == "policy":

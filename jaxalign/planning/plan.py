@@ -19,7 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.accelerators import Accelerator
-from jaxalign.parallel.partitioning import AxisRules, MeshShape
+from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices
 from jaxalign.planning import (
     collectives,
     flops,
@@ -33,7 +33,6 @@ from jaxalign.planning import (
 from jaxalign.planning.compile_spec import CompileResult, CompileSpec, batch_shapes, compile_step
 from jaxalign.training.build import abstract_params
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.run import DEFAULT_MESH
 
 SCHEMA = 1
 AUTO = "auto"
@@ -46,9 +45,7 @@ def plan(
     data: TaskData,
     optimizers: Mapping[str, Optimizer],
     batch_size: int,
-    microbatches: int = 1,
-    mesh: MeshShape = DEFAULT_MESH,
-    axis_rules: Mapping[str, AxisRules] | None = None,
+    devices: Devices = DEFAULT_DEVICES,
     random_seed: int = 0,
     responses_per_prompt: int | None = None,
     num_scores: int | None = None,
@@ -68,9 +65,7 @@ def plan(
       data: as in train; only lengths and packing are read.
       optimizers: as in train.
       batch_size: as in train.
-      microbatches: as in train.
-      mesh: as in train.
-      axis_rules: as in train.
+      devices: as in train.
       random_seed: as in train.
       responses_per_prompt: responses per prompt of the task, if neither the objective nor data.responses_per_example determines them.
       num_scores: scores per response, for objectives with several scores; by default the number that the objective's reward network
@@ -97,13 +92,13 @@ def plan(
         num_scores=num_scores,
         teacher_top=teacher_top,
     )
-    rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
+    rules = partitioning.check_axis_rules(devices.axis_rules, objective.trained())
     spec = CompileSpec(
         objective=objective,
         optimizers=optimizers,
         batch=batch,
-        microbatches=microbatches,
-        mesh=mesh,
+        microbatches=devices.microbatches,
+        mesh=devices.mesh,
         rules=rules,
         random_seed=random_seed,
     )
@@ -112,8 +107,8 @@ def plan(
         result: dict[str, Any] = compare(spec)
         text = plan_report.comparison(result)
     else:
-        accelerator, devices = topologies.describe(topology)
-        result = plan_topology(spec, topology, accelerator, devices, search_change)
+        accelerator, chips = topologies.describe(topology)
+        result = plan_topology(spec, topology, accelerator, chips, search_change)
         result["title"] = title or _title(result)
         text = plan_report.table(result)
     print(text)

@@ -13,9 +13,10 @@ from jaxalign.data.task_data import TaskData
 from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
-from jaxalign.training import initial_checkpoint, run_folder, task_checks
+from jaxalign.training import initial_checkpoint, launch, run_folder, task_checks
 from jaxalign.training.build import make_transformations
 from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.start import RANDOM_INITIALISATION, StartFrom
 
 
 def check(
@@ -24,8 +25,7 @@ def check(
     objective: Objective,
     data: TaskData,
     optimizers: Mapping[str, Optimizer],
-    initial_checkpoint_path: str | None = None,
-    initial_checkpoint_step: int | str | None = None,
+    start_from: StartFrom = RANDOM_INITIALISATION,
     **others: Any,
 ) -> None:
     """Checks the arguments of `run.train` as far as that is cheap.
@@ -36,13 +36,13 @@ def check(
     """
     del others
     folder = run_folder.local_folder(model_dir)
-    run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
+    launch.check_same_method(folder, launch.earlier_launch(folder), objective)
     started = None
-    if initial_checkpoint_path is not None and "://" not in initial_checkpoint_path:
-        start = Path(initial_checkpoint_path).expanduser()
+    if start_from.path is not None and "://" not in start_from.path:
+        start = Path(start_from.path).expanduser()
         if not start.exists():
-            raise UserError(f"INITIAL_CHECKPOINT_PATH {initial_checkpoint_path} does not exist")
-        started = initial_checkpoint.check(start, initial_checkpoint_step, objective.policy)
+            raise UserError(f"INITIAL_CHECKPOINT_PATH {start_from.path} does not exist")
+        started = initial_checkpoint.check(start, start_from.step, objective.policy)
     make_transformations(objective, optimizers)
     for name in ("train_file", "validation_file"):
         pattern = getattr(data, name)

@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import optax
 
 from jaxalign import files
 from jaxalign.annotation import score
-from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.task_data import TaskData
-from jaxalign.errors import UserError
 from jaxalign.networks.leaves import merge_roles
 from jaxalign.networks.policy import Policy
-from jaxalign.objectives.base import Objective
+from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
-from jaxalign.parallel.partitioning import AxisRules, MeshShape
+from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices, Placement
 from jaxalign.parallel.preemption import StopNotice, Stopped
 from jaxalign.runs.checkpoints import restore_frozen_leaves
 from jaxalign.training import build, checkpoints, run_folder, task_checks
+from jaxalign.training.build import BuiltStep
+from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.launch import SUMMARY_FILE, open_launch
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
 from jaxalign.training.metrics import MetricWriter
-from jaxalign.training.model_info import model_info
 from jaxalign.training.optimizers import Optimizer
-from jaxalign.training.start import Start
+from jaxalign.training.start import RANDOM_INITIALISATION, Start, StartFrom
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import jit_eval_step, make_eval_step
-
-# On TPUs and GPUs parameters are sharded over a slice or host; on a CPU every device holds a copy.
-DEFAULT_MESH = MeshShape()
 
 
 def train(
@@ -45,11 +43,8 @@ def train(
     optimizers: Mapping[str, Optimizer],
     loop: LoopConfig,
     batch_size: int,
-    initial_checkpoint_path: str | None = None,
-    initial_checkpoint_step: int | str | None = None,
-    microbatches: int = 1,
-    mesh: MeshShape = DEFAULT_MESH,
-    axis_rules: Mapping[str, AxisRules] | None = None,
+    start_from: StartFrom = RANDOM_INITIALISATION,
+    devices: Devices = DEFAULT_DEVICES,
     random_seed: int = 0,
     reference_scores: str | None = None,
     evaluators: Mapping[str, Evaluator] | None = None,
@@ -64,13 +59,8 @@ def train(
       optimizers: by role; a trained role without one of its own takes that of the role ``policy``.
       loop: steps and periods.
       batch_size: rows of the global batch.
-      initial_checkpoint_path: run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md) whose policy is the start
-        (also of value and reward networks) and the reference; a random initialisation by default.
-      initial_checkpoint_step: which checkpoint of it: a number, 'best' or 'latest'; best if kept, else latest, by default.
-      microbatches: parts of the batch whose gradients are accumulated; changes memory, not results.
-      mesh: how devices are arranged.
-      axis_rules: role -> ((logical axis, mesh axis, mesh axes or None), ...) that come before the standard rules for that role's
-        parameters, for example ``{'value': (('mlp', None),)}``.
+      start_from: the checkpoint that the run begins with; a random initialisation by default.
+      devices: how devices are arranged and what each of them holds.
       random_seed: of initialisation, data order and dropout.
       reference_scores: name of stored reference log-probabilities; found or computed by default.
       evaluators: further evaluations by name, called as ``(step, params by role)``.
@@ -84,188 +74,139 @@ def train(
       Stopped: on SIGTERM or a maintenance notice, after saving.
     """
     started = time.time()
-    folder, lock = run_folder.open_folder(model_dir)
-    device_mesh = partitioning.make_mesh(mesh)
-    partitioning.check_batch_size(device_mesh, batch_size, microbatches)
-    rules = partitioning.check_axis_rules(axis_rules or {}, objective.trained())
-    metadata = data.prepare()
-    _check_vocabulary(objective, data)
-    earlier = distributed.first(lambda: run_folder.earlier_launch(folder))
-    run_folder.check_same_method(folder, earlier, objective)
-    vocabulary = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
-    run_folder.check_same_vocabulary(folder, earlier, vocabulary)
-    finished = distributed.first(lambda: run_folder.finished_summary(folder, loop.train_steps))
-    if finished is not None:
-        return finished
-    data = task_checks.check(objective, data, metadata, quiet=not loop.progress)
-    teacher = data.teacher()
-    run_folder.check_same_teacher(folder, earlier.get("teacher_tokens", teacher), teacher)
-    run_id = distributed.first(lambda: earlier.get("run_id") or uuid.uuid4().hex[:12])
-    start = Start(
-        folder,
-        objective,
-        device_mesh,
-        rules,
-        random_seed,
-        path=initial_checkpoint_path,
-        step=initial_checkpoint_step,
-        run_id=run_id,
-        earlier=earlier,
-        vocabulary=vocabulary,
-    )
-    if not earlier:
-        start.say_how_steps_count(loop.train_steps)
-    frozen, frozen_checkpoints = start.frozen()
-    leaf_shapes, leaf_shardings = build.frozen_leaves(objective, device_mesh, rules)
-    transformations = build.make_transformations(objective, optimizers)
-    abstract = build.abstract_state(objective, transformations)
-    checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
-    rows = distributed.local_rows(device_mesh, batch_size)
+    with run_folder.open_folder(model_dir) as folder:
+        placement = devices.place(batch_size, objective.trained())
+        metadata = data.prepare()
+        task_checks.check_vocabulary_size(objective, data)
+        launch = open_launch(folder, objective, data, metadata)
+        finished = launch.finished_summary(loop.train_steps)
+        if finished is not None:
+            return finished
+        data = task_checks.check(objective, data, metadata, quiet=not loop.progress)
+
+        start = Start(launch, objective, placement, random_seed, start_from)
+        if not launch.earlier:
+            start.warn_of_t5x_steps(loop.train_steps)
+        frozen = start.frozen()
+        transformations = build.make_transformations(objective, optimizers)
+        abstract = build.abstract_state(objective, transformations)
+        checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
+
+        batches = _open_batches(
+            objective, data, start, placement, batch_size, random_seed, reference_scores
+        )
+        leaf_shapes, leaf_shardings = build.frozen_leaves(
+            objective, placement.mesh, placement.rules
+        )
+        built = build.build_step(
+            objective,
+            transformations=transformations,
+            abstract=abstract,
+            mesh=placement.mesh,
+            rules=placement.rules,
+            frozen_shardings=_shardings(frozen) | leaf_shardings,
+            batch=batches.first,
+            random_seed=random_seed,
+            microbatches=placement.microbatches,
+        )
+
+        checkpointer = checkpoints.open_run(folder, loop.checkpoint)
+        resumed = checkpointer.latest_step()
+        if resumed is None:
+            state, leaves = _fresh_state(start, objective, built, transformations, checkpointer)
+        else:
+            start.warn_of_unreadable_checkpoint()
+            state = _resumed_state(checkpointer, built, batches, data, batch_size)
+            leaves = restore_frozen_leaves(folder, leaf_shapes, leaf_shardings)
+        frozen = {**frozen, **leaves}
+
+        gin_text = configuration() if configuration is not None else ""
+        primary = distributed.is_first()
+        if primary:
+            run_folder.write_description(launch, objective, data, metadata, start.origin())
+            run_folder.write_configuration(folder, gin_text)
+            run_folder.write_model_info(folder, objective, abstract, placement)
+        del start
+        with (
+            StopNotice() as notice,
+            MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer,
+        ):
+            runner = Loop(
+                step=built.step,
+                objective=objective,
+                mesh=placement.mesh,
+                config=loop,
+                model_dir=folder,
+                writer=writer,
+                checkpointer=checkpointer,
+                metadata=run_folder.checkpoint_metadata(launch, objective, batch_size, gin_text),
+                evaluators={
+                    **_objective_evaluator(objective, data, placement, built, frozen, batches),
+                    **(evaluators or {}),
+                },
+                frozen=frozen,
+                notice=notice,
+            )
+            state = _run_to_the_end(runner, state, batches.iterator, checkpointer)
+        summary = run_folder.summarize(runner, state, data, metadata, started, loop)
+        if primary:
+            files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """The training data.
+
+    Attributes:
+      iterator: endless batches, with `get_state` and `set_state`.
+      first: the first batch, which the iterator gives again.
+      reference_scores: name of the stored log-probabilities that batches hold; None for none.
+      global_size: rows of the global batch.
+    """
+
+    iterator: Any
+    first: Batch
+    reference_scores: str | None
+    global_size: int
+
+
+def _open_batches(
+    objective: Objective,
+    data: TaskData,
+    start: Start,
+    placement: Placement,
+    batch_size: int,
+    random_seed: int,
+    reference_scores: str | None,
+) -> _Batches:
+    """Opens the training data, after it computed the reference's log-probabilities where the objective needs them."""
     check = functools.partial(task_checks.check_batch, objective, task=data.task)
     if "reference_log_probs" in objective.required_fields():
-        # Before hours of scoring: does the task have the other fields?
-        probe = next(iter(data.training_dataset(batch_size, random_seed, None, rows)))
+        # Scoring may take hours: check first that the task has the other fields.
+        unscored = data.training_dataset(batch_size, random_seed, None, placement.rows)
+        probe = next(iter(unscored))
         probe = {**probe, "reference_log_probs": probe["response_mask"]}
-        distributed.check_batch(check, device_mesh, probe)
-        reference_scores = _ensure_reference_scores(
-            objective, data, start, reference_scores, device_mesh, batch_size
-        )
+        distributed.check_batch(check, placement.mesh, probe)
+        if reference_scores is None:
+            reference_scores = _store_reference_scores(
+                objective, data, start, placement, batch_size
+            )
     else:
         reference_scores = None
-    dataset = data.training_dataset(batch_size, random_seed, reference_scores, rows)
+    dataset = data.training_dataset(batch_size, random_seed, reference_scores, placement.rows)
     iterator = iter(dataset)
     beginning = iterator.get_state()
     first = next(iterator)
     iterator.set_state(beginning)
-    distributed.check_batch(check, device_mesh, first)
-    built = build.build_step(
-        objective,
-        transformations=transformations,
-        abstract=abstract,
-        mesh=device_mesh,
-        rules=rules,
-        frozen_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen) | leaf_shardings,
-        batch=first,
-        random_seed=random_seed,
-        microbatches=microbatches,
-    )
-    shardings = built.shardings
-    checkpointer = checkpoints.open_run(folder, loop.checkpoint)
-    resumed = checkpointer.latest_step()
-    if resumed is None:
-        params, leaves = build.split_params(objective, start.trained())
-        checkpointer.save_frozen_leaves(leaves)
-        with partitioning.activate(device_mesh):
-            state = jax.jit(
-                lambda tree: create_state(tree, transformations), out_shardings=shardings
-            )(params)
-        del params
-    else:
-        start.say_what_is_unreadable()
-        state, data_state = checkpointer.restore(abstract, shardings)
-        leaves = restore_frozen_leaves(folder, leaf_shapes, leaf_shardings)
-        if data_state is not None:
-            iterator.set_state(data_state)
-        before = checkpointer.metadata(resumed).get("batch_size", batch_size)
-        _say_other_batch_size(before, batch_size, data)
-    frozen = {**frozen, **leaves}
-    origin: dict[str, Any] = {"run_id": run_id}
-    if teacher:
-        origin["teacher_tokens"] = teacher
-    if initial_checkpoint_path:
-        origin["initial_checkpoint"] = start.identity
-    if frozen_checkpoints:
-        origin["frozen_checkpoints"] = frozen_checkpoints
-    del start
-    configuration_text = configuration() if configuration is not None else ""
-    primary = distributed.is_first()
-    if primary:
-        run_folder.write_description(folder, objective, data, metadata, origin)
-        run_folder.write_configuration(folder, configuration_text)
-        files.write_text(
-            folder / run_folder.MODEL_INFO_FILE,
-            model_info(
-                abstract, build.logical_axes(objective), {"each device": device_mesh}, rules
-            ),
-        )
-    with (
-        StopNotice() as notice,
-        MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer,
-    ):
-        runner = Loop(
-            step=built.step,
-            objective=objective,
-            mesh=device_mesh,
-            config=loop,
-            model_dir=folder,
-            writer=writer,
-            checkpointer=checkpointer,
-            metadata={
-                "run_id": run_id,
-                "objective": objective.name,
-                "batch_size": batch_size,
-                "gin": configuration_text,
-                **run_folder.versions(),
-            },
-            evaluators={
-                **_objective_evaluator(
-                    objective,
-                    data,
-                    device_mesh,
-                    shardings,
-                    frozen,
-                    batch_size,
-                    reference_scores,
-                    first,
-                    rows,
-                ),
-                **(evaluators or {}),
-            },
-            frozen=frozen,
-            notice=notice,
-        )
-        try:
-            state = runner.run(state, iterator, iterator.get_state)
-        except BaseException as error:
-            # With several processes closing waits for all of them, and one may be gone or waiting for this one.
-            if isinstance(error, Stopped) or not distributed.several():
-                checkpointer.close()
-            if isinstance(error, Stopped) and primary:
-                print(f"jaxalign: {error.message}", file=sys.stderr)
-            raise
-        checkpointer.close()
-    summary = run_folder.summarize(runner, state, data, metadata, started, loop)
-    if primary:
-        files.write_text(folder / run_folder.SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    if lock is not None:
-        lock.release()
-    return summary
+    distributed.check_batch(check, placement.mesh, first)
+    return _Batches(iterator, first, reference_scores, batch_size)
 
 
-def _say_other_batch_size(before: int, now: int, data: TaskData) -> None:
-    """Unpacked data stand at a number of batches; packed data at an example, wherever batches end."""
-    if now == before or data.pack or not distributed.is_first():
-        return
-    told = (
-        "reads some examples of this epoch again" if now < before else "passes some examples over"
-    )
-    print(
-        f"jaxalign: this run had batches of {before} rows; with {now} it goes on at the same number of batches, so it {told}",
-        file=sys.stderr,
-    )
-
-
-def _ensure_reference_scores(
-    objective: Objective,
-    data: TaskData,
-    start: Start,
-    name: str | None,
-    mesh: Any,
-    batch_size: int,
+def _store_reference_scores(
+    objective: Objective, data: TaskData, start: Start, placement: Placement, batch_size: int
 ) -> str:
-    """The name of the reference's log-probabilities, which are computed where they are not stored."""
-    if name is not None:
-        return name
+    """The name of the reference's log-probabilities; computes them for the splits that lack them."""
     assert isinstance(objective.policy, Policy)
     name = score.reference_name(start.identity, objective.policy)
     splits = [split for split in (data.train_split, data.eval_split) if split]
@@ -279,41 +220,97 @@ def _ensure_reference_scores(
             splits=missing,
             feature_lengths=data.feature_lengths,
             batch_size=batch_size,
-            mesh=mesh,
+            mesh=placement.mesh,
             info=start.identity,
         )
     return name
 
 
+def _fresh_state(
+    start: Start,
+    objective: Objective,
+    built: BuiltStep,
+    transformations: Mapping[str, optax.GradientTransformation],
+    checkpointer: Checkpointer,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state at step 0, and the frozen leaves of trained roles, which are saved once."""
+    params, leaves = build.split_params(objective, start.trained())
+    checkpointer.save_frozen_leaves(leaves)
+    create = jax.jit(
+        lambda tree: create_state(tree, transformations), out_shardings=built.shardings
+    )
+    with partitioning.activate(start.placement.mesh):
+        return create(params), leaves
+
+
+def _resumed_state(
+    checkpointer: Checkpointer,
+    built: BuiltStep,
+    batches: _Batches,
+    data: TaskData,
+    batch_size: int,
+) -> TrainState:
+    """The state of the newest checkpoint; the data go on from where they stood."""
+    state, data_state = checkpointer.restore(built.abstract, built.shardings)
+    if data_state is not None:
+        batches.iterator.set_state(data_state)
+    before = checkpointer.metadata(int(state.step)).get("batch_size", batch_size)
+    warn_of_other_batch_size(before, batch_size, data)
+    return state
+
+
+def warn_of_other_batch_size(before: int, now: int, data: TaskData) -> None:
+    """Warns that a run that continues with another batch size reads other examples than without the stop."""
+    # The position in packed data is an example. In unpacked data it is a number of batches.
+    if now == before or data.pack or not distributed.is_first():
+        return
+    effect = (
+        "reads some examples of this epoch again" if now < before else "passes some examples over"
+    )
+    print(
+        f"jaxalign: this run had batches of {before} rows; with {now} it continues at the same number of batches, so it {effect}",
+        file=sys.stderr,
+    )
+
+
+def _run_to_the_end(
+    runner: Loop, state: TrainState, iterator: Any, checkpointer: Checkpointer
+) -> TrainState:
+    try:
+        state = runner.run(state, iterator, iterator.get_state)
+    except BaseException as error:
+        # With several processes, closing waits for all of them, and one may be gone or waiting for this one.
+        if isinstance(error, Stopped) or not distributed.several():
+            checkpointer.close()
+        if isinstance(error, Stopped) and distributed.is_first():
+            print(f"jaxalign: {error.message}", file=sys.stderr)
+        raise
+    checkpointer.close()
+    return state
+
+
 def _objective_evaluator(
     objective: Objective,
     data: TaskData,
-    mesh: Any,
-    shardings: TrainState,
+    placement: Placement,
+    built: BuiltStep,
     frozen: Mapping[str, Any],
-    batch_size: int,
-    reference_scores: str | None,
-    example_batch: Any,
-    rows: Any,
+    batches: _Batches,
 ) -> dict[str, Evaluator]:
-    """The objective's own metrics on the evaluation split."""
+    """The objective's own metrics on the evaluation split, if there is one."""
     if not data.eval_split:
         return {}
-    places = merge_roles(jax.tree.map(lambda leaf: leaf.sharding, dict(frozen)), shardings.params)
+    places = merge_roles(_shardings(frozen), built.shardings.params)
 
-    def batches() -> Any:
-        return data.evaluation_batches(batch_size, reference_scores, rows)
+    def evaluation_batches() -> Iterator[Batch]:
+        return data.evaluation_batches(
+            batches.global_size, batches.reference_scores, placement.rows
+        )
 
-    step = jit_eval_step(make_eval_step(objective), mesh, places, example_batch)
-    return {data.eval_split: make_evaluator(step, objective, mesh, batches)}
+    step = jit_eval_step(make_eval_step(objective), placement.mesh, places, batches.first)
+    evaluator = make_evaluator(step, objective, placement.mesh, evaluation_batches)
+    return {data.eval_split: evaluator}
 
 
-def _check_vocabulary(objective: Objective, data: TaskData) -> None:
-    size = data.load_vocabulary().size
-    for network in objective.trained().values():
-        limit = network.vocab_size
-        if limit is not None and size > limit:
-            raise UserError(
-                f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
-                f"set VOCAB_SIZE to at least {size}"
-            )
+def _shardings(params: Mapping[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.sharding, dict(params))

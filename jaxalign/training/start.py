@@ -2,93 +2,115 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
+from jaxalign.data.recorded_vocabulary import require_same_vocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.protocols import Network
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
-from jaxalign.parallel.partitioning import AxisRules
-from jaxalign.training import initial_checkpoint, run_folder
+from jaxalign.parallel.devices import Placement
+from jaxalign.training import initial_checkpoint
+from jaxalign.training.launch import Launch, check_same_origin
 from jaxalign.training.state import role_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class StartFrom:
+    """The checkpoint that a run begins with.
+
+    Attributes:
+      path: run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md). Its policy is the start, also of value and reward
+        networks, and the reference. None for a random initialisation.
+      step: which of its checkpoints: a number, 'best' or 'latest'. By default the best if one is kept, else the latest.
+    """
+
+    path: str | None = None
+    step: int | str | None = None
+
+
+RANDOM_INITIALISATION = StartFrom()
 
 
 class Start:
     """The parameters that a run begins with.
 
-    A run that goes on has its own checkpoint, and reads where it began only if a frozen role is a copy of it or if reference
-    log-probabilities are still missing. So what it began with may be gone by then.
+    A run that continues has its own checkpoint. It reads the one that it began with only if a frozen role is a copy of it, or if
+    reference log-probabilities are still missing. So the initial checkpoint may be gone by then.
 
     Args:
-      folder: the run folder, for messages.
+      launch: this launch of the run.
       objective: the method, with its networks.
-      mesh: the run's devices.
-      rules: role -> axis rules before the standard ones.
+      placement: the devices.
       seed: of random initialisation.
-      path: the initial checkpoint; None for a random initialisation.
-      step: which of its checkpoints; that of the earlier launch by default, for that other run may have gone on since.
-      run_id: of this run.
-      earlier: what an earlier launch of the run wrote about itself; empty if this is the first.
-      vocabulary: the task's, which every checkpoint that the run reads must have been trained with.
+      start_from: the initial checkpoint. A run that continues takes the step that its first launch took, because the other run may
+        have gone on since.
 
     Attributes:
       identity: ``run_id`` and ``step`` of the reference policy, which name its stored log-probabilities.
+      placement: the devices.
 
     Raises:
-      UserError: there is no such checkpoint, or it is not the one that the run began with.
+      UserError: there is no such checkpoint, it is not the one that the run began with, or it has another vocabulary than the task.
     """
 
     def __init__(
         self,
-        folder: Path,
+        launch: Launch,
         objective: Objective,
-        mesh: Any,
-        rules: Mapping[str, AxisRules],
+        placement: Placement,
         seed: int,
-        *,
-        path: str | None,
-        step: int | str | None,
-        run_id: str,
-        earlier: Mapping[str, Any],
-        vocabulary: RecordedVocabulary | None = None,
+        start_from: StartFrom,
     ) -> None:
-        self._objective, self._mesh, self._rules = objective, mesh, rules
+        self.placement = placement
+        self._objective, self._mesh, self._rules = objective, placement.mesh, placement.rules
         networks = objective.trained()
         keys = jax.random.split(jax.random.key(seed), len(networks))
         self._keys = dict(zip(networks, keys, strict=True))
-        self._vocabulary = vocabulary
-        self._pinned = earlier.get("frozen_checkpoints", {})
+        self._vocabulary = launch.vocabulary
+        self._pinned = launch.earlier.get("frozen_checkpoints", {})
+        self._frozen_checkpoints: dict[str, Any] = {}
         self._initial: initial_checkpoint.InitialCheckpoint | None = None
         self._unreadable: UserError | None = None
-        self.identity: dict[str, Any] = {"run_id": f"{run_id}-init", "step": seed}
-        before = earlier.get("initial_checkpoint")
-        if earlier and (path is None) != (before is None):
+        self._path = start_from.path
+        self.identity: dict[str, Any] = {"run_id": f"{launch.run_id}-init", "step": seed}
+        before = launch.earlier.get("initial_checkpoint")
+        if launch.earlier and (start_from.path is None) != (before is None):
             began = f"from {before.get('path')}" if before else "with random parameters"
             raise UserError(
-                f"{folder} holds a run that began {began}, and its reference is that: "
+                f"{launch.folder} holds a run that began {began}, and its reference is that: "
                 f"{'give INITIAL_CHECKPOINT_PATH again' if before else 'leave INITIAL_CHECKPOINT_PATH out'}, or choose another MODEL_DIR"
             )
-        if path is None:
+        if start_from.path is None:
             return
+        step = start_from.step
         if before and step is None:
             step = before["step"]
         try:
-            self._initial = initial_checkpoint.open_checkpoint(path, step)
+            self._initial = initial_checkpoint.open_checkpoint(start_from.path, step)
         except UserError as error:
             if before is None:
                 raise
             self._unreadable, self.identity = error, before
             return
         self.identity = self._initial.identity
-        self._check_vocabulary(f"the initial checkpoint {path}", self._initial)
-        run_folder.check_same_origin(folder, "initial checkpoint", before, self.identity)
+        self._check_vocabulary(f"the initial checkpoint {start_from.path}", self._initial)
+        check_same_origin(launch.folder, "initial checkpoint", before, self.identity)
+
+    def origin(self) -> dict[str, Any]:
+        """JSON for ``networks.json``: the checkpoints that the run began with. Complete after `frozen`."""
+        origin: dict[str, Any] = {}
+        if self._path:
+            origin["initial_checkpoint"] = self.identity
+        if self._frozen_checkpoints:
+            origin["frozen_checkpoints"] = self._frozen_checkpoints
+        return origin
 
     @functools.cached_property
     def policy(self) -> Any:
@@ -112,8 +134,8 @@ class Start:
             params["statistics"] = jax.device_put(statistics, partitioning.replicated(self._mesh))
         return params
 
-    def frozen(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters of the frozen roles, and which checkpoints those are that come from other runs.
+    def frozen(self) -> dict[str, Any]:
+        """Parameters of the frozen roles.
 
         Raises:
           UserError: a role has nothing to be copied from, or another checkpoint is there than when the run began.
@@ -126,20 +148,17 @@ class Start:
             )
         # Copies: the policy's own buffers are donated to the step.
         frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), self.policy) for role in copied}
-        identities: dict[str, Any] = {}
         for role, (network, run) in sources.items():
             before = self._pinned.get(role)
             opened = initial_checkpoint.open_checkpoint(run, before["step"] if before else None)
-            identities[role] = opened.identity
+            self._frozen_checkpoints[role] = opened.identity
             self._check_vocabulary(f"the {role}'s checkpoint {run}", opened)
-            run_folder.check_same_origin(
-                Path(run), f"checkpoint of the {role}", before, opened.identity
-            )
+            check_same_origin(Path(run), f"checkpoint of the {role}", before, opened.identity)
             frozen[role] = opened.restore(network, self._mesh)
-        return frozen, identities
+        return frozen
 
-    def say_how_steps_count(self, train_steps: int) -> None:
-        """Tells whoever comes from T5X, whose steps go on from those of the checkpoint, that a run's begin at 0."""
+    def warn_of_t5x_steps(self, train_steps: int) -> None:
+        """Warns that the steps of a run begin at 0. In T5X they continue from the step of the initial checkpoint."""
         if self._initial is None or not self._initial.t5x or not distributed.is_first():
             return
         step = self.identity["step"]
@@ -158,11 +177,11 @@ class Start:
         if self._vocabulary is not None and opened.vocabulary is not None:
             require_same_vocabulary(what, opened.vocabulary, self._vocabulary)
 
-    def say_what_is_unreadable(self) -> None:
-        """Tells on standard error that the run goes on without the checkpoint that it began with."""
+    def warn_of_unreadable_checkpoint(self) -> None:
+        """Warns that the run continues without the checkpoint that it began with."""
         if self._unreadable is not None and distributed.is_first():
             print(
-                f"jaxalign: the initial checkpoint cannot be read, and is not needed any more: {self._unreadable}",
+                f"jaxalign: the initial checkpoint cannot be read, and is no longer needed: {self._unreadable}",
                 file=sys.stderr,
             )
 

@@ -68,6 +68,18 @@ def check(
     return dataclasses.replace(data, responses="best" if best_only else "all")
 
 
+def check_vocabulary_size(objective: Objective, data: TaskData) -> None:
+    """Refuses a model whose embedding table has fewer rows than the task's vocabulary has tokens."""
+    size = data.load_vocabulary().size
+    for network in objective.trained().values():
+        limit = network.vocab_size
+        if limit is not None and size > limit:
+            raise UserError(
+                f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
+                f"set VOCAB_SIZE to at least {size}"
+            )
+
+
 def check_batch(objective: Objective, batch: Batch, task: str) -> None:
     """`Objective.check_batch`, whose errors name the task as well."""
     try:

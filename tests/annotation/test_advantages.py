@@ -29,6 +29,7 @@ from jaxalign.training.build import split_params
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
+from jaxalign.training.start import StartFrom
 
 CONFIG = T5Config(
     vocab_size=272,
@@ -235,7 +236,7 @@ def trained(tmp_path_factory):
     objective = ValueRegression(
         policy=Policy(CONFIG), value=ValueNetwork(CONFIG), freeze_trunk=True
     )
-    train("value", objective, 6, initial_checkpoint_path=str(folder / "sft"))
+    train("value", objective, 6, start_from=StartFrom(str(folder / "sft")))
     (folder / "other").mkdir()
     other = write_task(folder / "other", 40, offset=500.0, seed=1)
     cache.cache(

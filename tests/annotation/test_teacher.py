@@ -20,7 +20,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.training import run_folder, task_checks
+from jaxalign.training import task_checks
 
 LENGTHS = {"inputs": 24, "targets": 16}
 POLICY = Policy(
@@ -109,9 +109,9 @@ def test_a_run_finds_out_before_it_compiles(data, params):
         task_checks.check(smaller, data, metadata, quiet=True)
     who = data.teacher()
     assert who == {"name": "teacher", **tokens.info}
-    run_folder.check_same_teacher(Path("run"), who, who)
+    launch.check_same_teacher(Path("run"), who, who)
     with pytest.raises(UserError, match=r"began with the teacher tokens .*'run': 'x'"):
-        run_folder.check_same_teacher(Path("run"), who, who | {"run": "y"})
+        launch.check_same_teacher(Path("run"), who, who | {"run": "y"})
     for count in (0, COUNT + 2):
         with pytest.raises(UserError, match=f"between 1 and the vocabulary's {COUNT + 1}"):
             store_top_tokens(

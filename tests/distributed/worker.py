@@ -97,6 +97,7 @@ def work(options: Options, launch: processes.Launch | None) -> int:
     from jaxalign.objectives.kto import KTO
     from jaxalign.objectives.sft import SFT
     from jaxalign.parallel import distributed
+    from jaxalign.parallel.devices import Devices
     from jaxalign.parallel.partitioning import MeshShape
     from jaxalign.training.checkpoints import CheckpointPolicy
 
@@ -114,9 +115,10 @@ def work(options: Options, launch: processes.Launch | None) -> int:
         options.folder,
         options.steps,
         checkpoint=policy,
-        mesh=MeshShape(**options.mesh),
+        devices=Devices(
+            mesh=MeshShape(**options.mesh), microbatches=2 if options.method == "dro_v" else 1
+        ),
         batch_size=8,
-        microbatches=2 if options.method == "dro_v" else 1,
     )
     return 0
 

@@ -22,6 +22,7 @@ from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train
+from jaxalign.training.start import StartFrom
 
 METHODS = {
     "sft": lambda: SFT(policy=Policy(CONFIG)),
@@ -56,7 +57,7 @@ def main(method, feedback, cache_dir, model_dir, steps, checkpoint, die=""):
             progress=False,
         ),
         batch_size=4,
-        initial_checkpoint_path=checkpoint,
+        start_from=StartFrom(checkpoint),
         evaluators={"probe": probe},
     )
     print(f"finished at step {summary['step']}")

@@ -13,12 +13,14 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.dro import DROP
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
+from jaxalign.parallel.devices import Devices
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.runs import describing
+from jaxalign.training import launch as earlier_runs
 from jaxalign.training import run as training
-from jaxalign.training import run_folder
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import sgd
+from jaxalign.training.start import StartFrom
 
 DPO = functools.partial(dpo_loss, beta=0.1)
 
@@ -57,7 +59,7 @@ def test_a_vocabulary_larger_than_the_model_is_refused(launch, tmp_path):
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused(launch, tmp_path):
     with pytest.raises(UserError, match=r"mesh axis tensor of size 8 does not divide .*270"):
-        launch(tmp_path, vocab_size=270, mesh=MeshShape(tensor=8))
+        launch(tmp_path, vocab_size=270, devices=Devices(mesh=MeshShape(tensor=8)))
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(launch, tmp_path):
@@ -67,7 +69,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(launch, tmp_pa
 
 def test_a_checkpoint_that_is_not_there_is_reported(launch, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
-        launch(tmp_path / "run", initial_checkpoint_path=str(tmp_path / "nowhere"))
+        launch(tmp_path / "run", start_from=StartFrom(str(tmp_path / "nowhere")))
 
 
 def test_an_objective_that_the_task_cannot_feed_is_refused(launch, tmp_path):
@@ -82,9 +84,9 @@ def test_an_objective_that_the_task_cannot_feed_is_refused(launch, tmp_path):
 def test_a_folder_without_checkpoint_gets_a_new_run_id(tmp_path):
     """Or scores of the parameters of a run that died would be taken for those of another."""
     (tmp_path / "networks.json").write_text(json.dumps({"run_id": "old", "networks": {}}))
-    assert run_folder.earlier_launch(tmp_path) == {}
+    assert earlier_runs.earlier_launch(tmp_path) == {}
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    assert run_folder.earlier_launch(tmp_path)["run_id"] == "old"
+    assert earlier_runs.earlier_launch(tmp_path)["run_id"] == "old"
 
 
 def test_another_method_does_not_continue_a_run_and_a_finished_run_is_left_alone(launch, tmp_path):
@@ -109,15 +111,15 @@ def test_other_hyperparameters_do_not_continue_a_run(tmp_path):
         for beta in (0.1, 0.1, 0.2)
     )
     written = json.loads(json.dumps(describing.describe_method(earlier)))
-    run_folder.check_same_method(tmp_path, written, same)
+    earlier_runs.check_same_method(tmp_path, written, same)
     live = Pairwise(policy=policy, loss_function=DPO, reference="live")
-    run_folder.check_same_method(tmp_path, written, live)
+    earlier_runs.check_same_method(tmp_path, written, live)
     with pytest.raises(UserError, match=r"a run with beta 0\.1, and this command says 0\.2"):
-        run_folder.check_same_method(tmp_path, written, other)
+        earlier_runs.check_same_method(tmp_path, written, other)
     # A run of a version that had another hyperparameter.
     older = written | {"hyperparameters": {**written["hyperparameters"], "warmup_steps": 3}}
     with pytest.raises(UserError, match=r"a run with warmup_steps 3, and this command says None"):
-        run_folder.check_same_method(tmp_path, older, same)
+        earlier_runs.check_same_method(tmp_path, older, same)
     # A run of before; its `beta` is something else.
     written = {"objective": "dpo", "beta": {"mean": 0.0}}
-    run_folder.check_same_method(tmp_path, written, other)
+    earlier_runs.check_same_method(tmp_path, written, other)

@@ -19,10 +19,12 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
+from jaxalign.parallel.devices import Devices
 from jaxalign.training.checkpoints import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train
+from jaxalign.training.start import StartFrom
 
 CHECKPOINTS = CheckpointPolicy(period=4)
 CONFIG = T5Config(
@@ -75,10 +77,10 @@ def main(
             progress=False,
         ),
         evaluators={"probe": probe},
-        **({"batch_size": 4, "microbatches": 2} | options),
+        **({"batch_size": 4, "devices": Devices(microbatches=2)} | options),
     )
 
 
 if __name__ == "__main__":
-    start = {"initial_checkpoint_path": sys.argv[6]} if len(sys.argv) > 6 else {}
+    start = {"start_from": StartFrom(sys.argv[6])} if len(sys.argv) > 6 else {}
     main(*sys.argv[1:4], *map(int, sys.argv[4:6]), **start)

@@ -202,7 +202,11 @@ def test_only_reward_over_temperature_matters(scale, tau, seed):
     """Scaling rewards, values and temperature by c scales the joint loss by c^2."""
     log_ratios, rewards, values = jnp.asarray(np.random.default_rng(seed).normal(size=(3, 4, 2)))
     scaled = dro.joint_loss(log_ratios, scale * rewards, scale * values, temperature=scale * tau)
-    close(scaled, scale**2 * dro.joint_loss(log_ratios, rewards, values, temperature=tau), 1e-11)
+    close(
+        scaled,
+        scale**2 * dro.joint_loss(log_ratios, rewards, values, temperature=tau),
+        tolerance=1e-11,
+    )
 
 
 @given(tau=st.sampled_from(TAUS), seed=st.integers(0, 100))
@@ -214,14 +218,16 @@ def test_the_optimum_has_no_residual_and_is_stationary_for_any_behaviour(tau, se
     optimum, values = dro.optimal_policy_log_probs(reference, rewards, temperature=tau)
     close(jnp.exp(optimum).sum(-1), 1.0)
     columns = jnp.broadcast_to(values[:, None], rewards.shape)
-    close(dro.residual(optimum - reference, rewards, columns, temperature=tau), 0.0, 1e-12)
+    close(
+        dro.residual(optimum - reference, rewards, columns, temperature=tau), 0.0, tolerance=1e-12
+    )
 
     def loss(logits):
         log_probs = jax.nn.log_softmax(logits)
         losses = dro.joint_loss(log_probs - reference, rewards, columns, temperature=tau)
         return jnp.sum(behaviour * losses)
 
-    close(jax.grad(loss)(optimum), 0.0, 1e-12)
+    close(jax.grad(loss)(optimum), 0.0, tolerance=1e-12)
     assert loss(optimum) < loss(reference)
 
 

@@ -194,7 +194,7 @@ def test_qrpo_with_the_exact_partition_function_is_right_up_to_one_over_n(beta):
         quantiles = quantile_rewards(rewards, rewards)
         best = jax.nn.log_softmax(reference + quantiles / beta)
         residuals = jnp.sqrt(qrpo_loss(best - reference, rewards, rewards, beta=beta))
-        close(residuals, residuals[0, 0], 1e-9)
+        close(residuals, residuals[0, 0], tolerance=1e-9)
         assert 0.1 / count < residuals[0, 0] < 1 / count
 
 
@@ -423,7 +423,9 @@ def test_quantile_partition_functions_equal_the_integral(transform, beta):
     exponents = np.where(np.isfinite(exponents), exponents, -np.inf)
     integral = np.logaddexp.reduce(exponents) + math.log(nodes[1] - nodes[0])
     tolerance = 1e-2 if transform == "normal" and beta < 1 else 1e-6
-    close(regression.quantile_log_partition(beta, transform=transform), integral, tolerance)
+    close(
+        regression.quantile_log_partition(beta, transform=transform), integral, tolerance=tolerance
+    )
 
 
 def test_the_released_partition_function_is_right_for_small_beta_only():
@@ -435,7 +437,7 @@ def test_the_released_partition_function_is_right_for_small_beta_only():
         for beta in (0.003, 0.1, 1.0)
     ]
     assert both[0][0] == both[0][1]
-    close(both[1][0], both[1][1], 1e-4)
+    close(both[1][0], both[1][1], tolerance=1e-4)
     close(math.exp(both[2][0] - both[2][1]), math.e / (math.e - 1))
 
 
@@ -446,7 +448,7 @@ def test_qrpo_pushes_only_the_top_quantile_up_at_the_published_beta():
         lambda ratios: qrpo_loss(ratios, jnp.array([[1.0, 0.0]]), samples, beta=beta).sum()
     )(jnp.zeros((1, 2)))
     # The slope at 0 of (t - beta l)^2 is -2 beta t.
-    close(-slope / (2 * beta**2), [[5.8, -161]], 2e-2)
+    close(-slope / (2 * beta**2), [[5.8, -161]], tolerance=2e-2)
 
 
 def test_quantiles_by_hand():
@@ -468,8 +470,8 @@ def test_quantiles_do_not_depend_on_the_scale_of_rewards(scale, seed):
 
 def test_the_soft_value_lies_between_mean_and_maximum_and_never_overflows():
     samples = jnp.array([[0.0, 1.0, 500.0]])
-    close(soft_value(samples, temperature=1e6), 167, 1e-3)
-    close(soft_value(samples, temperature=1e-3), 500, 1e-5)
+    close(soft_value(samples, temperature=1e6), 167, tolerance=1e-3)
+    close(soft_value(samples, temperature=1e-3), 500, tolerance=1e-5)
     close(soft_value(samples, temperature=0.0), 167)
     assert np.isfinite(soft_value(samples.astype(jnp.float32), temperature=1e-3))
 

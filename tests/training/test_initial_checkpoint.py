@@ -23,9 +23,11 @@ from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.sft import SFT
 from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.devices import Placement
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.training.initial_checkpoint import check, open_checkpoint
-from jaxalign.training.start import Start
+from jaxalign.training.launch import Launch
+from jaxalign.training.start import Start, StartFrom
 from jaxalign.training.state import role_shardings
 
 CONFIG = T5Config(
@@ -132,14 +134,9 @@ def test_a_converted_run_says_where_it_is_from_and_has_no_method_to_continue(fol
 
 
 def begin(objective, path, *, seed=0, earlier=None, vocabulary=None):
-    mesh = partitioning.make_mesh()
-    options = {
-        "step": None,
-        "run_id": "new",
-        "earlier": earlier or {},
-        "vocabulary": vocabulary,
-    }
-    return Start(Path("run"), objective, mesh, {}, seed, path=path and str(path), **options)
+    launch = Launch(Path("run"), "new", earlier or {}, vocabulary, None)
+    placement = Placement(partitioning.make_mesh(), {}, None, 1)
+    return Start(launch, objective, placement, seed, StartFrom(path and str(path)))
 
 
 def test_a_run_that_goes_on_needs_its_start_only_for_a_copy_of_it(folders, tmp_path, capsys):
@@ -148,9 +145,9 @@ def test_a_run_that_goes_on_needs_its_start_only_for_a_copy_of_it(folders, tmp_p
     with pytest.raises(UserError, match="gone"):
         begin(DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG)), gone)
     start = begin(DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG)), gone, earlier=earlier)
-    assert start.frozen() == ({}, {}) and start.identity == identity
-    start.say_what_is_unreadable()
-    assert "is not needed any more: " in capsys.readouterr().err
+    assert start.frozen() == {} and start.identity == identity
+    start.warn_of_unreadable_checkpoint()
+    assert "is no longer needed: " in capsys.readouterr().err
     with pytest.raises(UserError, match="gone"):
         start.trained()
     live = DROV(policy=Policy(CONFIG), value=ValueNetwork(CONFIG), reference="live")
@@ -230,12 +227,12 @@ def test_a_task_with_another_vocabulary_than_the_starts_is_refused(folders, tmp_
 
 def test_steps_are_explained_to_whoever_comes_from_t5x(folders, capsys):
     objective = SFT(policy=Policy(CONFIG))
-    begin(objective, folders / "t5x").say_how_steps_count(2)
+    begin(objective, folders / "t5x").warn_of_t5x_steps(2)
     assert "T5X would count from the checkpoint's step 3 and need TRAIN_STEPS = 5" in (
         capsys.readouterr().err
     )
-    begin(objective, folders / "t5x_orbax").say_how_steps_count(10)
+    begin(objective, folders / "t5x_orbax").warn_of_t5x_steps(10)
     assert "for as many, set TRAIN_STEPS = 7" in capsys.readouterr().err
     for name in ("huggingface", "unrolled"):
-        begin(objective, folders / name).say_how_steps_count(2)
+        begin(objective, folders / name).warn_of_t5x_steps(2)
     assert capsys.readouterr().err == ""

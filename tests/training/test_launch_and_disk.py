@@ -22,7 +22,7 @@ from jaxalign.errors import UserError
 from jaxalign.parallel import distributed, preemption, processes
 from jaxalign.parallel.preemption import StopNotice
 from jaxalign.parallel.processes import LOST_PROCESS, Launch, find_launch
-from jaxalign.training import run, run_folder
+from jaxalign.training import launch, run
 from jaxalign.training.checkpoints import CheckpointPolicy, check_space
 from jaxalign.training.state import TrainState
 
@@ -282,7 +282,7 @@ def test_a_tpu_is_told_from_other_devices_of_a_host(tmp_path, maker, kind, expec
 
 def test_another_reference_does_not_continue_a_run(tmp_path):
     before = {"run_id": "a", "step": 5, "path": "/runs/sft"}
-    check = functools.partial(run_folder.check_same_origin, tmp_path, "initial checkpoint")
+    check = functools.partial(launch.check_same_origin, tmp_path, "initial checkpoint")
     check(None, before)
     check(before, {**before, "path": "/moved/sft"})
     for now in ({**before, "run_id": "b"}, {**before, "step": 6}):
@@ -302,6 +302,6 @@ def test_another_batch_size_is_said_where_it_moves_the_data(capsys):
         (8, 4, plain, "reads some examples of this epoch again"),
         (4, 8, plain, "passes some examples over"),
     ):
-        run._say_other_batch_size(before, now, data)
+        run.warn_of_other_batch_size(before, now, data)
         error = capsys.readouterr().err
         assert said in error if said else not error

@@ -54,8 +54,7 @@ def test_tensorboard_reads_the_event_files(tmp_path):
 def test_a_run_folder_is_local_and_of_one_run(tmp_path):
     for bad, message in (("gs://bucket/run", "mount the bucket"), ("", "MODEL_DIR is empty")):
         with pytest.raises(UserError, match=message):
-            run_folder.open_folder(bad)
-    folder, lock = run_folder.open_folder(str(tmp_path / "run"))
-    assert folder == tmp_path / "run" and (folder / run_folder.LOCK_FILE).exists()
-    lock.release()
+            run_folder.local_folder(bad)
+    with run_folder.open_folder(str(tmp_path / "run")) as folder:
+        assert folder == tmp_path / "run" and (folder / run_folder.LOCK_FILE).exists()
     assert not (folder / run_folder.LOCK_FILE).exists()

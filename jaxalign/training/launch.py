@@ -1,0 +1,149 @@
+"""What earlier launches of a run wrote into its folder, and whether this launch may continue it."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign import untrusted
+from jaxalign.data.cache_metadata import CacheMetadata
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
+from jaxalign.data.task_data import TaskData
+from jaxalign.errors import UserError
+from jaxalign.objectives.base import Objective
+from jaxalign.parallel import distributed
+from jaxalign.runs import checkpoints, describing
+from jaxalign.runs.description import MAX_STEP, NETWORKS_FILE, read_description
+from jaxalign.runs.typed_json import JsonReader
+
+SUMMARY_FILE = "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One launch of a run. All processes of the job have the same.
+
+    Attributes:
+      folder: the run folder.
+      run_id: of the run; the same in every launch.
+      earlier: what an earlier launch wrote about the run; empty if this is the first.
+      vocabulary: of the task, which every checkpoint that the run reads must have been trained with; None compares nothing.
+      teacher_tokens: identity of the stored teacher tokens that the task reads; None if it reads none.
+    """
+
+    folder: Path
+    run_id: str
+    earlier: Mapping[str, Any]
+    vocabulary: RecordedVocabulary | None
+    teacher_tokens: Mapping[str, Any] | None
+
+    def finished_summary(self, train_steps: int) -> dict[str, Any] | None:
+        """The summary of a run that has done all its steps; None if steps are left."""
+        return distributed.first(lambda: finished_summary(self.folder, train_steps))
+
+
+def open_launch(
+    folder: Path, objective: Objective, data: TaskData, metadata: CacheMetadata
+) -> Launch:
+    """Reads what earlier launches wrote, and refuses to continue another run.
+
+    Raises:
+      UserError: the folder holds a run with another method, other hyperparameters, another vocabulary or other teacher tokens.
+    """
+    earlier = distributed.first(lambda: earlier_launch(folder))
+    check_same_method(folder, earlier, objective)
+    vocabulary = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
+    check_same_vocabulary(folder, earlier, vocabulary)
+    teacher = data.teacher()
+    check_same_teacher(folder, earlier.get("teacher_tokens", teacher), teacher)
+    run_id = distributed.first(lambda: earlier.get("run_id") or uuid.uuid4().hex[:12])
+    return Launch(folder, run_id, earlier, vocabulary, teacher)
+
+
+def earlier_launch(folder: Path) -> dict[str, Any]:
+    """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
+    written = (folder / NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
+    return dict(read_description(folder).content) if written else {}
+
+
+def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objective) -> None:
+    """Refuses to continue a run with another method, or with other hyperparameters.
+
+    Raises:
+      UserError: naming both.
+    """
+    ours_by_name = describing.describe_method(objective)
+    hyperparameters = ours_by_name.pop("hyperparameters")
+    # Older runs did not record their hyperparameters.
+    written = earlier.get("hyperparameters", {})
+    compared = [(what, earlier.get(what, ours), ours) for what, ours in ours_by_name.items()]
+    compared += [(name, written.get(name, ours), ours) for name, ours in hyperparameters.items()]
+    # A hyperparameter of an earlier version has another meaning or none now.
+    compared += [
+        (name, theirs, None) for name, theirs in written.items() if name not in hyperparameters
+    ]
+    for what, theirs, ours in compared:
+        if theirs != ours:
+            raise UserError(
+                f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"
+            )
+
+
+def check_same_vocabulary(
+    folder: Path, earlier: Mapping[str, Any], vocabulary: RecordedVocabulary
+) -> None:
+    """Refuses to continue a run with a task that is tokenised otherwise than when it began.
+
+    Raises:
+      UserError: naming both.
+    """
+    if earlier.get("vocabulary"):
+        theirs = RecordedVocabulary(earlier["vocabulary"], str(folder))
+        require_same_vocabulary(f"the run in {folder}", theirs, vocabulary)
+
+
+def check_same_origin(
+    folder: Path, what: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]
+) -> None:
+    """Refuses to continue a run whose reference or teacher is another one than when it began.
+
+    Raises:
+      UserError: naming both.
+    """
+    if before is None:
+        return
+    named = [
+        f"{each.get('path')} ({each['run_id']}, step {each['step']})" for each in (before, now)
+    ]
+    if any(before[key] != now[key] for key in ("run_id", "step")):
+        raise UserError(
+            f"{folder}: this run began with the {what} {named[0]}, and now finds {named[1]}; put it back, or choose another MODEL_DIR"
+        )
+
+
+def check_same_teacher(
+    folder: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> None:
+    """Refuses to continue a run with other stored teacher tokens.
+
+    Raises:
+      UserError: naming both.
+    """
+    if before != now:
+        raise UserError(
+            f"{folder}: this run began with the teacher tokens {before}, and now finds {now}; store those again under that name, or choose "
+            "another MODEL_DIR"
+        )
+
+
+def finished_summary(folder: Path, train_steps: int) -> dict[str, Any] | None:
+    """The summary of a run that has done all its steps, so that giving its command again changes nothing; None if steps are left."""
+    if not (folder / SUMMARY_FILE).exists() or not checkpoints.has_checkpoint(folder):
+        return None
+    summary = untrusted.read_json_object(folder / SUMMARY_FILE, inside=folder)
+    step = JsonReader(summary, str(folder / SUMMARY_FILE)).integer("step", 0, MAX_STEP) or 0
+    done = step >= train_steps and summary.get("train_steps") == train_steps
+    return summary if done else None
