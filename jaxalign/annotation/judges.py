@@ -20,7 +20,8 @@ from jaxtyping import Float
 
 from jaxalign.data import slots, synthetic
 from jaxalign.data.encoding import EncodedTexts, TextEncoder, describe_cut
-from jaxalign.data.evaluation_set import prompt_of, read_json_lines
+from jaxalign.data.evaluation_set import prompt_of
+from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
@@ -148,7 +149,7 @@ def slot_error_judge(argument: str) -> Judge:
         return SlotErrorJudge()
     return SlotErrorJudge(
         prompt_of(record, "prompt", argument, number)
-        for number, record in read_json_lines(argument)
+        for number, record in read_json_objects(argument)
     )
 
 

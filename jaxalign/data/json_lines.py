@@ -1,36 +1,116 @@
-"""The reader of JSON Lines files."""
+"""The one reader of data files: JSON Lines, and what `file_formats` recognises beside it.
+
+Every command reads its records here. A line that cannot be read is rejected with its number and a reason; nothing in a file
+ends in a traceback. Only one line, one element of a list or one batch of a table is in memory at a time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from jaxalign.data import file_formats
+from jaxalign.data.elements import Element, Unreadable
 from jaxalign.data.rejections import DataError, RejectionLog
 
 
 def read_json_lines(
-    path: str, *, log: RejectionLog | None = None, split: str = ""
+    path: str | Path, *, log: RejectionLog | None = None, split: str = ""
 ) -> Iterator[tuple[int, Any, str]]:
-    """(line number, object, text) of every line that is not blank; invalid JSON or UTF-8 is rejected."""
+    """(line number, object, text) of every record of a file.
+
+    The number is that of the line in a text file (of the first line, where an object spans several), and of the row in a table.
+
+    Args:
+      path: JSON Lines, a JSON list, JSON objects over several lines, CSV, TSV or Parquet; gzip, bzip2, xz and UTF-16 are decoded.
+      log: collects the lines that cannot be read; without it the first one raises DataError.
+      split: named in the log.
+
+    Raises:
+      DataError: the file cannot be opened, or is in a format that is not read; the message says which and what to do.
+    """
+    path = os.path.expanduser(os.fspath(path))
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; errors of later reads are not this one's)
-    except OSError as error:
-        raise DataError(f"Cannot read the data file {path}: {error.strerror}.") from error
-    with file:
-        for line, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
+        elements = file_formats.open_elements(path)
+        for element in elements:
             if log is not None:
                 log.seen += 1
             try:
-                text = raw.decode("utf-8")
-                obj = json.loads(text)
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                message = f"not valid JSON ({error})"
+                yield element.line, _value_of(element), element.text
+            except Unreadable as error:
                 if log is None:
-                    raise DataError(f"{path}:{line}: {message}.") from error
-                shown = raw.decode("utf-8", errors="replace").strip()
-                log.reject("invalid_json", message, file=path, line=line, record=shown, split=split)
-                continue
-            yield line, obj, text.strip()
+                    raise DataError(f"{path}:{element.line}: {error}.") from error
+                log.reject(
+                    "invalid_json",
+                    str(error),
+                    file=path,
+                    line=element.line,
+                    record=element.text,
+                    split=split,
+                )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"Cannot read the data file {path}: {reason}.") from error
+    except EOFError as error:
+        raise DataError(
+            f"Cannot read the data file {path}: its compressed data ends too early."
+        ) from error
+
+
+def read_json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every record of a file, all of which must be objects.
+
+    Raises:
+      DataError: naming file and line of the first record that is not; else as `read_json_lines`.
+    """
+    if not Path(path).expanduser().is_file():
+        raise DataError(f"{path}: no such file; give a JSON Lines file, one object a line.")
+    for line, value, _ in read_json_lines(path):
+        if not isinstance(value, dict):
+            raise DataError(f"{path}:{line}: expected an object, got {type(value).__name__}.")
+        yield line, value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      Unreadable: not JSON, a name that an object has twice, a number with thousands of digits, nesting that is too deep, or half of a
+        surrogate pair, which no encoding of text can hold.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:
+            # Escapes are the only way in for half of a surrogate pair.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise Unreadable(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise Unreadable("not valid JSON (nested too deeply)") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise Unreadable(
+            f"the text holds \\u{ord(half):04x}, half of a surrogate pair, which is not a character"
+        ) from None
+    except ValueError as error:
+        # Python's limit on the digits of an integer, and ours on names.
+        raise Unreadable(f"not valid JSON ({str(error).split(';')[0]})") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} occurs twice in one object")
+    return result
+
+
+def _value_of(element: Element) -> Any:
+    if element.problem:
+        raise Unreadable(element.problem)
+    return parse_json(element.text) if element.value is None else element.value

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.evaluation_set import prompt_of, read_json_lines
+from jaxalign.data.evaluation_set import prompt_of
+from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.resumable_output import resume
@@ -212,7 +213,7 @@ def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
       UserError: a line is malformed, or there is none.
     """
     records, texts = [], []
-    for number, record in read_json_lines(path):
+    for number, record in read_json_objects(path):
         texts.append(prompt_of(record, prompt_field, path, number))
         kept = {key: value for key, value in record.items() if key not in _WRITTEN}
         if "id" in record:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign import files
-from jaxalign.data.evaluation_set import read_json_lines
+from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
 
 
@@ -67,7 +67,7 @@ def _drop_torn_line(output: Path) -> None:
 
 def _check_lines(output: Path, prompts: list[str]) -> int:
     done = 0
-    for number, record in read_json_lines(output):
+    for number, record in read_json_objects(output):
         if done >= len(prompts):
             raise UserError(
                 f"{output}:{number}: more lines than the input has prompts ({len(prompts)}); "

@@ -83,7 +83,7 @@ def test_a_foreign_output_is_not_touched(fake_runs, prompts, tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("{not json", r"prompts.jsonl:2: not JSON"),
+        ("{not json", r"prompts.jsonl:2: not valid JSON"),
         ("[1]", r"prompts.jsonl:2: expected an object, got list"),
         (
             {"question": "?"},
