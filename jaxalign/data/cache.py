@@ -10,9 +10,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from jaxalign.data import cache_metadata, registry, sources
+from jaxalign.data import cache_metadata, layouts, registry, sources
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
 from jaxalign.data.records import KINDS
@@ -36,6 +36,7 @@ def cache(
     max_unknown_fraction: float = 0.2,
     duplicates: str = "reject",
     kind: str = "triplet",
+    layout: str = "records",
     train_file: str | None = None,
     validation_file: str | None = None,
     fields: list[str] | None = None,
@@ -56,7 +57,8 @@ def cache(
       max_rejected_fraction: above this share of rejected records the command stops.
       max_unknown_fraction: largest share of unknown pieces in a prompt or response.
       duplicates: "reject" or "keep" repeated records; logged data often repeats, and then "keep" is right.
-      kind, train_file, validation_file: your own JSON Lines files; without a validation file a tenth of the prompts is used.
+      kind, train_file, validation_file: your own data files; without a validation file a tenth of the prompts is used.
+      layout: "records", or what others use: "trl", "hh", "instructions", "compared", "ultrafeedback" (docs/data.md).
       fields: names of your file's fields, as ours=theirs, such as response=completion,feedback=label.
       responses_per_example: above 1, joins the records of one prompt into examples of up to that many responses.
       overwrite: replace a different cache in `output_dir`.
@@ -79,7 +81,8 @@ def cache(
         source = sources.JsonlSource(
             files,
             kind,
-            fields=field_names(fields or []),
+            layout=layout,
+            fields=layouts.parse_fields(fields),
             responses_per_example=responses_per_example,
             duplicates=duplicates,
         )
@@ -102,19 +105,6 @@ def cache(
         max_rejected_fraction=max_rejected_fraction,
         overwrite=overwrite,
     )
-
-
-def field_names(pairs: Iterable[str]) -> dict[str, str]:
-    """{our name: the file's name} of a record's fields, from texts such as response=completion."""
-    names = {}
-    for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
-        if not (ours and equals and theirs):
-            raise DataError(
-                f"fields: {pair!r} must be written ours=theirs, as response=completion."
-            )
-        names[ours] = theirs
-    return names
 
 
 def cache_source(

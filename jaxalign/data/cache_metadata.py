@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from jaxalign.data import cache_report
 from jaxalign.data.encoding import CUT_FLAGS, describe_cut
 from jaxalign.data.rejections import DataError
 from jaxalign.data.tokenization import Limits
@@ -58,8 +59,9 @@ class SplitMetadata:
       num_read: records read, good and bad.
       prompt_lengths, response_lengths: in tokens.
       feedback_range, chosen_feedback_range: of the feedback of all responses and of the first ones; None without feedback.
+      feedback_outliers: responses whose feedback alone sets the scale of standardised rewards.
       rejected: rejected records by reason.
-      notes: other counts, such as truncated_prompts, or without_margin of pairs.
+      notes: other counts, such as truncated_prompts, or without_margin of pairs (`tokenization.make_examples`).
       lengths_sha256: of the content of the file with the lengths of all examples.
     """
 
@@ -74,6 +76,7 @@ class SplitMetadata:
     rejected: Mapping[str, int]
     notes: Mapping[str, int]
     lengths_sha256: str
+    feedback_outliers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +135,9 @@ class CacheMetadata:
         return sum(split.notes.get(note, 0) for split in self.splits.values())
 
     @property
-    def cut_text(self) -> str:
-        """What `jaxalign cache` says of prompts that were cut."""
-        return self.describe_cut(CUT_FLAGS) or "no prompt was cut"
+    def report(self) -> str:
+        """What `jaxalign cache` prints."""
+        return "\n".join(cache_report.lines(self, CUT_FLAGS))
 
     def describe_cut(self, remedy: str) -> str:
         """One sentence on the prompts that were cut, or nothing if none was; `remedy` says what changes that."""
@@ -219,6 +222,7 @@ def _split(found: Any) -> SplitMetadata:
         response_lengths=_numbers(LengthStatistics, found["response_lengths"]),
         feedback_range=_optional_range(found["feedback_range"]),
         chosen_feedback_range=_optional_range(found["chosen_feedback_range"]),
+        feedback_outliers=_count(found["feedback_outliers"], "feedback_outliers"),
         rejected=_counts(found["rejected"], "rejected"),
         notes=_counts(found["notes"], "notes"),
         lengths_sha256=_text(found["lengths_sha256"], "lengths_sha256"),

@@ -104,7 +104,9 @@ class CacheWriter:
         records_file = records_path(self._folder, split)
         content = hashlib.sha256(f"{split}\n".encode())
         with _array_record_writer(records_file) as writer:
-            for example in make_examples(tokenized, self._vocabulary, self._limits, log, split):
+            for example in make_examples(
+                tokenized, self._vocabulary, self._limits, log, split, kind=self._source.kind
+            ):
                 data = encode_example(example)
                 content.update(hashlib.sha256(data).digest())
                 writer.write(data)
@@ -138,6 +140,7 @@ def _describe(summary: SplitSummary, log: RejectionLog, lengths_sha256: str) -> 
         response_lengths=LengthStatistics(**lengths["response"]),
         feedback_range=Range(**ranges["feedback"]) if ranges else None,
         chosen_feedback_range=Range(**ranges["chosen_feedback"]) if ranges else None,
+        feedback_outliers=summary.feedback_outliers(),
         rejected=log.counts,
         notes=dict(log.notes),
         lengths_sha256=lengths_sha256,

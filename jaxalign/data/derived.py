@@ -1,4 +1,4 @@
-"""Data sets made from others: pairs, filtered and best-of-n sets, groups of responses. Pure and deterministic."""
+"""Groups of the responses to one prompt, and records written as JSON Lines."""
 
 from __future__ import annotations
 

@@ -6,48 +6,19 @@ Records are parsed, and left out, by the rules of the cache: a file and the cach
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import json_lines, validation
+from jaxalign.data import json_lines, layouts, validation
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.records import KINDS, Record, RecordError, parse_record
+from jaxalign.data.records import KINDS, Record, RecordError, field_value, parse_record
 from jaxalign.data.rejections import RejectionLog
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 
 _MAX_REJECTED_FRACTION = 0.05
-
-
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number from 1, object) of every line that is not blank.
-
-    Raises:
-      UserError: the file is missing, or a line is not UTF-8, not JSON, or not an object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a JSON Lines file, one object a line.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if not raw.strip():
-                continue
-            try:
-                record = json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}).") from None
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not JSON ({error.msg} at column {error.colno})."
-                ) from None
-            if not isinstance(record, dict):
-                raise UserError(
-                    f"{path}:{number}: expected an object, got {type(record).__name__}."
-                )
-            yield number, record
 
 
 def prompt_of(record: dict[str, Any], field: str, path: str | Path, number: int) -> str:
@@ -188,6 +159,8 @@ def read_evaluation_records(
     side_file: str,
     split: str = "validation",
     kind: str = "",
+    layout: str = "records",
+    fields: str | Sequence[str] | Mapping[str, str] = (),
     prompt_field: str = "prompt",
     duplicates: str = "reject",
 ) -> EvaluationRecords:
@@ -198,7 +171,8 @@ def read_evaluation_records(
       side_file: lists the lines of a file that cannot be used, if they are so many that reading stops.
       split: of a cache.
       kind: of a file's records; '' recognises it line by line (`recognise_kind`).
-      prompt_field: the name of the prompt in a file.
+      layout, fields: how a file is to be read, see `layouts`.
+      prompt_field: the name of the prompt in a file; short for `fields` with prompt=NAME.
       duplicates: 'reject' or 'keep' repeated records of a file.
 
     Raises:
@@ -209,7 +183,8 @@ def read_evaluation_records(
         raise UserError(f"duplicates={duplicates!r}; known: 'reject', 'keep'.")
     if Path(path).is_dir():
         return _of_cache(str(path), split)
-    return _of_file(str(path), side_file, kind, prompt_field, duplicates)
+    names = {"prompt": prompt_field} | layouts.parse_fields(fields)
+    return _of_file(str(path), side_file, kind, layouts.check_layout(layout), names, duplicates)
 
 
 def recognise_kind(obj: Mapping[str, Any]) -> str:
@@ -243,12 +218,17 @@ def _of_cache(path: str, split: str) -> EvaluationRecords:
 
 
 def _of_file(
-    path: str, side_file: str, kind: str, prompt_field: str, duplicates: str
+    path: str,
+    side_file: str,
+    kind: str,
+    layout: str,
+    fields: Mapping[str, str],
+    duplicates: str,
 ) -> EvaluationRecords:
     if kind and kind not in KINDS:
         raise UserError(f"kind={kind!r}; known: {', '.join(KINDS)}, or nothing to recognise it.")
     log = RejectionLog()
-    parsed = list(_parse(path, log, kind, prompt_field))
+    parsed = list(_parse(path, log, kind, layout, fields))
     log.check(_MAX_REJECTED_FRACTION, side_file)
     if not parsed:
         raise UserError(f"{path}: holds no prompts.")
@@ -265,25 +245,44 @@ def _of_file(
 
 
 def _parse(
-    path: str, log: RejectionLog, kind: str, prompt_field: str
+    path: str, log: RejectionLog, kind: str, layout: str, fields: Mapping[str, str]
 ) -> Iterator[tuple[Record, tuple[str, ...]]]:
-    fields = {"prompt": prompt_field}
-    for line, obj, text in json_lines.read_json_lines(path, log=log):
+    for line, given, text in json_lines.read_json_lines(path, log=log):
         try:
-            if not isinstance(obj, Mapping):
+            if not isinstance(given, Mapping):
                 raise RecordError("wrong_type", "the line holds no object")
+            obj = _with_our_names(given, layout, fields)
             found = kind or recognise_kind(obj)
             if found:
-                record = parse_record(obj, found, fields=fields, file=path, line=line)
+                record = parse_record(obj, found, file=path, line=line)
             else:
                 # A prompt alone is checked as that of a record with some response.
-                record = parse_record(
-                    {**obj, "response": "-"}, "seq2seq", fields=fields, file=path, line=line
-                )
+                record = parse_record({**obj, "response": "-"}, "seq2seq", file=path, line=line)
                 record = dataclasses.replace(record, responses=())
             yield record, _references(obj)
         except RecordError as error:
             log.reject(error.reason, str(error), file=path, line=line, record=text)
+
+
+def _with_our_names(
+    given: Mapping[str, Any], layout: str, fields: Mapping[str, str]
+) -> dict[str, Any]:
+    """The object with our fields, whatever the file calls them.
+
+    Raises:
+      RecordError: it is not of the layout, or has no prompt under the name that was given.
+    """
+    if layout == "ultrafeedback":
+        raise UserError(
+            "an evaluation does not read the layout 'ultrafeedback'; make a cache of it, and give that"
+        )
+    obj = dict(layouts.to_record_fields(given, layout, fields))
+    if layout == "records":
+        obj |= {ours: field_value(given, theirs) for ours, theirs in fields.items()}
+    if obj.get("prompt") is None:
+        name = fields.get("prompt", "prompt")
+        raise RecordError("missing_field", f"the field {name!r} is missing")
+    return {name: value for name, value in obj.items() if value is not None}
 
 
 def _references(obj: Mapping[str, Any]) -> tuple[str, ...]:

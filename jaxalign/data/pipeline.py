@@ -21,6 +21,7 @@ from jaxalign.data.cache_metadata import RewardStatistics
 from jaxalign.data.cached_split import CachedSplit
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.examples import CachedExample, best_response, only_response
+from jaxalign.data.preferences import is_tie
 from jaxalign.data.rejections import DataError
 from jaxalign.data.row_lengths import check_lengths, row_lengths_of
 from jaxalign.data.stored_fields import REFERENCE_LOG_PROBS, TEACHER_TOP
@@ -46,6 +47,7 @@ class DatasetSettings:
       sampling: which examples are drawn how often (`example_sampling.open_sampling`); None for all alike. An epoch has as many draws
         as examples are kept.
       best_only: of every example keep the response that `examples.best_response` names, so that K = 1.
+      skip_ties: leave out examples whose responses all have the same feedback (`preferences.is_tie`).
       drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows.
       read_threads: threads that read and decode; 0 does everything in the caller's thread.
     """
@@ -63,6 +65,7 @@ class DatasetSettings:
     stored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sampling: Sampling | None = None
     best_only: bool = False
+    skip_ties: bool = False
     drop_remainder: bool = True
     read_threads: int = 2
 
@@ -143,7 +146,14 @@ def one_pass(
 def _ordered_indices(data: CachedSplit, settings: DatasetSettings) -> grain.MapDataset:
     """Indices of the examples in the order of one epoch."""
     sampling = settings.sampling
-    if sampling is None:
+    if settings.skip_ties:
+        if sampling is not None:
+            raise DataError(
+                "Examples that are ties can only be left out where all examples are drawn alike: set SAMPLING = 'uniform', or keep the "
+                "ties with TaskData.ties = 'keep'."
+            )
+        indices = grain.MapDataset.source(_without_ties(data))
+    elif sampling is None:
         indices = grain.MapDataset.range(len(data))
     elif sampling.examples == len(data):
         indices = sampling.indices(settings.seed)
@@ -262,6 +272,17 @@ def _stored_arrays(
         return arrays
     every = np.arange(len(best[0]))
     return {field: array[every, best[0]][:, None] for field, array in arrays.items()}
+
+
+def _without_ties(data: CachedSplit) -> list[int]:
+    """The examples whose responses differ in their feedback."""
+    kept = [i for i, example in enumerate(data.without_text()) if not is_tie(example.feedback)]
+    if not kept:
+        raise DataError(
+            f"All examples of {data.split!r} in {data.path} are ties: the responses to each prompt have the same feedback, so "
+            "nothing says which is better."
+        )
+    return kept
 
 
 def _best_responses(

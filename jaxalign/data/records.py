@@ -3,13 +3,16 @@
 | kind    | fields of the JSON object                     | responses | feedback                                      |
 |---------|-----------------------------------------------|-----------|-----------------------------------------------|
 | triplet | prompt, response, feedback                    | 1         | the number; true/"up" = 1, false/"down" = 0   |
-| pair    | prompt, chosen, rejected, optional margin     | 2         | (margin, 0), margin 1 if absent               |
+| pair    | prompt, chosen, rejected, optional margin     | 2         | (margin, 0), margin 1 if absent; a negative   |
+|         |                                               |           | one says that `rejected` is the better one    |
 | ranked  | prompt, responses (best first), opt. feedback | K         | the list, or ranks scaled to 1 (best) .. 0    |
 | seq2seq | prompt, response                              | 1         | none                                          |
 | multi   | prompt, response, scores (named numbers)      | 1         | `feedback` if present, else the scores' mean  |
 
 Kinds with feedback may also have `reference_feedback`: a list with the feedback of responses that the reference policy gave
 to the prompt, in the unit of `feedback`, equally many in every record of a task.
+
+Where feedback is stated, it decides which response is the better one, not the position; see `preferences`.
 
 `multi` also takes `responses` with a list of score objects. Field names can be changed by a mapping from the
 names above to those of the file. Every failure is a `RecordError` with one of the reasons of `REASONS`.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,11 +50,16 @@ REASONS = (
     "long_prompt",
     "long_response",
     "duplicate",
+    "identical",
     "unknown_pieces",
     "missing_rating",
     "reference_mismatch",
 )
-_THUMBS = {"up": 1.0, "down": 0.0}
+# Kinds whose records are nothing but a comparison of their responses.
+COMPARED_KINDS = ("pair", "ranked")
+MAX_FLOAT32 = 3.4028235e38
+_WORDS = {"up": 1.0, "down": 0.0, "true": 1.0, "false": 0.0}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)")
 # Kinds whose feedback may be left out, since the order of the responses implies it, and what a count of such records is called.
 ASSUMED_FEEDBACK = {"pair": "without_margin", "ranked": "without_feedback"}
 
@@ -97,6 +106,15 @@ def prompt_id(prompt: str) -> int:
         hashlib.blake2b(prompt.encode("utf-8"), digest_size=4).digest(), "little"
     )
     return (value & 0x7FFFFFFF) or 1
+
+
+def field_value(obj: Mapping[str, Any], name: str) -> Any:
+    """The field of that name, or where there is none, `a.b` is the field b of the object a; None if there is neither."""
+    if name in obj or "." not in name:
+        return obj.get(name)
+    outer, _, inner = name.partition(".")
+    nested = obj.get(outer)
+    return field_value(nested, inner) if isinstance(nested, Mapping) else None
 
 
 def check_kind(kind: str) -> str:
@@ -170,6 +188,8 @@ def parse_record(
     for position, response in enumerate(responses):
         if not response.strip():
             raise RecordError("empty_response", f"response {position} is empty")
+    if kind in COMPARED_KINDS and len(set(responses)) == 1:
+        raise RecordError("identical", "all responses are the same text")
     group = reader.optional("group")
     return Record(
         prompt=prompt,
@@ -225,11 +245,23 @@ def _parse_multi(
 
 
 def number(value: Any, field: str) -> float:
-    """A finite float from a number, a boolean or "up"/"down"; raises RecordError otherwise."""
+    """A float that float32 can hold, from a number, a boolean, "up"/"down", or a number as text (as tables hold it).
+
+    Raises:
+      RecordError: it is none, is NaN or infinite, or is beyond float32.
+    """
     if isinstance(value, bool):
         return float(value)
-    if isinstance(value, str) and value in _THUMBS:
-        return _THUMBS[value]
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in _WORDS:
+            return _WORDS[text]
+        if not _NUMBER.fullmatch(text):
+            raise RecordError(
+                "wrong_type",
+                f'{field} is the text {value[:40]!r}; wanted a number, true/false or "up"/"down"',
+            )
+        value = float(text)
     if not isinstance(value, (int, float)):
         raise RecordError(
             "wrong_type", f'{field} is a {_type(value)}; wanted a number, true/false or "up"/"down"'
@@ -240,6 +272,10 @@ def number(value: Any, field: str) -> float:
         result = math.inf
     if not math.isfinite(result):
         raise RecordError("nonfinite_feedback", f"{field} is {result}")
+    if abs(result) > MAX_FLOAT32:
+        raise RecordError(
+            "nonfinite_feedback", f"{field} is {result:g}, which float32 holds as infinite"
+        )
     return result
 
 
@@ -264,7 +300,7 @@ class _Reader:
         self._fields = fields
 
     def optional(self, field: str) -> Any:
-        return self._obj.get(self._fields.get(field, field))
+        return field_value(self._obj, self._fields.get(field, field))
 
     def required(self, field: str) -> Any:
         value = self.optional(field)

@@ -13,6 +13,14 @@ from jaxalign.data.records import (
 from jaxalign.errors import UserError
 
 _MAX_QUOTED = 2000
+# What to do about records that are good for others, by reason; the options as they are typed for `jaxalign train` and `cache`.
+_REMEDIES = {
+    "duplicate": "Repeated records are normal in logged data: --gin.task_data.TaskData.duplicates=\"'keep'\" (--duplicates=keep of "
+    "jaxalign cache) accepts them.",
+    "long_response": "Longer responses need --gin.TASK_FEATURE_LENGTHS=\"{'inputs': ..., 'targets': ...}\" (--max_target_length of "
+    "jaxalign cache); `jaxalign inspect FILE` says how long they are.",
+    "unknown_pieces": "A vocabulary that knows the text is 'bytes', or one that `jaxalign vocabulary` trains on it.",
+}
 
 
 class DataError(UserError):
@@ -74,13 +82,9 @@ class RejectionLog:
         self.write(side_file)
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
         first = self.entries[0]
-        hint = (
-            " Repeated records are normal in logged data: duplicates='keep' accepts them."
-            if "duplicate" in self.counts
-            else ""
-        )
+        hints = "".join(f" {hint}" for reason, hint in _REMEDIES.items() if reason in self.counts)
         raise DataError(
             f"{len(self.entries)} of {self.seen} records ({self.fraction:.1%}) were rejected, more than "
             f"max_rejected_fraction={max_fraction:g}: {reasons}. First: {first['file']}:{first['line']}: "
-            f"{first['message']}. All are listed in {side_file}.{hint}"
+            f"{first['message']}. All are listed in {side_file}.{hints}"
         )

@@ -21,7 +21,7 @@ _KEPT_FEATURES = (*_TEXT_FEATURES, "reference_feedback")
 
 
 class TfdsSource(sources.JsonlSource):
-    """A TFDS data set as records: rows play the part of lines."""
+    """A TFDS data set as records, whose rows are counted as lines."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class TfdsSource(sources.JsonlSource):
         super().__init__(files=splits, kind=kind, **options)
 
     def paths(self, split: str) -> list[str]:
-        """The TFDS split; nothing to expand."""
+        """The TFDS split that holds ours."""
         given = self.files["train" if self._divided else split]
         return [given] if isinstance(given, str) else list(given)
 
@@ -55,7 +55,7 @@ class TfdsSource(sources.JsonlSource):
             yield row, obj, str(obj)
 
     def describe(self, path: str) -> str:
-        """What stands for the file name in reports."""
+        """What reports call the split."""
         return f"{self.tfds_name}[{path}]"
 
     def fingerprint(self) -> str | None:
@@ -66,8 +66,8 @@ class TfdsSource(sources.JsonlSource):
 def as_seqio_source(source: sources.RecordSource) -> Any:
     """A seqio DataSource that yields a record source's records.
 
-    Its `log` attribute collects the bad ones. With a log, data that cannot be read end the split and are kept in `failure`,
-    because an error that passes through tf.data comes out as a page of its own.
+    Its `log` attribute collects the bad records. With a log, data that cannot be read end the split, and the error is kept in `failure`,
+    because tf.data would turn it into a page of text.
     """
     import seqio
     import tensorflow as tf

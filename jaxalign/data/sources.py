@@ -1,4 +1,4 @@
-"""Where records come from, without TensorFlow: JSON Lines files, the bundled task, lists of records.
+"""Where records come from, without TensorFlow: data files and the bundled task.
 
 A source knows its record kind and yields `Record`s split by split; bad records go to a `RejectionLog`. `tasks.py` wraps
 the same sources as seqio Tasks, so a task gives the same records whichever way it is read.
@@ -14,9 +14,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxalign.data import derived, json_lines, synthetic, validation
+from jaxalign.data import derived, json_lines, layouts, synthetic, validation
 from jaxalign.data.records import Record, check_kind
 from jaxalign.data.rejections import DataError, RejectionLog
+from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
 
 SPLIT_FRACTIONS = {"train": 0.9, "validation": 0.1}
 
@@ -42,7 +43,7 @@ def prompt_fraction(prompt: str, seed: int = 0) -> float:
 
 
 def split_of_prompt(prompt: str, fractions: Mapping[str, float], seed: int = 0) -> str:
-    """The split a prompt belongs to: its hash decides, so equal prompts never straddle splits, in any file."""
+    """The split that a prompt belongs to. The hash of its text decides, so a prompt is in the same split in every file."""
     total = sum(fractions.values())
     position, edge = prompt_fraction(prompt, seed) * total, 0.0
     for name, fraction in fractions.items():
@@ -52,39 +53,28 @@ def split_of_prompt(prompt: str, fractions: Mapping[str, float], seed: int = 0) 
     return list(fractions)[-1]
 
 
-def split_by_prompt(
-    records: Iterable[Record], fractions: Mapping[str, float], seed: int = 0
-) -> dict[str, list[Record]]:
-    """Records by split, in their order; all records of a prompt are in one split.
-
-    Args:
-      fractions: share of the prompts for every split, such as {"train": 0.9, "validation": 0.1}.
-    """
-    result: dict[str, list[Record]] = {name: [] for name in fractions}
-    for record in records:
-        result[split_of_prompt(record.prompt, fractions, seed)].append(record)
-    return result
-
-
 @dataclasses.dataclass
 class JsonlSource:
-    """JSON Lines files of one kind.
+    """Data files of one kind: JSON Lines, or another format that `json_lines` reads.
 
     Attributes:
       files: split -> path, list of paths or glob pattern. With only a "train" file, one tenth of the *prompts* becomes
         "validation" (by hash and `split_seed`).
       kind: record kind.
-      fields: the file's names for prompt, response, feedback ... where they differ.
-      score_names: for kind multi, which scores in which order; () takes those of the first record of the first file.
+      layout: see `layouts`.
+      fields: the file's names for prompt, response, feedback ... where they differ, as a mapping or as text such as
+        "response=completion,feedback=label".
+      score_names: for kind multi, which scores in which order; () takes those that most records of the first split have.
       responses_per_example: above 1, records of one prompt are joined into examples with up to that many responses.
       split_fractions, split_seed: how one file is divided.
-      duplicates: "reject" or "keep"; it matters here only before records are joined (the cache looks again).
+      duplicates: "reject" or "keep" repeated records. It is applied here only before records are joined; the cache applies it to all.
       parser: reads objects of another layout; see `validation.parse_objects_with`.
     """
 
     files: Mapping[str, str | Sequence[str]]
     kind: str
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layout: str = "records"
+    fields: str | Mapping[str, str] = dataclasses.field(default_factory=dict)
     score_names: tuple[str, ...] = ()
     responses_per_example: int = 1
     split_fractions: Mapping[str, float] = dataclasses.field(
@@ -95,11 +85,19 @@ class JsonlSource:
     parser: Callable[..., list[Record]] | None = None
 
     def __post_init__(self) -> None:
-        check_kind(self.kind)
+        try:
+            check_kind(self.kind)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        layouts.check_layout(self.layout)
+        self.fields = layouts.parse_fields(self.fields)
+        if self.layout == "ultrafeedback" and self.parser is None:
+            self.parser = UltraFeedbackParser(self.kind)
+            self.score_names = ASPECTS if self.kind == "multi" else ()
         if not self.files.get("train") and len(self.files) < 1:
             raise DataError("A JSON Lines task needs at least one file, for the split 'train'.")
         if self.kind == "multi" and not self.score_names and self.parser is None:
-            self.score_names = self._first_score_names()
+            self.score_names = self._common_score_names()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -116,7 +114,8 @@ class JsonlSource:
             raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
         found: list[str] = []
         for pattern in [given] if isinstance(given, str) else given:
-            matches = sorted(glob.glob(pattern)) or ([pattern] if os.path.exists(pattern) else [])
+            path = os.path.expanduser(pattern)
+            matches = [path] if os.path.exists(path) else sorted(glob.glob(path))
             if not matches:
                 raise DataError(f"No file matches {pattern!r} (split {split!r}).")
             found.extend(matches)
@@ -125,7 +124,7 @@ class JsonlSource:
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
         if split not in self.splits:
             raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
-        # A divided file is read once for every split: bad lines have no prompt to divide by, so they belong to train.
+        # A divided file is read once for every split. A bad line has no prompt that decides its split, so it is counted in train.
         divided = self._divided
         read_log = RejectionLog() if divided and log is not None else log
         records: Iterable[Record] = (
@@ -169,7 +168,8 @@ class JsonlSource:
             self.kind,
             file=file,
             log=log,
-            fields=self.fields,
+            layout=self.layout,
+            fields=layouts.parse_fields(self.fields),
             score_names=self.score_names or None,
             source=os.path.basename(file),
             split=split,
@@ -185,15 +185,15 @@ class JsonlSource:
         """What reports call the file."""
         return path
 
-    def _first_score_names(self) -> tuple[str, ...]:
-        for path in self.paths(self.splits[0]):
-            for _, obj, _ in self.objects(path, RejectionLog(), ""):
-                try:
-                    names = validation.record_score_names(obj, self.fields)
-                except (KeyError, TypeError, IndexError, AttributeError):
-                    continue
-                if names:
-                    return names
+    def _common_score_names(self) -> tuple[str, ...]:
+        objects = (
+            item
+            for path in self.paths(self.splits[0])
+            for item in self.objects(path, RejectionLog(), "")
+        )
+        names = validation.common_score_names(objects, fields=layouts.parse_fields(self.fields))
+        if names:
+            return names
         raise DataError(f"No record of {self.files} has scores; give score_names, or another kind.")
 
     def fingerprint(self) -> str | None:
@@ -254,30 +254,6 @@ class SyntheticSource:
     def fingerprint(self) -> str | None:
         options = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(f"synthetic 1 {options}".encode()).hexdigest()
-
-
-@dataclasses.dataclass
-class ListSource:
-    """Records held in memory, by split."""
-
-    data: Mapping[str, Sequence[Record]]
-    kind: str
-    score_names: tuple[str, ...] = ()
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.data)
-
-    def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
-        if split not in self.data:
-            raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
-        for record in self.data[split]:
-            if log is not None:
-                log.seen += 1
-            yield record
-
-    def fingerprint(self) -> str | None:
-        return None
 
 
 BUNDLED: dict[str, Callable[[], Any]] = {

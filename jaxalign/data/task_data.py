@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import cache as cache_module
-from jaxalign.data import example_sampling, registry, sources, stored_fields
+from jaxalign.data import example_sampling, layouts, registry, sources, stored_fields
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
@@ -24,6 +24,7 @@ from jaxalign.errors import UserError
 from jaxalign.parallel import distributed
 
 RESPONSES = ("auto", "all", "best")
+TIES = ("auto", "keep", "drop")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,9 @@ class TaskData:
       vocabulary: 'bytes' or the path of a SentencePiece model; the task's own by default.
       extra_ids: sentinels after the vocabulary (100 for T5's).
       kind: record kind of the files.
-      fields: {our name: the files' name} of fields that are called otherwise there.
-      train_file: JSON Lines.
+      layout: of the files: 'records', 'trl', 'hh', 'instructions', 'compared' or 'ultrafeedback' (`data.layouts`).
+      fields: names of the files that differ from ours, such as 'response=completion,feedback=label', or {our name: the files' name}.
+      train_file: JSON Lines, or another format that `data.json_lines` reads.
       validation_file: JSON Lines; without it a tenth of the training file's prompts.
       responses_per_example: above 1, records of one prompt are joined.
       duplicates: 'reject' or 'keep' repeated records.
@@ -53,6 +55,8 @@ class TaskData:
       stored: {field: name of a stored array}, for the fields of `data.stored_fields.FIELDS`.
       responses: which responses to a prompt are read: 'all'; 'best', the chosen one of a pair or that with the highest feedback; or 'auto',
         'best' where an objective that only imitates (sft, nll, gold, ift) meets pairs or ranked records, else 'all'.
+      ties: 'keep' or 'drop' examples whose responses all have the same feedback; or 'auto', 'drop' for an objective that only learns which
+        of two responses is better.
       sampling: which training examples are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.example_sampling.open_sampling`).
       sampling_field: the stored field that 'positive' and 'priority' draw by.
     """
@@ -63,7 +67,8 @@ class TaskData:
     vocabulary: str | None = None
     extra_ids: int = 0
     kind: str = "triplet"
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layout: str = "records"
+    fields: str | Mapping[str, str] = ""
     train_file: str | None = None
     validation_file: str | None = None
     responses_per_example: int = 1
@@ -78,6 +83,7 @@ class TaskData:
     eval_split: str = "validation"
     stored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     responses: str = "auto"
+    ties: str = "auto"
     sampling: str = "uniform"
     sampling_field: str = "advantages"
 
@@ -95,6 +101,9 @@ class TaskData:
             raise UserError(
                 f"TaskData.responses must be one of {', '.join(RESPONSES)}, not {self.responses!r}"
             )
+
+        if self.ties not in TIES:
+            raise UserError(f"TaskData.ties must be one of {', '.join(TIES)}, not {self.ties!r}")
 
     @property
     def limits(self) -> Limits:
@@ -213,7 +222,10 @@ class TaskData:
                 kind=self.kind,
                 train_file=self.train_file,
                 validation_file=self.validation_file,
-                fields=[f"{ours}={theirs}" for ours, theirs in self.fields.items()],
+                layout=self.layout,
+                fields=[
+                    f"{ours}={theirs}" for ours, theirs in layouts.parse_fields(self.fields).items()
+                ],
                 responses_per_example=self.responses_per_example,
             )
 
@@ -274,6 +286,7 @@ class TaskData:
             "reference_scores": reference_scores,
             "stored": self.stored,
             "best_only": self.responses == "best",
+            "skip_ties": self.ties == "drop",
         }
 
 

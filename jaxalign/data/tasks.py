@@ -35,7 +35,8 @@ def register_jsonl_task(
     *,
     vocabulary: str | Vocabulary = "bytes",
     extra_ids: int = 0,
-    fields: Mapping[str, str] | None = None,
+    layout: str = "records",
+    fields: str | Mapping[str, str] | None = None,
     score_names: Sequence[str] = (),
     responses_per_example: int = 1,
     duplicates: str = "reject",
@@ -49,7 +50,8 @@ def register_jsonl_task(
       kind: triplet, pair, ranked, seq2seq or multi.
       files: split -> path, paths or glob pattern; with only "train", `validation_fraction` of its prompts is "validation".
       vocabulary: "bytes" or the path of a SentencePiece model; extra_ids: sentinels after it.
-      fields: the files' names for prompt, response, feedback ... where they differ.
+      layout: see `layouts`.
+      fields: the files' names for prompt, response, feedback ... where they differ, as a mapping or "response=completion,feedback=label".
       score_names: for multi, which scores in which order.
       responses_per_example: above 1, joins the records of one prompt.
       duplicates: "reject" or "keep", among the records that are joined.
@@ -58,7 +60,8 @@ def register_jsonl_task(
     source = sources.JsonlSource(
         files,
         kind,
-        fields=dict(fields or {}),
+        layout=layout,
+        fields=fields or {},
         score_names=tuple(score_names),
         responses_per_example=responses_per_example,
         duplicates=duplicates,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from jaxalign.data import preferences
 from jaxalign.data.digests import Places
 from jaxalign.data.examples import CachedExample, make_example
-from jaxalign.data.records import Record, prompt_id
+from jaxalign.data.records import COMPARED_KINDS, Record, prompt_id
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
 
 _BLOCK = 1024
+# Feedback is an outlier beyond this many times the distance of the middle 90 % of the responses from the median.
+_OUTLIER = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +70,32 @@ def make_examples(
     limits: Limits,
     log: RejectionLog,
     split: str = "",
+    *,
+    kind: str,
 ) -> Iterator[CachedExample]:
-    """Examples of the records that pass the limits, EOS appended; the others go to the log."""
-    for record, inputs, targets in tokenized:
-        problem = find_problem(inputs, targets, vocabulary, limits)
+    """Examples of the records that pass the limits, responses best first, EOS appended; the others go to the log.
+
+    The log's notes count what is lost on the way: `truncated_prompts`; `unknown_prompts` and `unknown_responses`, which hold unknown
+    pieces; `changed_prompts` and `changed_responses`, whose tokens decode to another text; `reordered` records, whose feedback
+    contradicts the order of their responses; and `ties`, records whose responses all have the same feedback.
+    """
+    for given, inputs, given_targets in tokenized:
+        record, targets, reordered = preferences.ordered(given, given_targets, kind)
+        problem = find_problem(inputs, targets, vocabulary, limits, kind)
         if problem is not None:
             log.reject_record(record, *problem, split=split)
             continue
-        kept = cut_prompt(inputs, limits)
-        if len(kept) < len(inputs):
-            log.notes["truncated_prompts"] += 1
+        # Adding counters leaves out what is 0.
+        log.notes += Counter(
+            _losses(record, inputs, targets, vocabulary)
+            | {
+                "reordered": int(reordered and kind in COMPARED_KINDS),
+                "ties": int(preferences.is_tie(record.feedback)),
+                "truncated_prompts": int(len(inputs) > limits.max_input_length - 1),
+            }
+        )
         yield make_example(
-            [*kept, vocabulary.eos_id],
+            [*cut_prompt(inputs, limits), vocabulary.eos_id],
             [[*target, vocabulary.eos_id] for target in targets],
             record.feedback,
             record.scores,
@@ -100,8 +118,29 @@ def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
     return tokens[-room:] if limits.long_prompts == "truncate_left" else tokens[:room]
 
 
+def _losses(
+    record: Record, inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary
+) -> dict[str, int]:
+    """How many texts of a record have unknown pieces, and how many do not come back from their tokens (outer spaces aside)."""
+    counts: dict[str, int] = {}
+    for name, texts, tokens in (
+        ("prompts", [record.prompt], [inputs]),
+        ("responses", record.responses, targets),
+    ):
+        counts[f"unknown_{name}"] = sum(vocabulary.unk_id in found for found in tokens)
+        counts[f"changed_{name}"] = sum(
+            vocabulary.decode(found).strip() != text.strip()
+            for text, found in zip(texts, tokens, strict=True)
+        )
+    return counts
+
+
 def find_problem(
-    inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary, limits: Limits
+    inputs: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    vocabulary: Vocabulary,
+    limits: Limits,
+    kind: str = "",
 ) -> tuple[str, str] | None:
     """(reason, message) if the tokens of a record, without EOS, break a limit."""
     named = [
@@ -129,8 +168,10 @@ def find_problem(
             return (
                 "long_response",
                 f"response {response} has {len(target) + 1} tokens with EOS, more than "
-                f"max_target_length={limits.max_target_length}",
+                f"max_target_length={limits.max_target_length} (TASK_FEATURE_LENGTHS['targets'] of a training run)",
             )
+    if kind in COMPARED_KINDS and all(list(target) == list(targets[0]) for target in targets[1:]):
+        return "identical", "all responses are the same tokens of the vocabulary"
     return None
 
 
@@ -187,6 +228,15 @@ class SplitSummary:
             return {}
         named = {"feedback": self.feedback, "chosen_feedback": self.first_feedback}
         return {name: {"min": min(found), "max": max(found)} for name, found in named.items()}
+
+    def feedback_outliers(self) -> int:
+        """Responses whose feedback is so far from the others that it alone sets the scale of standardised rewards."""
+        if "feedback" not in self.fields:
+            return 0
+        values = np.asarray(self.feedback, np.float64)
+        low, median, high = np.percentile(values, (5, 50, 95))
+        spread = max(high - low, 1e-3 * max(abs(median), 1.0))
+        return int(np.sum(np.abs(values - median) > _OUTLIER * spread))
 
     def lengths(self) -> dict[str, dict[str, float]]:
         result = {}

@@ -102,6 +102,8 @@ def train_vocabulary(
     *,
     vocab_size: int = 1000,
     kind: str = "seq2seq",
+    layout: str = "records",
+    fields: str = "",
     user_defined_symbols: Sequence[str] = (),
     model_type: str = "auto",
     character_coverage: float = 1.0,
@@ -113,6 +115,7 @@ def train_vocabulary(
       output: where the `.model` file goes.
       vocab_size: pieces, with PAD, EOS and unknown.
       kind: record kind of the file (triplet, pair, ranked, seq2seq, multi); ignored for a task.
+      layout, fields: how the file is to be read, as for `jaxalign cache`.
       user_defined_symbols: strings that are always one piece.
       model_type: "auto", "unigram" or "bpe"; see `train_sentencepiece`.
       character_coverage: share of characters that get a piece of their own; the rest become unknown.
@@ -120,7 +123,7 @@ def train_vocabulary(
     from jaxalign.data import registry, sources
 
     source = (
-        sources.JsonlSource({"train": task_or_file}, kind)
+        sources.JsonlSource({"train": task_or_file}, kind, layout=layout, fields=fields)
         if os.path.exists(task_or_file)
         else registry.resolve_source(task_or_file)
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxalign.data.records import Record, RecordError
+from jaxalign.data.rejections import DataError
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 REWARD_FIELDS = ("mean_aspects", "overall_score", "fine-grained_score", *ASPECTS)
@@ -36,11 +37,11 @@ class UltraFeedbackParser:
 
     def __post_init__(self) -> None:
         if self.reward_field not in REWARD_FIELDS:
-            raise ValueError(
+            raise DataError(
                 f"Unknown reward_field {self.reward_field!r}; known: {', '.join(REWARD_FIELDS)}."
             )
         if self.kind not in ("triplet", "multi"):
-            raise ValueError(f"UltraFeedback gives kinds 'triplet' and 'multi', not {self.kind!r}.")
+            raise DataError(f"UltraFeedback gives kinds 'triplet' and 'multi', not {self.kind!r}.")
 
     def __call__(
         self,

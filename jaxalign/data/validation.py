@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from jaxalign.data import layouts, recognition
 from jaxalign.data.digests import Places
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.records import (
     ASSUMED_FEEDBACK,
     Record,
     RecordError,
+    field_value,
     parse_record,
     states_feedback,
 )
 from jaxalign.data.rejections import DataError, RejectionLog
 
 Item = TypeVar("Item")
+# Beginning of the note that counts the records with a score that is not among the task's.
+UNUSED_SCORE = "unused_score "
+# A file whose first so many records are all of another kind or layout is not read further.
+_MISREAD = 20
+_RECORDS_FOR_SCORE_NAMES = 100_000
 
 
 def read_jsonl(
@@ -26,22 +35,26 @@ def read_jsonl(
     kind: str,
     *,
     log: RejectionLog | None = None,
+    layout: str = "records",
     fields: Mapping[str, str] | None = None,
     score_names: Sequence[str] | None = None,
     source: str = "",
     split: str = "",
 ) -> Iterator[Record]:
-    """Records of a JSON Lines file, in order. Bad lines go to the log; without a log the first one raises DataError.
+    """Records of a data file, in order. Bad lines go to the log; without a log the first one raises DataError.
 
-    For kind `multi` without `score_names`, the first good record's names (sorted) hold for the whole file.
+    For kind `multi` without `score_names`, those of most records hold for the whole file (`common_score_names`).
     """
+    if kind == "multi" and score_names is None:
+        score_names = common_score_names(read_json_lines(path, log=RejectionLog()), fields=fields)
     return parse_objects(
         read_json_lines(path, log=log, split=split),
         kind,
         file=path,
         log=log,
+        layout=layout,
         fields=fields,
-        score_names=score_names,
+        score_names=score_names or None,
         source=source or os.path.basename(path),
         split=split,
     )
@@ -53,31 +66,60 @@ def parse_objects(
     *,
     file: str,
     log: RejectionLog | None = None,
+    layout: str = "records",
     fields: Mapping[str, str] | None = None,
     score_names: Sequence[str] | None = None,
     source: str = "",
     split: str = "",
 ) -> Iterator[Record]:
-    """Records of (line, object, text) triples; see `read_jsonl`."""
-    for line, obj, text in objects:
+    """Records of (line, object, text) triples; see `read_jsonl`.
+
+    Raises:
+      DataError: the file begins with many records of another kind or layout; the message names it and the options that read it.
+    """
+    renamed = dict(fields or {})
+    names = {} if layout != "records" else renamed
+    misread = 0
+    any_good = False
+    for line, given, text in objects:
         try:
+            obj = layouts.to_record_fields(given, layout, renamed)
             record = parse_record(
                 obj,
                 kind,
-                fields=fields,
+                fields=names,
                 score_names=score_names,
                 source=source,
                 file=file,
                 line=line,
             )
         except RecordError as error:
+            found = None if any_good else recognition.readable_as(given, kind, layout, renamed)
+            if found is not None:
+                misread += 1
+                if misread == 1:
+                    error = RecordError(error.reason, f"{error}{_read_otherwise(found, file)}")
+                elif misread == _MISREAD and log is not None:
+                    raise DataError(
+                        f"{file}:{line}: {error}, as in {misread - 1} records before{_read_otherwise(found, file)}."
+                    ) from error
             _report(error, log, file, line, text, split)
             continue
-        if kind == "multi" and score_names is None:
-            score_names = record_score_names(obj, fields)
-        if log is not None and kind in ASSUMED_FEEDBACK and not states_feedback(obj, kind, fields):
-            log.notes[ASSUMED_FEEDBACK[kind]] += 1
+        any_good = True
+        if log is not None:
+            if kind in ASSUMED_FEEDBACK and not states_feedback(obj, kind, names):
+                log.notes[ASSUMED_FEEDBACK[kind]] += 1
+            if kind == "multi" and score_names is not None:
+                for name in set(record_score_names(obj, names)) - set(score_names):
+                    log.notes[f"{UNUSED_SCORE}{name}"] += 1
         yield record
+
+
+def _read_otherwise(found: recognition.Found, file: str) -> str:
+    return (
+        f"; the record looks like {found.describe()}, which is read with {found.flags()}; `jaxalign inspect {file}` writes a gin file "
+        "with the right options"
+    )
 
 
 def parse_objects_with(
@@ -124,10 +166,31 @@ def _report(
     log.reject(error.reason, str(error), file=file, line=line, record=text, split=split)
 
 
-def record_score_names(obj: Mapping[str, Any], fields: Mapping[str, str] | None) -> tuple[str, ...]:
-    """Sorted names of a `multi` object's scores."""
-    scores = obj[(fields or {}).get("scores", "scores")]
-    return tuple(sorted(scores[0] if isinstance(scores, list) else scores))
+def record_score_names(obj: Any, fields: Mapping[str, str] | None) -> tuple[str, ...]:
+    """Sorted names of a `multi` object's scores; none where it has no scores."""
+    scores = (
+        field_value(obj, (fields or {}).get("scores", "scores"))
+        if isinstance(obj, Mapping)
+        else None
+    )
+    if isinstance(scores, list):
+        scores = scores[0] if scores else None
+    return tuple(sorted(scores)) if isinstance(scores, Mapping) else ()
+
+
+def common_score_names(
+    objects: Iterable[tuple[int, Any, str]],
+    *,
+    fields: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Sorted names of the scores that at least half of the records with scores have, so that no single record decides."""
+    counts: Counter[str] = Counter()
+    records = 0
+    for _, obj, _ in itertools.islice(objects, _RECORDS_FOR_SCORE_NAMES):
+        names = record_score_names(obj, fields)
+        records += bool(names)
+        counts.update(names)
+    return tuple(sorted(name for name, count in counts.items() if 2 * count >= records))
 
 
 def drop_duplicates(

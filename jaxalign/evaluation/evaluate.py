@@ -46,6 +46,8 @@ def evaluate(
     duplicates: str = "reject",
     bootstrap: int = 1000,
     step: int | str | None = None,
+    layout: str = "records",
+    fields: list[str] | None = None,
     prompt_field: str = "prompt",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -75,7 +77,8 @@ def evaluate(
       duplicates: "reject" or "keep" repeated records of a file, as for `jaxalign cache`.
       bootstrap: resamples for intervals (a fifth of them for rankings).
       step: a checkpoint's step, `best` or `latest`; best where one was kept by default.
-      prompt_field: name of the prompt's field in a JSON Lines file.
+      layout, fields: how a data file is to be read, as for `jaxalign cache`; fields such as response=completion,feedback=label.
+      prompt_field: name of the prompt's field in a data file.
       seed: of sampling and of the bootstrap.
 
     Returns:
@@ -90,6 +93,8 @@ def evaluate(
     options = {
         "side_file": side_file,
         "kind": kind,
+        "layout": layout,
+        "fields": fields or [],
         "prompt_field": prompt_field,
         "duplicates": duplicates,
     }
@@ -203,7 +208,7 @@ def finite_json(value: Any) -> Any:
 
 
 def _linear_baseline(
-    data: EvaluationSet, prompts: str, ranking_train: str, options: Mapping[str, str]
+    data: EvaluationSet, prompts: str, ranking_train: str, options: Mapping[str, Any]
 ) -> np.ndarray | None:
     """Predictions of the TF-IDF model for the logged responses, if there is anything to fit it on."""
     if not data.feedback:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-from jaxalign.data import stored_fields
+from jaxalign.data import cache_report, stored_fields
 from jaxalign.data.cache_metadata import REJECTED_FILE, CacheMetadata
 from jaxalign.data.records import ASSUMED_FEEDBACK
 from jaxalign.data.task_data import TaskData
@@ -40,12 +40,13 @@ def check(
       quiet: leave out the line about the data; warnings stay.
 
     Returns:
-      ``data``, with the choice of responses that 'auto' stands for.
+      ``data``, with the choices of responses and of ties that 'auto' stands for.
 
     Raises:
       UserError: naming the objective, the task and what to do.
     """
     best_only = _best_only(objective, data, metadata)
+    skip_ties = _skip_ties(objective, data, metadata)
     responses = 1 if best_only else metadata.responses_per_example
     _check_responses(objective, data, responses)
     _check_fields(objective, data, metadata)
@@ -60,12 +61,16 @@ def check(
                 f"{objective.name} imitates, so of the responses to each prompt it gets the best one alone; "
                 "TaskData.responses = 'all' trains on every one"
             )
-        cut = metadata.describe_cut("TASK_FEATURE_LENGTHS and TaskData.long_prompts change it")
-        if cut and not quiet:
-            lines.append(cut)
+        if not quiet:
+            remedy = "TASK_FEATURE_LENGTHS and TaskData.long_prompts change it"
+            lines += [cache_report.summary(metadata), *cache_report.losses(metadata, remedy)]
         lines += [f"warning: {text}" for text in warnings(objective, data, metadata)]
         print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
-    return dataclasses.replace(data, responses="best" if best_only else "all")
+    return dataclasses.replace(
+        data,
+        responses="best" if best_only else "all",
+        ties="drop" if skip_ties else "keep",
+    )
 
 
 def check_vocabulary_size(objective: Objective, data: TaskData) -> None:
@@ -141,6 +146,17 @@ def _best_only(objective: Objective, data: TaskData, metadata: CacheMetadata) ->
     if data.responses == "auto":
         return several and metadata.kind in ASSUMED_FEEDBACK and objective.requirements().imitates
     return several and data.responses == "best"
+
+
+def _skip_ties(objective: Objective, data: TaskData, metadata: CacheMetadata) -> bool:
+    """Whether ties are left out: there are some, and the objective reads from the position of two responses which is better."""
+    if not metadata.noted("ties"):
+        return False
+    if data.ties != "auto":
+        return data.ties == "drop"
+    reads = {"feedback", "rewards", "scores"}.intersection(objective.required_fields())
+    by_position = (objective.responses_per_prompt or 1) > 1 and not reads
+    return by_position and not objective.requirements().margins
 
 
 def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
@@ -237,6 +253,12 @@ def _check_teacher(objective: Objective, data: TaskData) -> None:
 
 def _check_ranges(objective: Objective, data: TaskData, metadata: CacheMetadata) -> None:
     needs = objective.requirements()
+    reordered = metadata.noted("reordered")
+    if needs.probabilities and reordered and metadata.kind == "pair":
+        raise UserError(
+            f"objective {objective.name} reads margins as probabilities in [0, 1], but {reordered} records of the task {data.task!r} have "
+            "a negative margin: divide them by their scale, or use another method"
+        )
     for names, least, most, what, advice in (
         (needs.probabilities, 0.0, 1.0, "probabilities in [0, 1]", "divide them by their scale"),
         (needs.nonnegative, 0.0, math.inf, "not negative", "shift them so that the least is 0"),

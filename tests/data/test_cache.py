@@ -224,7 +224,7 @@ def test_responses_of_a_prompt_can_share_an_example(write_lines, tmp_path):
     assert metadata.responses_per_example == 3
     assert sum(metadata.num_examples.values()) == 30
     example = TaskCache(folder).split("train")[0]
-    assert example.feedback.tolist() == [0, 1, 2]
+    assert example.feedback.tolist() == [2, 1, 0]
     assert example.target(1).tolist() == [*ByteVocabulary().encode("r1"), 1]
 
 

@@ -3,22 +3,18 @@ import json
 import pytest
 
 from jaxalign.data import slots, sources, synthetic
-from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
 
 
-def test_splits_are_by_prompt_and_do_not_depend_on_the_order():
-    data = [Record(f"p{i % 50}", (f"r{i}",), (0.0,)) for i in range(200)]
+def test_splits_are_by_prompt_and_have_about_the_shares_asked_for():
     fractions = {"train": 0.7, "validation": 0.2, "test": 0.1}
-    first = sources.split_by_prompt(data, fractions)
-    prompts = {name: {r.prompt for r in part} for name, part in first.items()}
-    assert sum(len(part) for part in first.values()) == 200
-    assert sum(len(found) for found in prompts.values()) == 50
-    again = sources.split_by_prompt(list(reversed(data)), fractions)
-    assert {n: {r.prompt for r in p} for n, p in again.items()} == prompts
-    other = sources.split_by_prompt(data, fractions, seed=1)
-    assert {n: {r.prompt for r in p} for n, p in other.items()} != prompts
+    prompts = [f"p{i}" for i in range(2000)]
+    found = [sources.split_of_prompt(prompt, fractions) for prompt in prompts]
+    assert found == [sources.split_of_prompt(prompt, fractions) for prompt in prompts]
+    for name, share in fractions.items():
+        assert found.count(name) / len(prompts) == pytest.approx(share, abs=0.03)
+    assert found != [sources.split_of_prompt(prompt, fractions, seed=1) for prompt in prompts]
 
 
 def test_unknown_splits_and_files_are_named(write_lines):

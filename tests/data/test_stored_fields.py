@@ -191,7 +191,7 @@ class TestReferenceFeedback:
             ("[1, NaN]", "nonfinite_feedback", "reference_feedback is nan"),
             ("[]", "wrong_type", "at least one number"),
             ("0.5", "wrong_type", "must be a list"),
-            ('[1, "good"]', "wrong_type", "reference_feedback is a string"),
+            ('[1, "good"]', "wrong_type", "reference_feedback is the text"),
         ],
     )
     def test_bad_values_are_refused_with_file_and_line(self, given, reason, message, write_lines):
@@ -255,7 +255,7 @@ class TestReferenceFeedback:
         for example in TaskCache(folder).split("train"):
             number = float(example.prompt[1:])
             assert example.reference_feedback.tolist() == [number, -number]
-            assert example.feedback.tolist() == [0, 1, 2]
+            assert example.feedback.tolist() == [2, 1, 0]
 
     def test_records_of_a_prompt_that_disagree_are_not_joined(self, write_lines, tmp_path):
         rows = [

@@ -1,0 +1,121 @@
+"""Which kind of records a file holds and in which layout, by the names and types of their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from jaxalign.data.layouts import TURN, is_messages
+from jaxalign.data.records import KINDS, RecordError, number
+
+# What a prompt, a response and feedback are called elsewhere, the likeliest name first.
+_ALIASES = {
+    "prompt": ("prompt", "question", "query", "instruction", "input", "source", "context"),
+    "response": ("response", "completion", "answer", "output", "target", "reply", "summary"),
+    "feedback": ("feedback", "label", "rating", "reward", "score", "thumb", "thumbs", "vote"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """How a record can be read: its kind ('prompts' where it holds nothing but a prompt), layout and renamed fields."""
+
+    kind: str
+    layout: str = "records"
+    fields: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fields_text(self) -> str:
+        """As the option `fields` takes them."""
+        return ",".join(f"{ours}={theirs}" for ours, theirs in self.fields)
+
+    def describe(self) -> str:
+        """For messages: "kind 'triplet' in the layout 'trl'"."""
+        layout = f" in the layout {self.layout!r}" if self.layout != "records" else ""
+        named = f" with the fields {self.fields_text}" if self.fields else ""
+        return f"kind {self.kind!r}{layout}{named}"
+
+    def flags(self) -> str:
+        """The options that read it, as they are typed for `jaxalign cache` and for `jaxalign train`."""
+        options = {"kind": self.kind}
+        if self.layout != "records":
+            options["layout"] = self.layout
+        if self.fields:
+            options["fields"] = self.fields_text
+        plain = " ".join(f"--{name}={value}" for name, value in options.items())
+        bound = " ".join(
+            f"--gin.task_data.TaskData.{name}=\"'{value}'\"" for name, value in options.items()
+        )
+        return f"{plain} (jaxalign cache) or {bound} (jaxalign train)"
+
+
+def layout_of(obj: Any) -> Found | None:
+    """How an object can be read, by the names and types of its fields; None if nothing fits."""
+    if not isinstance(obj, Mapping):
+        return None
+    names = set(obj)
+    if {"instruction", "completions"} <= names:
+        return Found("triplet", "ultrafeedback")
+    feedback = _alias(obj, "feedback", _is_feedback)
+    if is_messages(obj.get("messages", obj.get("conversations"))):
+        return Found("triplet" if feedback in ("feedback", "label") else "seq2seq", "trl")
+    prompt = _alias(obj, "prompt", lambda value: isinstance(value, str))
+    if {"chosen", "rejected"} <= names:
+        if isinstance(obj["chosen"], str) and prompt is not None:
+            return _renamed("pair", prompt=prompt)
+        dialogue = isinstance(obj["chosen"], str) and TURN.search(obj["chosen"])
+        return Found("pair", "hh" if dialogue else "trl")
+    if is_messages(obj.get("prompt")) or is_messages(obj.get("completion")):
+        return Found("triplet" if feedback else "seq2seq", "trl")
+    if prompt is None:
+        return None
+    if {"response_a", "response_b"} <= names and names & {"human_labels", "winner", "preference"}:
+        return Found("pair", "compared")
+    if isinstance(obj.get("responses"), list):
+        return _renamed("multi" if "scores" in names else "ranked", prompt=prompt)
+    if {"instruction", "output"} <= names and isinstance(obj.get("input"), str):
+        return Found("triplet" if feedback == "feedback" else "seq2seq", "instructions")
+    response = _alias(obj, "response", lambda value: isinstance(value, str))
+    if response is None or response == prompt:
+        return _renamed("prompts", prompt=prompt)
+    if isinstance(obj.get("scores"), Mapping):
+        return _renamed("multi", prompt=prompt, response=response)
+    if feedback is None:
+        return _renamed("seq2seq", prompt=prompt, response=response)
+    return _renamed("triplet", prompt=prompt, response=response, feedback=feedback)
+
+
+def recognise(objects: Iterable[Any]) -> Found | None:
+    """How most of the objects can be read."""
+    counts = Counter(found for found in map(layout_of, objects) if found is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def readable_as(obj: Any, kind: str, layout: str, fields: Mapping[str, str]) -> Found | None:
+    """How an object that could not be read can be read, if that is with other options than those given."""
+    found = layout_of(obj)
+    if found is None or found.kind not in KINDS:
+        return None
+    if (found.kind, found.layout, dict(found.fields)) == (kind, layout, dict(fields)):
+        return None
+    return found
+
+
+def _alias(obj: Mapping[str, Any], field: str, fits: Callable[[Any], bool]) -> str | None:
+    return next((name for name in _ALIASES[field] if name in obj and fits(obj[name])), None)
+
+
+def _is_feedback(value: Any) -> bool:
+    try:
+        number(value, "feedback")
+    except RecordError:
+        return False
+    return True
+
+
+def _renamed(kind: str, **named: str) -> Found:
+    return Found(
+        kind, fields=tuple((ours, theirs) for ours, theirs in named.items() if ours != theirs)
+    )
