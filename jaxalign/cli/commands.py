@@ -38,6 +38,7 @@ class Command:
         have raised.
       distributed: whether several processes can do it together.
       model_file: a gin file that is read after the user's where these describe a model, so that the command takes it.
+      positional: the parameter that the first argument is for, if it is not a flag.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Command:
     registers_tasks: bool = True
     distributed: bool = False
     model_file: str = ""
+    positional: str = ""
 
     @property
     def selector(self) -> str:
@@ -100,11 +102,19 @@ COMMANDS = {
             registers_tasks=False,
         ),
         Command(
+            "inspect",
+            "jaxalign.data.inspection",
+            "inspect",
+            "say what a data file holds, and write a gin file that trains on it",
+            registers_tasks=False,
+            positional="file",
+        ),
+        Command(
             "cache",
             "jaxalign.data.cache",
             "cache",
             "validate and tokenise a task once, for training",
-            "examples: {result.num_examples}; rejected: {result.rejected}; {result.cut_text}",
+            "{result.report}",
         ),
         Command(
             "vocabulary",

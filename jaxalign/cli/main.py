@@ -129,6 +129,8 @@ def _run(arguments: list[str]) -> int:
         )
     command = COMMANDS[name]
     signature = read_signature(command)
+    if command.positional and rest and not rest[0].startswith("-"):
+        rest[0] = f"--{command.positional}={rest[0]}"
     flags = parse_flags(rest, signature)
     if flags.help:
         print(_command_help(command, signature))

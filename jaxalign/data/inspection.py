@@ -1,0 +1,229 @@
+"""`jaxalign inspect`: what a data file holds, and a gin file that trains on it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data import inspection_report, layouts, recognition, sources, suggestions
+from jaxalign.data.inspected import Inspection
+from jaxalign.data.json_lines import read_json_lines
+from jaxalign.data.recognition import Found
+from jaxalign.data.records import Record
+from jaxalign.data.rejections import DataError, RejectionLog
+from jaxalign.data.tokenization import Limits, make_examples, tokenize
+from jaxalign.data.train_vocabulary import train_sentencepiece
+from jaxalign.data.vocabularies import ByteVocabulary, Vocabulary, vocabulary_from_spec
+
+_LOOKED_AT = 500
+_TRAINING_CHARACTERS = 1_000_000
+_LONGEST_TEXT = 10_000
+_TURN = re.compile(
+    r"^(?:user|human|customer|agent|assistant|system|bot|speaker \w+)\s?:",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def inspect(
+    file: str,
+    *,
+    output: str | None = None,
+    validation_file: str | None = None,
+    kind: str | None = None,
+    layout: str | None = None,
+    fields: str | None = None,
+    vocabulary: str | None = None,
+    extra_ids: int = 0,
+    vocab_size: int = 1000,
+    model: str = "mini",
+    objective: str | None = None,
+    examples: int = 3,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Says what a data file holds and writes a gin file that trains on it (`jaxalign inspect FILE`).
+
+    Args:
+      file: JSON Lines, a JSON list, CSV, TSV or Parquet; compressed or not.
+      output: the gin file; by default NAME.gin in the current folder.
+      validation_file: held-out records; without it a tenth of the prompts is held out.
+      kind, layout, fields: how the file is to be read, where what is recognised is not right.
+      vocabulary: 'bytes' or the path of a SentencePiece model; by default a small one is trained on the file and written beside the
+        gin file.
+      extra_ids: sentinels after the vocabulary (100 for T5's).
+      vocab_size: pieces of the vocabulary that is trained.
+      model: file of gin_configs/models, such as mini or t5_1_1_small.
+      objective: file of gin_configs/objectives; by default one that suits the data.
+      examples: how many records to show as the model will see them.
+      overwrite: replace a gin file that is there, with the vocabulary beside it.
+
+    Raises:
+      DataError: nothing in the file can be read as records, or its format is not read.
+    """
+    found = _found(file, kind, layout, fields)
+    name = re.sub(r"\W+", "_", os.path.basename(file).split(".jsonl")[0]).strip("_") or "data"
+    output = os.path.expanduser(output or f"{name}.gin")
+    if os.path.exists(output) and not overwrite:
+        raise DataError(
+            f"{output} exists already, and may have been edited; give another --output, or --overwrite."
+        )
+    print(f"{file}: {found.describe()}")
+    source = _source(file, found)
+    chosen, trained = _vocabulary(source, vocabulary, extra_ids, vocab_size, output)
+    inspection = _inspect(source, found, chosen, examples, held_out=validation_file is None)
+    if not inspection.examples_count:
+        raise DataError(
+            f"{file} has no usable records ({inspection.records} read): {inspection.first_rejected}"
+        )
+    settings = None
+    if found.kind != "prompts":
+        settings = suggestions.suggest(inspection, chosen.size, model=model, objective=objective)
+    print(*inspection_report.describe(inspection, chosen, settings), sep="\n")
+    if settings is None:
+        print(
+            "Prompts without responses cannot be trained on; they are for: "
+            f"jaxalign generate --checkpoint=RUN --input={file} --output=responses.jsonl"
+        )
+        return {"kind": found.kind, "records": inspection.records, "gin_file": None}
+    text = suggestions.gin_file(
+        settings,
+        inspection,
+        name=name,
+        output=output,
+        train_file=os.path.abspath(os.path.expanduser(file)),
+        validation_file=validation_file and os.path.abspath(os.path.expanduser(validation_file)),
+        vocabulary=trained or vocabulary or "bytes",
+        extra_ids=extra_ids,
+    )
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    with open(output, "w", encoding="utf-8") as written:
+        written.write(text)
+    print(*suggestions.commands(settings, name, output), sep="\n")
+    return {"kind": found.kind, "records": inspection.records, "gin_file": output}
+
+
+def _found(file: str, kind: str | None, layout: str | None, fields: str | None) -> Found:
+    """How to read the file: what is given, and for the rest what its first records look like."""
+    objects = read_json_lines(file, log=RejectionLog())
+    first = [obj for _, obj, _ in itertools.islice(objects, _LOOKED_AT)]
+    renamed = None if fields is None else tuple(layouts.parse_fields(fields).items())
+    looks = recognition.recognise(first)
+    if kind is None and looks is None:
+        names = ", ".join(sorted(first[0])) if first and isinstance(first[0], dict) else "none"
+        raise DataError(
+            f"No record of {file} could be recognised (fields of the first: {names}); say how to read it with --kind and "
+            "--fields=prompt=...,response=...,feedback=... (docs/data.md has the kinds)."
+        )
+    looks = looks or Found(str(kind))
+    return Found(
+        kind or looks.kind,
+        layouts.check_layout(layout or looks.layout),
+        looks.fields if renamed is None else renamed,
+    )
+
+
+def _source(file: str, found: Found) -> sources.JsonlSource:
+    # A prompt alone is read as a record whose response is the prompt again, so that the same code measures it.
+    prompts_only = found.kind == "prompts"
+    fields = dict(found.fields)
+    if prompts_only:
+        fields["response"] = fields.get("prompt", "prompt")
+    return sources.JsonlSource(
+        {"all": file},
+        "seq2seq" if prompts_only else found.kind,
+        layout=found.layout,
+        fields=fields,
+        duplicates="keep",
+    )
+
+
+def _vocabulary(
+    source: sources.JsonlSource,
+    vocabulary: str | None,
+    extra_ids: int,
+    vocab_size: int,
+    output: str,
+) -> tuple[Vocabulary, str | None]:
+    """The vocabulary, and its path where it was trained here."""
+    if vocabulary is not None:
+        try:
+            return vocabulary_from_spec(os.path.expanduser(vocabulary), extra_ids), None
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    path = f"{os.path.splitext(output)[0]}.model"
+    try:
+        trained = train_sentencepiece(
+            itertools.islice(_texts(source), 200_000), path, vocab_size=vocab_size
+        )
+    except (RuntimeError, ValueError):
+        # More characters than pieces, or no text to speak of.
+        print("No vocabulary of pieces could be trained on this text; VOCABULARY is 'bytes'.")
+        return ByteVocabulary(extra_ids), None
+    print(f"A vocabulary of {trained.size} pieces was trained on the file: {path}")
+    return trained, os.path.abspath(path)
+
+
+def _texts(source: sources.JsonlSource) -> Iterator[str]:
+    """Texts to train a vocabulary on."""
+    left = _TRAINING_CHARACTERS
+    for record in source.records("all", RejectionLog()):
+        for text in dict.fromkeys((record.prompt, *record.responses)):
+            yield text[:_LONGEST_TEXT]
+            left -= len(text[:_LONGEST_TEXT])
+        if left < 0:
+            return
+
+
+def _inspect(
+    source: sources.JsonlSource,
+    found: Found,
+    vocabulary: Vocabulary,
+    examples: int,
+    *,
+    held_out: bool,
+) -> Inspection:
+    result = Inspection(found, validation_prompts=0 if held_out else None)
+    log = RejectionLog()
+    seen: set[int] = set()
+    limits = Limits(max_input_length=1 << 30, max_target_length=1 << 30, duplicates="keep")
+    held: set[int] = set()
+
+    def counted(records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            key = hash(record.key)
+            result.repeated += key in seen
+            seen.add(key)
+            yield record
+
+    tokenized = tokenize(counted(source.records("all", log)), vocabulary)
+    for example in make_examples(tokenized, vocabulary, limits, log, kind=source.kind):
+        lengths = example.target_lengths.tolist()
+        result.prompt_lengths.append(len(example.inputs))
+        result.response_lengths += lengths
+        result.longest_responses.append(max(lengths))
+        result.responses[len(lengths)] += 1
+        result.dialogues += len(_TURN.findall(example.prompt)) > 1
+        result.prompts.add(example.prompt_id)
+        if held_out and sources.split_of_prompt(example.prompt, sources.SPLIT_FRACTIONS) != "train":
+            held.add(example.prompt_id)
+        if example.feedback is not None:
+            result.feedback.update(np.round(example.feedback.astype(float), 6).tolist())
+        if len(result.examples) < examples:
+            record = Record(
+                example.prompt,
+                example.responses,
+                None if example.feedback is None else tuple(example.feedback.tolist()),
+            )
+            targets = [example.target(k).tolist()[:-1] for k in range(len(lengths))]
+            result.examples.append((record, example.inputs.tolist()[:-1], targets))
+    if held_out:
+        result.validation_prompts = len(held)
+    result.records, result.rejected, result.notes = log.seen, log.counts, log.notes
+    if log.entries:
+        first = log.entries[0]
+        result.first_rejected = f"{first['file']}:{first['line']}: {first['message']}"
+    return result

@@ -1,0 +1,91 @@
+"""What `jaxalign inspect` prints about a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxalign.data.inspected import Inspection
+from jaxalign.data.suggestions import TOLERATED, Settings
+from jaxalign.data.vocabularies import Vocabulary
+
+
+def describe(
+    inspection: Inspection, vocabulary: Vocabulary, settings: Settings | None
+) -> Iterator[str]:
+    """The report, in lines."""
+    count, notes = inspection.examples_count, inspection.notes
+    rejected = ", ".join(f"{number} {reason}" for reason, number in inspection.rejected.items())
+    yield f"records: {inspection.records}, usable {count}, distinct prompts {len(inspection.prompts)}, repeated {inspection.repeated}"
+    if rejected:
+        yield f"rejected: {rejected}; the first: {inspection.first_rejected}"
+    if settings is not None and set(inspection.responses) != {1}:
+        several = ", ".join(f"{n} x {k}" for k, n in sorted(inspection.responses.items()))
+        yield f"responses to a prompt (records x responses): {several}"
+    yield _lengths("prompt", inspection.prompt_lengths)
+    if settings is None:
+        yield f"unknown to the vocabulary: something in {notes['unknown_prompts']} prompts"
+        return
+    yield _lengths("response", inspection.response_lengths)
+    if inspection.feedback:
+        yield _feedback(inspection)
+    if notes["without_margin"] or notes["without_feedback"]:
+        yield "feedback: none is stated in some records; the order of their responses implies it"
+    if notes["reordered"]:
+        yield f"feedback contradicts the order of the responses in {notes['reordered']} records; it is followed"
+    if notes["ties"]:
+        yield f"ties (all responses with the same feedback): {notes['ties']}"
+    responses = len(inspection.response_lengths)
+    yield (
+        f"unknown to the vocabulary: something in {_share(notes['unknown_prompts'], count)} of the prompts and "
+        f"{_share(notes['unknown_responses'], responses)} of the responses"
+    )
+    yield (
+        f"changed by the vocabulary (line breaks, repeated spaces, unknown characters): {_share(notes['changed_prompts'], count)} of the "
+        f"prompts, {_share(notes['changed_responses'], responses)} of the responses"
+    )
+    yield (
+        f"with TASK_FEATURE_LENGTHS {{'inputs': {settings.inputs}, 'targets': {settings.targets}}}: {settings.cut_prompts} of {count} "
+        f"prompts are cut at their {'beginning' if settings.keeps_end else 'end'}, {settings.long_responses} records are left out "
+        "because of a long response"
+    )
+    if settings.max_rejected_fraction > TOLERATED:
+        yield (
+            f"more records than usual cannot be used: max_rejected_fraction is set to {settings.max_rejected_fraction:g}; look at them"
+        )
+    for number, (record, inputs, targets) in enumerate(inspection.examples, start=1):
+        room = settings.inputs - 1
+        cut = inputs[-room:] if settings.keeps_end else inputs[:room]
+        yield f"example {number}, as the model sees it:"
+        yield f"  prompt ({len(cut) + 1} tokens): {_shown(vocabulary.decode(cut))}"
+        for k, target in enumerate(targets):
+            value = "" if record.feedback is None else f", feedback {record.feedback[k]:g}"
+            yield f"  response ({len(target) + 1} tokens{value}): {_shown(vocabulary.decode(target))}"
+
+
+def _lengths(name: str, lengths: Sequence[int]) -> str:
+    found = np.percentile(lengths, (50, 90, 99, 100))
+    return f"{name} tokens: median {found[0]:.0f}, 90 % {found[1]:.0f}, 99 % {found[2]:.0f}, longest {found[3]:.0f}"
+
+
+def _feedback(inspection: Inspection) -> str:
+    values, total = inspection.feedback, sum(inspection.feedback.values())
+    if len(values) <= 8:
+        said = ", ".join(f"{value:g}: {_share(values[value], total)}" for value in sorted(values))
+        return f"feedback: {said}"
+    found = np.repeat(list(values), list(values.values()))
+    low, median, high = np.percentile(found, (5, 50, 95))
+    return (
+        f"feedback: {len(values)} values from {found.min():g} to {found.max():g}, mean {found.mean():.3g}, median {median:g}, "
+        f"90 % between {low:g} and {high:g}"
+    )
+
+
+def _share(part: int, total: int) -> str:
+    return f"{100 * part / max(total, 1):.1f} %"
+
+
+def _shown(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}")

@@ -1,0 +1,249 @@
+"""Settings that suit a data file, chosen from what `inspection` found in it, and the gin file that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxalign.data.inspected import Inspection
+
+_FIRST_LIMIT = 512  # tokens of a prompt or response that every file may have
+_LAST_LIMIT = 1024  # a longer prompt is cut
+_BATCH = 16
+TOLERATED = 0.05  # rejected records, as `TaskData.max_rejected_fraction`
+# Which method suits a kind; the others are in docs/methods.md.
+_OBJECTIVES = {"triplet": "dro_v", "multi": "dro_v", "seq2seq": "sft", "pair": "dpo"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the gin file sets; lengths in tokens, EOS included.
+
+    Attributes:
+      inputs, targets, row_inputs, row_targets: TASK_FEATURE_LENGTHS and ROW_LENGTHS; rows are None where examples are not packed.
+      cut_prompts, long_responses: how many prompts are cut, and records left out for a long response.
+      threshold: feedback above which a response is a good one; None without feedback.
+      evaluates: whether anything is held out.
+    """
+
+    objective: str
+    model: str
+    inputs: int
+    targets: int
+    row_inputs: int | None
+    row_targets: int | None
+    cut_prompts: int
+    long_responses: int
+    keeps_end: bool
+    duplicates: str
+    threshold: float | None
+    batch_size: int
+    train_steps: int
+    sft_steps: int
+    evaluates: bool
+    max_rejected_fraction: float
+    vocab_size: int
+
+
+def suggest(
+    inspection: Inspection, vocabulary_size: int, *, model: str, objective: str | None
+) -> Settings:
+    """Settings for the data: all responses fit but for the longest hundredth, and prompts up to 1,024 tokens."""
+    count = inspection.examples_count
+    inputs = _limit(inspection.prompt_lengths, 95, _LAST_LIMIT)
+    targets = _limit(inspection.longest_responses, 99, None)
+    responses = max(inspection.responses)
+    duplicates = "keep" if inspection.repeated > 0.01 * count else "reject"
+    long_responses = sum(length > targets for length in inspection.longest_responses)
+    lost = sum(inspection.rejected.values()) + long_responses
+    lost += inspection.repeated if duplicates == "reject" else 0
+    share = lost / max(inspection.records, count)
+    row_inputs = _row(inputs, float(np.mean(inspection.prompt_lengths)))
+    row_targets = _row(responses * targets, responses * float(np.mean(inspection.response_lengths)))
+    # How many examples share a row; the first fit of packing leaves some room.
+    per_row = max(
+        1.0,
+        0.8
+        * min(
+            8.0,
+            row_inputs / float(np.mean(inspection.prompt_lengths)),
+            row_targets / (responses * float(np.mean(inspection.response_lengths))),
+        ),
+    )
+    packs = per_row >= 1.5 and count >= 4 * _BATCH
+    per_row = per_row if packs else 1.0
+    evaluates = inspection.validation_prompts != 0
+    in_training = max(1, int((0.9 if inspection.validation_prompts else 1.0) * count))
+    batch_size = min(_BATCH, 1 << int(math.log2(max(1, in_training / per_row))))
+    per_epoch = in_training / (per_row * batch_size)
+    kind = inspection.found.kind
+    several = "dpo" if kind == "ranked" and responses == 2 else "infonca"
+    chosen = objective or (
+        several if kind == "ranked" or responses > 2 else _OBJECTIVES.get(kind, "sft")
+    )
+    return Settings(
+        objective=chosen,
+        model=model,
+        inputs=inputs,
+        targets=targets,
+        row_inputs=row_inputs if packs else None,
+        row_targets=row_targets if packs else None,
+        cut_prompts=sum(length > inputs for length in inspection.prompt_lengths),
+        long_responses=long_responses,
+        keeps_end=inspection.dialogues > 0.3 * count or inspection.found.layout in ("trl", "hh"),
+        duplicates=duplicates,
+        threshold=_threshold(inspection),
+        batch_size=batch_size,
+        train_steps=_steps(10 if chosen == "sft" else 3, per_epoch),
+        sft_steps=_steps(10, per_epoch),
+        evaluates=evaluates,
+        max_rejected_fraction=_rejected_fraction(
+            share, (0.1 if inspection.validation_prompts else 1.0) * inspection.records
+        ),
+        vocab_size=128 * math.ceil(vocabulary_size / 128),
+    )
+
+
+def _rejected_fraction(share: float, held_out: float) -> float:
+    """The share of rejected records that is allowed in each split, where the whole file has this share of them.
+
+    A small split may have three deviations more by chance, and the training split has all records that could not be read.
+    """
+    if share == 0:
+        return TOLERATED
+    wanted = share + (3 * math.sqrt(share * held_out) + 1) / max(held_out, 1)
+    if share > 0.6 * TOLERATED:
+        wanted = max(wanted, 1.5 * share + TOLERATED)
+    return min(1.0, max(TOLERATED, math.ceil(100 * wanted) / 100))
+
+
+def _limit(lengths: Sequence[int], percentile: float, most: int | None) -> int:
+    longest = max(lengths)
+    if longest > _FIRST_LIMIT:
+        longest = max(_FIRST_LIMIT, int(np.percentile(lengths, percentile)))
+        longest = min(longest, most) if most else longest
+    return 16 * math.ceil(max(longest, 2) / 16)
+
+
+def _row(longest: int, mean: float) -> int:
+    """Room for about four examples where they are short, and always for the longest."""
+    return max(longest, min(512, 16 * math.ceil(4 * mean / 16)))
+
+
+def _steps(epochs: int, per_epoch: float) -> int:
+    return int(min(5000, max(20, 10 * math.ceil(epochs * per_epoch / 10))))
+
+
+def _threshold(inspection: Inspection) -> float | None:
+    """Between the two values of thumbs; else the highest value that at most half of the responses exceed."""
+    values = sorted(inspection.feedback)
+    if not values:
+        return None
+    if len(values) <= 2:
+        return float(np.mean(values))
+    total = sum(inspection.feedback.values())
+    above = total
+    for value in values[:-1]:
+        above -= inspection.feedback[value]
+        if above <= total / 2:
+            return float(value)
+    return float(np.mean(values[-2:]))
+
+
+def commands(settings: Settings, name: str, output: str) -> list[str]:
+    """What to type next."""
+    start = f"jaxalign train --gin_file={output}"
+    if settings.objective == "sft":
+        return [f"{output} is written. Train with:", f"  {start} --gin.MODEL_DIR=\"'runs/{name}'\""]
+    return [
+        f"{output} is written. Train a policy that answers, then {settings.objective} from it:",
+        f"  {start} --gin_file=objectives/sft.gin --gin.MODEL_DIR=\"'runs/{name}_sft'\" --gin.LEARNING_RATE=2e-3 "
+        f"--gin.TRAIN_STEPS={settings.sft_steps}",
+        f"  {start} --gin.MODEL_DIR=\"'runs/{name}'\" --gin.INITIAL_CHECKPOINT_PATH=\"'runs/{name}_sft'\"",
+    ]
+
+
+def gin_file(
+    settings: Settings,
+    inspection: Inspection,
+    *,
+    name: str,
+    output: str,
+    train_file: str,
+    validation_file: str | None,
+    vocabulary: str,
+    extra_ids: int,
+) -> str:
+    """The text of the gin file."""
+    header = [
+        f"# Written by `jaxalign inspect` for {inspection.examples_count} records: {inspection.found.describe()}.",
+        *(f"# {line}" for line in commands(settings, name, output)[1:]),
+    ]
+    lengths = {"inputs": settings.inputs, "targets": settings.targets}
+    macros = [
+        ("MIXTURE_OR_TASK_NAME", name),
+        ("TRAIN_FILE", train_file),
+        ("VALIDATION_FILE", validation_file),
+        ("VOCABULARY", vocabulary),
+        ("EXTRA_IDS", extra_ids),
+        ("VOCAB_SIZE", settings.vocab_size),
+        ("TASK_FEATURE_LENGTHS", lengths),
+        ("PACK", settings.row_inputs is not None),
+        (
+            "ROW_LENGTHS",
+            {"inputs": settings.row_inputs, "targets": settings.row_targets}
+            if settings.row_inputs is not None
+            else None,
+        ),
+        ("BATCH_SIZE", settings.batch_size),
+        ("TRAIN_STEPS", settings.train_steps),
+        ("LEARNING_RATE", 2e-3 if settings.objective == "sft" else 1e-4),
+        ("WARMUP_STEPS", max(1, settings.train_steps // 10)),
+        ("EVAL_PERIOD", max(1, settings.train_steps // 10)),
+        ("CHECKPOINT_PERIOD", max(1, settings.train_steps // 10)),
+        ("LOGITS_CHUNK_SIZE", None),
+    ]
+    if settings.threshold is not None:
+        macros.append(("DESIRABLE_THRESHOLD", settings.threshold))
+    if not settings.evaluates:
+        macros.append(("BEST_METRIC", None))
+    task: list[tuple[str, object]] = [
+        ("kind", inspection.found.kind),
+        ("layout", inspection.found.layout),
+        ("fields", inspection.found.fields_text),
+        ("duplicates", settings.duplicates),
+        ("long_prompts", "truncate_left" if settings.keeps_end else "truncate"),
+        ("max_rejected_fraction", settings.max_rejected_fraction),
+    ]
+    if not settings.evaluates:
+        # Too few prompts to hold some out.
+        task.append(("eval_split", ""))
+    # A cache made with other settings is another folder, so that inspecting again does not meet it.
+    digest = hashlib.sha256(repr((macros[:7], task)).encode()).hexdigest()[:8]
+    macros.insert(1, ("CACHE_DIR", f"runs/cache/{name}_{digest}"))
+    return "\n".join(
+        [
+            *header,
+            "",
+            "from __gin__ import dynamic_registration",
+            "",
+            "from jaxalign.data import task_data",
+            "",
+            f"include 'models/{settings.model}.gin'",
+            f"include 'objectives/{settings.objective}.gin'",
+            "include 'optimizers/adamw.gin'",
+            "include 'runs/train.gin'",
+            "",
+            *(f"{macro} = {value!r}" for macro, value in macros),
+            "",
+            "task_data.TaskData:",
+            "  train_file = %TRAIN_FILE",
+            "  validation_file = %VALIDATION_FILE",
+            *(f"  {parameter} = {value!r}" for parameter, value in task),
+            "",
+        ]
+    )

@@ -1,0 +1,184 @@
+"""`jaxalign inspect`: what it says of a file, and that the settings it chooses suit the data."""
+
+import ast
+import csv
+import re
+
+import pytest
+
+from jaxalign.data import inspection
+from jaxalign.data.rejections import DataError
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def settings_of(path="data.gin"):
+    """What a gin file sets, as text by name."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    found = dict(re.findall(r"^\s*(\w+) = (.*)$", text, re.MULTILINE))
+    return found | {"objective": re.search(r"objectives/(\w+)\.gin'", text).group(1)}
+
+
+def words(i, count=8):
+    names = ("tin", "cup", "red", "lion", "golden", "cheap", "thai", "food", "serves", "bar")
+    return " ".join(names[(i * 7 + k * 3) % 10] for k in range(count))
+
+
+def triplets(count=120):
+    return [
+        {"prompt": f"{words(i)} {i}", "response": words(i + 1), "feedback": i % 2}
+        for i in range(count)
+    ]
+
+
+def test_thumbs(write_lines, capsys):
+    result = inspection.inspect(write_lines(triplets()))
+    assert result == {"kind": "triplet", "records": 120, "gin_file": "data.gin"}
+    said = capsys.readouterr().out
+    assert "kind 'triplet'" in said and "feedback: 0: 50.0 %, 1: 50.0 %" in said
+    assert said.count("as the model sees it") == 3
+    found = settings_of()
+    assert found["objective"] == "dro_v" and found["kind"] == "'triplet'"
+    assert found["DESIRABLE_THRESHOLD"] == "0.5"
+    assert found["long_prompts"] == "'truncate'" and found["duplicates"] == "'reject'"
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "objective"),
+    [
+        ([{"prompt": words(i), "response": words(i + 1)} for i in range(50)], "seq2seq", "sft"),
+        ([{"prompt": words(i), "chosen": words(i + 1), "rejected": words(i + 2)} for i in range(50)], "pair", "dpo"),
+        ([{"prompt": words(i), "responses": [words(i + 1), words(i + 2)]} for i in range(50)], "ranked", "dpo"),
+        ([{"prompt": words(i), "responses": [words(i + k) for k in (1, 2, 3)]} for i in range(50)], "ranked", "infonca"),
+        ([{"prompt": words(i), "response": words(i + 1), "scores": {"a": i % 5}} for i in range(50)], "multi", "dro_v"),
+    ],
+)  # fmt: skip
+def test_the_method_suits_the_kind(rows, kind, objective, write_lines):
+    assert inspection.inspect(write_lines(rows), vocabulary="bytes")["kind"] == kind
+    assert settings_of()["objective"] == objective
+
+
+def test_graded_feedback_has_a_threshold_that_divides_it(write_lines):
+    rows = [row | {"feedback": [1, 4, 4, 5, 5, 5][i % 6]} for i, row in enumerate(triplets())]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    assert settings_of()["DESIRABLE_THRESHOLD"] == "4.0"
+
+
+def test_dialogues_keep_their_end_and_long_prompts_are_said_to_be_cut(write_lines, capsys):
+    rows = [
+        {
+            "prompt": "user: hello\nagent: yes?\n" * (100 if i < 20 else 2) + f"user: {i}",
+            "response": "ok",
+        }
+        for i in range(100)
+    ]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    found = settings_of()
+    assert found["long_prompts"] == "'truncate_left'"
+    assert found["TASK_FEATURE_LENGTHS"] == "{'inputs': 1024, 'targets': 16}"
+    assert "20 of 100 prompts are cut at their beginning" in capsys.readouterr().out
+
+
+def test_rows_have_room_for_the_longest_example(write_lines):
+    rows = [
+        {"prompt": words(i, 4), "chosen": words(i, 5 + i % 90), "rejected": words(i + 1, 3)}
+        for i in range(100)
+    ]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    found = {
+        name: ast.literal_eval(settings_of()[name])
+        for name in ("TASK_FEATURE_LENGTHS", "ROW_LENGTHS", "PACK")
+    }
+    assert found["PACK"]
+    assert found["ROW_LENGTHS"]["inputs"] >= found["TASK_FEATURE_LENGTHS"]["inputs"]
+    assert found["ROW_LENGTHS"]["targets"] >= 2 * found["TASK_FEATURE_LENGTHS"]["targets"]
+
+
+def test_repeated_and_bad_records_are_counted_and_allowed_for(write_lines, capsys):
+    rows = triplets()
+    inspection.inspect(
+        write_lines([*rows, *rows[:30], "{", "[1]", *["no json"] * 20]), vocabulary="bytes"
+    )
+    said = capsys.readouterr().out
+    assert "records: 172, usable 150" in said and "repeated 30" in said
+    assert (
+        "rejected: 21 invalid_json, 1 wrong_type; the first: " in said
+        and ":151: not valid JSON" in said
+    )
+    found = settings_of()
+    assert found["duplicates"] == "'keep'"
+    assert 22 / 172 < float(found["max_rejected_fraction"]) < 0.7
+    assert f"max_rejected_fraction is set to {found['max_rejected_fraction']}" in said
+
+
+def test_names_and_layouts_of_others_are_written_down(write_lines):
+    rows = [
+        {"prompt": r["prompt"], "completion": r["response"], "label": bool(r["feedback"])}
+        for r in triplets()
+    ]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    assert settings_of()["fields"] == "'response=completion,feedback=label'"
+    message = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    path = write_lines([{"messages": message}] * 50)
+    with pytest.raises(DataError, match=r"data\.gin exists already"):
+        inspection.inspect(path, vocabulary="bytes")
+    inspection.inspect(path, vocabulary="bytes", overwrite=True)
+    assert settings_of()["layout"] == "'trl'"
+
+
+def test_tables(tmp_path, capsys):
+    with open("data.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["prompt", "response", "feedback"])
+        writer.writeheader()
+        writer.writerows(triplets())
+    inspection.inspect("data.csv", vocabulary="bytes", output="here/of.csv.gin")
+    assert settings_of("here/of.csv.gin")["kind"] == "'triplet'"
+
+
+def test_a_file_too_small_to_hold_anything_out_trains_without(write_lines):
+    inspection.inspect(write_lines(triplets(1)))
+    found = settings_of()
+    assert (found["eval_split"], found["BEST_METRIC"], found["BATCH_SIZE"]) == ("''", "None", "1")
+
+
+def test_a_small_held_out_part_may_have_more_long_responses_than_its_share(write_lines):
+    rows = [
+        {"prompt": f"{words(i)} {i}", "response": "r" * (2000 if i == 1 else 600)}
+        for i in range(200)
+    ]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    # 1 of 200 is too long; among the 20 or so that are held out, one more would be too many.
+    assert float(settings_of()["max_rejected_fraction"]) > 0.1
+
+
+def test_prompts_alone_are_for_generation(write_lines, capsys):
+    path = write_lines([{"prompt": words(i)} for i in range(30)])
+    assert inspection.inspect(path, vocabulary="bytes")["gin_file"] is None
+    assert f"jaxalign generate --checkpoint=RUN --input={path}" in capsys.readouterr().out
+
+
+def test_a_vocabulary_of_one_s_own(write_lines, small_vocabulary, capsys):
+    inspection.inspect(write_lines(triplets()), vocabulary=small_vocabulary, extra_ids=100)
+    found = settings_of()
+    assert found["VOCABULARY"] == repr(small_vocabulary) and found["VOCAB_SIZE"] == "512"
+    with pytest.raises(DataError, match="Cannot read the SentencePiece model nothing"):
+        inspection.inspect(write_lines(triplets()), vocabulary="nothing", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"a": 1}], "No record of .* could be recognised .fields of the first: a.*--kind"),
+        (["no json"], "begins with 'no json'"),
+        ([], "could be recognised"),
+        ([{"prompt": " ", "response": "r", "feedback": 1}], "no usable records .*:1: the prompt is empty"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_told_in_one_line(rows, message, write_lines):
+    with pytest.raises(DataError, match=message) as caught:
+        inspection.inspect(write_lines(rows), vocabulary="bytes")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,103 @@
+"""The README's commands run as they are typed, on files with the lengths of real ones."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# What makes a run short. Everything else is the README's.
+SHORT = [
+    "--gin_file=models/tiny.gin",
+    "--gin.VOCAB_SIZE=1024",
+    "--gin.TRAIN_STEPS=2",
+    "--gin.EVAL_PERIOD=2",
+    "--gin.CHECKPOINT_PERIOD=2",
+]
+
+
+def commands(repository):
+    """The commands of the README's shell blocks, as lists of arguments after `jaxalign`."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["jaxalign"]:
+                yield words[1:]
+
+
+def run(arguments, folder):
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    if arguments[0] == "train":
+        # A task, objective or model named by the user comes after the experiment's.
+        arguments = [*arguments, *SHORT]
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxalign", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (arguments, done.stderr[-2000:])
+    return done.stdout
+
+
+def some_lines(path, count, target):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # The longest ones among them: they are where limits fail.
+    kept = [*lines[:count], *sorted(lines[count:], key=len)[-3:]]
+    target.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+def test_the_five_commands_and_the_lines_for_pairs_groups_and_stored_fields(
+    repository, shared_dir, tmp_path
+):
+    data = shared_dir / "data"
+    some_lines(data / "nlg_ratings.triplets.train.jsonl", 200, tmp_path / "my.jsonl")
+    some_lines(data / "nlg_ratings.pairs.train.jsonl", 60, tmp_path / "pairs.jsonl")
+    # Prompts as long as dialogues, in the words of the vocabulary.
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    pairs = [
+        pair | {"prompt": " ".join([pair["prompt"]] * (1 + i % 12))} for i, pair in enumerate(pairs)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    mine = (tmp_path / "my.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [{"prompt": json.loads(line)["prompt"]} for line in mine[:4]]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    found = list(commands(repository))
+    five = [arguments for arguments in found if "..." not in arguments]
+    others = [arguments for arguments in found if "..." in arguments]
+    assert [arguments[0] for arguments in five] == [
+        "vocabulary",
+        "train",
+        "train",
+        "generate",
+        "evaluate",
+    ]
+    # The logged data repeats, which the README says how to allow.
+    keep = "--gin.task_data.TaskData.duplicates='keep'"
+    for arguments in five:
+        run([*arguments, *([keep] if arguments[0] == "train" else [])], tmp_path)
+    assert (tmp_path / "responses.jsonl").read_text().count("\n") == len(prompts)
+    train = next(arguments for arguments in five if "mini_jsonl_dro_v" in " ".join(arguments))
+    stored = [
+        "advantages",
+        "--value_checkpoint=runs/dro_v",
+        "--cache_dir=runs/cache/my_triplets",
+        "--name=my_advantages",
+    ]
+    assert len(others) == 3
+    for number, arguments in enumerate(others):
+        at = arguments.index("...")
+        folder = f"--gin.MODEL_DIR='runs/other{number}'"
+        files = [a for a in train[1:] if not a.startswith("--gin.MODEL_DIR")]
+        if "STORED_FIELDS" in " ".join(arguments):
+            run(stored, tmp_path)
+        run(["train", *files, folder, keep, *arguments[at + 1 :]], tmp_path)
