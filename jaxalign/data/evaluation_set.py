@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import json_lines, layouts, validation
+from jaxalign.data import json_lines, layouts, preferences, validation
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.records import KINDS, Record, RecordError, field_value, parse_record
 from jaxalign.data.rejections import RejectionLog
@@ -259,6 +259,7 @@ def _parse(
                 # A prompt alone is checked as that of a record with some response.
                 record = parse_record({**obj, "response": "-"}, "seq2seq", file=path, line=line)
                 record = dataclasses.replace(record, responses=())
+            record, _, _ = preferences.ordered(record, record.responses, found)
             yield record, _references(obj)
         except RecordError as error:
             log.reject(error.reason, str(error), file=path, line=line, record=text)

@@ -49,7 +49,7 @@ def parse_fields(fields: str | Sequence[str] | Mapping[str, str] | None) -> dict
         malformed = [part for part in parts if not re.fullmatch(r"[^=]+=[^=]+", part)]
         if malformed:
             raise DataError(
-                f"fields={fields!r}: {malformed[0]!r} is not OURS=THEIRS; write for example fields=response=completion,feedback=label."
+                f"fields: {malformed[0]!r} must be written ours=theirs, for example fields=response=completion,feedback=label."
             )
         result = {
             ours.strip(): theirs.strip() for ours, theirs in (part.split("=") for part in parts)

@@ -53,7 +53,7 @@ def test_a_file_gives_an_evaluation_the_records_of_its_cache(kind, given, write_
     assert tokens.tokens == cached
     assert tokens.cut == metadata.noted("truncated_prompts") == 15
     assert encoder.describe_cut(tokens).startswith("15 of 30 prompts were cut at their beginning")
-    assert metadata.cut_text == encoder.describe_cut(tokens)
+    assert encoder.describe_cut(tokens) in metadata.report.splitlines()
 
 
 @pytest.mark.parametrize(("long_prompts", "kept"), [("truncate", "abc"), ("truncate_left", "def")])

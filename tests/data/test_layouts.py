@@ -149,7 +149,7 @@ def test_fields_are_written_as_ours_and_theirs():
         {"prompt": "p", "out": {"text": "r"}}, "seq2seq", fields={"response": "out.text"}
     )
     assert record.responses == ("r",)
-    with pytest.raises(DataError, match="'completion' is not OURS=THEIRS"):
+    with pytest.raises(DataError, match="'completion' must be written ours=theirs"):
         layouts.parse_fields("completion")
     with pytest.raises(DataError, match="'answer' is not a field of records; known: prompt"):
         layouts.parse_fields("answer=completion")

@@ -172,10 +172,11 @@ def test_imitation_gets_the_best_response_of_pairs_alone_and_says_so(objective, 
 def test_feedback_that_is_all_alike_is_warned_of_in_one_line(low, high, warning, capsys):
     objective = responses_of(unpaired.apo_zero_unpaired_loss, beta=0.1)
     task_checks.check(objective, DATA, metadata(low=low, high=high))
-    first, *others = capsys.readouterr().err.splitlines()
+    first, lengths, *others = capsys.readouterr().err.splitlines()
     assert first == (
         "task mine: 90 train, 10 validation examples; rejected records: 1 duplicate (listed in c/rejected.jsonl)"
     )
+    assert lengths.startswith("prompts: 4 tokens at the median, 8 at most; responses: 4 tokens")
     assert len(others) == (warning is not None)
     assert not others or others[0].startswith(f"warning: {warning}")
 
