@@ -90,7 +90,7 @@ def evaluate(
     named = named_checkpoints(checkpoints)
     folder = Path(output_dir).expanduser()
     side_file = str(folder / "rejected.jsonl")
-    options = {
+    options: dict[str, Any] = {
         "side_file": side_file,
         "kind": kind,
         "layout": layout,
