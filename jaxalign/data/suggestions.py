@@ -12,8 +12,11 @@ import numpy as np
 from jaxalign.data.inspected import Inspection
 
 _FIRST_LIMIT = 512  # tokens of a prompt or response that every file may have
-_LAST_LIMIT = 1024  # a longer prompt is cut
+_LAST_LIMIT = 1024  # a longer prompt is cut, and a record with a longer response left out
 _BATCH = 16
+_TOKENS = (
+    16384  # of a batch at most, on the longer side: attention needs the square of a row's length
+)
 TOLERATED = 0.05  # rejected records, as `TaskData.max_rejected_fraction`
 # Which method suits a kind; the others are in docs/methods.md.
 _OBJECTIVES = {"triplet": "dro_v", "multi": "dro_v", "seq2seq": "sft", "pair": "dpo"}
@@ -52,10 +55,11 @@ class Settings:
 def suggest(
     inspection: Inspection, vocabulary_size: int, *, model: str, objective: str | None
 ) -> Settings:
-    """Settings for the data: all responses fit but for the longest hundredth, and prompts up to 1,024 tokens."""
+    """Settings for the data, such that a laptop can train: all responses fit but for the longest hundredth and those of more than 1,024
+    tokens, and prompts up to 1,024 tokens."""
     count = inspection.examples_count
     inputs = _limit(inspection.prompt_lengths, 95, _LAST_LIMIT)
-    targets = _limit(inspection.longest_responses, 99, None)
+    targets = _limit(inspection.longest_responses, 99, _LAST_LIMIT)
     responses = max(inspection.responses)
     duplicates = "keep" if inspection.repeated > 0.01 * count else "reject"
     long_responses = sum(length > targets for length in inspection.longest_responses)
@@ -78,7 +82,10 @@ def suggest(
     per_row = per_row if packs else 1.0
     evaluates = inspection.validation_prompts != 0
     in_training = max(1, int((0.9 if inspection.validation_prompts else 1.0) * count))
-    batch_size = min(_BATCH, 1 << int(math.log2(max(1, in_training / per_row))))
+    widest = max(row_inputs, row_targets)
+    batch_size = min(
+        _BATCH, *(1 << int(math.log2(max(1, n))) for n in (in_training / per_row, _TOKENS / widest))
+    )
     per_epoch = in_training / (per_row * batch_size)
     kind = inspection.found.kind
     several = "dpo" if kind == "ranked" and responses == 2 else "infonca"
@@ -121,11 +128,10 @@ def _rejected_fraction(share: float, held_out: float) -> float:
     return min(1.0, max(TOLERATED, math.ceil(100 * wanted) / 100))
 
 
-def _limit(lengths: Sequence[int], percentile: float, most: int | None) -> int:
+def _limit(lengths: Sequence[int], percentile: float, most: int) -> int:
     longest = max(lengths)
     if longest > _FIRST_LIMIT:
-        longest = max(_FIRST_LIMIT, int(np.percentile(lengths, percentile)))
-        longest = min(longest, most) if most else longest
+        longest = min(most, max(_FIRST_LIMIT, int(np.percentile(lengths, percentile))))
     return 16 * math.ceil(max(longest, 2) / 16)
 
 

@@ -155,6 +155,23 @@ def test_a_small_held_out_part_may_have_more_long_responses_than_its_share(write
     assert float(settings_of()["max_rejected_fraction"]) > 0.1
 
 
+def test_very_long_responses_are_left_out_and_long_rows_make_small_batches(write_lines, capsys):
+    rows = [
+        {
+            "prompt": f"{words(i)} {i}",
+            "chosen": "a" * (3000 if i % 5 == 0 else 900),
+            "rejected": "b",
+        }
+        for i in range(200)
+    ]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    assert "40 records are left out because of a long response" in capsys.readouterr().out
+    found = settings_of()
+    assert found["TASK_FEATURE_LENGTHS"] == "{'inputs': 48, 'targets': 1024}"
+    assert found["BATCH_SIZE"] == "8"
+    assert float(found["max_rejected_fraction"]) > 0.2
+
+
 def test_prompts_alone_are_for_generation(write_lines, capsys):
     path = write_lines([{"prompt": words(i)} for i in range(30)])
     assert inspection.inspect(path, vocabulary="bytes")["gin_file"] is None
