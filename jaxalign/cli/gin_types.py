@@ -52,10 +52,10 @@ def check(keys: Iterable[tuple[str, str]]) -> None:
 
 
 def _wants_object(annotation: str, target: Any) -> bool:
-    """Whether an annotation names nothing but dataclasses or classes of jaxalign whose objects cannot be called; False where that cannot be told."""
+    """Whether an annotation names only dataclasses or classes of jaxalign whose objects are no functions; False if that is unknown."""
     names = [kind for kind in values.alternatives(annotation) if kind != "None"]
     module = sys.modules.get(getattr(target, "__module__", ""), None)
-    found = [getattr(module, name, None) for name in names]
+    found = [getattr(module, name.rpartition(".")[2], None) for name in names]
     return bool(found) and all(
         inspect.isclass(cls) and _is_ours(cls) and not _is_callable(cls) for cls in found
     )
