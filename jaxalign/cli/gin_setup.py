@@ -10,6 +10,7 @@ import copy
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -175,7 +176,19 @@ def _construction_explained() -> Iterator[None]:
         name = rest.partition("'")[0]
         if not called or name in {command.function for command in COMMANDS.values()}:
             raise
-        raise UsageError(f"{name}: {message}") from error
+        where = "" if message.startswith(f"{name}.") else f"{name}: "
+        raise UsageError(f"{where}{_with_macro(message, name)}") from error
+
+
+def _with_macro(message: str, configurable: str) -> str:
+    """Names the macro that set a parameter, as ``loop.train_steps (TRAIN_STEPS) is 0``; users know only the macro."""
+    found = re.match(r"\w+\.(\w+) is ", message)
+    for (_, selector), bound in gin.config._CONFIG.items():
+        if found and selector.rpartition(".")[2] == configurable:
+            macro = gin_settings.macro_of(bound.get(found.group(1)))
+            if macro:
+                return message.replace(" is ", f" ({macro}) is ", 1)
+    return message
 
 
 def _set_data_folders(flags: Flags) -> None:

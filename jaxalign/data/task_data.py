@@ -16,11 +16,12 @@ from jaxalign.data import example_sampling, registry, sources, stored_fields
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
+from jaxalign.data.records import KINDS
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.data.tokenization import Limits
+from jaxalign.data.tokenization import DUPLICATES, LONG_PROMPTS, Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.parallel import distributed
 
 RESPONSES = ("auto", "all", "best")
@@ -88,6 +89,22 @@ class TaskData:
                     f"TASK_FEATURE_LENGTHS needs 'inputs' and 'targets', got {dict(self.feature_lengths)}"
                 )
         object.__setattr__(self, "cache_dir", os.path.expanduser(self.cache_dir))
+        for name, lengths in (
+            ("feature_lengths", self.feature_lengths),
+            ("row_lengths", self.row_lengths or {}),
+        ):
+            require_range(f"TaskData.{name}", "[2, inf)", **lengths)
+        require_range(
+            "TaskData",
+            "[1, inf)",
+            responses_per_example=self.responses_per_example,
+            max_examples_per_row=self.max_examples_per_row,
+        )
+        require_range("TaskData", "[0, inf)", extra_ids=self.extra_ids)
+        require_range("TaskData", "[0, 1]", max_rejected_fraction=self.max_rejected_fraction)
+        require_one_of("TaskData", KINDS, kind=self.kind)
+        require_one_of("TaskData", LONG_PROMPTS, long_prompts=self.long_prompts)
+        require_one_of("TaskData", DUPLICATES, duplicates=self.duplicates)
         self.limits  # noqa: B018 (checked before anything is read)
         stored_fields.check_stored_fields(self.stored)
         example_sampling.check_mode(self.sampling)

@@ -19,7 +19,8 @@ import numpy as np
 
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import prompt_of, read_json_lines
-from jaxalign.errors import UserError
+from jaxalign.data.tokenization import LONG_PROMPTS
+from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.resumable_output import resume
 from jaxalign.inference.rows import EOS, decode_tokens
@@ -112,6 +113,10 @@ def generate(
       UserError: a malformed input line (with file and line), an output that was written from
         other prompts or with other settings, or a policy that gives NaN.
     """
+    require_range("generate", "[1, inf)", batch_size=batch_size)
+    require_range("generate", "[0, inf)", seed=seed, max_input_length=max_input_length)
+    require_range("generate", "[0, inf)", max_target_length=max_target_length)
+    require_one_of("generate", ("", *LONG_PROMPTS), long_prompts=long_prompts)
     prompts = read_prompts(input, prompt_field)
     run = Run(checkpoint, step).policy(role=role)
     encoder = encoder_of(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from jaxalign.errors import require_range
 from jaxalign.networks import scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
@@ -54,6 +55,7 @@ class Policy(TokenPolicy, DecodingPolicy):
     kind: ClassVar[str] = "policy"
 
     def __post_init__(self) -> None:
+        require_range("Policy", "[1, inf)", logits_chunk_size=self.logits_chunk_size)
         if self.value_token is not None and not 2 <= self.value_token < self.config.vocab_size:
             raise ValueError(
                 f"value_token is {self.value_token}; it must be an unused token between 2 and "

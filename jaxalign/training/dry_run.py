@@ -26,6 +26,9 @@ def check(
     optimizers: Mapping[str, Optimizer],
     initial_checkpoint_path: str | None = None,
     initial_checkpoint_step: int | str | None = None,
+    batch_size: int,
+    microbatches: int = 1,
+    random_seed: int = 0,
     **others: Any,
 ) -> None:
     """Checks the arguments of `run.train` as far as that is cheap.
@@ -35,6 +38,7 @@ def check(
         the objective.
     """
     del others
+    task_checks.check_numbers(model_dir, batch_size, microbatches, random_seed)
     folder = run_folder.local_folder(model_dir)
     run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
     started = None

@@ -235,7 +235,7 @@ class TestGin:
             (STANDARD, ["--STEP=5"], "--STEP has no effect: nothing reads the macro STEP; did you mean STEPS?"),
             (STANDARD, ["--STEPS"], "--STEPS needs a value"),
             (STANDARD, ["--MODEL_DIR=m", "--STEPS=many"], "STEPS = 'many', but drive.steps takes a whole number"),
-            (STANDARD, ["--MODEL_DIR=m", "--gin.drive.engine=@Engine"], "drive.engine = @Engine; it takes what that makes: write @Engine()"),
+            (STANDARD, ["--MODEL_DIR=m", "--gin.drive.engine=@Engine"], "it takes what that makes: write @Engine()"),
             (STANDARD, ["--gin.STEPS=(3,"], "could not read the value of --gin.STEPS=(3,"),
             (STANDARD, ["--gin.drive.engine=@Motor()"], "nothing is called Motor"),
             (STANDARD, ["--gin_bindings=STEPS"], "not of the form NAME = VALUE"),

@@ -7,7 +7,8 @@ import pytest
 
 from jaxalign.data.evaluation_set import read_evaluation_records
 from jaxalign.errors import UserError
-from jaxalign.evaluation.evaluate import evaluate, finite_json, named_checkpoints
+from jaxalign.evaluation.evaluate import evaluate, named_checkpoints
+from jaxalign.evaluation.results import finite_json
 
 
 @pytest.fixture
