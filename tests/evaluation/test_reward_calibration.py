@@ -195,7 +195,7 @@ def test_calibrate_stores_rewards_in_units_of_feedback(make_cache, capsys):
     output = capsys.readouterr().out
     assert all(method in output for method in FITS)
     with pytest.raises(
-        UserError, match="calibrate.method is 'spline'; it must be one of 'best', 'constant'"
+        UserError, match=r"calibrate.method is 'spline'; it must be one of 'best', 'constant'"
     ):
         calibrate(cache_dir=folder, name="rewards", method="spline")
 
