@@ -4,14 +4,13 @@ gin by itself accepts a misspelt macro (it is simply never read) and reports a m
 function is called. Both are found here, before anything is computed.
 """
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gin
 import gin.config
 
-from jaxalign.cli import t5x_names
+from jaxalign.cli import gin_types, t5x_names
 from jaxalign.cli.commands import UsageError
 from jaxalign.cli.flags import Setting, did_you_mean
 
@@ -44,8 +43,8 @@ def check(
     *,
     also_used: str | None = None,
     with_tasks: bool = True,
-) -> set[Key]:
-    """Checks the configuration that gin holds for the function with this selector, and returns the keys of all that it reads.
+) -> None:
+    """Checks the configuration that gin holds for the function with this selector: types, effects, what is missing.
 
     Args:
       selector: full name of the command's function.
@@ -54,11 +53,12 @@ def check(
       with_tasks: whether the functions of `REGISTER_TASKS` are called.
 
     Raises:
-      UsageError: on a macro that is read but never set, a required value that is missing, an unknown
+      UsageError: on a value of another type, a macro that is read but never set, a required value that is missing, an unknown
         reference, or a command-line binding that nothing reads.
     """
     config: Mapping[Key, Mapping[str, Any]] = gin.config._CONFIG
     reached = _reachable(config, selector, with_tasks=with_tasks)
+    gin_types.check(reached)
     known = reached if also_used is None else reached | _reachable(config, also_used)
     read = {scope for scope, name in known if name == _MACRO}
     used_selectors = {name for _, name in known}
@@ -67,7 +67,6 @@ def check(
     _check_t5x_macros(config, read)
     _check_required(config, reached)
     registrations()
-    return reached
 
 
 def registrations() -> list[Any]:
@@ -230,11 +229,3 @@ def _label(key: Key) -> str:
         return f"the macro {scope}"
     prefix = f"{scope}/" if scope else ""
     return prefix + gin.config._REGISTRY.minimal_selector(selector)
-
-
-def parameters_of(selector: str) -> list[str]:
-    """Names of the parameters of a registered function or class, for suggestions."""
-    matches = gin.config._REGISTRY.matching_selectors(selector)
-    if len(matches) != 1:
-        return []
-    return list(inspect.signature(gin.config._REGISTRY[matches[0]].wrapped).parameters)

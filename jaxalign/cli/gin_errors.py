@@ -1,6 +1,7 @@
 """gin's errors in one line: file, line, what is wrong, and the nearest name that exists."""
 
 import contextlib
+import inspect
 import os
 import re
 import sys
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 
 import gin.config
 
-from jaxalign.cli import gin_checks
 from jaxalign.cli.commands import UsageError
 from jaxalign.cli.flags import did_you_mean
 
@@ -56,7 +56,7 @@ def _reworded(message: str) -> str:
     parameter = re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message)
     if parameter:
         selector, name = parameter.groups()
-        hint = did_you_mean(name, gin_checks.parameters_of(selector))
+        hint = did_you_mean(name, _parameters_of(selector))
         return f"{selector} has no parameter {name}{hint}"
     selector = re.match(r"No configurable matching (?:reference )?'@?([^']+)'", message)
     if selector:
@@ -78,3 +78,11 @@ def _reworded(message: str) -> str:
 def _shortest(path: str) -> str:
     relative = os.path.relpath(path)
     return path if relative.startswith("..") else relative
+
+
+def _parameters_of(selector: str) -> list[str]:
+    """Names of the parameters of a registered function or class, for suggestions."""
+    matches = gin.config._REGISTRY.matching_selectors(selector)
+    if len(matches) != 1:
+        return []
+    return list(inspect.signature(gin.config._REGISTRY[matches[0]].wrapped).parameters)

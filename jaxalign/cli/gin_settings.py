@@ -49,8 +49,9 @@ def _bind(setting: Setting) -> None:
             f"could not read the value of {setting.flag}={setting.text}; is a bracket or quote left open?"
         )
     with _advised(setting):
-        # A statement and not `gin.bind_parameter`, which knows only names that are registered.
-        gin.parse_config(f"{setting.key} = {value!r}")
+        # A literal as `nan` has no spelling in gin.
+        key = setting.key if "." in setting.key else f"{setting.key}/{_MACRO}.value"
+        gin.bind_parameter(key, value)
 
 
 @contextlib.contextmanager

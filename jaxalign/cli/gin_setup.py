@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import gin
 import gin.config
 
-from jaxalign.cli import gin_binding, gin_checks, gin_imports, gin_settings, gin_types, t5x_names
+from jaxalign.cli import gin_binding, gin_checks, gin_imports, gin_settings, t5x_names
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 from jaxalign.cli.gin_errors import explained
@@ -71,10 +71,9 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     gin_settings.expand_home()
     gin_imports.check_origin(modules)
     gin_checks.check_cycles()
-    read = gin_checks.check(
+    gin_checks.check(
         selector, flags.settings, also_used=also_used, with_tasks=command.registers_tasks
     )
-    gin_types.check(read)
     gin_binding.bind_functions(except_macro=gin_checks.REGISTER_TASKS)
     required = [name for name, parameter in signature.parameters.items() if parameter.required]
     bound = gin.config._CONFIG.get(("", selector), {})

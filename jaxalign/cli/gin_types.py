@@ -72,7 +72,7 @@ def _is_callable(cls: type) -> bool:
 def _resolved(value: Any, config: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, Any]:
     """The macro that a value comes from, or '', and the value itself."""
     macro = ""
-    while name := macro_of(value):
+    while (name := macro_of(value)) and (name, _MACRO) in config:
         macro = name
         value = config[macro, _MACRO]["value"]
     return macro, value
