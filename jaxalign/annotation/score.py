@@ -53,8 +53,10 @@ def score(
         ``TEACHER_SOURCE = 'stored'`` and ``STORED_FIELDS = {'teacher_top': NAME}``.
     """
     require_range("score", "[1, inf)", batch_size=batch_size)
-    if top_tokens < 0 or (top_tokens and role != "policy"):
-        raise UserError("top_tokens is a number of tokens, and for the role 'policy' only")
+    require_range("score", "[0, inf)", max_input_length=max_input_length, top_tokens=top_tokens)
+    require_range("score", "[0, inf)", max_target_length=max_target_length)
+    if top_tokens and role != "policy":
+        raise UserError("top_tokens is for the role 'policy' only")
     run = Run(checkpoint, step)
     cache = TaskCache(cache_dir)
     check_vocabulary(cache.metadata, cache_dir, run)

@@ -187,7 +187,7 @@ def _overview() -> str:
     rows = [_row(command.name, command.summary) for command in COMMANDS.values()]
     return "\n".join(
         [
-            "usage: jaxalign COMMAND [--gin_file=FILE] [--gin.NAME=VALUE] [--PARAMETER=VALUE] ...",
+            "usage: jaxalign COMMAND [--gin_file=FILE] [--MACRO=VALUE] [--parameter=VALUE] ...",
             "",
             "Align T5 encoder-decoder models offline, from logged feedback.",
             "",

@@ -135,6 +135,7 @@ class TaskData:
             self._check_same_cache(metadata)
         else:
             metadata = self._make_cache()
+            self._check_same_vocabulary()
         self._check_splits(metadata)
         self._check_stored()
         # What cannot be drawn from is said now.
@@ -160,7 +161,7 @@ class TaskData:
         """Refuses a cache that would hold other examples if this run had made it. Its records are not read again."""
         if metadata.name != self.task:
             raise UserError(
-                f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; choose another cache_dir"
+                f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; set another one with --CACHE_DIR=..."
             )
         differences = [*_cut_differently(metadata, self)]
         wanted = self._wanted_vocabulary()
@@ -171,6 +172,15 @@ class TaskData:
             raise UserError(
                 f"{self.cache_dir} was made with other options than this run has: {'; '.join(differences)}. Choose another "
                 "cache_dir, delete that one to have it made anew, or give the options that it was made with."
+            )
+
+    def _check_same_vocabulary(self) -> None:
+        """Refuses a cache with another vocabulary whose ids happen to be those that this run would give, as with other EXTRA_IDS."""
+        wanted, found = self._wanted_vocabulary(), self.load_vocabulary()
+        if wanted is not None and wanted != found:
+            raise UserError(
+                f"{self.cache_dir} was made with vocabulary {_describe(found)}, and this run says {_describe(wanted)}; give the same, or "
+                "another --CACHE_DIR=..."
             )
 
     def _wanted_vocabulary(self) -> Vocabulary | None:
@@ -212,7 +222,7 @@ class TaskData:
         except DataError as error:
             # Said now, for the first evaluation may be an hour away.
             raise UserError(
-                f"{error} Evaluation needs it too; eval_split = '' trains without."
+                f"{error} Evaluation needs it too; --gin.TaskData.eval_split= (empty) trains without."
             ) from error
 
     def _make_cache(self) -> CacheMetadata:

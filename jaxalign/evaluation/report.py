@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign import files
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.evaluation.report_records import (
     CONDITIONS,
     EVALUATION,
@@ -56,6 +56,7 @@ def report(
     Raises:
       UserError: nothing to report, or a file that is not what it should be.
     """
+    require_range("report", "[0, 10]", digits=digits)
     evaluations, summaries = find_results(runs)
     blocks = [f"# {title}"] if title else []
     records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]

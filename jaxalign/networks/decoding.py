@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PRNGKeyArray
 
+from jaxalign.errors import UserError
 from jaxalign.networks.incremental import SequenceLogits, SequenceTokens
 from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
@@ -65,12 +66,13 @@ def generate(
         scoring a response, which takes PAD for its end, need not give the returned log-probability again.
 
     Raises:
-      ValueError: an argument is out of range, or sampling was asked for without `rng`.
+      UserError: temperature, top_k or top_p out of range.
+      ValueError: another argument is out of range, or sampling was asked for without `rng`.
     """
     _require_positive("max_decode_len", max_decode_len)
     _require_positive("num_samples", num_samples)
     if temperature < 0 or not 0 < top_p <= 1 or not 0 <= top_k <= policy.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"temperature={temperature}, top_k={top_k}, top_p={top_p}: temperature must not be negative, top_k must be in "
             f"[0, {policy.vocab_size}] and top_p in (0, 1]."
         )
