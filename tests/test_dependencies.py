@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 IMPORT_NAMES = {
     "orbax-checkpoint": "orbax",
     "gin-config": "gin",
+    "protobuf": "google",
     "tensorboardx": "tensorboardX",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
@@ -33,7 +34,7 @@ NOT_IMPORTED = {
     "beartype",
 }
 # Imported only where it is there; the code or test says what is missing otherwise.
-OPTIONAL = {"torch", "transformers", "t5x", "xpk", "libtpu", "huggingface_hub"}
+OPTIONAL = {"torch", "transformers", "t5x", "clu", "xpk", "libtpu", "huggingface_hub"}
 OUR_OWN = {"jaxalign", "studies", "tests"}
 
 

@@ -142,7 +142,7 @@ def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path
         run = reference_run if same else Run(path, settings.step).policy()
         session.measure(name, path, run)
         _progress(f"measured {name} (step {run.step})")
-    result = {
+    result: dict[str, Any] = {
         "settings": {
             **settings.describe(),
             "num_prompts": len(data.prompts),

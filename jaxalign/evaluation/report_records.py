@@ -82,7 +82,7 @@ def ranking_records(path: Path) -> list[dict[str, Any]]:
     content = read_json(path)
     _, conditions = _conditions(path, content, "")
     conditions = {name: conditions[name] for name in ("prompts", "split")}
-    records = {}
+    records: dict[tuple[str, str], dict[str, Any]] = {}
     for name, policy in content["policies"].items():
         for method, result in policy.get("ranking", {}).items():
             own = method.startswith(OWN_METHODS)
