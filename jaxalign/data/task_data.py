@@ -88,6 +88,10 @@ class TaskData:
                 raise UserError(
                     f"TASK_FEATURE_LENGTHS needs 'inputs' and 'targets', got {dict(self.feature_lengths)}"
                 )
+        if "://" in self.cache_dir:
+            raise UserError(
+                f"CACHE_DIR {self.cache_dir} is an address, and a cache is written to a file system: mount the bucket and give the path"
+            )
         object.__setattr__(self, "cache_dir", os.path.expanduser(self.cache_dir))
         for name, lengths in (
             ("feature_lengths", self.feature_lengths),

@@ -36,6 +36,11 @@ def check_numbers(model_dir: str, batch_size: int, microbatches: int, random_see
     """
     if not model_dir.strip():
         raise UserError("MODEL_DIR is empty; it is the folder that the run is written to")
+    if "://" in model_dir:
+        raise UserError(
+            f"MODEL_DIR {model_dir} is an address, and a run folder is written to a file system: mount the bucket (docs/tpu.md), give the "
+            "path"
+        )
     require_range("train", "[1, inf)", batch_size=batch_size, microbatches=microbatches)
     # NumPy's generators and grain take 32 bits.
     require_range("train", "[0, 4294967295]", random_seed=random_seed)

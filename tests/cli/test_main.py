@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxalign.cli import commands, values
-from jaxalign.cli.main import main
+from jaxalign.cli.main import main, told_in_one_line
 
 STANDARD = """
 MODEL_DIR = %gin.REQUIRED
@@ -269,6 +269,13 @@ class TestGin:
 
 
 class TestFailures:
+    def test_a_platform_that_is_not_there_is_one_line(self, calls, capsys, monkeypatch):
+        def fail():
+            raise RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no TPU\n (set ...)")
+
+        assert told_in_one_line(fail) == 2
+        assert "JAX finds no device of the platform 'tpu'" in error_line(capsys)
+
     def test_a_users_error_is_one_line(self, calls, capsys):
         assert main(["drive", "--model_dir=x", "--fail=user"]) == 2
         assert error_line(capsys) == "records.jsonl:3: feedback is NaN; remove the record"
