@@ -158,19 +158,19 @@ class _Samples(NamedTuple):
     ),
 )
 def _generate(
-    policy,
-    params,
-    encoder_input_tokens,
-    rng,
-    temperature,
-    top_p,
+    policy: Any,
+    params: Any,
+    encoder_input_tokens: Any,
+    rng: Any,
+    temperature: Any,
+    top_p: Any,
     *,
-    max_decode_len,
-    greedy,
-    top_k,
-    nucleus,
-    num_samples,
-    choose_pad,
+    max_decode_len: Any,
+    greedy: Any,
+    top_k: Any,
+    nucleus: Any,
+    num_samples: Any,
+    choose_pad: Any,
 ) -> Generations:
     rows = encoder_input_tokens.shape[0]
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
@@ -212,7 +212,7 @@ def _generate(
     return Generations(state.tokens, state.log_probs)
 
 
-def _sample(key, logits: SequenceLogits, top_k: int, top_p: AnyArray | None) -> SequenceTokens:
+def _sample(key: Any, logits: SequenceLogits, top_k: int, top_p: AnyArray | None) -> SequenceTokens:
     ids = None
     if top_k:
         logits, ids = jax.lax.top_k(logits, top_k)
@@ -232,7 +232,7 @@ def nucleus_mask(probs: SequenceLogits, top_p: AnyArray) -> AnyArray:
     """
     bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)  # monotone for x >= 0
 
-    def halve(_, bounds):
+    def halve(_: Any, bounds: Any) -> Any:
         low, high = bounds  # low is a threshold that keeps enough, high + 1 one that does not
         middle = low + (high - low + 1) // 2
         mass = jnp.sum(jnp.where(bits >= middle, probs, 0.0), axis=-1, keepdims=True)
@@ -262,7 +262,13 @@ class _Beams(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("policy", "num_beams", "max_decode_len"))
 def _beam_search(
-    policy, params, encoder_input_tokens, alpha, *, num_beams, max_decode_len
+    policy: Any,
+    params: Any,
+    encoder_input_tokens: Any,
+    alpha: Any,
+    *,
+    num_beams: Any,
+    max_decode_len: Any,
 ) -> Generations:
     rows, vocab_size = encoder_input_tokens.shape[0], policy.vocab_size
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)

@@ -246,7 +246,7 @@ class Policy(TokenPolicy, DecodingPolicy):
     def _architecture(self) -> Architecture:
         return architecture_of(self.config)
 
-    def _value_logits(self, params, hidden, batch) -> PerExampleOutputs:
+    def _value_logits(self, params: Any, hidden: Any, batch: Any) -> PerExampleOutputs:
         if self.value_token is None:
             raise ValueError("value_logits needs a Policy with value_token set to an unused token.")
         examples = jnp.arange(1, batch["response_mask"].shape[1] + 1)
@@ -257,7 +257,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         logits = scale * jnp.sum(states * kernel[:, self.value_token], axis=-1)
         return jnp.where(jnp.any(member, axis=1), logits, 0.0).reshape(-1)
 
-    def _apply(self, params, *inputs, method, rng):
+    def _apply(self, params: Any, *inputs: Any, method: Any, rng: Any) -> Any:
         rngs = None if rng is None else {"dropout": rng}
         return self.module.apply(
             {"params": params}, *inputs, method=method, deterministic=rng is None, rngs=rngs
