@@ -14,6 +14,7 @@ from jaxalign.data.task_data import TaskData
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError, require_range
 from jaxalign.evaluation.settings import EvaluationSettings
+from jaxalign.inference.generate import GenerationSettings
 from jaxalign.inference.sampling import DecodingSettings
 from jaxalign.losses.self_annotation import RunningQuantile
 from jaxalign.losses.unpaired import TwoSidedRunningMean
@@ -81,6 +82,9 @@ BUILDERS = {
     ),
     Limits: Limits,
     DecodingSettings: functools.partial(DecodingSettings, max_target_length=8),
+    GenerationSettings: functools.partial(
+        GenerationSettings, DecodingSettings(max_target_length=8)
+    ),
     EvaluationSettings: functools.partial(EvaluationSettings, prompts="p"),
     "adafactor": optimizers.adafactor,
     "adamw": optimizers.adamw,
@@ -90,7 +94,14 @@ BUILDERS = {
 SIGNED = {(KTO, "desirable_threshold"), (TwoSidedRunningMean, "desirable_threshold")}
 # Dataclasses that hold results, not settings, in the folders that are searched.
 FOLDERS = ("networks", "objectives", "losses", "training", "inference")
-NOT_SETTINGS = {"BuiltStep", "InitialCheckpoint", "Requirements", "Optimizer", "Dense"}
+NOT_SETTINGS = {
+    "BuiltStep",
+    "InitialCheckpoint",
+    "Requirements",
+    "CacheMetadata",
+    "Optimizer",
+    "Dense",
+}
 
 
 def numbers_of(builder):

@@ -46,8 +46,8 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {self.batch_size}.")
+        require_range("generate", "[1, inf)", batch_size=self.batch_size)
+        require_range("generate", "[0, inf)", seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +114,8 @@ def generate(
         other prompts or with other settings, or a policy that gives NaN.
     """
     require_range("generate", "[1, inf)", batch_size=batch_size)
-    require_range("generate", "[0, inf)", seed=seed, max_input_length=max_input_length)
-    require_range("generate", "[0, inf)", max_target_length=max_target_length)
+    lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
+    require_range("generate", "[0, inf)", seed=seed, **lengths)
     require_one_of("generate", ("", *LONG_PROMPTS), long_prompts=long_prompts)
     prompts = read_prompts(input, prompt_field)
     run = Run(checkpoint, step).policy(role=role)

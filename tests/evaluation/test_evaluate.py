@@ -86,7 +86,7 @@ def test_the_first_prompts_only_and_another_reference(fake_runs, feedback_file, 
 
 
 def test_a_judge_that_cannot_judge_is_told_before_anything_is_generated(
-    feedback_file, tmp_path, monkeypatch
+    fake_runs, feedback_file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(opened, "open_policy", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(UserError, match=r"dialogue acts.*choose others with --judges=exact_match,"):

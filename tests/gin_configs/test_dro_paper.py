@@ -15,6 +15,7 @@ from jaxalign.cli import gin_setup
 from jaxalign.cli.commands import COMMANDS, read_signature
 from jaxalign.cli.flags import parse_flags
 from jaxalign.cli.main import main
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.ultrafeedback import ASPECTS
 from jaxalign.parallel import partitioning
 from jaxalign.planning.compile_spec import CompileSpec, batch_shapes
@@ -260,8 +261,8 @@ def train_two_steps(name, changes, ultrafeedback, tmp_path, capsys):
     text = (run / "config.gin").read_text()
     assert {"MESH_DATA = 1", "MESH_FSDP = -1", "BATCH_SIZE = 32"} <= set(text.splitlines())
     # All prompts except that of the benchmark, with four responses each.
-    cached = json.loads((ultrafeedback.parent / "cache" / "metadata.json").read_text())
-    assert sum(cached["num_examples"].values()) == 39 * 4
+    cached = TaskCache(str(ultrafeedback.parent / "cache")).metadata
+    assert sum(cached.num_examples.values()) == 39 * 4
 
 
 def unregister(task):
