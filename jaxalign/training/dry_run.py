@@ -38,7 +38,7 @@ def check(
         the objective.
     """
     del others
-    task_checks.check_numbers(model_dir, batch_size, microbatches, random_seed)
+    task_checks.check_numbers(batch_size, microbatches, random_seed)
     folder = run_folder.local_folder(model_dir)
     run_folder.check_same_method(folder, run_folder.earlier_launch(folder), objective)
     started = None

@@ -84,7 +84,7 @@ def train(
       Stopped: on SIGTERM or a maintenance notice, after saving.
     """
     started = time.time()
-    task_checks.check_numbers(model_dir, batch_size, microbatches, random_seed)
+    task_checks.check_numbers(batch_size, microbatches, random_seed)
     folder, lock = run_folder.open_folder(model_dir)
     device_mesh = partitioning.make_mesh(mesh)
     partitioning.check_batch_size(device_mesh, batch_size, microbatches)

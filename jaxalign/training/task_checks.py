@@ -28,19 +28,12 @@ _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
 _GROUPS = "join the records of each prompt with --gin.task_data.TaskData.responses_per_example=4 and another CACHE_DIR"
 
 
-def check_numbers(model_dir: str, batch_size: int, microbatches: int, random_seed: int) -> None:
+def check_numbers(batch_size: int, microbatches: int, random_seed: int) -> None:
     """Checks the plain arguments of a run.
 
     Raises:
       UserError: naming the argument.
     """
-    if not model_dir.strip():
-        raise UserError("MODEL_DIR is empty; it is the folder that the run is written to")
-    if "://" in model_dir:
-        raise UserError(
-            f"MODEL_DIR {model_dir} is an address, and a run folder is written to a file system: mount the bucket (docs/tpu.md), give the "
-            "path"
-        )
     require_range("train", "[1, inf)", batch_size=batch_size, microbatches=microbatches)
     # NumPy's generators and grain take 32 bits.
     require_range("train", "[0, 4294967295]", random_seed=random_seed)
