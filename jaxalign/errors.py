@@ -1,5 +1,9 @@
 """Errors that are the user's to fix, not the program's."""
 
+import math
+import numbers
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in data, configuration or a checkpoint path, told in one sentence.
@@ -7,3 +11,51 @@ class UserError(ValueError):
     The message names the file and line, the gin binding, or the array with its shape, and says
     what to do. The command line prints it without a traceback and exits with code 2.
     """
+
+
+def require_range(owner: str, interval: str, **values: float | int | None) -> None:
+    """Refuses settings outside an interval, NaN among them. None passes: it stands for a setting that is off.
+
+    Args:
+      owner: the class or function whose settings they are.
+      interval: as in mathematics: ``[0, inf)``, ``(0, 1]``.
+      **values: the settings by name.
+
+    Raises:
+      UserError: naming the setting.
+
+    >>> require_range("adamw", "[0, 1)", b1=2.0)
+    Traceback (most recent call last):
+      ...
+    jaxalign.errors.UserError: adamw.b1 is 2.0; it must lie in [0, 1)
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    for name, value in values.items():
+        if value is None:
+            continue
+        inside = isinstance(value, numbers.Real) and (
+            (low < value if interval[0] == "(" else low <= value)
+            and (value < high if interval[-1] == ")" else value <= high)
+        )
+        if not inside:
+            raise UserError(f"{owner}.{name} is {value}; it must {_in_words(low, high, interval)}")
+
+
+def require_one_of(owner: str, choices: Iterable[str], **values: str) -> None:
+    """Refuses a setting that is none of the choices.
+
+    Raises:
+      UserError: naming the setting and the choices.
+    """
+    for name, value in values.items():
+        if value not in choices:
+            known = ", ".join(repr(choice) for choice in choices)
+            raise UserError(f"{owner}.{name} is {value!r}; it must be one of {known}")
+
+
+def _in_words(low: float, high: float, interval: str) -> str:
+    if (low, high) == (-math.inf, math.inf):
+        return "be a finite number"
+    if high == math.inf:
+        return "be positive" if (low, interval[0]) == (0, "(") else f"be at least {low:g}"
+    return f"lie in {interval}"

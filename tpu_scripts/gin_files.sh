@@ -40,7 +40,7 @@ train_command() {
     rest=("${rest[@]:1}")
     case $argument in
       train) usage_error "the arguments after -- start after 'jaxalign train'" ;;
-      --gin.MODEL_DIR | --gin.MODEL_DIR=*) usage_error "MODEL_DIR is set in $CONFIG_FILE, not after --" ;;
+      --gin.MODEL_DIR | --gin.MODEL_DIR=* | --MODEL_DIR | --MODEL_DIR=* | --model_dir | --model_dir=*) usage_error "MODEL_DIR is set in $CONFIG_FILE, not after --" ;;
       --gin_search_paths*) usage_error "--gin_search_paths names folders, which are not uploaded; give the gin files by their paths" ;;
       --gin_file) ((${#rest[@]})) || usage_error "--gin_file needs a value"
         files=${rest[0]} rest=("${rest[@]:1}") ;;

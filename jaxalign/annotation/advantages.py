@@ -16,7 +16,7 @@ from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.runs.description import RewardStatistics
@@ -55,6 +55,7 @@ def advantages(
     Raises:
       UserError: the cache has no feedback or another vocabulary than the value network, or an advantage is not finite.
     """
+    require_range("advantages", "[1, inf)", batch_size=batch_size)
     run = Run(value_checkpoint, step)
     trained = run.value()
     cache = TaskCache(cache_dir)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxalign.annotation.advantages import check_vocabulary, packed_batches, say_other_cut
 from jaxalign.annotation.logistic_regression import density_ratios as fitted_ratios
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.networks.value import pool_segments
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
@@ -43,6 +43,9 @@ def density_ratios(
     Raises:
       UserError: the cache has no feedback, no training split or another vocabulary, or all responses are of one kind.
     """
+    require_range("density_ratios", "[1, inf)", batch_size=batch_size)
+    require_range("density_ratios", "[0, inf)", regularization=regularization)
+    require_range("density_ratios", "(-inf, inf)", threshold=threshold)
     run = Run(checkpoint, step)
     trained = run.policy()
     policy, params = trained.network, trained.params

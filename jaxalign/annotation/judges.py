@@ -34,7 +34,11 @@ JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
 
 
 class Judge(Protocol):
-    """Scores responses to prompts."""
+    """Scores responses to prompts.
+
+    A judge that cannot judge every prompt may have a method ``check(prompts, references)`` that raises `UserError`: it is called before
+    anything is generated.
+    """
 
     name: str
 
@@ -99,6 +103,13 @@ def get_judge(spec: str) -> Judge:
     return FunctionJudge(argument, function)
 
 
+def check_prompts(judge: Judge, prompts: Sequence[str], references: References) -> None:
+    """Raises `UserError` if a judge says that it cannot judge responses to these prompts."""
+    check = getattr(judge, "check", None)
+    if check is not None:
+        check(prompts, references)
+
+
 def checked_scores(
     judge: Judge,
     prompts: Sequence[str],
@@ -124,9 +135,19 @@ def checked_scores(
 class FunctionJudge:
     """A judge made of a function (prompts, responses, references) -> scores."""
 
-    def __init__(self, name: str, function: JudgeFunction) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: JudgeFunction,
+        check: Callable[[Sequence[str], References], None] | None = None,
+    ) -> None:
         self.name = name
-        self._function = function
+        self._function, self._check = function, check
+
+    def check(self, prompts: Sequence[str], references: References) -> None:
+        """Raises `UserError` for prompts that the function cannot judge."""
+        if self._check is not None:
+            self._check(prompts, references)
 
     def score(
         self,
@@ -184,6 +205,11 @@ class SlotErrorJudge:
         except ValueError as error:
             raise UserError(f"judge 'slot_error' needs dialogue acts as prompts: {error}") from None
 
+    def check(self, prompts: Sequence[str], references: References) -> None:
+        """Raises `UserError` for a prompt that is no dialogue act."""
+        del references
+        self.count(prompts, [""] * len(prompts))
+
     def score(
         self,
         prompts: Sequence[str],
@@ -204,20 +230,23 @@ def exact_match_judge(argument: str) -> Judge:
     """1 if a response equals one of the references up to white space, else 0."""
     _no_argument("exact_match", argument)
 
-    def score(
-        prompts: Sequence[str], responses: Sequence[str], references: References | None
-    ) -> Any:
-        if references is None or len(references) != len(responses):
+    def check(prompts: Sequence[str], references: References | None) -> None:
+        if references is None or len(references) != len(prompts):
             raise UserError("judge 'exact_match' needs references beside the prompts.")
         for prompt, known in zip(prompts, references, strict=True):
             if not known:
                 raise UserError(f"judge 'exact_match': no reference for prompt {prompt[:60]!r}.")
+
+    def score(
+        prompts: Sequence[str], responses: Sequence[str], references: References | None
+    ) -> Any:
+        check(prompts, references)
         return [
             float(_squeezed(response) in {_squeezed(text) for text in known})
-            for response, known in zip(responses, references, strict=True)
+            for response, known in zip(responses, references or (), strict=True)
         ]
 
-    return FunctionJudge("exact_match", score)
+    return FunctionJudge("exact_match", score, check)
 
 
 @register_judge("length")

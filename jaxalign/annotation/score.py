@@ -15,7 +15,7 @@ from jaxalign.annotation.advantages import check_vocabulary, say_other_cut
 from jaxalign.data import pipeline
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.parallel import distributed, partitioning
@@ -52,8 +52,11 @@ def score(
       top_tokens: store the policy's so many likeliest tokens at every position instead; distillation reads them with
         ``TEACHER_SOURCE = 'stored'`` and ``STORED_FIELDS = {'teacher_top': NAME}``.
     """
-    if top_tokens < 0 or (top_tokens and role != "policy"):
-        raise UserError("top_tokens is a number of tokens, and for the role 'policy' only")
+    require_range("score", "[1, inf)", batch_size=batch_size)
+    require_range("score", "[0, inf)", max_input_length=max_input_length, top_tokens=top_tokens)
+    require_range("score", "[0, inf)", max_target_length=max_target_length)
+    if top_tokens and role != "policy":
+        raise UserError("top_tokens is for the role 'policy' only")
     run = Run(checkpoint, step)
     lengths = {
         "inputs": run.length("inputs", max_input_length),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 
@@ -34,7 +35,7 @@ def demo(output_dir: str = "runs/demo") -> None:
 
 def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
     vocabulary, cache = f"{output_dir}/vocabulary.model", f"{output_dir}/cache"
-    shared = [f"--gin.VOCABULARY='{vocabulary}'", f"--gin.CACHE_DIR='{cache}'"]
+    shared = [f"--VOCABULARY={vocabulary}", f"--CACHE_DIR={cache}"]
     return [
         (
             "a vocabulary of 300 pieces",
@@ -50,7 +51,7 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
             [
                 "train",
                 "--gin_file=experiments/synthetic_sft.gin",
-                f"--gin.MODEL_DIR='{output_dir}/sft'",
+                f"--MODEL_DIR={output_dir}/sft",
                 *shared,
             ],
         ),
@@ -59,8 +60,8 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
             [
                 "train",
                 "--gin_file=experiments/synthetic_dro_v.gin",
-                f"--gin.MODEL_DIR='{output_dir}/dro_v'",
-                f"--gin.INITIAL_CHECKPOINT_PATH='{output_dir}/sft'",
+                f"--MODEL_DIR={output_dir}/dro_v",
+                f"--INITIAL_CHECKPOINT_PATH={output_dir}/sft",
                 *shared,
             ],
         ),
@@ -79,11 +80,8 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
 
 
 def _shown(command: list[str]) -> str:
-    """The command as one would type it: gin strings keep their quotes inside the shell's."""
-    parts = []
-    for part in command:
-        name, equals, value = part.partition("=")
-        parts.append(f'{name}="{value}"' if equals and "'" in value else part)
+    """The command as one would type it, one flag a line."""
+    parts = [shlex.quote(part) for part in command]
     return " \\\n    ".join([" ".join(parts[:2]), *parts[2:]])
 
 

@@ -4,16 +4,15 @@ gin by itself accepts a misspelt macro (it is simply never read) and reports a m
 function is called. Both are found here, before anything is computed.
 """
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gin
 import gin.config
 
-from jaxalign.cli import t5x_names
+from jaxalign.cli import gin_types, t5x_names
 from jaxalign.cli.commands import UsageError
-from jaxalign.cli.flags import did_you_mean
+from jaxalign.cli.flags import Setting, did_you_mean
 
 _MACRO = "gin.macro"
 _CONSTANT = "gin.constant"
@@ -40,34 +39,34 @@ Key = tuple[str, str]  # (scope, selector); a macro is (its name, "gin.macro")
 
 def check(
     selector: str,
-    command_line_keys: Iterable[str],
+    settings: Iterable[Setting],
     *,
     also_used: str | None = None,
     with_tasks: bool = True,
-) -> set[Key]:
-    """Checks the configuration that gin holds for the function with this selector, and returns the keys of all that it reads.
+) -> None:
+    """Checks the configuration that gin holds for the function with this selector: types, effects, what is missing.
 
     Args:
       selector: full name of the command's function.
-      command_line_keys: names bound on the command line, which must have an effect.
+      settings: what the command line set, which must have an effect.
       also_used: full name of a function whose bindings may stand on the command line too, to no effect here.
       with_tasks: whether the functions of `REGISTER_TASKS` are called.
 
     Raises:
-      UsageError: on a macro that is read but never set, a required value that is missing, an unknown
+      UsageError: on a value of another type, a macro that is read but never set, a required value that is missing, an unknown
         reference, or a command-line binding that nothing reads.
     """
     config: Mapping[Key, Mapping[str, Any]] = gin.config._CONFIG
     reached = _reachable(config, selector, with_tasks=with_tasks)
+    gin_types.check(reached)
     known = reached if also_used is None else reached | _reachable(config, also_used)
     read = {scope for scope, name in known if name == _MACRO}
     used_selectors = {name for _, name in known}
-    for key in command_line_keys:
-        _check_effect(key, read, used_selectors)
+    for setting in settings:
+        _check_effect(setting, read, used_selectors)
     _check_t5x_macros(config, read)
     _check_required(config, reached)
     registrations()
-    return reached
 
 
 def registrations() -> list[Any]:
@@ -109,7 +108,7 @@ def _remedies(unset: list[str], required: list[str]) -> list[str]:
     """What to do about missing values: files to add for what whole files set, flags for the others."""
     folders = sorted({_SET_BY[name] for name in unset if name in _SET_BY})
     flags = [
-        f"--gin.{name}=..."
+        f"--{name}=..." if name.isupper() else f"--gin.{name}=..."
         for name in [*unset, *required]
         if name in required or name not in _SET_BY
     ]
@@ -125,17 +124,18 @@ def _check_t5x_macros(config: Mapping[Key, Mapping[str, Any]], read: set[str]) -
             raise UsageError(f"{name} has no effect: {told}")
 
 
-def _check_effect(key: str, read: set[str], used_selectors: set[str]) -> None:
+def _check_effect(setting: Setting, read: set[str], used_selectors: set[str]) -> None:
+    key, _, flag = setting
     if "." not in key:
         if key not in read:
             told = t5x_names.advice(key)
             hint = did_you_mean(key, sorted(read)) if told is None else f"; {told}"
-            raise UsageError(f"--gin.{key} has no effect: nothing reads the macro {key}{hint}")
+            raise UsageError(f"{flag} has no effect: nothing reads the macro {key}{hint}")
         return
     name = key.rpartition("/")[2].rpartition(".")[0]
     matches = gin.config._REGISTRY.matching_selectors(name)
     if not used_selectors.intersection(matches):
-        raise UsageError(f"--gin.{key} has no effect: this configuration does not use {name}")
+        raise UsageError(f"{flag} has no effect: this configuration does not use {name}")
 
 
 def _reachable(
@@ -164,6 +164,48 @@ def _reachable(
     return reached
 
 
+def called(selector: str) -> set[str]:
+    """Selectors of what is called when the arguments of a function are built: the references with parentheses that it reaches."""
+    config = gin.config._CONFIG
+    keys = _reachable(config, selector, with_tasks=False)
+    return {
+        reference.configurable.selector
+        for key in keys
+        for reference in gin.config.iterate_references(config.get(key, {}))
+        if reference.evaluate
+    }
+
+
+def check_cycles() -> None:
+    """Refuses macros that refer to each other in a circle, which gin would follow for ever.
+
+    Raises:
+      UsageError: naming the macros.
+    """
+    config = gin.config._CONFIG
+    graph = {
+        scope: sorted(_macros_read(parameters))
+        for (scope, selector), parameters in config.items()
+        if selector == _MACRO
+    }
+    done: set[str] = set()
+    for start in sorted(graph):
+        path: list[tuple[str, list[str]]] = [(start, list(graph[start]))]
+        while path:
+            name, rest = path[-1]
+            if not rest:
+                done.add(name)
+                path.pop()
+                continue
+            following = rest.pop()
+            names = [entry for entry, _ in path]
+            if following in names:
+                circle = " -> ".join([*names[names.index(following) :], following])
+                raise UsageError(f"macros refer to each other in a circle: {circle}")
+            if following in graph and following not in done:
+                path.append((following, list(graph[following])))
+
+
 def _macros_read(parameters: Mapping[str, Any]) -> set[str]:
     return {
         "/".join(reference.scopes)
@@ -187,11 +229,3 @@ def _label(key: Key) -> str:
         return f"the macro {scope}"
     prefix = f"{scope}/" if scope else ""
     return prefix + gin.config._REGISTRY.minimal_selector(selector)
-
-
-def parameters_of(selector: str) -> list[str]:
-    """Names of the parameters of a registered function or class, for suggestions."""
-    matches = gin.config._REGISTRY.matching_selectors(selector)
-    if len(matches) != 1:
-        return []
-    return list(inspect.signature(gin.config._REGISTRY[matches[0]].wrapped).parameters)

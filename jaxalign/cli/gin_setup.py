@@ -12,31 +12,21 @@ import inspect
 import os
 import re
 import sys
-import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import gin
 import gin.config
 
-from jaxalign.cli import gin_binding, gin_checks, gin_types, t5x_names
+from jaxalign.cli import gin_binding, gin_checks, gin_imports, gin_settings, t5x_names
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
+from jaxalign.cli.gin_errors import explained
 
 # A command that keeps its configuration has this parameter, a function that gives the text.
 _CONFIGURATION = "configuration"
 _PACKAGE = Path(__file__).resolve().parent.parent
-_PARSE_ERRORS = (
-    SyntaxError,
-    tokenize.TokenError,
-    ValueError,
-    LookupError,
-    NameError,
-    AttributeError,
-    ImportError,
-    OSError,
-)
 
 
 def gin_config_paths() -> list[str]:
@@ -67,20 +57,23 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     _read_plain_files_only()
     gin.config._LOCATION_PREFIXES[:] = [*flags.gin_search_paths, *gin_config_paths()]
     function = getattr(importlib.import_module(command.module), command.function)
-    _register(function, command.module)
-    for file in flags.gin_files:
-        _parse_file(file)
+    gin_settings.register(function, command.module)
+    modules = (*gin_imports.ALWAYS, command.module, *flags.gin_import)
+    for file in flags.gin_file:
+        _parse_file(file, modules)
     if command.model_file and ("MODEL", "gin.macro") in gin.config._CONFIG:
-        _parse_file(command.model_file)
-    command_line_keys = [_bind(binding) for binding in flags.gin_bindings]
+        _parse_file(command.model_file, modules)
+    gin_settings.apply(flags.settings)
     selector = command.selector
     also_used = _take_bindings(command, signature)
     for name, value in flags.parameters.items():
-        gin.bind_parameter(("", selector, name), value)
-    read = gin_checks.check(
-        selector, command_line_keys, also_used=also_used, with_tasks=command.registers_tasks
+        gin_settings.bind_parameter(selector, name, value)
+    gin_settings.expand_home()
+    gin_imports.check_origin(modules)
+    gin_checks.check_cycles()
+    gin_checks.check(
+        selector, flags.settings, also_used=also_used, with_tasks=command.registers_tasks
     )
-    gin_types.check(read)
     gin_binding.bind_functions(except_macro=gin_checks.REGISTER_TASKS)
     required = [name for name, parameter in signature.parameters.items() if parameter.required]
     bound = gin.config._CONFIG.get(("", selector), {})
@@ -117,15 +110,29 @@ def _take_bindings(command: Command, signature: Signature) -> str | None:
 def _read_plain_files_only() -> None:
     """Takes away gin's second reader, for files inside Python packages, which logs an error for every folder
     where a file is not."""
-    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    gin.config._FILE_READERS[:] = [(_open, lambda path: os.path.isfile(os.path.expanduser(path)))]
+
+
+def _open(path: str) -> TextIO:
+    return open(os.path.expanduser(path), encoding="utf-8")
 
 
 def describe(function: Callable[..., Any], command: Command) -> str:
-    """Builds everything that the configuration refers to, without calling the command, and returns its text.
+    """Checks a configuration without calling the command, and returns its text.
+
+    Only settings of jaxalign are built (`gin_imports.is_setting`): their constructors compare values and do nothing else. Where the
+    command refers to the result of anything else, nothing is built, and what was not checked is said.
 
     Raises:
-      UserError: if a value is refused by the function or class that it is for, or a file that the command needs is missing.
+      UserError: if a value is refused by the class that it is for, or a file that the command needs is missing.
     """
+    others = gin_imports.called_by(command)
+    if others:
+        print(
+            f"jaxalign: a dry run does not call {', '.join(others)}, so the values that depend on it are not checked",
+            file=sys.stderr,
+        )
+        return gin.config_str()
     with _construction_explained():
         arguments = gin.get_bindings(function)
     if command.dry_run:
@@ -161,12 +168,26 @@ def _construction_explained() -> Iterator[None]:
     """
     try:
         yield
+    except RecursionError as error:
+        raise UsageError("the configuration refers to itself: some object needs itself") from error
     except (ValueError, TypeError) as error:
         message, called, rest = str(error).partition("\n  In call to configurable '")
         name = rest.partition("'")[0]
         if not called or name in {command.function for command in COMMANDS.values()}:
             raise
-        raise UsageError(f"{name}: {message}") from error
+        where = "" if message.startswith(f"{name}.") else f"{name}: "
+        raise UsageError(f"{where}{_with_macro(message, name)}") from error
+
+
+def _with_macro(message: str, configurable: str) -> str:
+    """Names the macro that set a parameter, as ``loop.train_steps (TRAIN_STEPS) is 0``; users know only the macro."""
+    found = re.match(r"\w+\.(\w+) is ", message)
+    for (_, selector), bound in gin.config._CONFIG.items():
+        if found and selector.rpartition(".")[2] == configurable:
+            macro = gin_settings.macro_of(bound.get(found.group(1)))
+            if macro:
+                return message.replace(" is ", f" ({macro}) is ", 1)
+    return message
 
 
 def _set_data_folders(flags: Flags) -> None:
@@ -178,7 +199,7 @@ def _set_data_folders(flags: Flags) -> None:
         seqio.add_global_cache_dirs(flags.seqio_additional_cache_dirs)
 
 
-def _parse_file(file: str) -> None:
+def _parse_file(file: str, modules: Sequence[str]) -> None:
     if not any(Path(prefix, file).is_file() for prefix in gin.config._LOCATION_PREFIXES):
         known = sorted(
             str(path.relative_to(folder))
@@ -188,7 +209,7 @@ def _parse_file(file: str) -> None:
         hint = did_you_mean(file.removeprefix("gin_configs/"), known)
         raise UsageError(f"gin file {file} not found{hint}")
     try:
-        with _explained(file):
+        with explained(file), gin_imports.allowing(modules):
             gin.parse_config_file(file)
     except UsageError as error:
         raise UsageError(f"{error}{_advice_on_file(file)}") from error
@@ -200,115 +221,3 @@ def _advice_on_file(file: str) -> str:
     told = t5x_names.advice_on_file(Path(found, file).read_text(encoding="utf-8", errors="replace"))
     more = f" and {len(told) - 3} more" if len(told) > 3 else ""
     return f". {'; '.join(told[:3])}{more}" if told else ""
-
-
-def _bind(binding: str) -> str:
-    """Applies a ``NAME = VALUE`` statement from the command line and returns its name."""
-    key, equals, value = (part.strip() for part in binding.partition("="))
-    flag = f"--gin.{key}={value}"
-    if not equals:
-        raise UsageError(f"--gin_bindings={binding} is not of the form NAME = VALUE")
-    if not re.search(r"[@%]", value):
-        try:
-            gin.config.parse_value(value)
-        except (SyntaxError, ValueError, tokenize.TokenError):
-            if re.fullmatch(r"[\w./:~ ,-]+", value):
-                raise UsageError(
-                    f"could not read {flag}; text needs quotes, which the shell must keep: --gin.{key}=\"'{value}'\""
-                ) from None
-            raise UsageError(
-                f"could not read the value of {flag}; gin takes Python literals"
-            ) from None
-    if "." in key:
-        _register_by_name(key.rpartition("/")[2].rpartition(".")[0])
-    for reference in re.findall(r"@([\w./]+)", value):
-        _register_by_name(reference.rpartition("/")[2])
-    try:
-        with _explained(flag):
-            gin.parse_config(f"{key} = {value}")
-    except UsageError as error:
-        told = t5x_names.advice(key)
-        raise error if told is None else UsageError(f"{flag}: {told}") from error
-    return key
-
-
-def _register(target: Any, module: str) -> None:
-    """Makes a function or class configurable under its module's name, unless a gin file already did."""
-    if gin.config._inverse_lookup(target) is None:
-        gin.external_configurable(target, module=module)
-
-
-def _register_by_name(selector: str) -> None:
-    """Registers what a command-line name means, if no file has used it: `adafactor` or `optimizers.adafactor`
-    when some file imported `jaxalign.training.optimizers`, or a full dotted name."""
-    if gin.config._REGISTRY.matching_selectors(selector):
-        return
-    *parents, name = selector.split(".")
-    modules = [
-        statement.module
-        for statement in sorted(gin.config._IMPORTS)
-        if not parents or f".{statement.module}".endswith(f".{'.'.join(parents)}")
-    ]
-    if parents:
-        modules.append(".".join(parents))
-    for module in modules:
-        with contextlib.suppress(ImportError, ValueError):
-            target = getattr(importlib.import_module(module), name, None)
-            if callable(target):
-                _register(target, module)
-                return
-
-
-@contextlib.contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Turns gin's errors, which span lines and may carry the whole configuration, into one line."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except _PARSE_ERRORS as error:
-        raise UsageError(_explain(error, source)) from error
-
-
-def _explain(error: Exception, source: str) -> str:
-    if isinstance(error, SyntaxError):
-        where = f"{_shortest(error.filename)}:{error.lineno}" if error.filename else source
-        line = f" in {error.text.strip()!r}" if error.text else ""
-        return f"{where}: {error.msg.splitlines()[0]}{line}"
-    if isinstance(error, tokenize.TokenError):
-        return f"{source}: {error.args[0]} at line {error.args[1][0]}; is a bracket or quote left open?"
-    message = str(error).split("\n")[0]
-    if isinstance(error, KeyError):
-        message = message.strip("'\"")
-    locations = re.findall(r'In file "([^"]*)", line (\d+)', str(error))
-    # An include adds one location per level; the first is where the mistake stands.
-    where = f"{_shortest(locations[0][0])}:{locations[0][1]}" if locations else source
-    return f"{where}: {_reworded(message)}"
-
-
-def _reworded(message: str) -> str:
-    parameter = re.match(r"Configurable '(.+)' doesn't have a parameter named '(.+)'", message)
-    if parameter:
-        selector, name = parameter.groups()
-        hint = did_you_mean(name, gin_checks.parameters_of(selector))
-        return f"{selector} has no parameter {name}{hint}"
-    selector = re.match(r"No configurable matching (?:reference )?'@?([^']+)'", message)
-    if selector:
-        name = selector.group(1).removesuffix("()")
-        known = {known.rpartition(".")[2] for known, _ in gin.config._REGISTRY.items()}
-        return f"nothing is called {name}{did_you_mean(name.rpartition('.')[2], sorted(known))}"
-    attribute = re.match(
-        r"Couldn't resolve selector (\S+); <module '([\w.]+)'.* has no attribute (\w+)", message
-    )
-    if attribute:
-        _, module, name = attribute.groups()
-        return f"{module} has no {name}{did_you_mean(name, dir(sys.modules[module]))}"
-    unopened = re.match(r"Unable to open file: (\S+)\. Searched", message)
-    if unopened:
-        return f"gin file {unopened.group(1)} not found"
-    return message
-
-
-def _shortest(path: str) -> str:
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative

@@ -64,6 +64,14 @@ def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
                 file=sys.stderr,
             )
             return _left(USER_ERROR)
+        platform = re.match(r"Unable to initialize backend '(\w+)'", str(error))
+        if platform and not verbose and not _joined():
+            print(
+                f"jaxalign: JAX finds no device of the platform {platform.group(1)!r} that JAX_PLATFORMS asks for; unset it, or set "
+                "JAX_PLATFORMS=cpu",
+                file=sys.stderr,
+            )
+            return USER_ERROR
         # gin's copies of an error keep its text but not its file name.
         named = isinstance(error, OSError) and re.search(
             r"\[Errno \d+\] (.+?): '(.+?)'", str(error)
@@ -189,7 +197,7 @@ def _overview() -> str:
     rows = [_row(command.name, command.summary) for command in COMMANDS.values()]
     return "\n".join(
         [
-            "usage: jaxalign COMMAND [--gin_file=FILE] [--gin.NAME=VALUE] [--PARAMETER=VALUE] ...",
+            "usage: jaxalign COMMAND [--gin_file=FILE] [--MACRO=VALUE] [--parameter=VALUE] ...",
             "",
             "Align T5 encoder-decoder models offline, from logged feedback.",
             "",

@@ -20,6 +20,7 @@ from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
+from jaxalign.errors import require_one_of, require_range
 
 
 def cache(
@@ -69,10 +70,10 @@ def cache(
     limits = Limits(
         max_input_length, max_target_length, long_prompts, max_unknown_fraction, duplicates
     )
-    if kind not in KINDS:
-        raise DataError(f"kind={kind!r}; known: {', '.join(KINDS)}.")
-    if responses_per_example < 1:
-        raise DataError(f"responses_per_example must be at least 1, not {responses_per_example}.")
+    require_one_of("cache", KINDS, kind=kind)
+    require_range("cache", "[0, 1]", max_rejected_fraction=max_rejected_fraction)
+    require_range("cache", "[1, inf)", responses_per_example=responses_per_example)
+    require_range("cache", "[0, inf)", extra_ids=extra_ids)
     source: sources.RecordSource
     if train_file is not None:
         files = {"train": train_file}

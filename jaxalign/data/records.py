@@ -27,6 +27,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxalign.errors import UserError
+
 KINDS = ("triplet", "pair", "ranked", "seq2seq", "multi")
 FIELDS = (
     "prompt",
@@ -118,9 +120,9 @@ def field_value(obj: Mapping[str, Any], name: str) -> Any:
 
 
 def check_kind(kind: str) -> str:
-    """The kind itself; ValueError, listing the known ones, if there is no such kind."""
+    """The kind itself; UserError, listing the known ones, if there is no such kind."""
     if kind not in KINDS:
-        raise ValueError(f"Unknown record kind {kind!r}; known: {', '.join(KINDS)}.")
+        raise UserError(f"Unknown record kind {kind!r}; known: {', '.join(KINDS)}.")
     return kind
 
 

@@ -16,11 +16,12 @@ from jaxalign.data import example_sampling, layouts, registry, sources, stored_f
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
+from jaxalign.data.records import KINDS
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.data.tokenization import Limits
+from jaxalign.data.tokenization import DUPLICATES, LONG_PROMPTS, Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.parallel import distributed
 
 RESPONSES = ("auto", "all", "best")
@@ -93,7 +94,27 @@ class TaskData:
                 raise UserError(
                     f"TASK_FEATURE_LENGTHS needs 'inputs' and 'targets', got {dict(self.feature_lengths)}"
                 )
+        if "://" in self.cache_dir:
+            raise UserError(
+                f"CACHE_DIR {self.cache_dir} is an address, and a cache is written to a file system: mount the bucket and give the path"
+            )
         object.__setattr__(self, "cache_dir", os.path.expanduser(self.cache_dir))
+        for name, lengths in (
+            ("feature_lengths", self.feature_lengths),
+            ("row_lengths", self.row_lengths or {}),
+        ):
+            require_range(f"TaskData.{name}", "[2, inf)", **lengths)
+        require_range(
+            "TaskData",
+            "[1, inf)",
+            responses_per_example=self.responses_per_example,
+            max_examples_per_row=self.max_examples_per_row,
+        )
+        require_range("TaskData", "[0, inf)", extra_ids=self.extra_ids)
+        require_range("TaskData", "[0, 1]", max_rejected_fraction=self.max_rejected_fraction)
+        require_one_of("TaskData", KINDS, kind=self.kind)
+        require_one_of("TaskData", LONG_PROMPTS, long_prompts=self.long_prompts)
+        require_one_of("TaskData", DUPLICATES, duplicates=self.duplicates)
         self.limits  # noqa: B018 (checked before anything is read)
         stored_fields.check_stored_fields(self.stored)
         example_sampling.check_mode(self.sampling)
@@ -127,6 +148,7 @@ class TaskData:
             self._check_same_cache(metadata)
         else:
             metadata = self._make_cache()
+            self._check_same_vocabulary()
         self._check_splits(metadata)
         self._check_stored()
         # What cannot be drawn from is said now.
@@ -152,7 +174,7 @@ class TaskData:
         """Refuses a cache that would hold other examples if this run had made it. Its records are not read again."""
         if metadata.name != self.task:
             raise UserError(
-                f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; choose another cache_dir"
+                f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; set another one with --CACHE_DIR=..."
             )
         differences = [*_cut_differently(metadata, self)]
         wanted = self._wanted_vocabulary()
@@ -163,6 +185,15 @@ class TaskData:
             raise UserError(
                 f"{self.cache_dir} was made with other options than this run has: {'; '.join(differences)}. Choose another "
                 "cache_dir, delete that one to have it made anew, or give the options that it was made with."
+            )
+
+    def _check_same_vocabulary(self) -> None:
+        """Refuses a cache with another vocabulary whose ids happen to be those that this run would give, as with other EXTRA_IDS."""
+        wanted, found = self._wanted_vocabulary(), self.load_vocabulary()
+        if wanted is not None and wanted != found:
+            raise UserError(
+                f"{self.cache_dir} was made with vocabulary {_describe(found)}, and this run says {_describe(wanted)}; give the same, or "
+                "another --CACHE_DIR=..."
             )
 
     def _wanted_vocabulary(self) -> Vocabulary | None:
@@ -204,7 +235,7 @@ class TaskData:
         except DataError as error:
             # Said now, for the first evaluation may be an hour away.
             raise UserError(
-                f"{error} Evaluation needs it too; eval_split = '' trains without."
+                f"{error} Evaluation needs it too; --gin.TaskData.eval_split= (empty) trains without."
             ) from error
 
     def _make_cache(self) -> CacheMetadata:

@@ -14,9 +14,12 @@ from jaxalign.data import preferences
 from jaxalign.data.digests import Places
 from jaxalign.data.examples import CachedExample, make_example
 from jaxalign.data.records import COMPARED_KINDS, Record, prompt_id
-from jaxalign.data.rejections import DataError, RejectionLog
+from jaxalign.data.rejections import RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
+from jaxalign.errors import require_one_of, require_range
 
+LONG_PROMPTS = ("truncate", "truncate_left", "reject")
+DUPLICATES = ("reject", "keep")
 _BLOCK = 1024
 # Feedback is an outlier beyond this many times the distance of the middle 90 % of the responses from the median.
 _OUTLIER = 100.0
@@ -40,16 +43,16 @@ class Limits:
     duplicates: str = "reject"
 
     def __post_init__(self) -> None:
-        if self.long_prompts not in ("truncate", "truncate_left", "reject"):
-            raise DataError(
-                f"long_prompts={self.long_prompts!r}; known: 'truncate', 'truncate_left', 'reject'."
-            )
-        if self.duplicates not in ("reject", "keep"):
-            raise DataError(f"duplicates={self.duplicates!r}; known: 'reject', 'keep'.")
-        if min(self.max_input_length, self.max_target_length) < 2:
-            raise DataError(
-                "max_input_length and max_target_length must be at least 2 (EOS counts)."
-            )
+        require_one_of("cache", LONG_PROMPTS, long_prompts=self.long_prompts)
+        require_one_of("cache", DUPLICATES, duplicates=self.duplicates)
+        # EOS counts.
+        require_range(
+            "cache",
+            "[2, inf)",
+            max_input_length=self.max_input_length,
+            max_target_length=self.max_target_length,
+        )
+        require_range("cache", "[0, 1]", max_unknown_fraction=self.max_unknown_fraction)
 
 
 Tokenized = tuple[Record, list[int], list[list[int]]]

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
+import glob
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxalign import files
-from jaxalign.data import sentencepiece_models
+from jaxalign.data import registry, sentencepiece_models, sources
+from jaxalign.data.rejections import DataError
+from jaxalign.data.sources import RecordSource
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_one_of, require_range
+
+# Bytes; SentencePiece skips longer ones.
+_LONGEST_SENTENCE = 65536
 
 
 def train_sentencepiece(
@@ -57,7 +64,7 @@ def train_sentencepiece(
             # Only the unigram trainer can stop below the size asked for.
             hard_vocab_limit=model_type != "unigram",
             shuffle_input_sentence=False,
-            max_sentence_length=65536,
+            max_sentence_length=_LONGEST_SENTENCE,
             num_threads=1,
             minloglevel=2,
         )
@@ -107,11 +114,12 @@ def train_vocabulary(
     user_defined_symbols: Sequence[str] = (),
     model_type: str = "auto",
     character_coverage: float = 1.0,
+    overwrite: bool = False,
 ) -> SentencePieceVocabulary:
     """Trains a small SentencePiece model on the prompts and responses of a task's training split (`jaxalign vocabulary`).
 
     Args:
-      task_or_file: a registered or bundled task, or the path of a JSON Lines file.
+      task_or_file: a registered or bundled task, or the path of a JSON Lines file, or a pattern such as ``data/*.jsonl``.
       output: where the `.model` file goes.
       vocab_size: pieces, with PAD, EOS and unknown.
       kind: record kind of the file (triplet, pair, ranked, seq2seq, multi); ignored for a task.
@@ -119,25 +127,69 @@ def train_vocabulary(
       user_defined_symbols: strings that are always one piece.
       model_type: "auto", "unigram" or "bpe"; see `train_sentencepiece`.
       character_coverage: share of characters that get a piece of their own; the rest become unknown.
-    """
-    from jaxalign.data import registry, sources
+      overwrite: replace an output that exists.
 
-    source = (
-        sources.JsonlSource({"train": task_or_file}, kind, layout=layout, fields=fields)
-        if os.path.exists(task_or_file)
-        else registry.resolve_source(task_or_file)
-    )
+    Raises:
+      UserError: no such task or file, an output that exists, or numbers out of range.
+    """
+    # PAD, EOS and unknown are three.
+    require_range("vocabulary", "[4, inf)", vocab_size=vocab_size)
+    require_range("vocabulary", "(0, 1]", character_coverage=character_coverage)
+    require_one_of("vocabulary", ("auto", "unigram", "bpe"), model_type=model_type)
+    source = _source(task_or_file, kind, layout, fields)
 
     def texts() -> Iterable[str]:
         for record in source.records("train"):
-            yield record.prompt
-            yield from record.responses
+            for text in (record.prompt, *record.responses):
+                yield from _short_enough(text)
 
-    return train_sentencepiece(
+    kept = os.path.exists(output) and not overwrite
+    written = f"{output}.new" if kept else output
+    vocabulary = train_sentencepiece(
         texts(),
-        output,
+        written,
         vocab_size=vocab_size,
         user_defined_symbols=user_defined_symbols,
         model_type=model_type,
         character_coverage=character_coverage,
     )
+    if not kept:
+        return vocabulary
+    same = filecmp.cmp(written, output, shallow=False)
+    os.remove(written)
+    if not same:
+        raise UserError(
+            f"{output} exists already and is another model; --overwrite replaces it, and the ids of every run that reads it"
+        )
+    return SentencePieceVocabulary(output)
+
+
+def _short_enough(text: str) -> Iterator[str]:
+    """The text in parts that the trainer does not skip, cut between words: a piece never spans two of them."""
+    part: list[str] = []
+    size = 0
+    for word in text.split():
+        size += len(word.encode("utf-8", errors="replace")) + 1
+        if size > _LONGEST_SENTENCE and part:
+            yield " ".join(part)
+            part, size = [], len(word.encode("utf-8", errors="replace")) + 1
+        part.append(word)
+    if part:
+        yield " ".join(part)
+
+
+def _source(task_or_file: str, kind: str, layout: str, fields: str) -> RecordSource:
+    """Files where the text names any, else a task."""
+    if os.path.exists(task_or_file) or glob.glob(task_or_file):
+        return sources.JsonlSource({"train": task_or_file}, kind, layout=layout, fields=fields)
+    looks_like_a_path = "/" in task_or_file or glob.has_magic(task_or_file)
+    if looks_like_a_path or os.path.splitext(task_or_file)[1]:
+        raise UserError(f"no file matches {task_or_file!r}; correct --task_or_file")
+    try:
+        return registry.resolve_source(task_or_file)
+    except DataError:
+        known = ", ".join(sources.BUNDLED)
+        raise UserError(
+            f"{task_or_file!r} is neither a file nor a task (the bundled tasks are {known}); correct --task_or_file, or register the task "
+            "in a gin file with REGISTER_TASKS"
+        ) from None

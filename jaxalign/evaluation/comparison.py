@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation import judges as judging
+from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.errors import UserError
 from jaxalign.evaluation import ranking
 from jaxalign.evaluation.calibration import Calibration
 from jaxalign.evaluation.measure import Answers, Evaluator, value_report
+from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.statistics import bootstrap_mean
 from jaxalign.runs.run import TrainedNetwork
 
@@ -23,19 +25,19 @@ class Comparison:
     """Results gathered policy by policy, so that one policy at a time is in memory.
 
     Attributes:
-      evaluator: the evaluation set and its settings.
+      data: prompts, references, feedback.
+      settings: of the evaluation.
       reference: the policy that KL and log-ratios are taken against.
       panel: the judges; none to generate nothing.
-      kl_samples: responses a prompt for the KL; 0 leaves it out.
       reports: what evaluation.json says of each policy.
       answers, scores, calibrations: by policy; scores by judge first.
       linear: predictions of the TF-IDF baseline for the logged responses, if there is one.
     """
 
-    evaluator: Evaluator
+    data: EvaluationSet
+    settings: EvaluationSettings
     reference: TrainedNetwork
     panel: Sequence[judging.Judge]
-    kl_samples: int
     reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     answers: dict[str, Answers] = dataclasses.field(default_factory=dict)
     scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -43,9 +45,15 @@ class Comparison:
     linear: np.ndarray | None = None
     _reference_log_probs: np.ndarray | None = None
 
-    def measure(
-        self, name: str, path: str, run: TrainedNetwork, step: int | str | None, **bootstrap: int
-    ) -> None:
+    def __post_init__(self) -> None:
+        self.evaluator = Evaluator(self.data, self.settings)
+
+    @property
+    def kl_samples(self) -> int:
+        """Responses a prompt for the KL; 0 leaves it out, as where nothing is generated."""
+        return 0 if self.settings.ranking_only else self.settings.kl_samples
+
+    def measure(self, name: str, path: str, run: TrainedNetwork) -> None:
         """Adds everything about one policy."""
         report: dict[str, Any] = {"checkpoint": path, "step": run.step}
         report["objective"] = run.run.description.method
@@ -55,18 +63,16 @@ class Comparison:
         if cut:
             print(f"{name}: {cut}", file=sys.stderr)
         if self.panel:
-            self._judge(name, run, report, bootstrap)
+            self._judge(name, run, report)
         if self.kl_samples:
             self._check_vocabulary(name, run)
             report["kl"] = self.evaluator.kl(run, self.reference, self.kl_samples).to_dict()
-        if self.evaluator.data.feedback:
+        if self.data.feedback:
             self._check_vocabulary(name, run)
-            self._use_feedback(name, path, run, step, report, bootstrap)
+            self._use_feedback(name, path, run, report)
 
-    def _judge(
-        self, name: str, run: TrainedNetwork, report: dict[str, Any], bootstrap: dict[str, int]
-    ) -> None:
-        data = self.evaluator.data
+    def _judge(self, name: str, run: TrainedNetwork, report: dict[str, Any]) -> None:
+        data = self.data
         answers = self.answers[name] = self.evaluator.answer(run)
         report.update(answers.describe())
         report["rewards"] = {}
@@ -74,7 +80,7 @@ class Comparison:
             scores = judging.checked_scores(judge, data.prompts, answers.responses, data.references)
             self.scores.setdefault(judge.name, {})[name] = scores
             estimate = bootstrap_mean(
-                scores, samples=bootstrap["bootstrap"], seed=bootstrap["seed"]
+                scores, samples=self.settings.bootstrap, seed=self.settings.seed
             )
             report["rewards"][judge.name] = estimate.to_dict()
             if isinstance(judge, judging.SlotErrorJudge):
@@ -88,11 +94,9 @@ class Comparison:
         name: str,
         path: str,
         run: TrainedNetwork,
-        step: int | str | None,
         report: dict[str, Any],
-        bootstrap: dict[str, int],
     ) -> None:
-        records = self.evaluator.data.feedback
+        records = self.data.feedback
         feedback = np.array([record.feedback for record in records])
         if self._reference_log_probs is None:
             self._reference_log_probs = self.evaluator.feedback_log_probs(self.reference)
@@ -116,8 +120,8 @@ class Comparison:
             methods,
             feedback,
             [record.prompt for record in records],
-            bootstrap=bootstrap["bootstrap"] // 5,
-            seed=bootstrap["seed"],
+            bootstrap=self.settings.bootstrap // 5,
+            seed=self.settings.seed,
         )
         report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
 

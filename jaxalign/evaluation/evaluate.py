@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +12,19 @@ import numpy as np
 
 from jaxalign import files
 from jaxalign.annotation import judges as judging
-from jaxalign.data.evaluation_set import EvaluationSet, read_evaluation_records
+from jaxalign.data.evaluation_set import (
+    EvaluationRecords,
+    EvaluationSet,
+    read_evaluation_records,
+)
 from jaxalign.errors import UserError
-from jaxalign.evaluation import plots
+from jaxalign.evaluation import results
 from jaxalign.evaluation.comparison import Comparison
 from jaxalign.evaluation.measure import Evaluator
-from jaxalign.evaluation.statistics import win_rate
+from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
-from jaxalign.runs.run import Run, learning_curve
+from jaxalign.runs.run import Run
 
 
 def evaluate(
@@ -87,71 +89,110 @@ def evaluate(
     Raises:
       UserError: names or paths that do not fit, malformed prompts, a judge that fails.
     """
-    named = named_checkpoints(checkpoints)
-    folder = Path(output_dir).expanduser()
-    side_file = str(folder / "rejected.jsonl")
-    options: dict[str, Any] = {
-        "side_file": side_file,
-        "kind": kind,
-        "layout": layout,
-        "fields": fields or [],
-        "prompt_field": prompt_field,
-        "duplicates": duplicates,
-    }
-    records = read_evaluation_records(prompts, split=split, **options)
-    reference_path = named.get(reference, reference) or next(iter(named.values()))
-    evaluator = Evaluator(
-        EvaluationSet(),
-        max_input_length,
-        max_target_length,
-        long_prompts,
-        batch_size,
-        temperature,
-        seed,
+    settings = EvaluationSettings(
+        prompts=prompts,
+        split=split,
+        judges=None if judges is None else tuple(judges),
+        reference=reference,
+        num_prompts=num_prompts,
+        temperature=temperature,
+        kl_samples=kl_samples,
+        ranking_only=ranking_only,
+        ranking_train=ranking_train,
+        batch_size=batch_size,
+        max_input_length=max_input_length,
+        max_target_length=max_target_length,
+        long_prompts=long_prompts,
+        kind=kind,
+        layout=layout,
+        fields=fields,
+        duplicates=duplicates,
+        bootstrap=bootstrap,
+        step=step,
+        prompt_field=prompt_field,
+        seed=seed,
     )
+    return compare(named_checkpoints(checkpoints), settings, Path(output_dir).expanduser())
+
+
+def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path) -> dict[str, Any]:
+    """Compares policies by name and path, writes the results into a folder and prints a table.
+
+    Returns:
+      The content of evaluation.json.
+
+    Raises:
+      UserError: as `evaluate`.
+    """
+    reference_path = named.get(settings.reference, settings.reference) or next(iter(named.values()))
+    records = _read(settings, settings.prompts, settings.split, folder)
     # What one of the policies cannot read is left out for all of them.
-    described = [Run(path, step) for path in dict.fromkeys([reference_path, *named.values()])]
-    records = records.readable([evaluator.encoder(run) for run in described])
+    reader = Evaluator(EvaluationSet(), settings)
+    described = [
+        Run(path, settings.step) for path in dict.fromkeys([reference_path, *named.values()])
+    ]
+    records = records.readable([reader.encoder(run) for run in described])
     if records.rejected:
         _progress(records.describe_rejected())
-    data = records.to_set().first(num_prompts)
-    evaluator = dataclasses.replace(evaluator, data=data)
-    if ranking_only and not data.feedback:
-        raise UserError(f"{prompts}: ranking_only needs logged responses with feedback.")
-    panel = [] if ranking_only else [judging.get_judge(spec) for spec in judges or ["slot_error"]]
-    reference_run = Run(reference_path, step).policy()
-    session = Comparison(evaluator, reference_run, panel, 0 if ranking_only else kl_samples)
-    session.linear = _linear_baseline(data, prompts, ranking_train, options)
+    data = records.to_set().first(settings.num_prompts)
+    if settings.ranking_only and not data.feedback:
+        raise UserError(f"{settings.prompts}: ranking_only needs logged responses with feedback.")
+    panel = _panel(settings, data)
+    reference_run = Run(reference_path, settings.step).policy()
+    session = Comparison(data, settings, reference_run, list(panel.values()))
+    session.linear = _linear_baseline(data, settings, folder)
     for name, path in named.items():
         # The reference's parameters are in memory already.
-        run = reference_run if path == reference_path else Run(path, step).policy()
-        session.measure(name, path, run, step, bootstrap=bootstrap, seed=seed)
+        same = path == reference_path
+        run = reference_run if same else Run(path, settings.step).policy()
+        session.measure(name, path, run)
         _progress(f"measured {name} (step {run.step})")
-    result = {
+    result: dict[str, Any] = {
         "settings": {
-            "prompts": str(prompts),
-            "split": split,
+            **settings.describe(),
             "num_prompts": len(data.prompts),
             "num_feedback": len(data.feedback),
             "rejected": dict(records.rejected),
-            "judges": [judge.name for judge in panel],
+            "judges": [judge.name for judge in panel.values()],
+            "judge_specs": list(panel),
             "reference": reference_path,
-            "temperature": temperature,
-            "kl_samples": kl_samples,
-            "bootstrap": bootstrap,
-            "seed": seed,
         },
         "policies": session.reports,
-        "win_rates": win_rates(session.scores, bootstrap=bootstrap, seed=seed),
+        "win_rates": results.win_rates(
+            session.scores, bootstrap=settings.bootstrap, seed=settings.seed
+        ),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write_responses(folder, session, data)
-    result["plots"] = _draw(folder / "plots", named, session, panel)
-    result = finite_json(result)
+    results.write_responses(folder, session, data)
+    result["plots"] = results.draw(folder / "plots", named, session)
+    result = results.finite_json(result)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     files.write_text(folder / "evaluation.json", text + "\n")
     print(summary_text(result))
     return result
+
+
+def _panel(settings: EvaluationSettings, data: EvaluationSet) -> dict[str, judging.Judge]:
+    """The judges by how they were named, once it is known that they can judge these prompts."""
+    if settings.ranking_only:
+        return {}
+    panel = {spec: judging.get_judge(spec) for spec in settings.judges or ("slot_error",)}
+    names = [judge.name for judge in panel.values()]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two judges are called {max(names, key=names.count)}; evaluate with one of them at a time"
+        )
+    try:
+        for judge in panel.values():
+            judging.check_prompts(judge, data.prompts, data.references)
+    except UserError as error:
+        if settings.judges is not None:
+            raise
+        raise UserError(
+            f"{error}; that is the default judge: choose others with --judges={','.join(judging.judge_names())} or "
+            "--judges=module:function, or generate nothing with --ranking_only"
+        ) from None
+    return panel
 
 
 def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
@@ -163,7 +204,8 @@ def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
     named: dict[str, str] = {}
     for entry in checkpoints:
         name, separator, path = entry.partition("=")
-        if not separator:
+        # Names have no slash, so runs/lr=1e-3 is a path.
+        if not separator or "/" in name or Path(entry).exists():
             name, path = Path(entry).name, entry
         if not name or not path:
             raise UserError(f"checkpoint '{entry}': write name=path.")
@@ -177,47 +219,31 @@ def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def win_rates(
-    scores: dict[str, dict[str, np.ndarray]], *, bootstrap: int, seed: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """judge -> first policy -> second policy -> win rate of the first over the second."""
-    return {
-        judge: {
-            first: {
-                second: win_rate(
-                    by_policy[first], by_policy[second], samples=bootstrap, seed=seed
-                ).to_dict()
-                for second in by_policy
-                if second != first
-            }
-            for first in by_policy
-        }
-        for judge, by_policy in scores.items()
-    }
-
-
-def finite_json(value: Any) -> Any:
-    """The same nested value with NaN and infinity as null, which JSON can hold."""
-    if isinstance(value, dict):
-        return {key: finite_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _read(settings: EvaluationSettings, source: str, split: str, folder: Path) -> EvaluationRecords:
+    """The records of a file or of a cache's split; what is rejected is listed beside the results."""
+    return read_evaluation_records(
+        source,
+        split=split,
+        side_file=str(folder / "rejected.jsonl"),
+        kind=settings.kind,
+        layout=settings.layout,
+        fields=settings.fields,
+        prompt_field=settings.prompt_field,
+        duplicates=settings.duplicates,
+    )
 
 
 def _linear_baseline(
-    data: EvaluationSet, prompts: str, ranking_train: str, options: Mapping[str, Any]
+    data: EvaluationSet, settings: EvaluationSettings, folder: Path
 ) -> np.ndarray | None:
     """Predictions of the TF-IDF model for the logged responses, if there is anything to fit it on."""
     if not data.feedback:
         return None
-    source = ranking_train or (prompts if Path(prompts).is_dir() else "")
+    prompts = settings.prompts
+    source = settings.ranking_train or (prompts if Path(prompts).is_dir() else "")
     if not source:
         return None
-    records = read_evaluation_records(source, split="train", **options)
-    fitted_on = records.to_set().feedback
+    fitted_on = _read(settings, source, "train", folder).to_set().feedback
     if not fitted_on:
         raise UserError(f"{source}: holds no feedback to fit the TF-IDF baseline on.")
     model = TfidfRidge().fit(
@@ -228,48 +254,6 @@ def _linear_baseline(
     return model.predict(
         [record.prompt for record in data.feedback], [record.response for record in data.feedback]
     )
-
-
-def _write_responses(folder: Path, session: Comparison, data: EvaluationSet) -> None:
-    for name, answers in session.answers.items():
-        path = folder / "responses" / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path, "w") as file:
-            for i, prompt in enumerate(data.prompts):
-                line = {
-                    "id": i,
-                    "prompt": prompt,
-                    "responses": [answers.responses[i]],
-                    "length": int(answers.lengths[i]),
-                    "scores": {j: float(by[name][i]) for j, by in session.scores.items()},
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _draw(
-    folder: Path, named: dict[str, str], session: Comparison, panel: Sequence[judging.Judge]
-) -> list[str]:
-    """Draws what there is to draw; returns the paths."""
-    paths: list[str | None] = []
-    if panel and session.kl_samples:
-        points = [
-            {
-                "name": name,
-                "kl": report["kl"]["mean"],
-                "kl_error": report["kl"]["standard_error"],
-                "reward": report["rewards"][panel[0].name]["mean"],
-                "low": report["rewards"][panel[0].name]["low"],
-                "high": report["rewards"][panel[0].name]["high"],
-            }
-            for name, report in session.reports.items()
-        ]
-        paths.append(plots.plot_reward_against_kl(points, folder / "reward_against_kl.png"))
-    curves = {name: learning_curve(path) for name, path in named.items()}
-    curves = {name: records for name, records in curves.items() if records}
-    paths.append(plots.plot_learning_curves(curves, folder / "learning_curves.png"))
-    if session.calibrations:
-        paths.append(plots.plot_calibration(session.calibrations, folder / "calibration.png"))
-    return [path for path in paths if path]
 
 
 def _progress(message: str) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.evaluation.calibration import Calibration, calibration, residual_statistics
+from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
 from jaxalign.inference import sampling
 from jaxalign.inference.encoders import encoder_of
@@ -51,28 +52,14 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """The evaluation set with the settings that all policies share.
-
-    Attributes:
-      data: prompts, references, feedback.
-      max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
-      long_prompts: how prompts are cut; '' takes each run's own way.
-      batch_size: prompts a batch.
-      temperature: of the judged responses; 0 is greedy.
-      seed: of sampling.
-    """
+    """Measures a policy on an evaluation set, with the settings that all policies share."""
 
     data: EvaluationSet
-    max_input_length: int = 0
-    max_target_length: int = 0
-    long_prompts: str = ""
-    batch_size: int = 32
-    temperature: float = 0.0
-    seed: int = 0
+    settings: EvaluationSettings
 
     def answer(self, run: TrainedNetwork) -> Answers:
         """One response a prompt, at the evaluation's temperature."""
-        tokens = self._sample(run, self.temperature, 1, self.seed)[:, 0]
+        tokens = self._sample(run, self.settings.temperature, 1, self.settings.seed)[:, 0]
         rows = [response_tokens(row) for row in tokens]
         return Answers(
             [decode_tokens(run.vocabulary, row) for row in rows],
@@ -86,11 +73,13 @@ class Evaluator:
         Both policies score the sampled token ids in the same way, so a policy's KL from itself is
         exactly 0. A response cut at the length limit counts with the tokens it has.
         """
-        tokens = self._sample(run, 1.0, samples, self.seed + 1)
+        tokens = self._sample(run, 1.0, samples, self.settings.seed + 1)
         responses = [[response_tokens(row) for row in group] for group in tokens]
         prompts = self._prompts(run, self.data.prompts)
         own, theirs = (
-            score_responses(r.network, r.params, prompts, responses, batch_size=self.batch_size)[0]
+            score_responses(
+                r.network, r.params, prompts, responses, batch_size=self.settings.batch_size
+            )[0]
             for r in (run, reference)
         )
         return kl_from_samples(own, theirs)
@@ -102,14 +91,16 @@ class Evaluator:
         responses = [[tokens] for tokens in encoded.tokens]
         prompts = self._prompts(run, [record.prompt for record in records])
         return score_responses(
-            run.network, run.params, prompts, responses, batch_size=self.batch_size
+            run.network, run.params, prompts, responses, batch_size=self.settings.batch_size
         )[0][:, 0]
 
     def feedback_values(self, value: TrainedNetwork) -> Float[np.ndarray, " items"]:
         """V(x) for the prompt of every logged response with feedback."""
         distinct = list(dict.fromkeys(record.prompt for record in self.data.feedback))
         prompts = self._prompts(value, distinct)
-        values = predict_values(value.network, value.params, prompts, batch_size=self.batch_size)
+        values = predict_values(
+            value.network, value.params, prompts, batch_size=self.settings.batch_size
+        )
         known = dict(zip(distinct, values, strict=True))
         return np.array([known[record.prompt] for record in self.data.feedback])
 
@@ -117,7 +108,7 @@ class Evaluator:
         self, run: TrainedNetwork, temperature: float, samples: int, seed: int
     ) -> np.ndarray:
         settings = DecodingSettings(
-            max_target_length=run.length("targets", self.max_target_length),
+            max_target_length=run.length("targets", self.settings.max_target_length),
             num_samples=samples,
             temperature=temperature,
         )
@@ -126,7 +117,7 @@ class Evaluator:
             run.params,
             self._prompts(run, self.data.prompts),
             settings,
-            batch_size=self.batch_size,
+            batch_size=self.settings.batch_size,
             seed=seed,
         )[0]
 
@@ -134,9 +125,9 @@ class Evaluator:
         """How a run reads the texts of the evaluation set."""
         return encoder_of(
             run,
-            max_input_length=self.max_input_length,
-            max_target_length=self.max_target_length,
-            long_prompts=self.long_prompts,
+            max_input_length=self.settings.max_input_length,
+            max_target_length=self.settings.max_target_length,
+            long_prompts=self.settings.long_prompts,
         )
 
     def describe_prompts(self, run: TrainedNetwork) -> tuple[dict[str, float], str]:

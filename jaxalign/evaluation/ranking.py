@@ -85,11 +85,11 @@ def rank_responses(
     good = good_responses(feedback)
     groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
 
-    def interval(statistic: Any) -> tuple[float, float]:
-        return bootstrap_statistic(statistic, groups, samples=bootstrap, seed=seed)
+    def interval(statistic: Any, bounds: tuple[float, float]) -> tuple[float, float]:
+        return bootstrap_statistic(statistic, groups, bounds=bounds, samples=bootstrap, seed=seed)
 
-    correlation = interval(lambda i: spearman(scores[i], feedback[i]))
-    area = interval(lambda i: area_under_curve(scores[i], good[i]))
+    correlation = interval(lambda i: spearman(scores[i], feedback[i]), (-1.0, 1.0))
+    area = interval(lambda i: area_under_curve(scores[i], good[i]), (0.0, 1.0))
     within, accuracy, num_prompts, num_pairs = _within_prompts(scores, feedback, groups)
     return Ranking(
         spearman=spearman(scores, feedback),

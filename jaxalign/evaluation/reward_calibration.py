@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_one_of
 from jaxalign.evaluation.calibration import calibration
 from jaxalign.evaluation.reward_maps import FITS, checked_items
 from jaxalign.evaluation.statistics import spearman
@@ -100,7 +102,7 @@ def calibrate(
     *,
     cache_dir: str,
     name: str,
-    method: str = "isotonic",
+    method: str = "best",
     fit_split: str = "validation",
     splits: list[str] | None = None,
     output_name: str = "",
@@ -111,7 +113,8 @@ def calibrate(
     Args:
       cache_dir: the cached task, with absolute feedback; best one that the reward model was not trained on.
       name: of the rewards that `jaxalign score` stored.
-      method: 'linear', 'logistic' or 'isotonic'.
+      method: 'constant', 'linear', 'logistic' or 'isotonic'; 'best' takes the one with the least squared error on prompts that it was
+        not fitted on. A map that predicts worse there than a constant is refused.
       fit_split: the split whose feedback the map is fitted on.
       splits: splits to map; all that have the rewards by default.
       output_name: ``<name>-<method>`` by default.
@@ -121,10 +124,9 @@ def calibrate(
       The map and, for every kind of map, the report on prompts it was not fitted on; both are stored beside the mapped rewards.
 
     Raises:
-      UserError: an unknown method, or a task without absolute feedback.
+      UserError: an unknown method, one that predicts worse than a constant, or a task without absolute feedback.
     """
-    if method not in FITS:
-        raise UserError(f"method is {method!r}; it must be one of {', '.join(FITS)}")
+    require_one_of("calibrate", ("best", *FITS), method=method)
     cache = TaskCache(cache_dir)
     metadata = cache.metadata
     if "feedback" not in metadata.fields or metadata.kind == "pair":
@@ -133,6 +135,9 @@ def calibrate(
         )
     labelled = _labelled(cache, fit_split, name)
     reports = {each: cross_fitted_report(each, *labelled, seed=seed).to_dict() for each in FITS}
+    method = _chosen(
+        method, {each: report["mean_squared_error"] for each, report in reports.items()}
+    )
     fitted = FITS[method](labelled.scores, labelled.feedback)
     result = {
         "source": name,
@@ -149,11 +154,30 @@ def calibrate(
         cache.write_stored(split, output_name, mapped, {**scores.info, **result})
     for each, report in reports.items():
         print(
+            f"{'->' if each == method else '  '} "
             f"{each:9s} calibration error {report['calibration_error']:.4f} (sampling {report['sampling_error']:.4f}), squared "
             f"error {report['mean_squared_error']:.4f} (constant {report['constant_mean_squared_error']:.4f})"
         )
     print(f"wrote {output_name!r} for {', '.join(wanted)} beside {cache_dir}")
     return result
+
+
+def _chosen(method: str, errors: Mapping[str, float]) -> str:
+    """The method to store, from squared errors on prompts that the maps were not fitted on."""
+    if method == "best":
+        # The simpler one of two that are as good: they are listed from simple to flexible.
+        method = min(errors, key=lambda name: errors[name])
+        if method == "constant":
+            print(
+                "jaxalign: no map of these rewards predicts the feedback better than its mean, so the mean is stored for every response",
+                file=sys.stderr,
+            )
+    if errors[method] > errors["constant"]:
+        raise UserError(
+            f"a {method} map of these rewards predicts the feedback worse than its mean does (squared error {errors[method]:.4f}, "
+            f"{errors['constant']:.4f}) on prompts it was not fitted on; leave --method out to take the best map"
+        )
+    return method
 
 
 def _labelled(cache: TaskCache, split: str, name: str) -> _Labelled:

@@ -18,6 +18,16 @@ Items = Shaped[np.ndarray, " items"]
 
 
 @dataclasses.dataclass(frozen=True)
+class ConstantMap:
+    """One number for every score: what is right where the scores say nothing about the feedback."""
+
+    value: float
+
+    def __call__(self, scores: Items) -> Float[np.ndarray, " items"]:
+        return np.full(len(scores), self.value)
+
+
+@dataclasses.dataclass(frozen=True)
 class LinearMap:
     """``intercept + slope * score``."""
 
@@ -53,7 +63,13 @@ class IsotonicMap:
         return np.interp(np.asarray(scores, np.float64), self.knots, self.values)
 
 
-RewardMap = LinearMap | LogisticMap | IsotonicMap
+RewardMap = ConstantMap | LinearMap | LogisticMap | IsotonicMap
+
+
+def fit_constant(scores: Items, feedback: Items) -> ConstantMap:
+    """The mean of the feedback."""
+    _, feedback = checked_items(scores, feedback)
+    return ConstantMap(float(feedback.mean()))
 
 
 def fit_linear(scores: Items, feedback: Items) -> LinearMap:
@@ -139,6 +155,7 @@ def pool_adjacent_violators(values: Items, weights: Items) -> Float[np.ndarray, 
 
 
 FITS: dict[str, Callable[[Items, Items], RewardMap]] = {
+    "constant": fit_constant,
     "linear": fit_linear,
     "logistic": fit_logistic,
     "isotonic": fit_isotonic,

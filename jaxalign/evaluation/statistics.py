@@ -88,6 +88,7 @@ def bootstrap_statistic(
     statistic: Callable[[Int[np.ndarray, " resampled"]], float],
     groups: Shaped[np.ndarray, " items"],
     *,
+    bounds: tuple[float, float],
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -95,9 +96,13 @@ def bootstrap_statistic(
     """Percentile interval of a statistic of items, resampling whole groups (prompts).
 
     Args:
-      statistic: from item indices (with repetition) to a number; NaN results (a resample in which
-        the statistic is undefined) are left out.
+      statistic: from item indices (with repetition) to a number, or NaN where it is undefined, as an
+        AUC is in a resample without a negative.
       groups: [items], the prompt of every item.
+      bounds: the least and the greatest value of the statistic. Where it is undefined it could be any
+        of these: such a resample counts as the least for the lower end of the interval and as the
+        greatest for the upper end. To leave it out would make an interval of what is left, which is
+        narrow exactly where a class hangs on one prompt.
     """
     _, inverse = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(inverse, kind="stable")
@@ -113,10 +118,11 @@ def bootstrap_statistic(
         ],
         np.float64,
     )
-    draws = draws[np.isfinite(draws)]
-    if not draws.size:
+    defined = np.isfinite(draws)
+    if not defined.any():
         return float("nan"), float("nan")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low = np.quantile(np.where(defined, draws, bounds[0]), (1 - level) / 2)
+    high = np.quantile(np.where(defined, draws, bounds[1]), (1 + level) / 2)
     return float(low), float(high)
 
 

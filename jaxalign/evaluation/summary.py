@@ -135,6 +135,7 @@ def _ranking(policies: Mapping[str, Any]) -> str:
                     "Spearman": _bounds(result, "spearman"),
                     "AUC": _bounds(result, "auc"),
                     "pairs in order": result["pairwise_accuracy"],
+                    "pairs": result["pairs"],
                     "order": own,
                 }
             )

@@ -20,7 +20,8 @@ import numpy as np
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import prompt_of
 from jaxalign.data.json_lines import read_json_objects
-from jaxalign.errors import UserError
+from jaxalign.data.tokenization import LONG_PROMPTS
+from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.resumable_output import resume
 from jaxalign.inference.rows import EOS, decode_tokens
@@ -46,8 +47,8 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {self.batch_size}.")
+        require_range("generate", "[1, inf)", batch_size=self.batch_size)
+        require_range("generate", "[0, inf)", seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,10 @@ def generate(
       UserError: a malformed input line (with file and line), an output that was written from
         other prompts or with other settings, or a policy that gives NaN.
     """
+    require_range("generate", "[1, inf)", batch_size=batch_size)
+    lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
+    require_range("generate", "[0, inf)", seed=seed, **lengths)
+    require_one_of("generate", ("", *LONG_PROMPTS), long_prompts=long_prompts)
     prompts = read_prompts(input, prompt_field)
     run = Run(checkpoint, step).policy(role=role)
     encoder = encoder_of(

@@ -36,7 +36,7 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
 
 
 def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) -> None:
-    advice = "give another output, or overwrite=true."
+    advice = "give another --output, or --overwrite."
     if not side_file.is_file():
         raise UserError(
             f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}"
@@ -71,12 +71,12 @@ def _check_lines(output: Path, prompts: list[str]) -> int:
         if done >= len(prompts):
             raise UserError(
                 f"{output}:{number}: more lines than the input has prompts ({len(prompts)}); "
-                "give another output, or overwrite=true."
+                "give another --output, or --overwrite."
             )
         if record.get("id") != done or record.get("prompt") != prompts[done]:
             raise UserError(
                 f"{output}:{number}: its prompt is not prompt {done} of the input; "
-                "give another output, or overwrite=true."
+                "give another --output, or --overwrite."
             )
         done += 1
     return done

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 
 
@@ -39,16 +39,12 @@ class DecodingSettings:
     alpha: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.max_target_length < 1:
-            raise UserError(f"max_target_length must be positive, got {self.max_target_length}.")
-        if self.num_samples < 1:
-            raise UserError(f"num_samples must be at least 1, got {self.num_samples}.")
-        if self.temperature < 0:
-            raise UserError(f"temperature must not be negative, got {self.temperature}.")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"top_k must be >= 0 and top_p in (0, 1], got {self.top_k} and {self.top_p}."
-            )
+        owner = "decoding"
+        require_range(owner, "[1, inf)", max_target_length=self.max_target_length)
+        require_range(owner, "[1, inf)", num_samples=self.num_samples)
+        require_range(owner, "[0, inf)", temperature=self.temperature, top_k=self.top_k)
+        require_range(owner, "(0, 1]", top_p=self.top_p)
+        require_range(owner, "[0, inf)", num_beams=self.num_beams, alpha=self.alpha)
         if self.num_beams and self.temperature:
             raise UserError("beam search and sampling exclude each other: set temperature=0.")
         if self.num_beams and self.num_samples > self.num_beams:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxalign.errors import require_range
 from jaxalign.losses.hyperparameters import HyperparameterError, require_positive
 from jaxalign.losses.masking import as_float32, masked_mean, masked_sum
 from jaxalign.losses.requirements import named, requires
@@ -233,6 +234,11 @@ class TwoSidedRunningMean:
     """
 
     desirable_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_range(
+            "TwoSidedRunningMean", "(-inf, inf)", desirable_threshold=self.desirable_threshold
+        )
 
     def initial(self) -> dict[str, Array]:
         """Nothing seen, no shift."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, PRNGKeyArray
 
+from jaxalign.errors import UserError
 from jaxalign.networks.incremental import SequenceLogits, SequenceTokens
 from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
@@ -65,12 +66,13 @@ def generate(
         scoring a response, which takes PAD for its end, need not give the returned log-probability again.
 
     Raises:
-      ValueError: an argument is out of range, or sampling was asked for without `rng`.
+      UserError: temperature, top_k or top_p out of range.
+      ValueError: another argument is out of range, or sampling was asked for without `rng`.
     """
     _require_positive("max_decode_len", max_decode_len)
     _require_positive("num_samples", num_samples)
     if temperature < 0 or not 0 < top_p <= 1 or not 0 <= top_k <= policy.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"temperature={temperature}, top_k={top_k}, top_p={top_p}: temperature must not be negative, top_k must be in "
             f"[0, {policy.vocab_size}] and top_p in (0, 1]."
         )
@@ -156,19 +158,19 @@ class _Samples(NamedTuple):
     ),
 )
 def _generate(
-    policy,
-    params,
-    encoder_input_tokens,
-    rng,
-    temperature,
-    top_p,
+    policy: Any,
+    params: Any,
+    encoder_input_tokens: Any,
+    rng: Any,
+    temperature: Any,
+    top_p: Any,
     *,
-    max_decode_len,
-    greedy,
-    top_k,
-    nucleus,
-    num_samples,
-    choose_pad,
+    max_decode_len: Any,
+    greedy: Any,
+    top_k: Any,
+    nucleus: Any,
+    num_samples: Any,
+    choose_pad: Any,
 ) -> Generations:
     rows = encoder_input_tokens.shape[0]
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
@@ -210,7 +212,7 @@ def _generate(
     return Generations(state.tokens, state.log_probs)
 
 
-def _sample(key, logits: SequenceLogits, top_k: int, top_p: AnyArray | None) -> SequenceTokens:
+def _sample(key: Any, logits: SequenceLogits, top_k: int, top_p: AnyArray | None) -> SequenceTokens:
     ids = None
     if top_k:
         logits, ids = jax.lax.top_k(logits, top_k)
@@ -230,7 +232,7 @@ def nucleus_mask(probs: SequenceLogits, top_p: AnyArray) -> AnyArray:
     """
     bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)  # monotone for x >= 0
 
-    def halve(_, bounds):
+    def halve(_: Any, bounds: Any) -> Any:
         low, high = bounds  # low is a threshold that keeps enough, high + 1 one that does not
         middle = low + (high - low + 1) // 2
         mass = jnp.sum(jnp.where(bits >= middle, probs, 0.0), axis=-1, keepdims=True)
@@ -260,7 +262,13 @@ class _Beams(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("policy", "num_beams", "max_decode_len"))
 def _beam_search(
-    policy, params, encoder_input_tokens, alpha, *, num_beams, max_decode_len
+    policy: Any,
+    params: Any,
+    encoder_input_tokens: Any,
+    alpha: Any,
+    *,
+    num_beams: Any,
+    max_decode_len: Any,
 ) -> Generations:
     rows, vocab_size = encoder_input_tokens.shape[0], policy.vocab_size
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxalign.errors import require_range
 from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.networks.shapes import AnyArray, Batch, Params, PerResponseOutputs
 
@@ -50,8 +51,7 @@ class FeatureReward(RewardPredictor):
             )
         if self.form not in FORMS:
             raise ValueError(f"FeatureReward.form is {self.form!r}; it must be one of {FORMS}.")
-        if not self.scale > 0:
-            raise ValueError(f"FeatureReward.scale is {self.scale}; it must be positive.")
+        require_range("FeatureReward", "(0, inf)", scale=self.scale)
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """``{'head': {'layer_0': {'kernel', 'bias'}, ...}}``; under ``head`` so that no optimizer scales updates by its size."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         joined = config.num_heads * config.head_dim
         dtype = config.activation_dtype
 
-        def query_init(*args):
+        def query_init(*args: Any) -> Any:
             return _attention_init(*args) / jnp.sqrt(config.head_dim)
 
         inwards, outwards = ("embed", "joined_kv"), ("joined_kv", "embed")
@@ -327,7 +328,7 @@ def apply_layers(
     return x
 
 
-def _remat_policy(name: str):
+def _remat_policy(name: str) -> Any:
     if name == "minimal":
         return jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
     return None

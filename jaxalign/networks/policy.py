@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from jaxalign.errors import require_range
 from jaxalign.networks import scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
@@ -54,6 +55,7 @@ class Policy(TokenPolicy, DecodingPolicy):
     kind: ClassVar[str] = "policy"
 
     def __post_init__(self) -> None:
+        require_range("Policy", "[1, inf)", logits_chunk_size=self.logits_chunk_size)
         if self.value_token is not None and not 2 <= self.value_token < self.config.vocab_size:
             raise ValueError(
                 f"value_token is {self.value_token}; it must be an unused token between 2 and "
@@ -244,7 +246,7 @@ class Policy(TokenPolicy, DecodingPolicy):
     def _architecture(self) -> Architecture:
         return architecture_of(self.config)
 
-    def _value_logits(self, params, hidden, batch) -> PerExampleOutputs:
+    def _value_logits(self, params: Any, hidden: Any, batch: Any) -> PerExampleOutputs:
         if self.value_token is None:
             raise ValueError("value_logits needs a Policy with value_token set to an unused token.")
         examples = jnp.arange(1, batch["response_mask"].shape[1] + 1)
@@ -255,7 +257,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         logits = scale * jnp.sum(states * kernel[:, self.value_token], axis=-1)
         return jnp.where(jnp.any(member, axis=1), logits, 0.0).reshape(-1)
 
-    def _apply(self, params, *inputs, method, rng):
+    def _apply(self, params: Any, *inputs: Any, method: Any, rng: Any) -> Any:
         rngs = None if rng is None else {"dropout": rng}
         return self.module.apply(
             {"params": params}, *inputs, method=method, deterministic=rng is None, rngs=rngs

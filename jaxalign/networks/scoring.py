@@ -152,7 +152,7 @@ def map_logits(
     kernels = tuple(item.kernel for item in distributions)
     slices = (tuple(item.hidden for item in distributions), per_token)
 
-    def evaluate(kernels, slices):
+    def evaluate(kernels: Any, slices: Any) -> Any:
         hiddens, others = slices
         logits = [
             project(item._replace(hidden=hidden, kernel=kernel))
@@ -166,7 +166,7 @@ def map_logits(
 
     # Chunks as the scan's own inputs: their gradients are stacked, and only the projections' gradients are accumulated.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk(carry, here):
+    def chunk(carry: Any, here: Any) -> Any:
         return carry, evaluate(kernels, here)
 
     width = math.ceil(length / num_chunks)
@@ -222,12 +222,20 @@ def _num_shards(rows: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _statistics(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean):
+def _statistics(
+    hidden: Any,
+    kernel: Any,
+    targets: Any,
+    num_chunks: Any,
+    scale: Any,
+    forbidden: Any,
+    with_mean: Any,
+) -> Any:
     outputs, _ = _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean)
     return outputs
 
 
-def _project(hidden, kernel, scale, forbidden):
+def _project(hidden: Any, kernel: Any, scale: Any, forbidden: Any) -> Any:
     logits = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
     if scale != 1.0:
         logits = logits * scale
@@ -237,7 +245,7 @@ def _project(hidden, kernel, scale, forbidden):
     return logits
 
 
-def _read(logits, targets, forbidden, with_mean):
+def _read(logits: Any, targets: Any, forbidden: Any, with_mean: Any) -> Any:
     log_normalizers = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
     mean = jnp.zeros_like(log_normalizers)
@@ -248,17 +256,25 @@ def _read(logits, targets, forbidden, with_mean):
     return target_logits - log_normalizers, log_normalizers, mean
 
 
-def _num_allowed(logits, forbidden):
+def _num_allowed(logits: Any, forbidden: Any) -> Any:
     return logits.shape[-1] - (forbidden is not None)
 
 
-def _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean):
+def _forward(
+    hidden: Any,
+    kernel: Any,
+    targets: Any,
+    num_chunks: Any,
+    scale: Any,
+    forbidden: Any,
+    with_mean: Any,
+) -> Any:
     if num_chunks == 1:
         logits = _project(hidden, kernel, scale, forbidden)
         outputs = _read(logits, targets, forbidden, with_mean)
         return outputs, (hidden, kernel, targets, outputs[1], logits)
 
-    def chunk(_, index):
+    def chunk(_: Any, index: Any) -> Any:
         logits = _project(_slice(hidden, index, num_chunks), kernel, scale, forbidden)
         return None, _read(logits, _slice(targets, index, num_chunks), forbidden, with_mean)
 
@@ -267,13 +283,17 @@ def _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean):
     return outputs, (hidden, kernel, targets, outputs[1], None)
 
 
-def _backward(num_chunks, scale, forbidden, with_mean, residuals, cotangents):
+def _backward(
+    num_chunks: Any, scale: Any, forbidden: Any, with_mean: Any, residuals: Any, cotangents: Any
+) -> Any:
     hidden, kernel, targets, log_normalizers, logits = residuals
     d_log_probs, d_log_normalizers, d_mean = cotangents
     # With p = softmax: d log_prob = onehot - p, d log_normalizer = p, d mean_log_prob = 1/V - p.
     d_softmax = d_log_normalizers - d_log_probs - d_mean
 
-    def d_logits(logits, targets, log_normalizers, d_target, d_softmax, d_mean):
+    def d_logits(
+        logits: Any, targets: Any, log_normalizers: Any, d_target: Any, d_softmax: Any, d_mean: Any
+    ) -> Any:
         vocabulary = jnp.arange(logits.shape[-1])
         grad = jnp.exp(logits - log_normalizers[..., None]) * d_softmax[..., None]
         grad += jnp.where(vocabulary == targets[..., None], d_target[..., None], 0.0)
@@ -286,17 +306,17 @@ def _backward(num_chunks, scale, forbidden, with_mean, residuals, cotangents):
     # One sum per device, added up after the last chunk: otherwise every chunk ends in an all-reduce as large as the projection.
     shards = _num_shards(targets.shape[0])
 
-    def pull_back(grad, hidden):
+    def pull_back(grad: Any, hidden: Any) -> Any:
         d_hidden = jnp.dot(grad, kernel.astype(jnp.float32).T).astype(hidden.dtype)
         states, grad = (
             x.astype(jnp.float32).reshape(shards, -1, *x.shape[1:]) for x in (hidden, grad)
         )
         return d_hidden, per_shard(jnp.einsum("srte,srtv->sev", states, grad))
 
-    def per_shard(d_kernel):
+    def per_shard(d_kernel: Any) -> Any:
         return nn.with_logical_constraint(d_kernel, ("batch", None, "vocab"))
 
-    def total(d_kernel):
+    def total(d_kernel: Any) -> Any:
         d_kernel = nn.with_logical_constraint(jnp.sum(d_kernel, axis=0), ("embed", "vocab"))
         return d_kernel.astype(kernel.dtype)
 
@@ -305,7 +325,7 @@ def _backward(num_chunks, scale, forbidden, with_mean, residuals, cotangents):
         d_hidden, d_kernel = pull_back(d_logits(logits, *per_token), hidden)
         return d_hidden, total(d_kernel), None
 
-    def chunk(d_kernel, index):
+    def chunk(d_kernel: Any, index: Any) -> Any:
         states = _slice(hidden, index, num_chunks)
         logits = _project(states, kernel, scale, forbidden)
         grad = d_logits(logits, *(_slice(values, index, num_chunks) for values in per_token))
@@ -317,7 +337,7 @@ def _backward(num_chunks, scale, forbidden, with_mean, residuals, cotangents):
     return _join(d_hidden, targets.shape[1]), total(d_kernel), None
 
 
-def _slice(values, index, num_chunks):
+def _slice(values: Any, index: Any, num_chunks: Any) -> Any:
     """Chunk `index` of `num_chunks` along axis 1; the last ones overlap their neighbours' end by padding."""
     width = math.ceil(values.shape[1] / num_chunks)
     padding = num_chunks * width - values.shape[1]
@@ -326,14 +346,14 @@ def _slice(values, index, num_chunks):
     return jax.lax.dynamic_slice_in_dim(values, index * width, width, axis=1)
 
 
-def _split(values, num_chunks, width):
+def _split(values: Any, num_chunks: Any, width: Any) -> Any:
     """All chunks along axis 1, stacked on axis 0; the last ones end in zeros."""
     padding = num_chunks * width - values.shape[1]
     values = jnp.pad(values, [(0, 0), (0, padding)] + [(0, 0)] * (values.ndim - 2))
     return jnp.moveaxis(values.reshape(values.shape[0], num_chunks, width, *values.shape[2:]), 1, 0)
 
 
-def _join(chunks, length):
+def _join(chunks: Any, length: Any) -> Any:
     """Inverse of `_slice` over all chunks, stacked on axis 0."""
     joined = jnp.moveaxis(chunks, 0, 1)
     joined = joined.reshape(joined.shape[0], -1, *joined.shape[3:])

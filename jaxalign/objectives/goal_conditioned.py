@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.losses.goal_conditioning import (
     ContrastMeans,
     contrast_means,
@@ -63,11 +63,13 @@ class GoalConditionedRewardModel(RewardModel):
             raise UserError(
                 f"GoalConditionedRewardModel.form must be 'matched' or 'released', not {self.form!r}"
             )
-        if not self.contrast_weight >= 0 or self.num_samples < 1:
-            raise UserError(
-                "GoalConditionedRewardModel needs contrast_weight >= 0 and num_samples >= 1, not "
-                f"{self.contrast_weight} and {self.num_samples}"
-            )
+        name = "GoalConditionedRewardModel"
+        require_range(name, "[0, inf)", contrast_weight=self.contrast_weight, seed=self.seed)
+        require_range(name, "[1, inf)", num_samples=self.num_samples)
+        require_range(name, "[0, 1)", low=self.low)
+        require_range(name, "(0, 1]", high=self.high)
+        if self.low >= self.high:
+            raise UserError(f"{name}.low is {self.low}; it must be below high, {self.high}")
 
     def initial_statistics(self) -> dict[str, Any]:
         return {"draws": jnp.zeros((), jnp.float32)}

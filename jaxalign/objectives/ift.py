@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.segments import first_tokens, shifted
 from jaxalign.losses.token_level import (
@@ -63,6 +63,7 @@ class IFT(Objective):
 
     def __post_init__(self) -> None:
         check_normalization("IFT", self.normalization)
+        require_range("IFT", "[0, inf)", z_loss=self.z_loss)
         if not 0 <= self.mix <= 1:
             raise UserError(f"IFT.mix must lie in [0, 1], not {self.mix}")
         if not 0 <= self.discount < 1:

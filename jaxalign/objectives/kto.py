@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.losses.hyperparameters import require_nonnegative, require_positive
 from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.masking import masked_mean, masked_sum
@@ -84,6 +84,7 @@ class KTO(ReferenceObjective):
             raise UserError(f"KTO.labels must be 'feedback' or 'batch_mean', not {self.labels!r}")
 
         require_positive("KTO", beta=self.beta)
+        require_range("KTO", "(-inf, inf)", desirable_threshold=self.desirable_threshold)
         require_nonnegative(
             "KTO",
             desirable_weight=self.desirable_weight,

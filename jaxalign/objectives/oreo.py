@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxalign.errors import UserError
+from jaxalign.errors import require_range
 from jaxalign.losses.distillation import reverse_kl
 from jaxalign.losses.log_ratios import log_ratio
 from jaxalign.losses.segments import first_tokens
@@ -66,10 +66,8 @@ class OREO(Objective):
     batch_fields: ClassVar[tuple[str, ...]] = ("rewards",)
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise UserError(f"OREO.beta must be positive, not {self.beta}")
-        if not self.kl_weight >= 0:
-            raise UserError(f"OREO.kl_weight must be at least 0, not {self.kl_weight}")
+        require_range("OREO", "(0, inf)", beta=self.beta)
+        require_range("OREO", "[0, inf)", kl_weight=self.kl_weight)
 
     @property
     def temperature(self) -> float:

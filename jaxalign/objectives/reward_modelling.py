@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.losses.masking import masked_sum
 from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.reward_modelling import bradley_terry_loss, won
@@ -55,8 +55,7 @@ class RewardModel(Objective):
             raise UserError(
                 f"{type(self).__name__}.preferred must be 'first' or 'feedback', not {self.preferred!r}"
             )
-        if not self.margin >= 0:
-            raise UserError(f"{type(self).__name__}.margin must be at least 0, not {self.margin}")
+        require_range(type(self).__name__, "[0, inf)", margin=self.margin)
 
     @property
     def responses_per_prompt(self) -> int | None:  # type: ignore[override]
@@ -137,6 +136,10 @@ class FeatureRewardModel(RewardModel):
 
     name: ClassVar[str] = "feature_reward_model"
     batch_fields: ClassVar[tuple[str, ...]] = ("scores",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("FeatureRewardModel", "[0, inf)", l2=self.l2)
 
     def check_batch(self, batch: Batch) -> None:
         super().check_batch(batch)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxalign.errors import require_range
 from jaxalign.losses.requirements import Requirements
 from jaxalign.losses.token_level import cross_entropy
 from jaxalign.networks.protocols import TokenPolicy
@@ -32,6 +33,11 @@ class SFT(Objective):
     loss_normalizing_factor: float | None = None
 
     name: ClassVar[str] = "sft"
+
+    def __post_init__(self) -> None:
+        require_range("SFT", "[0, inf)", z_loss=self.z_loss)
+        require_range("SFT", "[0, 1)", label_smoothing=self.label_smoothing)
+        require_range("SFT", "(0, inf)", loss_normalizing_factor=self.loss_normalizing_factor)
 
     def requirements(self) -> Requirements:
         return Requirements(imitates=True)

@@ -64,6 +64,13 @@ class MeshShape:
     fsdp: int | None = None
     tensor: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, size in dataclasses.asdict(self).items():
+            if size is not None and (size == 0 or size < -1):
+                raise UserError(
+                    f"mesh axes must be positive, or one of them -1 for the rest: MESH_{name.upper()} is {size}"
+                )
+
     def __str__(self) -> str:
         sizes = dataclasses.asdict(self).items()
         given = [f"MESH_{name.upper()}={size}" for name, size in sizes if size is not None]
@@ -92,8 +99,8 @@ class MeshShape:
         # If another axis is -1, it takes the remaining devices, and data takes none.
         rest = 1 if -1 in (slices, fsdp, tensor) else -1
         sizes = [slices, rest if self.data is None else self.data, fsdp, tensor]
-        if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-            raise UserError(f"mesh axes must be positive, and at most one may be -1: {self}")
+        if sizes.count(-1) > 1:
+            raise UserError(f"at most one mesh axis may be -1: {self}")
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)
             if num_devices % known:

@@ -15,7 +15,7 @@ import jax
 
 from jaxalign import files
 from jaxalign.data.task_data import TaskData
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.accelerators import Accelerator
@@ -81,6 +81,9 @@ def plan(
     Raises:
       UserError: if libtpu is missing, if the topology is unknown, or if mesh and batch do not fit together.
     """
+    require_range("plan", "[1, inf)", batch_size=batch_size, microbatches=devices.microbatches)
+    require_range("plan", "[1, inf)", responses_per_prompt=responses_per_prompt)
+    require_range("plan", "[1, inf)", num_scores=num_scores, teacher_top=teacher_top)
     if not getattr(jax.config, "jax_platforms", None):
         # Otherwise JAX finds libtpu and searches for a TPU on this machine.
         jax.config.update("jax_platforms", "cpu")

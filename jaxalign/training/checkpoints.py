@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxalign import files, untrusted
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.parallel import distributed
 from jaxalign.runs import leftovers, manifests, stored_arrays
 from jaxalign.runs.checkpoints import (
@@ -40,7 +40,7 @@ class CheckpointPolicy:
 
     Attributes:
       period: steps between checkpoints.
-      keep_latest: how many of the newest to keep; None for all.
+      keep_latest: how many of the newest to keep, at least the one that a run goes on from; None for all.
       keep_best: how many of the best to keep as well.
       best_metric: name of an evaluation metric, ``"<split>/<metric>"``, for example ``"validation/loss"``; None for none.
       best_mode: 'min' or 'max'.
@@ -53,6 +53,13 @@ class CheckpointPolicy:
     best_metric: str | None = None
     best_mode: str = "min"
     asynchronous: bool = True
+
+    def __post_init__(self) -> None:
+        require_range(
+            "CheckpointPolicy", "[1, inf)", period=self.period, keep_latest=self.keep_latest
+        )
+        require_range("CheckpointPolicy", "[0, inf)", keep_best=self.keep_best)
+        require_one_of("CheckpointPolicy", ("min", "max"), best_mode=self.best_mode)
 
 
 class _LatestAndNamed:
@@ -78,12 +85,6 @@ class Checkpointer:
     def __init__(
         self, model_dir: Path | str, policy: CheckpointPolicy = CheckpointPolicy()
     ) -> None:
-        if policy.best_mode not in ("min", "max"):
-            raise UserError(f"best_mode must be 'min' or 'max', not {policy.best_mode!r}")
-        if policy.keep_latest is not None and policy.keep_latest < 1:
-            raise UserError(
-                f"KEEP_CHECKPOINTS must be at least 1, or None for all, not {policy.keep_latest}: a run goes on from its newest"
-            )
         self.policy = policy
         self._folder = Path(model_dir).absolute() / CHECKPOINTS
         # Step and run of the checkpoint that is being written.

@@ -13,6 +13,7 @@ from jaxalign.data.task_data import TaskData
 from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
+from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices
 from jaxalign.training import initial_checkpoint, launch, run_folder, task_checks
 from jaxalign.training.build import make_transformations
 from jaxalign.training.optimizers import Optimizer
@@ -26,6 +27,9 @@ def check(
     data: TaskData,
     optimizers: Mapping[str, Optimizer],
     start_from: StartFrom = RANDOM_INITIALISATION,
+    devices: Devices = DEFAULT_DEVICES,
+    batch_size: int,
+    random_seed: int = 0,
     **others: Any,
 ) -> None:
     """Checks the arguments of `run.train` as far as that is cheap.
@@ -35,6 +39,7 @@ def check(
         the objective.
     """
     del others
+    task_checks.check_numbers(batch_size, devices.microbatches, random_seed)
     folder = run_folder.local_folder(model_dir)
     launch.check_same_method(folder, launch.earlier_launch(folder), objective)
     started = None

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.networks.leaves import merge_roles
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
@@ -50,6 +50,12 @@ class LoopConfig:
     eval_period: int = 1000
     checkpoint: CheckpointPolicy = dataclasses.field(default_factory=CheckpointPolicy)
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        require_range(
+            "LoopConfig", "[1, inf)", train_steps=self.train_steps, log_period=self.log_period
+        )
+        require_range("LoopConfig", "[0, inf)", eval_period=self.eval_period)
 
 
 class _Pending(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.networks.stacking import STACKS
 
 Schedule = Callable[[Any], Any]
@@ -40,12 +40,14 @@ def learning_rate_schedule(
       A function of the 0-based step.
 
     Raises:
-      UserError: on an unknown schedule or a missing ``total_steps``.
+      UserError: on an unknown schedule, a missing ``total_steps`` or a number out of its range.
     """
     if schedule not in ("constant", "rsqrt", "linear", "cosine"):
         raise UserError(f"schedule must be constant, rsqrt, linear or cosine, not {schedule!r}")
     if schedule in ("linear", "cosine") and not total_steps:
         raise UserError(f"schedule {schedule!r} needs total_steps")
+    require_range("optimizer", "[0, inf)", learning_rate=learning_rate, warmup_steps=warmup_steps)
+    require_range("optimizer", "[1, inf)", total_steps=total_steps)
 
     def rate(step: Any) -> Any:
         count = jnp.asarray(step, jnp.float32) + 1.0
@@ -111,7 +113,17 @@ def adafactor(
       min_dim_size_to_factor: parameters with two dimensions at least this long have factored second moments.
       layer_axis: where layer-stacked parameters have their layers, the network's ``param_scan_axis``.
       clip_norm: clip the role's gradient to this global norm first.
+
+    Raises:
+      UserError: on a number out of its range.
     """
+    require_range(
+        "adafactor", "(0, inf)", clip_norm=clip_norm, clipping_threshold=clipping_threshold
+    )
+    require_range("adafactor", "(0, 1]", decay_rate=decay_rate)
+    require_range("adafactor", "[0, inf)", step_offset=step_offset)
+    require_range("adafactor", "[1, inf)", min_dim_size_to_factor=min_dim_size_to_factor)
+    require_range("adafactor", "[0, 1]", layer_axis=layer_axis)
     rate = learning_rate_schedule(
         learning_rate, warmup_steps=warmup_steps, schedule=schedule, total_steps=total_steps
     )
@@ -170,7 +182,13 @@ def adamw(
       eps: added to the root of the second moment.
       weight_decay: decoupled, times the learning rate.
       clip_norm: clip the role's gradient to this global norm first.
+
+    Raises:
+      UserError: on a number out of its range.
     """
+    require_range("adamw", "[0, 1)", b1=b1, b2=b2)
+    require_range("adamw", "(0, inf)", eps=eps, clip_norm=clip_norm)
+    require_range("adamw", "[0, inf)", weight_decay=weight_decay)
     rate = learning_rate_schedule(
         learning_rate, warmup_steps=warmup_steps, schedule=schedule, total_steps=total_steps
     )
@@ -196,7 +214,12 @@ def sgd(learning_rate: float = 1e-2, *, clip_norm: float | None = None) -> Optim
     Args:
       learning_rate: absolute.
       clip_norm: clip the role's gradient to this global norm first.
+
+    Raises:
+      UserError: on a number out of its range.
     """
+    require_range("sgd", "[0, inf)", learning_rate=learning_rate)
+    require_range("sgd", "(0, inf)", clip_norm=clip_norm)
 
     def build(update_scale: float) -> optax.GradientTransformation:
         return _clipped(clip_norm, optax.sgd(learning_rate * update_scale))

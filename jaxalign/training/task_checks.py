@@ -13,7 +13,7 @@ from jaxalign.data import cache_report, stored_fields
 from jaxalign.data.cache_metadata import REJECTED_FILE, CacheMetadata
 from jaxalign.data.records import ASSUMED_FEEDBACK
 from jaxalign.data.task_data import TaskData
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, require_range
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
 
@@ -26,6 +26,17 @@ _FIELDS_OF = {
 # In every batch, or computed before training.
 _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
 _GROUPS = "join the records of each prompt with --gin.task_data.TaskData.responses_per_example=4 and another CACHE_DIR"
+
+
+def check_numbers(batch_size: int, microbatches: int, random_seed: int) -> None:
+    """Checks the plain arguments of a run.
+
+    Raises:
+      UserError: naming the argument.
+    """
+    require_range("train", "[1, inf)", batch_size=batch_size, microbatches=microbatches)
+    # NumPy's generators and grain take 32 bits.
+    require_range("train", "[0, 4294967295]", random_seed=random_seed)
 
 
 def check(

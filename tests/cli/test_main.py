@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jaxalign.cli import commands, gin_types
-from jaxalign.cli.main import main
+from jaxalign.cli import commands, values
+from jaxalign.cli.main import main, told_in_one_line
 
 STANDARD = """
 MODEL_DIR = %gin.REQUIRED
@@ -86,6 +86,12 @@ class TestFlags:
             }
         ]
 
+    def test_a_list_is_split_at_commas_but_an_existing_path_is_not(self, calls, tmp_path):
+        odd = tmp_path / "lr=1,warm=2"
+        odd.mkdir()
+        assert main(["drive", "--model_dir=x", f"--places=a,b={odd},{odd},c"]) == 0
+        assert calls[0]["places"] == ["a", f"b={odd}", str(odd), "c"]
+
     def test_dashes_negation_and_none_are_understood(self, calls):
         assert main(["drive", "--model-dir=x", "--noloud", "--limit=none", "--at=best"]) == 0
         assert (calls[0]["loud"], calls[0]["limit"], calls[0]["at"]) == (False, None, "best")
@@ -98,6 +104,7 @@ class TestFlags:
             (["drive", "--setps=3"], "unknown flag --setps; did you mean --steps?"),
             (["drive", "--gin_fiel=x"], "unknown flag --gin_fiel; did you mean --gin_file?"),
             (["drive", "here"], "unexpected argument 'here'"),
+            (["drive", "--train_stepz=3"], "set by its name in capitals: --TRAIN_STEPZ=..."),
             (["drive", "--steps=many"], "--steps=many is not of type int"),
             (["drive", "--loud=perhaps"], "--loud=perhaps is not a boolean"),
             (["drive", "--steps"], "--steps needs a value"),
@@ -132,6 +139,66 @@ class TestGin:
         assert main(["drive", *files, "--gin_bindings", "Engine.fuel='coal'"]) == 0
         assert calls[0]["engine"].fuel == "coal"
 
+    @pytest.mark.parametrize(
+        ("flag", "name", "value"),
+        [
+            ("--MODEL_DIR=runs/x", "model_dir", "runs/x"),
+            ("--MODEL_DIR='runs/x'", "model_dir", "runs/x"),
+            ("--MODEL_DIR=12", "model_dir", "12"),
+            ("--MODEL_DIR=it's 50% @home", "model_dir", "it's 50% @home"),
+            ("--MODEL_DIR=~/x,~y", "model_dir", "/home/me/x,~y"),
+            ("--gin.MODEL_DIR='~/x'", "model_dir", "/home/me/x"),
+            ("--model_dir=~/x", "model_dir", "/home/me/x"),
+            ("--gin.MODEL_DIR=runs/x", "model_dir", "runs/x"),
+            ("--STEPS=100", "steps", 100),
+            ("--gin.drive.rate=1e-3", "rate", 1e-3),
+            ("--gin.drive.loud=true", "loud", True),
+            ("--gin.drive.limit=none", "limit", None),
+            ("--gin.drive.places=a,~/b", "places", ["a", "/home/me/b"]),
+            ("--gin.drive.at=best", "at", "best"),
+            ("--gin.Engine.fuel=coal", "engine", "coal"),
+        ],
+    )
+    def test_a_word_number_or_path_needs_no_quotes(
+        self, calls, gin_file, monkeypatch, flag, name, value
+    ):
+        monkeypatch.setenv("HOME", "/home/me")
+        arguments = ["drive", f"--gin_file={gin_file(STANDARD)}", "--MODEL_DIR=m", flag]
+        assert main(arguments) == 0
+        got = calls[-1][name]
+        assert (got.fuel if name == "engine" else got) == value
+
+    def test_a_plain_flag_sets_the_macro_that_stands_for_it(self, calls, gin_file):
+        body = STANDARD + "example_command.Engine.fuel = %MODEL_DIR\n"
+        assert main(["drive", f"--gin_file={gin_file(body)}", "--model_dir=m"]) == 0
+        assert calls[0]["engine"].fuel == "m"
+
+    def test_a_reference_given_by_a_flag_decides_who_reads_the_macros(self, calls, gin_file):
+        body = "WHERE = 1\nexample_command.drive.model_dir = 'm'\nexample_command.Engine.size = 1"
+        flags = ["--WHERE=7", "--gin.drive.engine=@Engine()", "--gin.Engine.fuel=%WHERE"]
+        assert main(["drive", f"--gin_file={gin_file(body)}", *flags]) == 0
+        assert calls[0]["engine"].fuel == "7"
+
+    def test_a_named_module_may_be_imported(self, calls, gin_file, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "my_engines.py").write_text("def steam():\n    return 'steam'\n")
+        body = STANDARD + "import my_engines\nexample_command.Engine.fuel = @my_engines.steam()\n"
+        arguments = ["drive", f"--gin_file={gin_file(body)}", "--MODEL_DIR=m"]
+        assert main(arguments) == 2
+        assert main([*arguments, "--gin_import=my_engines"]) == 0
+        assert calls[0]["engine"].fuel == "steam"
+
+    def test_a_dry_run_calls_no_function_of_a_file(
+        self, calls, gin_file, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (tmp_path / "my_traps.py").write_text("def trap():\n    raise SystemExit('called')\n")
+        body = STANDARD + "import my_traps\nexample_command.Engine.fuel = @my_traps.trap()\n"
+        body += "REGISTER_TASKS = [@my_traps.trap]\n"
+        flags = ["--MODEL_DIR=m", "--gin_import=my_traps", "--dry_run"]
+        assert main(["drive", f"--gin_file={gin_file(body)}", *flags]) == 0
+        assert "does not call @trap(), so the values" in capsys.readouterr().err
+
     def test_search_paths_come_first(self, calls, gin_file, tmp_path):
         gin_file(STANDARD + "STEPS = 9\n", "found.gin")
         paths = f"--gin_search_paths=/nowhere,{tmp_path}"
@@ -159,22 +226,32 @@ class TestGin:
     @pytest.mark.parametrize(
         ("body", "flags", "message"),
         [
-            (STANDARD, [], "MODEL_DIR has no value; set --gin.MODEL_DIR=..."),
+            (STANDARD, [], "MODEL_DIR has no value; set --MODEL_DIR=..."),
             (STANDARD, ["--gin.STEP=5"], "nothing reads the macro STEP; did you mean STEPS?"),
             (STANDARD, ["--gin.UNRELATED=5"], "--gin.UNRELATED has no effect"),
             (STANDARD, ["--gin.Unused.size=5"], "this configuration does not use Unused"),
             (STANDARD, ["--gin.drive.stepz=5"], "drive has no parameter stepz; did you mean steps?"),
             (STANDARD, ["--gin.Engin.size=5"], "nothing is called Engin; did you mean Engine?"),
-            (STANDARD, ["--gin.MODEL_DIR=runs/x"], "quotes, which the shell must keep: --gin.MODEL_DIR=\"'runs/x'\""),
+            (STANDARD, ["--STEP=5"], "--STEP has no effect: nothing reads the macro STEP; did you mean STEPS?"),
+            (STANDARD, ["--STEPS"], "--STEPS needs a value"),
+            (STANDARD, ["--MODEL_DIR=m", "--STEPS=many"], "STEPS = 'many', but drive.steps takes a whole number"),
+            (STANDARD, ["--MODEL_DIR=m", "--gin.drive.engine=@Engine"], "it takes what that makes: write @Engine()"),
             (STANDARD, ["--gin.STEPS=(3,"], "could not read the value of --gin.STEPS=(3,"),
             (STANDARD, ["--gin.drive.engine=@Motor()"], "nothing is called Motor"),
             (STANDARD, ["--gin_bindings=STEPS"], "not of the form NAME = VALUE"),
-            ("RATES = 1\nexample_command.drive.rate = %RATE", [], "RATE has no value; set --gin.RATE=...; did you mean RATES?"),
+            ("RATES = 1\nexample_command.drive.rate = %RATE", [], "RATE has no value; set --RATE=...; did you mean RATES?"),
             ("example_command.drive.engine = %MODEL", [], "MODEL has no value; add a --gin_file of models/"),
             ("example_command.drive.rats = 1", [], "drive.gin:3: example_command.drive has no parameter rats; did you mean rate?"),
             ("example_command.dive.rate = 1", [], "drive.gin:3: example_command has no dive; did you mean drive?"),
             ("sample.drive.rate = 1", [], "drive.gin:3: 'sample' was not provided by an import"),
-            ("import no_such_module", [], "drive.gin:3: No module named 'no_such_module'"),
+            ("import no_such_module", ["--gin_import=no_such_module"], "drive.gin:3: No module named 'no_such_module'"),
+            ("import os", [], "drive.gin:3: this file imports os, which is not a module of jaxalign"),
+            ("import os.path", [], "if you trust file and module, add --gin_import=os.path"),
+            ("from os import path", [], "imports os.path, which"),
+            ("A = %B\nB = %A", [], "macros refer to each other in a circle: A -> B -> A"),
+            ("A = [%B]\nB = (%A, 1)\nexample_command.drive.steps = %A", [], "in a circle: A -> B -> A"),
+            ("example_command.drive.fail = @example_command.dataclasses.inspect.stack()", [], "defined in inspect and not in jaxalign"),
+            (STANDARD + "example_command.Engine.fuel = @example_command.Engine()", ["--MODEL_DIR=m"], "the configuration refers to itself"),
             ("STEPS = (1,\n\nRATE = 2", [], "drive.gin:"),
             ("STEPS = three", [], "drive.gin:3:"),
             ("include 'nowhere.gin'", [], "drive.gin:3: gin file nowhere.gin not found"),
@@ -192,6 +269,13 @@ class TestGin:
 
 
 class TestFailures:
+    def test_a_platform_that_is_not_there_is_one_line(self, calls, capsys, monkeypatch):
+        def fail():
+            raise RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no TPU\n (set ...)")
+
+        assert told_in_one_line(fail) == 2
+        assert "JAX finds no device of the platform 'tpu'" in error_line(capsys)
+
     def test_a_users_error_is_one_line(self, calls, capsys):
         assert main(["drive", "--model_dir=x", "--fail=user"]) == 2
         assert error_line(capsys) == "records.jsonl:3: feedback is NaN; remove the record"
@@ -223,10 +307,10 @@ class TestTypes:
             ),
             ("STEPS=1e3", "STEPS = 1000.0, but drive.steps takes a whole number"),
             ("drive.rate='big'", "drive.rate = 'big'; it takes a number"),
-            ("drive.loud=1", "drive.loud = 1; it takes True or False"),
+            ("drive.loud=2", "drive.loud = 2; it takes True or False"),
             ("drive.places=[1]", "drive.places = [1]; it takes list[str]"),
-            ("drive.at=0.5", "drive.at = 0.5; it takes a whole number or text"),
-            ("Engine.fuel=3", "Engine.fuel = 3; it takes text"),
+            ("drive.at=[5]", "drive.at = [5]; it takes a whole number or text"),
+            ("Engine.fuel=[3]", "Engine.fuel = [3]; it takes text"),
         ],
     )
     def test_a_value_of_another_type_is_one_line(self, calls, gin_file, capsys, binding, message):
@@ -251,7 +335,7 @@ class TestTypes:
         ],
     )
     def test_only_annotations_of_plain_types_refuse(self, value, annotation, fits):
-        assert gin_types.fits(value, annotation) == fits
+        assert values.fits(value, annotation) == fits
 
 
 def test_the_module_form_of_t5x_gives_the_same_line_and_code():

@@ -134,7 +134,7 @@ class TestStoredFields:
         data = task(folder, stored={"advantages": "one"})
         with pytest.raises(
             UserError,
-            match=r"'one' for the split 'validation' \(it has: both\).*eval_split = '' trains without",
+            match=r"'one' for the split 'validation' \(it has: both\).*eval_split= \(empty\) trains without",
         ):
             data.prepare()
         task(folder, stored={"advantages": "one"}, eval_split="").prepare()

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,49 @@ def test_fewer_pieces_than_asked_for_and_byte_pairs_are_said(tmp_path, capsys):
     assert "b.model is a byte-pair model (BPE)" in said
     with pytest.raises(UserError, match="cannot train 3 pieces"):
         train_sentencepiece(texts, str(tmp_path / "c.model"), vocab_size=3)
+
+
+class TestTrainVocabulary:
+    """`jaxalign vocabulary` on files."""
+
+    @pytest.fixture
+    def files(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "d").mkdir()
+        for name in "ab":
+            lines = [
+                f'{{"prompt": "say {name}{i}", "response": "word{i % 7} {name}"}}'
+                for i in range(40)
+            ]
+            (tmp_path / "d" / f"{name}.jsonl").write_text("\n".join(lines))
+
+    def test_a_pattern_names_several_files(self, files):
+        vocabulary = train_vocabulary.train_vocabulary("d/*.jsonl", "v.model", vocab_size=40)
+        assert vocabulary.size > 10
+
+    @pytest.mark.parametrize("name", ["d/*.json", "d/c.jsonl", "c.jsonl"])
+    def test_a_file_that_is_not_there_is_said_with_the_flag(self, files, name):
+        with pytest.raises(UserError, match=r"no file matches .*correct --task_or_file"):
+            train_vocabulary.train_vocabulary(name, "v.model")
+
+    def test_a_task_that_is_not_there_is_said_with_those_there_are(self, files):
+        with pytest.raises(UserError, match=r"neither a file nor a task .*synthetic_triplets"):
+            train_vocabulary.train_vocabulary("synthetic_triplet", "v.model")
+
+    def test_an_output_that_exists_is_kept(self, files):
+        first = train_vocabulary.train_vocabulary("d/a.jsonl", "v.model", vocab_size=40)
+        again = train_vocabulary.train_vocabulary("d/a.jsonl", "v.model", vocab_size=40)
+        assert first == again
+        with pytest.raises(UserError, match="exists already and is another model; --overwrite"):
+            train_vocabulary.train_vocabulary("d/b.jsonl", "v.model", vocab_size=40)
+        assert vocabularies.SentencePieceVocabulary("v.model") == first
+        train_vocabulary.train_vocabulary("d/b.jsonl", "v.model", vocab_size=40, overwrite=True)
+        assert sorted(path.name for path in Path().iterdir()) == ["d", "v.model"]
+
+    def test_long_texts_are_read_whole(self, tmp_path, monkeypatch):
+        text = "ab cd " * 20_000 + "zebra " * 20_000
+        (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": text, "response": text}))
+        vocabulary = train_vocabulary.train_vocabulary(
+            str(tmp_path / "long.jsonl"), str(tmp_path / "v.model"), vocab_size=20
+        )
+        assert vocabulary.unk_id not in vocabulary.encode("zebra")

@@ -67,6 +67,27 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(launch, tmp_pa
         launch(tmp_path, batch_size=6)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "train.batch_size is 0; it must be at least 1"),
+        ({"microbatches": 0}, "train.microbatches is 0"),
+        ({"random_seed": -1}, "train.random_seed is -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(launch, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        launch(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("", "MODEL_DIR is empty"), ("gs://bucket/run", "mount the bucket")]
+)
+def test_a_folder_that_is_none_is_refused(launch, folder, message):
+    with pytest.raises(UserError, match=message):
+        launch(folder)
+
+
 def test_a_checkpoint_that_is_not_there_is_reported(launch, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
         launch(tmp_path / "run", start_from=StartFrom(str(tmp_path / "nowhere")))

@@ -7,7 +7,9 @@ import pytest
 
 from jaxalign.data.evaluation_set import read_evaluation_records
 from jaxalign.errors import UserError
-from jaxalign.evaluation.evaluate import evaluate, finite_json, named_checkpoints
+from jaxalign.evaluation.evaluate import evaluate, named_checkpoints
+from jaxalign.evaluation.results import finite_json
+from jaxalign.runs import opened
 
 
 @pytest.fixture
@@ -83,8 +85,29 @@ def test_the_first_prompts_only_and_another_reference(fake_runs, feedback_file, 
     assert result["policies"]["a"]["kl"]["mean"] > 0
 
 
+def test_a_judge_that_cannot_judge_is_told_before_anything_is_generated(
+    fake_runs, feedback_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(opened, "open_policy", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match=r"dialogue acts.*choose others with --judges=exact_match,"):
+        evaluate(["a=run1"], feedback_file, str(tmp_path / "e"))
+    with pytest.raises(UserError, match="exact_match': no reference for prompt"):
+        evaluate(["a=run1"], feedback_file, str(tmp_path / "e"), judges=["exact_match"])
+    assert not (tmp_path / "e").exists()
+
+
+def test_an_existing_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    assert named_checkpoints(["lr=1"]) == {"lr=1": "lr=1"}
+
+
 def test_checkpoints_are_named_by_the_user_or_by_their_folder():
     assert named_checkpoints(["sft=/runs/a", "/runs/dro"]) == {"sft": "/runs/a", "dro": "/runs/dro"}
+    assert named_checkpoints(["a=runs/lr=1", "runs/lr=1e-3/sft"]) == {
+        "a": "runs/lr=1",
+        "sft": "runs/lr=1e-3/sft",
+    }
     with pytest.raises(UserError, match="given twice"):
         named_checkpoints(["/x/run", "/y/run"])
     with pytest.raises(UserError, match="at least one"):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluation.report import aggregate, report, without_seed
+from jaxalign.evaluation.report import report
+from jaxalign.evaluation.report_records import aggregate, without_seed
 
 
 def evaluation(rewards):
@@ -53,6 +54,47 @@ def test_seeds_become_mean_and_deviation(tmp_path):
     assert "| longer wins | 2 | 0.50 ± 0.00 | - | 0.25 ± 0.00 | 1.00 ± 0.00 | 3 |" in lines
 
 
+def write_evaluation(folder, content):
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+def test_different_judges_are_never_averaged(tmp_path):
+    runs = []
+    for index, judge in enumerate(["reward_model:runs/a", "reward_model:runs/b"]):
+        content = evaluation({"sft": 0.0, "dro": float(index)})
+        content["settings"]["judge_specs"] = [judge]
+        runs.append(write_evaluation(tmp_path / f"e{index}", content))
+    lines = report(runs, digits=1).splitlines()
+    assert "| policy | judge | seeds | reward | win rate vs sft | KL | tokens |" in lines
+    assert "| dro | reward_model:runs/a | 1 | 0.0 | 0.0 | 0.0 | 9.5 |" in lines
+    assert "| dro | reward_model:runs/b | 1 | 1.0 | 1.0 | 2.0 | 9.5 |" in lines
+
+
+def test_one_checkpoint_evaluated_twice_is_one_seed(tmp_path):
+    runs = []
+    for index, path in enumerate(["runs/0", "runs/0", "runs/1"]):
+        content = evaluation({"dro": float(index)})
+        content["policies"]["dro"] |= {"checkpoint": path, "step": 3}
+        runs.append(write_evaluation(tmp_path / f"e{index}", content))
+    lines = report(runs, digits=2).splitlines()
+    # The first checkpoint has 0.5 on average, the second 2.
+    assert any(line.startswith("| dro | 2 | 3 | 1.25 ± 1.06 |") for line in lines)
+
+
+def test_a_single_evaluation_shows_its_intervals(tmp_path):
+    content = evaluation({"sft": 0.0, "dro": 1.0})
+    content["win_rates"]["length"]["dro"]["sft"] |= {"low": 0.75, "high": 1.0}
+    content["policies"]["dro"]["rewards"]["length"] |= {"low": 0.5, "high": 1.5}
+    content["policies"]["dro"]["kl"]["standard_error"] = 0.5
+    content["policies"]["dro"]["ranking"]["longer wins"] |= {"auc_low": 0.0, "auc_high": 0.5}
+    del content["policies"]["sft"]["ranking"]
+    lines = report([write_evaluation(tmp_path / "e", content)], digits=2).splitlines()
+    assert "| dro | 1 | 1.00 [0.50, 1.50] | 1.00 [0.75, 1.00] | 2.00 [1.02, 2.98] | 9.50 |" in lines
+    assert "| longer wins | 1 | 0.50 | - | 0.25 [0.00, 0.50] | 1.00 | 3 |" in lines
+
+
 def test_three_policies_get_a_head_to_head_table(tmp_path, capsys):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(evaluation({"a": 1.0, "b": 2.0, "c": 0.0})))
@@ -98,7 +140,7 @@ def test_trailing_seeds_are_no_part_of_a_name(name, expected):
 
 def test_text_that_differs_is_a_dash_and_a_single_seed_has_no_deviation():
     rows = aggregate(
-        [{"k": "a", "x": 1.5, "t": "u"}, {"k": "b", "t": "u"}, {"k": "b", "t": "v"}], by="k"
+        [{"k": "a", "x": 1.5, "t": "u"}, {"k": "b", "t": "u"}, {"k": "b", "t": "v"}], by=("k",)
     )
     assert rows == [
         {"k": "a", "seeds": 1, "x": "1.500", "t": "u"},

@@ -194,8 +194,27 @@ def test_calibrate_stores_rewards_in_units_of_feedback(make_cache, capsys):
     assert result["reports"]["linear"]["calibration_error"] > 0.05
     output = capsys.readouterr().out
     assert all(method in output for method in FITS)
-    with pytest.raises(UserError, match="method is 'spline'"):
+    with pytest.raises(
+        UserError, match=r"calibrate.method is 'spline'; it must be one of 'best', 'constant'"
+    ):
         calibrate(cache_dir=folder, name="rewards", method="spline")
+
+
+def test_rewards_that_say_nothing_become_a_constant_and_never_a_worse_map(make_cache, capsys):
+    folder = make_cache("triplet")
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        count = len(TaskCache(folder).split(split))
+        noise = generator.normal(size=(count, 1)).astype(np.float32)
+        TaskCache(folder).write_stored(split, "noise", noise, {})
+    result = calibrate(cache_dir=folder, name="noise", fit_split="train")
+    errors = {each: report["mean_squared_error"] for each, report in result["reports"].items()}
+    assert errors[result["method"]] == min(errors.values()) <= errors["constant"]
+    assert errors["isotonic"] > errors["constant"]
+    with pytest.raises(
+        UserError, match="isotonic map of these rewards predicts the feedback worse"
+    ):
+        calibrate(cache_dir=folder, name="noise", fit_split="train", method="isotonic")
 
 
 def test_pairs_have_nothing_to_calibrate_to(make_cache):

@@ -74,9 +74,27 @@ def test_bootstrap_of_a_statistic_resamples_whole_groups():
     groups = np.array(["a", "a", "a", "b", "b", "b"])
     seen = []
     statistics.bootstrap_statistic(
-        lambda index: seen.append(values[index].mean()) or 0.0, groups, samples=40
+        lambda index: seen.append(values[index].mean()) or 0.0, groups, bounds=(0, 1), samples=40
     )
     assert set(seen) == {0.0, 0.5, 1.0}
+
+
+def test_resamples_of_one_class_widen_an_interval_instead_of_dropping_out():
+    """With one bad response of 29, over a third of the resamples have none, and say nothing about the AUC."""
+    scores, good = np.arange(29.0), np.arange(29) != 8
+
+    def interval(good, samples=400):
+        return statistics.bootstrap_statistic(
+            lambda i: statistics.area_under_curve(scores[i], good[i]),
+            np.arange(29),
+            bounds=(0.0, 1.0),
+            samples=samples,
+        )
+
+    assert interval(good) == (0.0, 1.0)
+    low, high = interval(np.arange(29) % 2 == 0)
+    assert 0.1 < low < 0.5 < high < 0.9
+    assert all(math.isnan(end) for end in interval(np.ones(29, bool)))
 
 
 def test_nan_scores_are_refused_with_their_place():

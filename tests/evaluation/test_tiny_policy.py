@@ -11,6 +11,7 @@ import pytest
 from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.evaluation.measure import Evaluator
+from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.generate import generate
 from jaxalign.inference.rows import response_tokens, score_responses
@@ -85,7 +86,8 @@ def test_log_probs_of_samples_equal_their_scores(tiny_run):
 
 
 def test_kl_from_itself_is_exactly_zero_and_from_another_policy_positive(tiny_run):
-    evaluator = Evaluator(EvaluationSet(PROMPTS, [[] for _ in PROMPTS]), batch_size=4)
+    settings = EvaluationSettings(prompts="", batch_size=4)
+    evaluator = Evaluator(EvaluationSet(PROMPTS, [[] for _ in PROMPTS]), settings)
     assert evaluator.kl(tiny_run, tiny_run, samples=2).mean == 0.0
     sharper = jax.tree.map(lambda leaf: 3.0 * leaf, tiny_run.params)
     other = dataclasses.replace(tiny_run, params=sharper)

@@ -54,7 +54,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(fake_runs, prompts, tmp_
 def test_resuming_with_other_settings_is_refused(fake_runs, prompts, tmp_path):
     output = str(tmp_path / "out.jsonl")
     generate("run3", prompts, output, **OPTIONS)
-    with pytest.raises(UserError, match=r"seed: 7 then, 8 now.*overwrite=true"):
+    with pytest.raises(UserError, match=r"seed: 7 then, 8 now.*--overwrite"):
         generate("run3", prompts, output, **{**OPTIONS, "seed": 8})
     before = lines_of(output)
     generate("run3", prompts, output, overwrite=True, **{**OPTIONS, "seed": 8})

@@ -101,7 +101,7 @@ def test_a_mesh_that_does_not_fit_the_devices_or_the_batch_is_refused():
         MeshShape(data=3, fsdp=2).resolve(8)
     with pytest.raises(UserError, match="3 does not divide"):
         MeshShape(fsdp=3).resolve(8)
-    with pytest.raises(UserError, match="at most one may be -1"):
+    with pytest.raises(UserError, match="at most one mesh axis may be -1"):
         MeshShape(data=-1, fsdp=-1).resolve(8)
     with pytest.raises(
         UserError, match="batch size 12 is not a multiple of slice x data x fsdp = 8"

@@ -291,9 +291,11 @@ class TestEvaluationAndStopping:
         loop = run(8, policy=policy, evaluators=self.evaluators([]))
         assert int(loop.state.step) == 8 and loop.best["step"] == 8
 
-    def test_no_checkpoint_to_go_on_from_is_refused(self, run):
-        with pytest.raises(UserError, match="KEEP_CHECKPOINTS must be at least 1"):
-            run(8, policy=dataclasses.replace(self.POLICY, keep_latest=0))
+    def test_no_checkpoint_to_go_on_from_is_refused(self):
+        with pytest.raises(
+            UserError, match=r"CheckpointPolicy.keep_latest is 0; it must be at least 1"
+        ):
+            dataclasses.replace(self.POLICY, keep_latest=0)
 
     def test_several_best_stay_across_launches(self, run, tmp_path):
         policy = dataclasses.replace(self.POLICY, keep_best=2)

@@ -1,0 +1,228 @@
+"""What a report reads of evaluation.json and summary.json: flat records, and what may be averaged of them.
+
+Evaluations are averaged only if they were made alike: with the same judge, prompts, split and temperature. And a checkpoint that was
+evaluated several times is one seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.evaluation.ranking import OWN_METHODS
+from jaxalign.evaluation.tables import format_interval, format_spread
+
+EVALUATION, SUMMARY = "evaluation.json", "summary.json"
+# Records of one row agree in these; a column shows those in which the rows differ.
+CONDITIONS = ("judge", "prompts", "split", "temperature")
+# The network that a record is about: records with the same one are one seed. Not a column.
+CHECKPOINT = "checkpoint"
+_SEED = re.compile(r"[-_/.]?(?:seed|s)[-_=]?(\d+)$")
+_NORMAL_95 = 1.96
+
+
+def without_seed(name: str) -> str:
+    """The name of a run without its trailing seed; the name itself where it has none."""
+    return _SEED.sub("", name) or name
+
+
+def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
+    """One flat record a policy of an evaluation.json: conditions, checkpoint, `policy` and its metrics, estimates as mappings."""
+    content = read_json(path)
+    judge, conditions = _conditions(path, content, judge)
+    first = next(iter(content["policies"]))
+    records = []
+    for name, policy in content["policies"].items():
+        record: dict[str, Any] = {
+            "policy": without_seed(name),
+            **conditions,
+            CHECKPOINT: _checkpoint(path, name, policy),
+        }
+        record["reward"] = policy.get("rewards", {}).get(judge)
+        record["slot error"] = policy.get("slot_error_rate")
+        record[f"win rate vs {without_seed(first)}"] = (
+            content["win_rates"].get(judge, {}).get(name, {}).get(first)
+        )
+        record["KL"] = _with_interval(policy.get("kl"))
+        record["tokens"] = policy.get("length")
+        record["distinct-1"] = policy.get("distinct_1")
+        record["distinct-2"] = policy.get("distinct_2")
+        record["V correlation"] = policy.get("value", {}).get("correlation")
+        record["mean residual"] = policy.get("value", {}).get("mean_residual")
+        records.append(record)
+    return records
+
+
+def win_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
+    """One record a pair of policies: the win rate of `row` over `column`."""
+    content = read_json(path)
+    judge, conditions = _conditions(path, content, judge)
+    policies = content["policies"]
+    return [
+        {
+            "row": without_seed(first),
+            "column": without_seed(second),
+            **conditions,
+            CHECKPOINT: tuple(_checkpoint(path, name, policies[name]) for name in (first, second)),
+            "win rate": estimate,
+        }
+        for first, opponents in content["win_rates"].get(judge, {}).items()
+        for second, estimate in opponents.items()
+    ]
+
+
+def ranking_records(path: Path) -> list[dict[str, Any]]:
+    """One record a method that ranks the logged responses; a baseline, which no policy changes, once an evaluation."""
+    content = read_json(path)
+    _, conditions = _conditions(path, content, "")
+    conditions = {name: conditions[name] for name in ("prompts", "split")}
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, policy in content["policies"].items():
+        for method, result in policy.get("ranking", {}).items():
+            own = method.startswith(OWN_METHODS)
+            label = f"{without_seed(name)}: {method}" if own else method
+            checkpoint = _checkpoint(path, name, policy) if own else str(path)
+            records.setdefault(
+                (label, checkpoint),
+                {
+                    "ranking": label,
+                    **conditions,
+                    CHECKPOINT: checkpoint,
+                    "Spearman": _bounds(result, "spearman"),
+                    "within prompts": result["within_prompt_spearman"],
+                    "AUC": _bounds(result, "auc"),
+                    "pairs in order": result["pairwise_accuracy"],
+                    "pairs": result["pairs"],
+                },
+            )
+    return list(records.values())
+
+
+def summary_record(path: Path) -> dict[str, Any]:
+    """One flat record of a training run: its name, step, time, and last evaluation metrics."""
+    content = read_json(path)
+    record: dict[str, Any] = {"run": without_seed(path.parent.name), CHECKPOINT: str(path)}
+    for key in ("objective", "step", "examples", "seconds"):
+        if key in content:
+            record[key] = content[key]
+    for part in ("train", "evaluation"):
+        for key, value in _flat(content.get(part) or {}, f"{part}/"):
+            record[key] = value
+    return record
+
+
+def aggregate(
+    records: Iterable[Mapping[str, Any]], *, by: Sequence[str], digits: int = 3
+) -> list[dict[str, Any]]:
+    """One row for records that agree in ``by`` and in their conditions, in order of appearance.
+
+    `seeds` counts the checkpoints of a row. Numbers are their mean ± sample deviation over seeds; those of a single evaluation keep their
+    interval, where they have one. Text is kept where all records agree, and is a dash otherwise.
+    """
+    records = list(records)
+    varying = [name for name in CONDITIONS if len({str(r[name]) for r in records if name in r}) > 1]
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(str(record.get(name)) for name in (*by, *CONDITIONS)), []).append(
+            record
+        )
+    rows = []
+    for members in groups.values():
+        seeds: dict[Any, list[Mapping[str, Any]]] = {}
+        for index, member in enumerate(members):
+            seeds.setdefault(member.get(CHECKPOINT, index), []).append(member)
+        row = {name: members[0].get(name) for name in (*by, *varying)} | {"seeds": len(seeds)}
+        if len(members) > len(seeds):
+            row["evaluations"] = len(members)
+        skipped = {*by, *CONDITIONS, CHECKPOINT}
+        for key in dict.fromkeys(key for member in members for key in member):
+            if key not in skipped:
+                row[key] = _over_seeds([[m.get(key) for m in ms] for ms in seeds.values()], digits)
+        rows.append(row)
+    return rows
+
+
+def _over_seeds(values: Sequence[Sequence[Any]], digits: int) -> Any:
+    """A cell from the values of each seed's evaluations."""
+    present = [[value for value in seed if value is not None] for seed in values]
+    present = [seed for seed in present if seed]
+    flat = [value for seed in present for value in seed]
+    if len(flat) == 1 and isinstance(flat[0], Mapping) and flat[0].get("low") is not None:
+        return format_interval(flat[0]["mean"], flat[0]["low"], flat[0]["high"], digits)
+    flat = [value["mean"] if isinstance(value, Mapping) else value for value in flat]
+    if not flat or any(isinstance(v, (str, bool)) for v in flat):
+        return flat[0] if flat and len(set(flat)) == 1 else None
+    if len(set(flat)) == 1 and isinstance(flat[0], int):
+        return flat[0]
+    means = [
+        np.mean([v["mean"] if isinstance(v, Mapping) else v for v in seed]) for seed in present
+    ]
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return format_spread(float(np.mean(means)), spread, digits)
+
+
+def _conditions(path: Path, content: Mapping[str, Any], judge: str) -> tuple[str, dict[str, Any]]:
+    """The judge's name in the file, and under which conditions its scores may be averaged with others."""
+    settings = content["settings"]
+    judges = settings["judges"]
+    judge = judge or (judges[0] if judges else "")
+    if judges and judge not in judges:
+        raise UserError(f"{path}: has no judge '{judge}', only {', '.join(judges)}.")
+    # Two reward models share a name, and differ in how they were asked for.
+    specs = dict(zip(judges, settings.get("judge_specs", judges), strict=True))
+    return judge, {"judge": specs.get(judge)} | {
+        name: settings.get(name) for name in CONDITIONS if name != "judge"
+    }
+
+
+def _checkpoint(path: Path, name: str, policy: Mapping[str, Any]) -> str:
+    if "checkpoint" not in policy:
+        return f"{path}:{name}"
+    return f"{policy['checkpoint']}@{policy.get('step')}"
+
+
+def _with_interval(estimate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if estimate is None or estimate.get("standard_error") is None:
+        return estimate
+    half = _NORMAL_95 * estimate["standard_error"]
+    return {**estimate, "low": estimate["mean"] - half, "high": estimate["mean"] + half}
+
+
+def _bounds(result: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    if result[name] is None:
+        return None
+    return {
+        "mean": result[name],
+        "low": result.get(f"{name}_low"),
+        "high": result.get(f"{name}_high"),
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield prefix + key, value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a result file.
+
+    Raises:
+      UserError: it is not JSON, or an evaluation.json without what an evaluation has.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}.") from None
+    wanted = ("settings", "policies", "win_rates") if path.name == EVALUATION else ()
+    if not isinstance(content, dict) or any(key not in content for key in wanted):
+        raise UserError(f"{path}: is not an evaluation; it lacks {', '.join(wanted)}.")
+    return content

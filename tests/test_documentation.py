@@ -1,0 +1,34 @@
+"""Links of the pages lead somewhere, and examples in docstrings print what they say."""
+
+import doctest
+import importlib
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WITH_EXAMPLES = sorted(
+    path.relative_to(ROOT)
+    for folder in ("jaxalign", "studies")
+    for path in (ROOT / folder).rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+
+
+def test_every_link_leads_somewhere():
+    broken_links = runpy.run_path(str(ROOT / "scripts" / "check_docs.py"))["broken_links"]
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+    assert len(pages) > 10
+    assert [problem for page in pages for problem in broken_links(page)] == []
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=str)
+def test_examples_of_docstrings_hold(path):
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted and not result.failed
