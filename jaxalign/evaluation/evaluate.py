@@ -49,7 +49,7 @@ def evaluate(
     bootstrap: int = 1000,
     step: int | str | None = None,
     layout: str = "records",
-    fields: list[str] | None = None,
+    fields: str = "",
     prompt_field: str = "prompt",
     seed: int = 0,
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jaxalign.data.evaluation_set import read_evaluation_records
 from jaxalign.errors import UserError
 from jaxalign.evaluation.evaluate import evaluate, named_checkpoints
 from jaxalign.evaluation.results import finite_json
-from jaxalign.runs import opened
+from jaxalign.inference import sampling
 
 
 @pytest.fixture
@@ -58,8 +58,6 @@ def test_policies_are_compared_on_the_same_prompts(fake_runs, feedback_file, tmp
 
 
 def test_ranking_only_generates_nothing(fake_runs, feedback_file, tmp_path, monkeypatch):
-    from jaxalign.inference import sampling
-
     monkeypatch.setattr(sampling, "decoder", lambda *_: pytest.fail("decoded"))
     result = evaluate(
         ["a=run1", "b=run2"], feedback_file, str(tmp_path / "e"), ranking_only=True, bootstrap=20
@@ -88,7 +86,7 @@ def test_the_first_prompts_only_and_another_reference(fake_runs, feedback_file, 
 def test_a_judge_that_cannot_judge_is_told_before_anything_is_generated(
     fake_runs, feedback_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(opened, "open_policy", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(sampling, "decoder", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"dialogue acts.*choose others with --judges=exact_match,"):
         evaluate(["a=run1"], feedback_file, str(tmp_path / "e"))
     with pytest.raises(UserError, match="exact_match': no reference for prompt"):
