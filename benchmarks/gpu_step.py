@@ -141,7 +141,7 @@ class Step:
             responses_per_example=1,
             reference_log_probs=np.full((rows, 1), -3.0 * lengths[1], np.float32),
         )
-        return partitioning.put_batch(self.mesh, batch)
+        return partitioning.make_global_batch(self.mesh, batch)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - one step object per measurement
     def compiled(self, rows: int) -> Callable[..., Any]:
@@ -154,7 +154,7 @@ class Step:
         from jaxalign.training import step
 
         batch = self.batch(rows)
-        places = _jax().tree.map(lambda _: partitioning.replicated(self.mesh), self.state)
+        places = _jax().tree.map(lambda _: partitioning.replicated_sharding(self.mesh), self.state)
         jitted: Any = step.jit_train_step(self._step, self.mesh, places, {}, batch)
         program = jitted.lower(self.state, {}, batch).compile()
         sizes = program.memory_analysis()

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from jaxalign import files
-from jaxalign.cli.main import told_in_one_line
+from jaxalign.cli.main import run_with_one_line_errors
 from jaxalign.errors import UserError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -46,6 +46,6 @@ def test_a_command_tells_it_in_one_line(capsys):
     def run():
         raise FULL
 
-    assert told_in_one_line(run) == 2
+    assert run_with_one_line_errors(run) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No space left on device; make room" in said

@@ -106,9 +106,9 @@ def _of_split(
     compiled = jax.jit(trained.network.values)
     statistics = _statistics(trained.run)
     for batch in packed_batches(cache, split, batch_size, trained.run.description.row_lengths):
-        with partitioning.activate(mesh):
+        with partitioning.set_mesh(mesh):
             values = np.asarray(
-                compiled(trained.params, partitioning.put_batch(mesh, batch)), np.float64
+                compiled(trained.params, partitioning.make_global_batch(mesh, batch)), np.float64
             )
         raw = values * statistics.std + statistics.mean
         ids = batch["example_ids"].reshape(-1)

@@ -74,8 +74,8 @@ def density_ratios(
         embeddings = np.zeros((count, policy.config.emb_dim))
         feedback, present = np.zeros((count, responses)), np.zeros((count, responses), bool)
         for batch in packed_batches(cache, split, batch_size, run.description.row_lengths):
-            with partitioning.activate(mesh):
-                vectors = np.asarray(embed(partitioning.put_batch(mesh, batch)), np.float64)
+            with partitioning.set_mesh(mesh):
+                vectors = np.asarray(embed(partitioning.make_global_batch(mesh, batch)), np.float64)
             ids = batch["example_ids"].reshape(-1)
             real = ids >= 0
             embeddings[ids[real]] = vectors[real]

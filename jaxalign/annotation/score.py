@@ -139,8 +139,8 @@ def score_splits(
         return values, batch["example_ids"], batch["response_mask"]
 
     # Every process sees the numbers of all rows; the first one writes them.
-    compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
-    rows = distributed.local_rows(mesh, batch_size)
+    compiled = jax.jit(compute, out_shardings=partitioning.replicated_sharding(mesh))
+    rows = distributed.process_local_rows(mesh, batch_size)
     metadata = cache.metadata
     splits = list(splits or metadata.splits)
     for split in splits if overwrite else unscored(cache, splits, name):
@@ -157,8 +157,10 @@ def score_splits(
             row_lengths=None if gives_rewards else covering(data, row_lengths),
             local_rows=rows,
         ):
-            with partitioning.activate(mesh):
-                found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
+            with partitioning.set_mesh(mesh):
+                found = jax.device_get(
+                    compiled(params, partitioning.make_global_batch(mesh, batch))
+                )
             values, ids = found[0], found[1].reshape(-1)
             mask = found[2].reshape(-1, shape[1]) > 0
             present = ids >= 0
@@ -169,7 +171,7 @@ def score_splits(
                 f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache.path}, split {split}"
             )
         write = functools.partial(cache.write_stored, split, name, scores, dict(info))
-        distributed.first(write)
+        distributed.broadcast_from_first(write)
 
 
 def unscored(cache: TaskCache, splits: Sequence[str], name: str) -> list[str]:
@@ -178,4 +180,4 @@ def unscored(cache: TaskCache, splits: Sequence[str], name: str) -> list[str]:
     def find() -> list[str]:
         return [split for split in splits if name not in cache.stored_names(split)]
 
-    return distributed.first(find)
+    return distributed.broadcast_from_first(find)

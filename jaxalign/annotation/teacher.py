@@ -61,10 +61,10 @@ def store_top_tokens(
         return tokens, batch["decoder_segment_ids"], batch["example_ids"]
 
     # Every process sees the tokens of all rows; the first one writes them.
-    compiled = jax.jit(compute, out_shardings=partitioning.replicated(mesh))
-    rows = distributed.local_rows(mesh, batch_size)
+    compiled = jax.jit(compute, out_shardings=partitioning.replicated_sharding(mesh))
+    rows = distributed.process_local_rows(mesh, batch_size)
     for split in splits or list(cache.metadata.splits):
-        first = distributed.is_first()
+        first = distributed.is_primary_process()
         with cache.teacher_tokens_writer(split, name, count) if first else nullcontext() as writer:
             for batch in pipeline.one_pass(
                 cache,
@@ -74,8 +74,10 @@ def store_top_tokens(
                 batch_size=batch_size,
                 local_rows=rows,
             ):
-                with partitioning.activate(mesh):
-                    found = jax.device_get(compiled(params, partitioning.put_batch(mesh, batch)))
+                with partitioning.set_mesh(mesh):
+                    found = jax.device_get(
+                        compiled(params, partitioning.make_global_batch(mesh, batch))
+                    )
                 (ids, log_probs), segments, examples = found
                 if writer is not None:
                     present = segments > 0

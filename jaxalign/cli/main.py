@@ -18,7 +18,7 @@ from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags
 from jaxalign.errors import UserError
 from jaxalign.files import disk_problem
 from jaxalign.parallel import processes
-from jaxalign.parallel.processes import LOST_PROCESS
+from jaxalign.parallel.processes import EXIT_LOST_PROCESS
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -29,10 +29,10 @@ _COLUMN = 32
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return told_in_one_line(lambda: _run(arguments), verbose="--verbose" in arguments)
+    return run_with_one_line_errors(lambda: _run(arguments), verbose="--verbose" in arguments)
 
 
-def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
+def run_with_one_line_errors(run: Callable[[], int], *, verbose: bool = False) -> int:
     """The exit code of what runs; its errors are told in one line, or with their traceback if that is wanted or they are defects."""
     try:
         return run()
@@ -45,7 +45,7 @@ def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
         if verbose:
             traceback.print_exc()
         print(f"jaxalign: {_one_line(error)}", file=sys.stderr)
-        return _left(LOST_PROCESS if _missing_process(error) else USER_ERROR)
+        return _left(EXIT_LOST_PROCESS if _missing_process(error) else USER_ERROR)
     except BrokenPipeError:
         # The reader of our output (head, less) has left; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,7 +56,7 @@ def told_in_one_line(run: Callable[[], int], *, verbose: bool = False) -> int:
             if verbose:
                 traceback.print_exc()
             print(f"jaxalign: {lost}", file=sys.stderr)
-            return _left(LOST_PROCESS, alike=False)
+            return _left(EXIT_LOST_PROCESS, alike=False)
         full = disk_problem(error)
         if full is not None and not verbose:
             print(
@@ -92,7 +92,7 @@ def _distributed() -> Any:
 
 def _joined() -> bool:
     module = _distributed()
-    return module is not None and module.joined()
+    return module is not None and module.is_initialized()
 
 
 def _missing_process(error: Exception) -> bool:
@@ -101,14 +101,14 @@ def _missing_process(error: Exception) -> bool:
 
 
 def _lost_process(error: Exception) -> str | None:
-    return _distributed().lost_process(error) if _joined() else None
+    return _distributed().lost_process_message(error) if _joined() else None
 
 
 def _left(code: int, *, alike: bool = True) -> int:
     """Ends a process of a job at once, for JAX's own exit waits for the others; ``alike``: they may be failing too."""
     if _joined():
         if alike:
-            _distributed().leave()
+            _distributed().wait_before_exit()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -144,7 +144,9 @@ def _run(arguments: list[str]) -> int:
         print(_command_help(command, signature))
         return 0
 
-    launch = processes.find_launch(flags.coordinator_address, flags.num_processes, flags.process_id)
+    launch = processes.find_process_config(
+        flags.coordinator_address, flags.num_processes, flags.process_id
+    )
     if not command.distributed and flags.coordinator_address is not None:
         raise UsageError(
             f"{name} runs in one process; --coordinator_address is for: jaxalign train"
@@ -152,15 +154,15 @@ def _run(arguments: list[str]) -> int:
     if launch is None or not command.distributed or flags.dry_run:
         return _run_command(command, signature, flags, None)
     verbose = flags.verbose
-    return processes.guarded(
-        lambda: told_in_one_line(
+    return processes.run_guarded(
+        lambda: run_with_one_line_errors(
             lambda: _run_command(command, signature, flags, launch), verbose=verbose
         )
     )
 
 
 def _run_command(
-    command: Command, signature: Signature, flags: Flags, launch: processes.Launch | None
+    command: Command, signature: Signature, flags: Flags, launch: processes.ProcessConfig | None
 ) -> int:
     # TensorFlow and XLA write their start-up notes to stderr otherwise.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -174,8 +176,8 @@ def _run_command(
     if launch is not None:
         from jaxalign.parallel import distributed
 
-        distributed.start(launch)
-        first = distributed.is_first()
+        distributed.initialize(launch)
+        first = distributed.is_primary_process()
     result = gin_setup.run(function, registers_tasks=command.registers_tasks)
     if command.done and first:
         print(command.done.format(result=result))

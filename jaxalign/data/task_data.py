@@ -143,7 +143,10 @@ class TaskData:
           UserError: the cache there is another one, or lacks a split or a stored array that training or evaluation needs.
         """
         # While another process looks the first may have made it.
-        if distributed.first(lambda: TaskCache.exists(self.cache_dir)) and not self.train_file:
+        if (
+            distributed.broadcast_from_first(lambda: TaskCache.exists(self.cache_dir))
+            and not self.train_file
+        ):
             metadata = self.cache().metadata
             self._check_same_cache(metadata)
         else:
@@ -260,7 +263,7 @@ class TaskData:
                 responses_per_example=self.responses_per_example,
             )
 
-        distributed.first(make)
+        distributed.broadcast_from_first(make)
         return self.cache().metadata
 
     def teacher(self) -> dict[str, Any] | None:

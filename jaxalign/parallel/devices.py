@@ -42,7 +42,7 @@ class Devices:
         return Placement(
             mesh=mesh,
             rules=partitioning.check_axis_rules(self.axis_rules, roles),
-            rows=distributed.local_rows(mesh, batch_size),
+            rows=distributed.process_local_rows(mesh, batch_size),
             microbatches=self.microbatches,
         )
 

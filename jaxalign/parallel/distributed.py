@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxalign.errors import UserError
 from jaxalign.parallel import partitioning
-from jaxalign.parallel.processes import Launch
+from jaxalign.parallel.processes import ProcessConfig
 
 # A process without a heartbeat for this long counts as lost; the others notice within a minute.
 HEARTBEAT_SECONDS = 30
@@ -37,7 +37,7 @@ class MissingProcessError(UserError):
     """The other processes of the job did not join. All of them can be launched again, as after a lost process."""
 
 
-def start(launch: Launch | None) -> None:
+def initialize(launch: ProcessConfig | None) -> None:
     """Joins the other processes. Call this before any other use of JAX.
 
     Raises:
@@ -68,26 +68,26 @@ def start(launch: Launch | None) -> None:
         ) from error
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether the job has more than one process."""
     return jax.process_count() > 1
 
 
-def is_first() -> bool:
+def is_primary_process() -> bool:
     """Whether this is process 0, which writes the files and lines that a job writes once."""
     return jax.process_index() == 0
 
 
-def first(decide: Callable[[], Any]) -> Any:
+def broadcast_from_first(decide: Callable[[], Any]) -> Any:
     """Calls ``decide`` on the first process and returns its result (JSON) on all processes; its `UserError` is raised on all of them.
 
     All processes must make these calls in the same order.
     """
-    if not several():
+    if not is_multiprocess():
         return decide()
     client: Any = jax_distributed.global_state.client
     key = f"jaxalign/first/{next(_broadcast_ids)}"
-    if not is_first():
+    if not is_primary_process():
         answer = json.loads(client.blocking_key_value_get(key, _NO_TIMEOUT_MS))
         if "error" in answer:
             raise UserError(answer["error"])
@@ -101,7 +101,7 @@ def first(decide: Callable[[], Any]) -> Any:
     return answer["result"]
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int] | None:
+def process_local_rows(mesh: Mesh, batch_size: int) -> Sequence[int] | None:
     """The rows of a global batch that this process's devices hold, in ascending order; None for all rows.
 
     Where a tensor axis spans processes, several processes hold the same rows.
@@ -114,11 +114,11 @@ def local_rows(mesh: Mesh, batch_size: int) -> Sequence[int] | None:
     return None if len(rows) == batch_size else sorted(rows)
 
 
-class GlobalView:
+class GlobalBatchFields:
     """Gathers the parts of a global batch that every process needs, although each process holds only some rows."""
 
     def __init__(self, mesh: Mesh) -> None:
-        self._gather = jax.jit(_gather_fields, out_shardings=partitioning.replicated(mesh))
+        self._gather = jax.jit(_gather_fields, out_shardings=partitioning.replicated_sharding(mesh))
 
     def __call__(self, batch: Mapping[str, jax.Array]) -> tuple[dict[str, Any], Any]:
         """Returns the per-example fields of all rows and the numbers of responses and of tokens, without waiting for the device."""
@@ -133,18 +133,18 @@ def _gather_fields(batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], A
     return fields, ((batch["response_mask"] > 0).sum(), sum(tokens))
 
 
-def check_batch(
+def check_global_batch(
     check: Callable[[Mapping[str, Any]], None], mesh: Mesh, batch: Mapping[str, np.ndarray]
 ) -> None:
     """Runs a check such as `Objective.check_batch` on the global batch, so that all processes reach the same result."""
-    if not several():
+    if not is_multiprocess():
         check(batch)
         return
-    fields, _ = GlobalView(mesh)(partitioning.put_batch(mesh, batch))
+    fields, _ = GlobalBatchFields(mesh)(partitioning.make_global_batch(mesh, batch))
     check({**batch, **jax.device_get(fields)})
 
 
-def lost_process(error: BaseException) -> str | None:
+def lost_process_message(error: BaseException) -> str | None:
     """Returns a one-line message if an error of JAX's runtime means that another process was lost.
 
     Returns None for every other error, and in a process that has joined no job.
@@ -161,7 +161,7 @@ def lost_process(error: BaseException) -> str | None:
     )
 
 
-def leave() -> None:
+def wait_before_exit() -> None:
     """Prepares an exit with an error: waits briefly for the other processes.
 
     They may fail for the same reason, and then each of them should exit with its own code. JAX's ordinary exit would wait minutes for
@@ -181,7 +181,7 @@ def leave() -> None:
         time.sleep(1)
 
 
-def joined() -> bool:
+def is_initialized() -> bool:
     """Whether this process has joined a job. The call does not initialise JAX's devices."""
     return jax_distributed.global_state.client is not None
 

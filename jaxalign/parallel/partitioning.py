@@ -182,7 +182,7 @@ def _arrange(sizes: tuple[int, ...], num_slices: int, devices: list[Any]) -> np.
 
 
 @contextlib.contextmanager
-def activate(mesh: Mesh) -> Iterator[None]:
+def set_mesh(mesh: Mesh) -> Iterator[None]:
     """Sets the mesh to which logical sharding constraints inside networks refer while a function is traced."""
     # Flax's constraints have no effect under a plain `with mesh`.
     with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_AXIS_RULES):
@@ -236,7 +236,7 @@ def check_axis_rules(
     return checked
 
 
-def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of scalars and metrics."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -315,7 +315,7 @@ def optimizer_state_shardings(
             if match is not None:
                 names = _slot_axes(keys[:-length], leaf.shape, *match)
                 return NamedSharding(mesh, mesh_axes(names, rules))
-        return replicated(mesh)
+        return replicated_sharding(mesh)
 
     return jax.tree_util.tree_map_with_path(shard, abstract_state)
 
@@ -346,7 +346,7 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def make_global_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Builds global arrays from this process's rows of a batch."""
     sharding = NamedSharding(mesh, BATCH_SPEC)
     return {

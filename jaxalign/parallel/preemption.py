@@ -13,22 +13,22 @@ from typing import Any
 import jax
 
 from jaxalign.parallel import distributed
-from jaxalign.parallel.processes import STOPPED
+from jaxalign.parallel.processes import EXIT_PREEMPTED
 
 _POLL_SECONDS = 5.0
 # https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys
 _NOTICES = {"maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE", "preempted": "TRUE"}
 
 
-class Stopped(SystemExit):
+class Preempted(SystemExit):
     """The run received a request to stop and has saved a checkpoint; the same command continues it. Its exit code is 75."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(STOPPED)
+        super().__init__(EXIT_PREEMPTED)
         self.message = message
 
 
-class StopNotice:
+class PreemptionHandler:
     """Records whether the run has to stop. In a job of several processes all of them see the request at the same step.
 
     A context manager: it installs a handler of SIGTERM on entry and restores the previous handler on exit.
@@ -40,9 +40,9 @@ class StopNotice:
         self._handler_installed = False
         self._previous_handler: Any = None
 
-    def __enter__(self) -> StopNotice:
+    def __enter__(self) -> PreemptionHandler:
         # In a job of several processes JAX's runtime handles SIGTERM from its start and informs the other processes.
-        alone = not distributed.several()
+        alone = not distributed.is_multiprocess()
         if alone and threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
             self._handler_installed = True
@@ -61,9 +61,9 @@ class StopNotice:
             # The previous handler is None if it was not installed from Python.
             signal.signal(signal.SIGTERM, self._previous_handler or signal.SIG_DFL)
 
-    def requested(self, step: int) -> bool:
+    def should_stop(self, step: int) -> bool:
         """Whether to save and stop after this step. Every process must call this once after every step."""
-        if distributed.several():
+        if distributed.is_multiprocess():
             from jax.experimental import multihost_utils
 
             return multihost_utils.reached_preemption_sync_point(step)
@@ -75,13 +75,13 @@ class StopNotice:
 
     def _watch(self, server: str) -> None:
         while not self._closed.wait(_POLL_SECONDS):
-            if noticed(server):
+            if is_termination_announced(server):
                 # A signal, so that the notice is handled like a request of a scheduler.
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
 
-def noticed(server: str) -> bool:
+def is_termination_announced(server: str) -> bool:
     """Whether the metadata server announces the preemption of this machine, or maintenance that terminates it."""
     for key, value in _NOTICES.items():
         request = urllib.request.Request(

@@ -20,8 +20,10 @@ from pathlib import Path
 from jaxalign.errors import UserError
 
 # Exit codes of a training process, besides 0, 2 (a user's mistake) and 130 (interrupted).
-STOPPED = 75  # SIGTERM or a maintenance notice, after saving: the same command continues the run
-LOST_PROCESS = 76  # another process of the job was lost: launch all of them again
+EXIT_PREEMPTED = (
+    75  # SIGTERM or a maintenance notice, after saving: the same command continues the run
+)
+EXIT_LOST_PROCESS = 76  # another process of the job was lost: launch all of them again
 
 _DEFAULT_PORT = 1234
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -32,7 +34,7 @@ _DISK_AND_NETWORK_CLASSES = ("0x01", "0x02")
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
+class ProcessConfig:
     """How this process finds the others. `jax.distributed` determines values that are None from the cluster.
 
     Attributes:
@@ -48,12 +50,12 @@ class Launch:
     cluster: str = ""
 
 
-def find_launch(
+def find_process_config(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
     environment: Mapping[str, str] = os.environ,
-) -> Launch | None:
+) -> ProcessConfig | None:
     """Returns the job of several processes that flags and environment describe; None for a single process.
 
     The function makes no network request. After the flags it reads ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and
@@ -73,11 +75,11 @@ def find_launch(
         index = _number(environment, "JAX_PROCESS_ID", "NODE_RANK", given=index)
         if index is None and count is not None:
             index = _index_in_job_set(environment)
-    cluster = find_cluster(environment)
+    cluster = detect_cluster(environment)
     given = {"coordinator_address": address, "num_processes": count, "process_id": index}
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if len(missing) == len(given):
-        return Launch(cluster=cluster) if cluster else None
+        return ProcessConfig(cluster=cluster) if cluster else None
     if missing and not cluster:
         present = [f"--{name}" for name, value in given.items() if value is not None]
         raise UserError(
@@ -93,10 +95,10 @@ def find_launch(
     if address is not None and not address.rpartition(":")[2].isdigit():
         port = environment.get("JAX_COORDINATOR_PORT", str(_DEFAULT_PORT))
         address = f"{address}:{port}"
-    return Launch(address, count, index, cluster)
+    return ProcessConfig(address, count, index, cluster)
 
 
-def find_cluster(environment: Mapping[str, str]) -> str:
+def detect_cluster(environment: Mapping[str, str]) -> str:
     """Returns the cluster that the environment indicates; '' for none, as for a single process on a laptop."""
     if _on_tpu(environment):
         return "tpu"
@@ -166,8 +168,8 @@ def _index_in_job_set(environment: Mapping[str, str]) -> int | None:
     return job * (_number(environment, "PROCESSES_IN_JOB", given=None) or 0) + within
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Runs a process of a job in a child process and returns its exit code; `LOST_PROCESS` if JAX's runtime ended it.
+def run_guarded(run: Callable[[], int]) -> int:
+    """Runs a process of a job in a child process and returns its exit code; `EXIT_LOST_PROCESS` if JAX's runtime ended it.
 
     The parent forwards signals, and the child dies with its parent. Call this before JAX is imported, because a process with threads
     cannot be forked safely.
@@ -185,7 +187,7 @@ def guarded(run: Callable[[], int]) -> int:
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
-            os._exit(LOST_PROCESS)
+            os._exit(EXIT_LOST_PROCESS)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
         return run()
 
@@ -206,6 +208,6 @@ def guarded(run: Callable[[], int]) -> int:
             "are above); launch all processes again, and the run continues from its last checkpoint",
             file=sys.stderr,
         )
-        return LOST_PROCESS
+        return EXIT_LOST_PROCESS
     print(f"jaxalign: this process was killed by {signal.Signals(-code).name}", file=sys.stderr)
     return 128 - code

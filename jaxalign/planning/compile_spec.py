@@ -77,7 +77,7 @@ class CompileSpec:
     def flops(self, mesh: Mesh) -> float:
         """Counts the operations of matrix products in one step, on all devices together."""
         built, frozen, _ = self.build(mesh)
-        with partitioning.activate(mesh):
+        with partitioning.set_mesh(mesh):
             return count_flops(built.function, built.abstract, frozen, dict(self.batch))
 
     def without_recomputation(self) -> CompileSpec:

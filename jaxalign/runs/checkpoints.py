@@ -144,7 +144,7 @@ def _merged(trees: Iterable[Any]) -> Any:
 
 
 def _refuse_damaged_leaves(folder: Path) -> None:
-    distributed.first(lambda: _check_leaves(folder))
+    distributed.broadcast_from_first(lambda: _check_leaves(folder))
 
 
 def _check_leaves(folder: Path) -> None:
@@ -163,7 +163,7 @@ def _malformed_refused(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if distributed.lost_process(error) is not None or isinstance(
+        if distributed.lost_process_message(error) is not None or isinstance(
             error, jax.errors.JaxRuntimeError
         ):
             raise
@@ -182,7 +182,7 @@ def refuse_damaged(run: Path | str, step: int) -> int:
     Raises:
       UserError: naming the file and what is wrong with it.
     """
-    return distributed.first(lambda: _check_parameters(Path(run), step))
+    return distributed.broadcast_from_first(lambda: _check_parameters(Path(run), step))
 
 
 def _check_parameters(run: Path, step: int) -> int:

@@ -80,7 +80,7 @@ class BestCheckpoints:
                     found[record["step"]] = record[name]
             return list(found.items())
 
-        return dict(distributed.first(read))
+        return dict(distributed.broadcast_from_first(read))
 
     def _rank(self) -> None:
         policy = self._policy
@@ -104,7 +104,7 @@ class BestCheckpoints:
         best = {"step": step, "metric": policy.best_metric, "value": self._values[step]}
         if best != self.best:
             self.best = best
-            if distributed.is_first():
+            if distributed.is_primary_process():
                 files.write_text(self._path, json.dumps(best))
 
 

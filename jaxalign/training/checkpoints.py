@@ -122,7 +122,7 @@ class Checkpointer:
             step for step, kept in zip(steps, self._kept.kept(steps), strict=True) if not kept
         ]
         if doomed:
-            distributed.first(lambda: self._delete(doomed))
+            distributed.broadcast_from_first(lambda: self._delete(doomed))
             self._manager.reload()
 
     def _delete(self, steps: Sequence[int]) -> None:
@@ -169,7 +169,7 @@ class Checkpointer:
         with self._disk_errors_explained():
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 checkpointer.save(folder, ocp.args.PyTreeSave(dict(leaves)), force=True)
-            distributed.first(lambda: manifests.write_manifest(folder))
+            distributed.broadcast_from_first(lambda: manifests.write_manifest(folder))
 
     def restore(
         self, abstract_state: TrainState, shardings: TrainState, step: int | None = None
@@ -200,7 +200,7 @@ class Checkpointer:
                 ),
             )
         except (ValueError, KeyError, TypeError) as error:
-            if distributed.lost_process(error) is not None:
+            if distributed.lost_process_message(error) is not None:
                 raise
             raise UserError(
                 f"checkpoint {self._manager.directory}/{step} does not fit this model or optimizer: {_first_line(error)}"
@@ -266,8 +266,8 @@ def open_run(model_dir: Path, policy: CheckpointPolicy) -> Checkpointer:
     Raises:
       UserError: if all checkpoints are damaged, or the folder cannot be written.
     """
-    for line in distributed.first(lambda: _tidied(model_dir)):
-        if distributed.is_first():
+    for line in distributed.broadcast_from_first(lambda: _tidied(model_dir)):
+        if distributed.is_primary_process():
             print(f"jaxalign: {line}", file=sys.stderr)
     return Checkpointer(model_dir, policy)
 
@@ -300,7 +300,7 @@ def check_space(
         number = min(number, policy.keep_latest + best + 1)
     there = checkpoint_steps(model_dir / CHECKPOINTS)
     more = max(number - len(there), 0 if there and there[-1] >= train_steps else 1)
-    distributed.first(lambda: files.check_space(model_dir, size, more))
+    distributed.broadcast_from_first(lambda: files.check_space(model_dir, size, more))
 
 
 def _iterator_state(folder: Path) -> Any:

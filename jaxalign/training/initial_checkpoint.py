@@ -63,7 +63,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
     if sources.is_run(path):
         # Another run may go on writing there: the first process chooses the step.
-        chosen = distributed.first(lambda: Run(path, step).step)
+        chosen = distributed.broadcast_from_first(lambda: Run(path, step).step)
         run = Run(path, chosen)
         identity = {
             "run_id": run.description.run_id,
@@ -79,13 +79,13 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
             )
 
         return InitialCheckpoint(identity, read_run, run.recorded_vocabulary)
-    if distributed.several():
+    if distributed.is_multiprocess():
         # Of a folder that another run writes to every process would find a latest of its own.
-        step = distributed.first(lambda: sources.open_source(path, step).step)
+        step = distributed.broadcast_from_first(lambda: sources.open_source(path, step).step)
     try:
         source = sources.open_source(path, step)
     except UserError as error:
-        if not distributed.several():
+        if not distributed.is_multiprocess():
             raise
         # Not as a mistake of all processes.
         raise OSError(

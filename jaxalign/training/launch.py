@@ -42,7 +42,7 @@ class Launch:
 
     def finished_summary(self, train_steps: int) -> dict[str, Any] | None:
         """The summary of a run that has done all its steps; None if steps are left."""
-        return distributed.first(lambda: finished_summary(self.folder, train_steps))
+        return distributed.broadcast_from_first(lambda: finished_summary(self.folder, train_steps))
 
 
 def open_launch(
@@ -53,13 +53,15 @@ def open_launch(
     Raises:
       UserError: the folder holds a run with another method, other hyperparameters, another vocabulary or other teacher tokens.
     """
-    earlier = distributed.first(lambda: earlier_launch(folder))
+    earlier = distributed.broadcast_from_first(lambda: earlier_launch(folder))
     check_same_method(folder, earlier, objective)
     vocabulary = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
     check_same_vocabulary(folder, earlier, vocabulary)
     teacher = data.teacher()
     check_same_teacher(folder, earlier.get("teacher_tokens", teacher), teacher)
-    run_id = distributed.first(lambda: earlier.get("run_id") or uuid.uuid4().hex[:12])
+    run_id = distributed.broadcast_from_first(
+        lambda: earlier.get("run_id") or uuid.uuid4().hex[:12]
+    )
     return Launch(folder, run_id, earlier, vocabulary, teacher)
 
 

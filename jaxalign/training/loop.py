@@ -16,7 +16,7 @@ from jaxalign.errors import UserError, require_range
 from jaxalign.networks.leaves import merge_roles
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
-from jaxalign.parallel.preemption import StopNotice, Stopped
+from jaxalign.parallel.preemption import Preempted, PreemptionHandler
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.best_checkpoints import BestCheckpoints
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
@@ -59,7 +59,7 @@ class LoopConfig:
 
 
 class _Pending(NamedTuple):
-    """A step whose metrics are still on the device; ``view`` is what `distributed.GlobalView` saw, None if this process saw it all."""
+    """A step whose metrics are still on the device. ``view`` has the fields of the global batch; None if this process has the whole batch."""
 
     number: int
     metrics: Any
@@ -97,13 +97,13 @@ class Loop:
         metadata: Mapping[str, Any],
         evaluators: Mapping[str, Evaluator],
         frozen: Mapping[str, Any],
-        notice: StopNotice | None = None,
+        notice: PreemptionHandler | None = None,
     ) -> None:
         self._step, self._objective, self._mesh, self._config = step, objective, mesh, config
         self._model_dir, self._writer, self._checkpointer = model_dir, writer, checkpointer
         self._metadata, self._evaluators, self._frozen = dict(metadata), evaluators, frozen
         self._notice = notice
-        self._view = distributed.GlobalView(mesh) if distributed.several() else None
+        self._view = distributed.GlobalBatchFields(mesh) if distributed.is_multiprocess() else None
         self._accumulator = MetricAccumulator()
         self._throughput = Throughput()
         # A run that is resumed at its end reports what it measured before.
@@ -143,7 +143,7 @@ class Loop:
 
         Raises:
           NonFiniteError: on NaN or Inf; checkpoints written before stay.
-          Stopped: when told to, after saving.
+          Preempted: when told to, after saving.
           UserError: if the data end before ``train_steps``.
         """
         config = self._config
@@ -152,7 +152,7 @@ class Loop:
         self._best.forget_after(start)
         if start:
             # The earlier launch may have stopped between saving this step and evaluating it.
-            owed = distributed.first(lambda: self._not_evaluated(start))
+            owed = distributed.broadcast_from_first(lambda: self._not_evaluated(start))
             if owed:
                 self._evaluate(start, state, owed)
         if start >= config.train_steps:
@@ -179,7 +179,7 @@ class Loop:
         pending: _Pending | None = None
         batch, after = self._next(batches, data_state, start)
         for number in range(start + 1, config.train_steps + 1):
-            placed = partitioning.put_batch(self._mesh, batch)
+            placed = partitioning.make_global_batch(self._mesh, batch)
             state, metrics = self._step(state, self._frozen, placed)
             view = None if self._view is None else self._view(placed)
             current, consumed = _Pending(number, metrics, batch, view), after
@@ -191,7 +191,7 @@ class Loop:
             due = self._due(number, config.eval_period) or self._due(
                 number, config.checkpoint.period
             )
-            stop = self._notice is not None and self._notice.requested(number)
+            stop = self._notice is not None and self._notice.should_stop(number)
             if due or stop:
                 self._receive(pending, bar)
                 pending = None
@@ -207,7 +207,7 @@ class Loop:
         metadata = {**self._metadata, "accumulated_metrics": self._accumulator.state()}
         self._checkpointer.save(state, data_state, metadata)
         self._checkpointer.wait()
-        raise Stopped(
+        raise Preempted(
             f"told to stop (SIGTERM or a maintenance notice): saved step {number} of {self._config.train_steps} in "
             f"{self._model_dir}; the same command goes on from there"
         )
@@ -302,7 +302,7 @@ class Loop:
         return results
 
     def _bar(self, start: int) -> Any:
-        shown = self._config.progress and distributed.is_first()
+        shown = self._config.progress and distributed.is_primary_process()
         return tqdm(
             total=self._config.train_steps,
             initial=start,
@@ -327,7 +327,7 @@ def make_evaluator(
         del step
         accumulator = MetricAccumulator()
         for batch in batches():
-            accumulator.add(eval_step(params, partitioning.put_batch(mesh, batch)))
+            accumulator.add(eval_step(params, partitioning.make_global_batch(mesh, batch)))
         return objective.summarize(accumulator.means())
 
     return evaluate

@@ -21,7 +21,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices, Placement
-from jaxalign.parallel.preemption import StopNotice, Stopped
+from jaxalign.parallel.preemption import Preempted, PreemptionHandler
 from jaxalign.runs.checkpoints import restore_frozen_leaves
 from jaxalign.training import build, checkpoints, run_folder, task_checks
 from jaxalign.training.build import BuiltStep
@@ -71,7 +71,7 @@ def train(
 
     Raises:
       UserError: if configuration, data and checkpoints do not fit together; NonFiniteError on NaN or Inf.
-      Stopped: on SIGTERM or a maintenance notice, after saving.
+      Preempted: on SIGTERM or a maintenance notice, after saving.
     """
     started = time.time()
     task_checks.check_numbers(batch_size, devices.microbatches, random_seed)
@@ -122,14 +122,14 @@ def train(
         frozen = {**frozen, **leaves}
 
         gin_text = configuration() if configuration is not None else ""
-        primary = distributed.is_first()
+        primary = distributed.is_primary_process()
         if primary:
             run_folder.write_description(launch, objective, data, metadata, start.origin())
             run_folder.write_configuration(folder, gin_text)
             run_folder.write_model_info(folder, objective, abstract, placement)
         del start
         with (
-            StopNotice() as notice,
+            PreemptionHandler() as notice,
             MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer,
         ):
             runner = Loop(
@@ -188,7 +188,7 @@ def _open_batches(
         unscored = data.training_dataset(batch_size, random_seed, None, placement.rows)
         probe = next(iter(unscored))
         probe = {**probe, "reference_log_probs": probe["response_mask"]}
-        distributed.check_batch(check, placement.mesh, probe)
+        distributed.check_global_batch(check, placement.mesh, probe)
         if reference_scores is None:
             reference_scores = _store_reference_scores(
                 objective, data, start, placement, batch_size
@@ -200,7 +200,7 @@ def _open_batches(
     beginning = iterator.get_state()
     first = next(iterator)
     iterator.set_state(beginning)
-    distributed.check_batch(check, placement.mesh, first)
+    distributed.check_global_batch(check, placement.mesh, first)
     return _Batches(iterator, first, reference_scores, batch_size)
 
 
@@ -240,7 +240,7 @@ def _fresh_state(
     create = jax.jit(
         lambda tree: create_state(tree, transformations), out_shardings=built.shardings
     )
-    with partitioning.activate(start.placement.mesh):
+    with partitioning.set_mesh(start.placement.mesh):
         return create(params), leaves
 
 
@@ -263,7 +263,7 @@ def _resumed_state(
 def warn_of_other_batch_size(before: int, now: int, data: TaskData) -> None:
     """Warns that a run that continues with another batch size reads other examples than without the stop."""
     # The position in packed data is an example. In unpacked data it is a number of batches.
-    if now == before or data.pack or not distributed.is_first():
+    if now == before or data.pack or not distributed.is_primary_process():
         return
     effect = (
         "reads some examples of this epoch again" if now < before else "passes some examples over"
@@ -281,9 +281,9 @@ def _run_to_the_end(
         state = runner.run(state, iterator, iterator.get_state)
     except BaseException as error:
         # With several processes, closing waits for all of them, and one may be gone or waiting for this one.
-        if isinstance(error, Stopped) or not distributed.several():
+        if isinstance(error, Preempted) or not distributed.is_multiprocess():
             checkpointer.close()
-        if isinstance(error, Stopped) and distributed.is_first():
+        if isinstance(error, Preempted) and distributed.is_primary_process():
             print(f"jaxalign: {error.message}", file=sys.stderr)
         raise
     checkpointer.close()

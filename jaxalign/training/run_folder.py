@@ -56,7 +56,7 @@ def open_folder(model_dir: str) -> Iterator[Path]:
         files.make_writable_folder(folder)
         held.append(locks.Lock(folder / LOCK_FILE, f"MODEL_DIR {folder}"))
 
-    distributed.first(take)
+    distributed.broadcast_from_first(take)
     try:
         yield folder
     finally:

@@ -131,7 +131,9 @@ class Start:
             params[role] = self.policy if role == "policy" else self._initialise(role, network)
         statistics = self._objective.initial_statistics()
         if statistics:
-            params["statistics"] = jax.device_put(statistics, partitioning.replicated(self._mesh))
+            params["statistics"] = jax.device_put(
+                statistics, partitioning.replicated_sharding(self._mesh)
+            )
         return params
 
     def frozen(self) -> dict[str, Any]:
@@ -159,7 +161,7 @@ class Start:
 
     def warn_of_t5x_steps(self, train_steps: int) -> None:
         """Warns that the steps of a run begin at 0. In T5X they continue from the step of the initial checkpoint."""
-        if self._initial is None or not self._initial.t5x or not distributed.is_first():
+        if self._initial is None or not self._initial.t5x or not distributed.is_primary_process():
             return
         step = self.identity["step"]
         more = train_steps - step
@@ -179,7 +181,7 @@ class Start:
 
     def warn_of_unreadable_checkpoint(self) -> None:
         """Warns that the run continues without the checkpoint that it began with."""
-        if self._unreadable is not None and distributed.is_first():
+        if self._unreadable is not None and distributed.is_primary_process():
             print(
                 f"jaxalign: the initial checkpoint cannot be read, and is no longer needed: {self._unreadable}",
                 file=sys.stderr,
@@ -191,7 +193,7 @@ class Start:
         from_checkpoint = (self._initial or self._unreadable) is not None
         # Read before the mesh is active: under an active mesh JAX refuses arrays without a sharding on it.
         policy = self.policy if role != "policy" and from_checkpoint else None
-        with partitioning.activate(self._mesh):
+        with partitioning.set_mesh(self._mesh):
             if policy is not None:
                 make = jax.jit(network.from_policy, out_shardings=places)
                 return make(self._keys[role], policy)

@@ -78,11 +78,13 @@ def state_shardings(
             continue
         slots = abstract_state.opt_state[role]
         opt_state[role] = (
-            jax.tree.map(lambda _: partitioning.replicated(mesh), slots)
+            jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), slots)
             if axes is None
             else partitioning.optimizer_state_shardings(mesh, slots, shapes, axes, own)
         )
-    return TrainState(step=partitioning.replicated(mesh), params=params, opt_state=opt_state)
+    return TrainState(
+        step=partitioning.replicated_sharding(mesh), params=params, opt_state=opt_state
+    )
 
 
 def role_shardings(
@@ -90,7 +92,7 @@ def role_shardings(
 ) -> Any:
     """The shardings of one role's parameters; replicated if it has no logical axes."""
     if logical_axes is None:
-        return jax.tree.map(lambda _: partitioning.replicated(mesh), shapes)
+        return jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), shapes)
     shardings = partitioning.parameter_shardings(mesh, logical_axes, rules)
     partitioning.check_divisible(shapes, shardings)
     return shardings

@@ -94,7 +94,7 @@ def jit_train_step(
         jax.jit(
             step,
             in_shardings=(shardings, frozen_shardings, partitioning.batch_shardings(mesh, batch)),
-            out_shardings=(shardings, partitioning.replicated(mesh)),
+            out_shardings=(shardings, partitioning.replicated_sharding(mesh)),
             donate_argnums=0,
         ),
     )
@@ -109,7 +109,7 @@ def jit_eval_step(
         jax.jit(
             step,
             in_shardings=(param_shardings, partitioning.batch_shardings(mesh, batch)),
-            out_shardings=partitioning.replicated(mesh),
+            out_shardings=partitioning.replicated_sharding(mesh),
         ),
     )
 
@@ -174,7 +174,7 @@ def _scalar(value: jax.Array) -> Metric:
 
 def _in_mesh(mesh: Mesh, function: Any) -> Any:
     def call(*arguments: Any) -> Any:
-        with partitioning.activate(mesh):
+        with partitioning.set_mesh(mesh):
             return function(*arguments)
 
     call.lower = lambda *arguments: _lower(mesh, function, arguments)  # type: ignore[attr-defined]
@@ -182,5 +182,5 @@ def _in_mesh(mesh: Mesh, function: Any) -> Any:
 
 
 def _lower(mesh: Mesh, function: Any, arguments: tuple[Any, ...]) -> Any:
-    with partitioning.activate(mesh):
+    with partitioning.set_mesh(mesh):
         return function.lower(*arguments)

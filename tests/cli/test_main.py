@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxalign.cli import commands, values
-from jaxalign.cli.main import main, told_in_one_line
+from jaxalign.cli.main import main, run_with_one_line_errors
 
 STANDARD = """
 MODEL_DIR = %gin.REQUIRED
@@ -273,7 +273,7 @@ class TestFailures:
         def fail():
             raise RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no TPU\n (set ...)")
 
-        assert told_in_one_line(fail) == 2
+        assert run_with_one_line_errors(fail) == 2
         assert "JAX finds no device of the platform 'tpu'" in error_line(capsys)
 
     def test_a_users_error_is_one_line(self, calls, capsys):

@@ -195,7 +195,7 @@ def test_a_vocabulary_of_one_s_own(write_lines, small_vocabulary, capsys):
         ([{"prompt": " ", "response": "r", "feedback": 1}], "no usable records .*:1: the prompt is empty"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_told_in_one_line(rows, message, write_lines):
+def test_what_cannot_be_used_is_run_with_one_line_errors(rows, message, write_lines):
     with pytest.raises(DataError, match=message) as caught:
         inspection.inspect(write_lines(rows), vocabulary="bytes")
     assert "\n" not in str(caught.value)

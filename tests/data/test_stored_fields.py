@@ -135,7 +135,7 @@ class TestStoredArrays:
 
     @pytest.mark.parametrize("file", ["train.a.npy", "train.a.json"])
     @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
-    def test_damage_is_told_in_one_line(self, file, damage, write_lines, tmp_path):
+    def test_damage_is_run_with_one_line_errors(self, file, damage, write_lines, tmp_path):
         """Every byte counts in the array; in its description those that matter."""
         folder, metadata = cached(write_lines, tmp_path, triplets(30, lambda i: [0]))
         values = np.zeros((metadata.num_examples["train"], 1))

@@ -86,7 +86,7 @@ def test_metadata_of_another_shape_are_refused(folder, path, value):
 @pytest.mark.parametrize(
     "name", ["metadata.json", "train.array_record", "train.lengths.npy", "validation.array_record"]
 )
-def test_a_truncated_file_is_told_in_one_line(folder, name):
+def test_a_truncated_file_is_run_with_one_line_errors(folder, name):
     content = (folder / name).read_bytes()
     for kept in (0, len(content) // 3, len(content) - 2):
         (folder / name).write_bytes(content[:kept])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.cli.main import told_in_one_line
+from jaxalign.cli.main import run_with_one_line_errors
 from jaxalign.errors import UserError
 from jaxalign.parallel import processes
 
@@ -34,7 +34,7 @@ def restore_without(victim: int, mesh: Any, folder: str) -> None:
         return TrainState(step=step, params=params, opt_state={"policy": {}})
 
     abstract = jax.eval_shape(make, jnp.int32(0))
-    shardings = jax.tree.map(lambda _: partitioning.replicated(mesh), abstract)
+    shardings = jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), abstract)
     checkpointer = Checkpointer(folder, CheckpointPolicy(keep_latest=1, asynchronous=False))
     for step in (1, 2):
         state = jax.jit(make, out_shardings=shardings)(jnp.int32(step))
@@ -56,33 +56,33 @@ def restore_without(victim: int, mesh: Any, folder: str) -> None:
 def work(event: str, victim: int, folder: str) -> int:
     from jaxalign.parallel import distributed
 
-    distributed.start(processes.find_launch())
+    distributed.initialize(processes.find_process_config())
     import jax
 
     from jaxalign.parallel import partitioning
 
     mesh = partitioning.make_mesh()
     index = jax.process_index()
-    assert distributed.first(lambda: {"decided by": index}) == {"decided by": 0}
+    assert distributed.broadcast_from_first(lambda: {"decided by": index}) == {"decided by": 0}
     if event == "restoring":
         restore_without(victim, mesh, folder)
-    rows = distributed.local_rows(mesh, 8)
+    rows = distributed.process_local_rows(mesh, 8)
     batch = {
         "response_mask": np.ones((len(rows), 1, 1), np.float32),
         "encoder_segment_ids": np.ones((len(rows), 3), np.int32),
         "decoder_segment_ids": np.ones((len(rows), 2), np.int32),
         "prompt_ids": np.array(rows)[:, None],
     }
-    view = distributed.GlobalView(mesh)
+    view = distributed.GlobalBatchFields(mesh)
     for number in range(20):
-        fields, counts = jax.device_get(view(partitioning.put_batch(mesh, batch)))
+        fields, counts = jax.device_get(view(partitioning.make_global_batch(mesh, batch)))
         assert sorted(fields) == ["prompt_ids", "response_mask"]
         assert fields["prompt_ids"].ravel().tolist() == list(range(8))
         assert [int(count) for count in counts] == [8, 40]
         if number < 5:
             continue
         if event == "all_fail":
-            distributed.first(fail)
+            distributed.broadcast_from_first(fail)
         if index == victim:
             {"mistake": fail, "defect": lambda: [][0], "killed": kill, "silent": kill}[event]()
         if event == "silent":
@@ -97,4 +97,6 @@ def kill() -> None:
 
 if __name__ == "__main__":
     event, victim, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    sys.exit(processes.guarded(lambda: told_in_one_line(lambda: work(event, victim, folder))))
+    sys.exit(
+        processes.run_guarded(lambda: run_with_one_line_errors(lambda: work(event, victim, folder)))
+    )

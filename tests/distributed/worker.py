@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 
-from jaxalign.cli.main import told_in_one_line
+from jaxalign.cli.main import run_with_one_line_errors
 from jaxalign.parallel import processes
 
 
@@ -91,7 +91,7 @@ def kill_when_writing(options: Options) -> None:
     kill()
 
 
-def work(options: Options, launch: processes.Launch | None) -> int:
+def work(options: Options, launch: processes.ProcessConfig | None) -> int:
     import tiny_run
 
     from jaxalign.objectives.kto import KTO
@@ -101,7 +101,7 @@ def work(options: Options, launch: processes.Launch | None) -> int:
     from jaxalign.parallel.partitioning import MeshShape
     from jaxalign.training.checkpoints import CheckpointPolicy
 
-    distributed.start(launch)
+    distributed.initialize(launch)
     disturb(options)
     policy = CheckpointPolicy(
         period=options.period, best_metric="validation/loss" if options.best else None
@@ -125,12 +125,12 @@ def work(options: Options, launch: processes.Launch | None) -> int:
 
 def main() -> int:
     options = Options(**json.loads(sys.argv[1]))
-    launch = processes.find_launch()
+    launch = processes.find_process_config()
 
     def run() -> int:
-        return told_in_one_line(lambda: work(options, launch))
+        return run_with_one_line_errors(lambda: work(options, launch))
 
-    return run() if launch is None else processes.guarded(run)
+    return run() if launch is None else processes.run_guarded(run)
 
 
 if __name__ == "__main__":

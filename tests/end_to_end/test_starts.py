@@ -81,7 +81,7 @@ def launch(feedback, tmp_path, starts, repository):
 
 def test_shapes_are_told_while_a_mesh_is_active():
     config = CONFIG.replace(mlp_dim=24)  # of no other test, so nothing has traced it
-    with partitioning.activate(partitioning.make_mesh()):
+    with partitioning.set_mesh(partitioning.make_mesh()):
         shapes = parameters.shapes(config)
         policy, value = Policy(config).abstract_params(), ValueNetwork(config).abstract_params()
     assert shapes["encoder.layers_0.mlp.wo.kernel"] == (24, 8)

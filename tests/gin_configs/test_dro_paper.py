@@ -178,7 +178,7 @@ def program(name):
     )
     mesh = partitioning.make_mesh(spec.mesh, jax.devices())
     built, frozen, _ = spec.build(mesh)
-    with partitioning.activate(mesh):
+    with partitioning.set_mesh(mesh):
         text = str(jax.make_jaxpr(built.function)(built.abstract, frozen, dict(spec.batch)))
     text = re.sub(r"0x[0-9a-f]+", "", text)
     return re.sub(r"-?\b\d+(\.\d*)?(e[-+]?\d+)?:f32", "NUMBER", text)

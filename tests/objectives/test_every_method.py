@@ -145,10 +145,10 @@ def run_step(objective, batch, microbatches=1, devices=1):
     state = create_state(params, transformations)
     shardings = state_shardings(mesh, jax.eval_shape(lambda: state), {})
     step = make_train_step(objective, transformations, microbatches=microbatches)
-    replicated = jax.tree.map(lambda _: partitioning.replicated(mesh), frozen)
+    replicated = jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), frozen)
     state = jax.device_put(jax.tree.map(np.asarray, state), shardings)
     compiled = jit_train_step(step, mesh, shardings, replicated, batch)
-    after, metrics = compiled(state, frozen, partitioning.put_batch(mesh, batch))
+    after, metrics = compiled(state, frozen, partitioning.make_global_batch(mesh, batch))
     return Step(
         jax.tree.map(
             lambda old, new: np.asarray(old) - np.asarray(new), PARAMS, after.params["policy"]

@@ -144,7 +144,7 @@ def test_activations_are_sharded_as_their_axis_names_say():
     def constrain(x):
         return nn.with_logical_constraint(2 * x, ("batch", "length", "mlp"))
 
-    with partitioning.activate(mesh):
+    with partitioning.set_mesh(mesh):
         found = jax.jit(constrain)(jnp.ones((8, 4, 16)))
     assert found.sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
 
@@ -156,7 +156,7 @@ def test_the_step_donates_its_state(world, drov, random_batch):
     transformations = build_transformations(dict.fromkeys(roles, adafactor()), {})
     params = world.params()
     state = create_state({role: params[role] for role in roles}, transformations)
-    shardings = jax.tree.map(lambda _: partitioning.replicated(mesh), state)
+    shardings = jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), state)
     batch = random_batch(0)
     step = jit_train_step(make_train_step(drov, transformations), mesh, shardings, {}, batch)
     shapes = jax.eval_shape(lambda: (state, {}, batch))

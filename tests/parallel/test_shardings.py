@@ -85,7 +85,7 @@ def test_axes_that_are_not_given_get_their_defaults():
 
 def test_the_batch_is_spread_over_slices_too():
     mesh = make_mesh(MeshShape(slice=2, data=2, fsdp=2))
-    batch = partitioning.put_batch(mesh, {"x": np.arange(8.0)})
+    batch = partitioning.make_global_batch(mesh, {"x": np.arange(8.0)})
     shards = sorted((each.device.id, float(each.data[0])) for each in batch["x"].addressable_shards)
     assert shards == [(index, float(index)) for index in range(8)]
 

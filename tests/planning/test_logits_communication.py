@@ -34,7 +34,7 @@ def compiled(arrays, chunk_size):
     mesh = partitioning.make_mesh(MeshShape(fsdp=4, tensor=2))
     rows = NamedSharding(mesh, partitioning.BATCH_SPEC)
     kernel = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
-    with partitioning.activate(mesh):
+    with partitioning.set_mesh(mesh):
         step = jax.jit(
             gradient(chunk_size), in_shardings=(rows, kernel, rows), out_shardings=(rows, kernel)
         )
@@ -63,6 +63,6 @@ def test_more_chunks_do_not_reduce_the_projection_more_often(arrays):
 
 def test_a_chunk_is_a_devices_share_of_tokens(arrays):
     assert scoring._num_chunks(ROWS, LENGTH, 8) == 16  # no mesh: 8 rows, one position
-    with partitioning.activate(partitioning.make_mesh(MeshShape(fsdp=4, tensor=2))):
+    with partitioning.set_mesh(partitioning.make_mesh(MeshShape(fsdp=4, tensor=2))):
         assert scoring._num_chunks(ROWS, LENGTH, 8) == 4  # 2 rows, 4 positions
         assert scoring._num_chunks(ROWS + 1, LENGTH, 9) == 16  # not divisible: as without a mesh

@@ -183,7 +183,7 @@ def test_what_a_killed_process_was_writing_is_cleared_away(run):
     assert not left.exists() and find_damage(run / CHECKPOINTS / "8") is None
 
 
-def test_a_disk_that_fills_up_is_told_in_one_line(run, monkeypatch):
+def test_a_disk_that_fills_up_is_run_with_one_line_errors(run, monkeypatch):
     checkpointer = open_run(run, CheckpointPolicy(keep_latest=None))
 
     def full(*_, **__):

@@ -51,7 +51,9 @@ def trained(objective, mesh, start, random_batch):
     state = jax.device_put(create_state(params, transformations), built.shardings)
     frozen = jax.device_put(leaves, places)
     for seed in range(2):
-        state, metrics = built.step(state, frozen, partitioning.put_batch(mesh, random_batch(seed)))
+        state, metrics = built.step(
+            state, frozen, partitioning.make_global_batch(mesh, random_batch(seed))
+        )
     assert metrics["finite"].total == 1
     return state, frozen
 

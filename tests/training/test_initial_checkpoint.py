@@ -104,8 +104,8 @@ def test_the_first_process_chooses_the_checkpoint(folders, tmp_path, monkeypatch
     shutil.copytree(folders / "t5x", tmp_path / "t5x")
     shutil.copytree(folders / "t5x" / "checkpoint_3", tmp_path / "t5x" / "checkpoint_9")
     assert open_checkpoint(str(tmp_path / "t5x")).identity["step"] == 9
-    monkeypatch.setattr(distributed, "several", lambda: True)
-    monkeypatch.setattr(distributed, "first", lambda decide: min(decide(), 3))
+    monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(distributed, "broadcast_from_first", lambda decide: min(decide(), 3))
     assert open_checkpoint(str(tmp_path / "t5x")).identity["step"] == 3
 
 

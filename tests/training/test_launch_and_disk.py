@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign import files
-from jaxalign.cli.main import told_in_one_line
+from jaxalign.cli.main import run_with_one_line_errors
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.parallel import distributed, preemption, processes
-from jaxalign.parallel.preemption import StopNotice
-from jaxalign.parallel.processes import LOST_PROCESS, Launch, find_launch
+from jaxalign.parallel.preemption import PreemptionHandler
+from jaxalign.parallel.processes import EXIT_LOST_PROCESS, ProcessConfig, find_process_config
 from jaxalign.training import launch, run
 from jaxalign.training.checkpoints import CheckpointPolicy, check_space
 from jaxalign.training.state import TrainState
@@ -45,7 +45,7 @@ SLURM = {
                 "JAX_NUM_PROCESSES": "4",
                 "JAX_PROCESS_ID": "3",
             },
-            Launch("h:5", 4, 3),
+            ProcessConfig("h:5", 4, 3),
         ),
         (
             {"JAX_COORDINATOR_ADDRESS": "h:5", "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
@@ -59,7 +59,7 @@ SLURM = {
                 "NNODES": "2",
                 "NODE_RANK": "1",
             },
-            Launch("10.0.0.2:6002", 2, 1),
+            ProcessConfig("10.0.0.2:6002", 2, 1),
         ),
         (
             {
@@ -69,34 +69,34 @@ SLURM = {
                 "PROCESSES_IN_JOB": "2",
                 "JOB_COMPLETION_INDEX": "1",
             },
-            Launch("pod-0.job:1234", 4, 3),
+            ProcessConfig("pod-0.job:1234", 4, 3),
         ),
         # Nodes of another launcher's are no job of JAX's.
         ({"NNODES": "2", "NODE_RANK": "1"}, None),
-        (SLURM, Launch(cluster="slurm")),
+        (SLURM, ProcessConfig(cluster="slurm")),
         (SLURM | {"SLURM_NTASKS": "1"}, None),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         (
             {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1", "OMPI_COMM_WORLD_SIZE": "2"},
-            Launch(cluster="ompi"),
+            ProcessConfig(cluster="ompi"),
         ),
-        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, Launch(cluster="tpu")),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}, ProcessConfig(cluster="tpu")),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
         (
             {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
-            Launch(cluster="tpu"),
+            ProcessConfig(cluster="tpu"),
         ),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, None),
     ],
 )
 def test_the_environment_says_which_job(environment, expected):
-    assert find_launch(environment=environment) == expected
+    assert find_process_config(environment=environment) == expected
 
 
 def test_flags_come_before_the_environment():
     environment = {"JAX_COORDINATOR_ADDRESS": "h:5", "JAX_NUM_PROCESSES": "4"}
-    assert find_launch("g:6", 2, 1, environment) == Launch("g:6", 2, 1)
-    assert find_launch(None, None, 1, environment) == Launch("h:5", 4, 1)
+    assert find_process_config("g:6", 2, 1, environment) == ProcessConfig("g:6", 2, 1)
+    assert find_process_config(None, None, 1, environment) == ProcessConfig("h:5", 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_flags_come_before_the_environment():
 )
 def test_half_a_job_is_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        find_launch(*flags, environment={})
+        find_process_config(*flags, environment={})
     with pytest.raises(UserError, match="NNODES='x' is not a number"):
-        find_launch("h:5", environment={"NNODES": "x"})
+        find_process_config("h:5", environment={"NNODES": "x"})
 
 
 def test_a_process_on_its_own_asks_no_server(monkeypatch):
@@ -120,7 +120,7 @@ def test_a_process_on_its_own_asks_no_server(monkeypatch):
 
     monkeypatch.setattr("socket.create_connection", refuse)
     monkeypatch.setattr("socket.gethostbyname", refuse)
-    assert find_launch(environment={"HOME": "/"}) is None
+    assert find_process_config(environment={"HOME": "/"}) is None
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path):
@@ -222,23 +222,27 @@ def test_a_maintenance_notice_stops_as_sigterm_does(metadata_server, monkeypatch
     monkeypatch.setenv("GCE_METADATA_HOST", address)
     monkeypatch.setattr(preemption, "_POLL_SECONDS", 0.05)
     before = signal.getsignal(signal.SIGTERM)
-    assert not preemption.noticed(address)
-    with StopNotice() as notice:
-        assert not notice.requested(1)
+    assert not preemption.is_termination_announced(address)
+    with PreemptionHandler() as notice:
+        assert not notice.should_stop(1)
         answers[key] = value
-        assert notice._received.wait(60) and notice.requested(2)
+        assert notice._received.wait(60) and notice.should_stop(2)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_no_server_is_no_notice():
-    assert not preemption.noticed("127.0.0.1:9")
+    assert not preemption.is_termination_announced("127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [
         ("os._exit(75)", 75, ""),
-        ("os.abort()", processes.LOST_PROCESS, "another process of the job is lost or never joins"),
+        (
+            "os.abort()",
+            processes.EXIT_LOST_PROCESS,
+            "another process of the job is lost or never joins",
+        ),
         ("os.kill(os.getpid(), 9)", 137, "this process was killed by SIGKILL"),
         ("os.kill(os.getppid(), 15) or time.sleep(60)", 143, "this process was killed by SIGTERM"),
     ],
@@ -246,7 +250,7 @@ def test_no_server_is_no_notice():
 def test_the_guard_passes_codes_and_signals_on(end, code, said, repository):
     program = (
         "import os, sys, time; from jaxalign.parallel import processes; assert 'jax' not in sys.modules; "
-        f"sys.exit(processes.guarded(lambda: {end}))"
+        f"sys.exit(processes.run_guarded(lambda: {end}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=repository
@@ -259,7 +263,7 @@ def test_processes_that_never_came_are_a_reason_to_launch_again(capsys):
     def run():
         raise distributed.MissingProcessError("could not join the other processes")
 
-    assert told_in_one_line(run) == LOST_PROCESS
+    assert run_with_one_line_errors(run) == EXIT_LOST_PROCESS
     assert capsys.readouterr().err == "jaxalign: could not join the other processes\n"
 
 

@@ -12,7 +12,7 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Metric, Objective
 from jaxalign.parallel.partitioning import MeshShape, make_mesh
-from jaxalign.parallel.preemption import Stopped
+from jaxalign.parallel.preemption import Preempted
 from jaxalign.runs.checkpoints import find_checkpoint
 from jaxalign.runs.metrics import keep_lines_up_to, read_metrics
 from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
@@ -58,7 +58,7 @@ class StopAt:
     def __init__(self, number):
         self.number = number
 
-    def requested(self, step):
+    def should_stop(self, step):
         return step == self.number
 
 
@@ -238,7 +238,7 @@ class TestEvaluationAndStopping:
     def test_told_to_stop_a_run_saves_at_once_and_evaluates_when_it_goes_on(self, run, tmp_path):
         seen = []
         options = {"policy": self.POLICY, "evaluators": self.evaluators(seen), "eval_period": 2}
-        with pytest.raises(Stopped):
+        with pytest.raises(Preempted):
             run(8, stop_at=4, **options)
         assert seen == [(2, 2.0)] and find_checkpoint(tmp_path, "latest") == (tmp_path, 4)
         run(8, **options)
@@ -260,7 +260,7 @@ class TestEvaluationAndStopping:
     def test_what_was_evaluated_is_not_evaluated_again(self, run, tmp_path):
         seen = []
         options = {"policy": self.POLICY, "evaluators": self.evaluators(seen)}
-        with pytest.raises(Stopped):
+        with pytest.raises(Preempted):
             run(8, stop_at=5, **options)
         run(8, **options)
         assert [number for number, _ in seen] == [2, 4, 6, 8]
@@ -300,7 +300,7 @@ class TestEvaluationAndStopping:
     def test_several_best_stay_across_launches(self, run, tmp_path):
         policy = dataclasses.replace(self.POLICY, keep_best=2)
         options = {"policy": policy, "evaluators": self.evaluators([])}
-        with pytest.raises(Stopped):
+        with pytest.raises(Preempted):
             run(8, stop_at=5, **options)
         run(8, **options)
         assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4, 8]
