@@ -55,11 +55,13 @@ class Settings:
 def suggest(
     inspection: Inspection, vocabulary_size: int, *, model: str, objective: str | None
 ) -> Settings:
-    """Settings for the data, such that a laptop can train: all responses fit but for the longest hundredth and those of more than 1,024
-    tokens, and prompts up to 1,024 tokens."""
+    """Settings for the data, such that a laptop can train: all responses fit but for the longest hundredth (the longest tenth
+    beyond 1,024 tokens), and prompts up to 1,024 tokens."""
     count = inspection.examples_count
     inputs = _limit(inspection.prompt_lengths, 95, _LAST_LIMIT)
-    targets = _limit(inspection.longest_responses, 99, _LAST_LIMIT)
+    longest_responses = inspection.longest_responses
+    most = max(_LAST_LIMIT, int(np.percentile(longest_responses, 90)))
+    targets = _limit(longest_responses, 99, most)
     responses = max(inspection.responses)
     duplicates = "keep" if inspection.repeated > 0.01 * count else "reject"
     long_responses = sum(length > targets for length in inspection.longest_responses)
