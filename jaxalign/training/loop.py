@@ -59,7 +59,7 @@ class LoopConfig:
 
 
 class _Pending(NamedTuple):
-    """A step whose metrics are still on the device. ``view`` has the fields of the global batch; None if this process has the whole batch."""
+    """A step whose metrics are still on the device. ``view`` has fields of the global batch; None if this process has all of it."""
 
     number: int
     metrics: Any
