@@ -33,6 +33,7 @@ from jaxalign.objectives.oreo import OREO
 from jaxalign.objectives.reward_modelling import FeatureRewardModel, RewardModel
 from jaxalign.objectives.sft import SFT
 from jaxalign.objectives.spa import SPA
+from jaxalign.parallel.devices import Devices
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.training import optimizers
 from jaxalign.training.checkpoints import CheckpointPolicy
@@ -75,6 +76,7 @@ BUILDERS = {
         GoalConditionedRewardModel, policy=POLICY, reward=DecoderRewardNetwork(CONFIG)
     ),
     MeshShape: MeshShape,
+    Devices: Devices,
     LoopConfig: functools.partial(LoopConfig, train_steps=1),
     CheckpointPolicy: CheckpointPolicy,
     TaskData: functools.partial(
@@ -98,6 +100,7 @@ NOT_SETTINGS = {
     "BuiltStep",
     "InitialCheckpoint",
     "Requirements",
+    "Placement",
     "CacheMetadata",
     "Optimizer",
     "Dense",

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from jax.sharding import Mesh
 
+from jaxalign.errors import require_range
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import AxisRules, MeshShape
 
@@ -26,6 +27,9 @@ class Devices:
     mesh: MeshShape = dataclasses.field(default_factory=MeshShape)
     axis_rules: Mapping[str, AxisRules] = dataclasses.field(default_factory=dict)
     microbatches: int = 1
+
+    def __post_init__(self) -> None:
+        require_range("Devices", "[1, inf)", microbatches=self.microbatches)
 
     def place(self, batch_size: int, roles: Collection[str]) -> Placement:
         """Arranges the devices of the job.

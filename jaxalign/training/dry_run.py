@@ -39,7 +39,7 @@ def check(
         the objective.
     """
     del others
-    task_checks.check_numbers(batch_size, devices.microbatches, random_seed)
+    task_checks.check_numbers(batch_size, random_seed)
     folder = run_folder.local_folder(model_dir)
     launch.check_same_method(folder, launch.earlier_launch(folder), objective)
     started = None

@@ -74,7 +74,7 @@ def train(
       Preempted: on SIGTERM or a maintenance notice, after saving.
     """
     started = time.time()
-    task_checks.check_numbers(batch_size, devices.microbatches, random_seed)
+    task_checks.check_numbers(batch_size, random_seed)
     with run_folder.open_folder(model_dir) as folder:
         placement = devices.place(batch_size, objective.trained())
         metadata = data.prepare()

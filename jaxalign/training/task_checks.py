@@ -28,13 +28,13 @@ _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
 _GROUPS = "join the records of each prompt with --gin.task_data.TaskData.responses_per_example=4 and another CACHE_DIR"
 
 
-def check_numbers(batch_size: int, microbatches: int, random_seed: int) -> None:
+def check_numbers(batch_size: int, random_seed: int) -> None:
     """Checks the plain arguments of a run.
 
     Raises:
       UserError: naming the argument.
     """
-    require_range("train", "[1, inf)", batch_size=batch_size, microbatches=microbatches)
+    require_range("train", "[1, inf)", batch_size=batch_size)
     # NumPy's generators and grain take 32 bits.
     require_range("train", "[0, 4294967295]", random_seed=random_seed)
 

@@ -71,7 +71,6 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(launch, tmp_pa
     ("options", "message"),
     [
         ({"batch_size": 0}, "train.batch_size is 0; it must be at least 1"),
-        ({"devices": Devices(microbatches=0)}, "train.microbatches is 0"),
         ({"random_seed": -1}, "train.random_seed is -1"),
     ],
 )
