@@ -89,7 +89,7 @@ def inspect(
             f"jaxalign generate --checkpoint=RUN --input={file} --output=responses.jsonl"
         )
         return {"kind": found.kind, "records": inspection.records, "gin_file": None}
-    text = suggestions.gin_file(
+    text, next_commands = suggestions.gin_file(
         settings,
         inspection,
         name=name,
@@ -102,7 +102,7 @@ def inspect(
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     with open(output, "w", encoding="utf-8") as written:
         written.write(text)
-    print(*suggestions.commands(settings, name, output), sep="\n")
+    print(*next_commands, sep="\n")
     return {"kind": found.kind, "records": inspection.records, "gin_file": output}
 
 

@@ -15,7 +15,7 @@ from jaxalign.errors import UserError
 _MAX_QUOTED = 2000
 # What to do about records that are good for others, by reason; the options as they are typed for `jaxalign train` and `cache`.
 _REMEDIES = {
-    "duplicate": "Repeated records are normal in logged data: --gin.task_data.TaskData.duplicates=\"'keep'\" (--duplicates=keep of "
+    "duplicate": "Repeated records are normal in logged data: --gin.TaskData.duplicates=keep (--duplicates=keep of "
     "jaxalign cache) accepts them.",
     "long_response": "Longer responses need --gin.TASK_FEATURE_LENGTHS=\"{'inputs': ..., 'targets': ...}\" (--max_target_length of "
     "jaxalign cache); `jaxalign inspect FILE` says how long they are.",

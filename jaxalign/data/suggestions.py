@@ -162,17 +162,31 @@ def _threshold(inspection: Inspection) -> float | None:
     return float(np.mean(values[-2:]))
 
 
-def commands(settings: Settings, name: str, output: str) -> list[str]:
-    """What to type next."""
+def commands(settings: Settings, name: str, output: str, cache_dir: str) -> list[str]:
+    """What to type next.
+
+    Args:
+      settings: of the run.
+      name: of the task.
+      output: the gin file.
+      cache_dir: the folder of the tokenised task.
+    """
     start = f"jaxalign train --gin_file={output}"
     if settings.objective == "sft":
-        return [f"{output} is written. Train with:", f"  {start} --gin.MODEL_DIR=\"'runs/{name}'\""]
-    return [
+        return [f"{output} is written. Train with:", f"  {start} --MODEL_DIR=runs/{name}"]
+    lines = [
         f"{output} is written. Train a policy that answers, then {settings.objective} from it:",
-        f"  {start} --gin_file=objectives/sft.gin --gin.MODEL_DIR=\"'runs/{name}_sft'\" --gin.LEARNING_RATE=2e-3 "
-        f"--gin.TRAIN_STEPS={settings.sft_steps}",
-        f"  {start} --gin.MODEL_DIR=\"'runs/{name}'\" --gin.INITIAL_CHECKPOINT_PATH=\"'runs/{name}_sft'\"",
+        f"  {start} --gin_file=objectives/sft.gin --MODEL_DIR=runs/{name}_sft --LEARNING_RATE=2e-3 "
+        f"--TRAIN_STEPS={settings.sft_steps}",
+        f"  {start} --MODEL_DIR=runs/{name} --INITIAL_CHECKPOINT_PATH=runs/{name}_sft",
     ]
+    if settings.evaluates:
+        lines += [
+            "Then rank the held-out responses with both:",
+            f"  jaxalign evaluate --checkpoints=sft=runs/{name}_sft,{settings.objective}=runs/{name} --prompts={cache_dir} "
+            f"--ranking_only --output_dir=runs/{name}_evaluation",
+        ]
+    return lines
 
 
 def gin_file(
@@ -185,12 +199,8 @@ def gin_file(
     validation_file: str | None,
     vocabulary: str,
     extra_ids: int,
-) -> str:
-    """The text of the gin file."""
-    header = [
-        f"# Written by `jaxalign inspect` for {inspection.examples_count} records: {inspection.found.describe()}.",
-        *(f"# {line}" for line in commands(settings, name, output)[1:]),
-    ]
+) -> tuple[str, list[str]]:
+    """The text of the gin file, and what to type next."""
     lengths = {"inputs": settings.inputs, "targets": settings.targets}
     macros = [
         ("MIXTURE_OR_TASK_NAME", name),
@@ -232,8 +242,14 @@ def gin_file(
         task.append(("eval_split", ""))
     # A cache made with other settings is another folder, so that inspecting again does not meet it.
     digest = hashlib.sha256(repr((macros[:7], task)).encode()).hexdigest()[:8]
-    macros.insert(1, ("CACHE_DIR", f"runs/cache/{name}_{digest}"))
-    return "\n".join(
+    cache_dir = f"runs/cache/{name}_{digest}"
+    macros.insert(1, ("CACHE_DIR", cache_dir))
+    next_commands = commands(settings, name, output, cache_dir)
+    header = [
+        f"# Written by `jaxalign inspect` for {inspection.examples_count} records: {inspection.found.describe()}.",
+        *(f"# {line}" for line in next_commands[1:]),
+    ]
+    text = "\n".join(
         [
             *header,
             "",
@@ -255,3 +271,4 @@ def gin_file(
             "",
         ]
     )
+    return text, next_commands

@@ -25,7 +25,7 @@ _FIELDS_OF = {
 }
 # In every batch, or computed before training.
 _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
-_GROUPS = "join the records of each prompt with --gin.task_data.TaskData.responses_per_example=4 and another CACHE_DIR"
+_GROUPS = "join the records of each prompt with --gin.TaskData.responses_per_example=4 and another CACHE_DIR"
 
 
 def check_numbers(batch_size: int, random_seed: int) -> None:
@@ -208,7 +208,7 @@ def _check_fields(objective: Objective, data: TaskData, metadata: CacheMetadata)
     elif field in ("feedback", "rewards"):
         advice = f"its records are of kind {metadata.kind!r}; feedback comes with the kinds triplet, pair, ranked and multi"
     elif field == "scores":
-        advice = "records of kind 'multi' have scores: --gin.task_data.TaskData.kind=\"'multi'\""
+        advice = "records of kind 'multi' have scores: --gin.TaskData.kind=multi"
     elif field == "reference_rewards":
         advice = "give every record the field reference_feedback, the feedback of samples of the reference policy"
     else:
