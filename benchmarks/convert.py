@@ -102,8 +102,8 @@ def write_model(folder: Path, megabytes: int) -> int:
 
 def measure(source: str, output: str, to: str) -> dict[str, int]:
     """Converts a checkpoint; returns in bytes the increase of memory, the largest tensor (of a layer and overall) and the model."""
+    from jaxalign.interop.checkpoint_sources import open_source
     from jaxalign.interop.convert import convert
-    from jaxalign.interop.sources import open_source
 
     opened = open_source(source)
     opened.configured(None)

@@ -44,7 +44,7 @@ def main() -> None:
 
 def caches(data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Makes caches of the bundled task and, if its file exists, of rnnlg."""
-    from jaxalign.data import cache, registry, sources, train_vocabulary, vocabularies
+    from jaxalign.data import cache, sources, task_registry, train_vocabulary, vocabularies
 
     def make(name: str, source: Any, texts: str) -> str:
         model = str(folder / f"{name}.model")
@@ -60,7 +60,7 @@ def caches(data_dir: Path, folder: Path) -> Iterator[tuple[str, str]]:
         return str(folder / name)
 
     bundled = "synthetic_triplets"
-    yield bundled, make(bundled, registry.resolve_source(bundled), bundled)
+    yield bundled, make(bundled, task_registry.resolve_source(bundled), bundled)
     file = data_dir / "rnnlg.seq2seq.train.jsonl"
     if file.exists():
         source = sources.JsonlSource({"train": str(file)}, "seq2seq", duplicates="keep")

@@ -27,8 +27,8 @@ from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.value_regression import ValueRegression
 from jaxalign.parallel.partitioning import make_mesh
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.run import Run
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.runs.folder import Run
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train

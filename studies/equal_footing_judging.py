@@ -13,7 +13,7 @@ from jaxalign.data.tokenization import Limits
 from jaxalign.evaluation.ranking import rank_methods, ranking_scores
 from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
 from jaxalign.inference.rows import score_responses
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 from studies import rnnlg, rnnlg_data
 from studies.equal_footing_forms import RATINGS, read_rows
 

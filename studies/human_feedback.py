@@ -35,8 +35,8 @@ from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.run import Run
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.runs.folder import Run
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train

@@ -32,8 +32,8 @@ from jaxalign.objectives.responses import Pairwise
 from jaxalign.objectives.sft import SFT
 from jaxalign.parallel.partitioning import make_mesh
 from jaxalign.recipes.jobs import Job, read_result
-from jaxalign.runs.run import Run
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.runs.folder import Run
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train

@@ -36,7 +36,7 @@ from jaxalign.objectives.spa import SPA
 from jaxalign.parallel.devices import Devices
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.training import optimizers
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 
 CONFIG = T5Config(128, 8, 2, 4, 16, 1, 1)

@@ -20,7 +20,7 @@ from jaxalign.errors import UserError, require_range
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.runs.description import RewardStatistics
-from jaxalign.runs.run import Run, TrainedNetwork
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 UNITS = ("rewards", "feedback")
 

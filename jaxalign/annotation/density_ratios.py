@@ -13,7 +13,7 @@ from jaxalign.errors import UserError, require_range
 from jaxalign.networks.value import pool_segments
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 
 def density_ratios(

@@ -27,7 +27,7 @@ from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import predict_rewards
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.runs.run import Run, TrainedNetwork
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 References = Sequence[Sequence[str]]
 JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]

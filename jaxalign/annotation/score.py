@@ -20,7 +20,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 
 def score(

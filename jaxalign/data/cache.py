@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from jaxalign.data import cache_metadata, layouts, registry, sources
+from jaxalign.data import cache_metadata, layouts, sources, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
 from jaxalign.data.records import KINDS
@@ -88,7 +88,7 @@ def cache(
             duplicates=duplicates,
         )
     else:
-        source = registry.resolve_source(task)
+        source = task_registry.resolve_source(task)
     own = getattr(source, "vocabulary", None)
     chosen = vocabulary_from_spec(vocabulary or own or "bytes", extra_ids)
     if own is not None and chosen != own:

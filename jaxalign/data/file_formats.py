@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
-from jaxalign.data import tables
+from jaxalign.data import table_files
 from jaxalign.data.elements import Element
 from jaxalign.data.rejections import DataError
 
@@ -71,7 +71,7 @@ def _elements(file: BinaryIO, path: str) -> Iterator[Element]:
         if head.startswith(magic):
             raise DataError(f"{path} is {what}, not JSON Lines; {advice}.")
     if head.startswith(b"PAR1"):
-        yield from tables.parquet_rows(file, path)
+        yield from table_files.parquet_rows(file, path)
         return
     encoding = _utf16(head)
     if encoding is None:
@@ -136,8 +136,8 @@ def _text_format(head: str, path: str) -> Callable[[Iterable[Element]], Iterator
     if any(line.startswith(("{", "[")) for line in lines):
         return _json_lines
     for name, delimiter in (("CSV", ","), ("TSV", "\t"), ("CSV", ";")):
-        if tables.is_header(lines[0], delimiter):
-            return lambda found: tables.table(found, delimiter, path, name)
+        if table_files.is_header(lines[0], delimiter):
+            return lambda found: table_files.table(found, delimiter, path, name)
     raise DataError(
         f"{path} begins with {lines[0][:40]!r}, which is neither JSON nor the header row of a CSV file; give one JSON object a line, "
         'such as {"prompt": "...", "response": "...", "feedback": 1}.'

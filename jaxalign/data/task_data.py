@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import cache as cache_module
-from jaxalign.data import example_sampling, layouts, registry, sources, stored_fields
+from jaxalign.data import example_sampling, layouts, sources, stored_fields, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
@@ -206,7 +206,7 @@ class TaskData:
             if "seqio" not in sys.modules:
                 return None
             with contextlib.suppress(DataError):
-                return getattr(registry.resolve_source(self.task), "vocabulary", None)
+                return getattr(task_registry.resolve_source(self.task), "vocabulary", None)
             return None
         name = self.vocabulary or "bytes"
         if name != "bytes" and not Path(name).exists():

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from jaxalign import files
-from jaxalign.data import registry, sentencepiece_models, sources
+from jaxalign.data import sentencepiece_models, sources, task_registry
 from jaxalign.data.rejections import DataError
 from jaxalign.data.sources import RecordSource
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
@@ -186,7 +186,7 @@ def _source(task_or_file: str, kind: str, layout: str, fields: str) -> RecordSou
     if looks_like_a_path or os.path.splitext(task_or_file)[1]:
         raise UserError(f"no file matches {task_or_file!r}; correct --task_or_file")
     try:
-        return registry.resolve_source(task_or_file)
+        return task_registry.resolve_source(task_or_file)
     except DataError:
         known = ", ".join(sources.BUNDLED)
         raise UserError(

@@ -17,7 +17,7 @@ from jaxalign.evaluation.calibration import Calibration
 from jaxalign.evaluation.measure import Answers, Evaluator, value_report
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.statistics import bootstrap_mean
-from jaxalign.runs.run import TrainedNetwork
+from jaxalign.runs.folder import TrainedNetwork
 
 
 @dataclasses.dataclass

@@ -24,7 +24,7 @@ from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 
 def evaluate(

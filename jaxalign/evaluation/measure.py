@@ -23,7 +23,7 @@ from jaxalign.inference.rows import (
     score_responses,
 )
 from jaxalign.inference.sampling import DecodingSettings
-from jaxalign.runs.run import Run, TrainedNetwork
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.evaluation import plots
 from jaxalign.evaluation.comparison import Comparison
 from jaxalign.evaluation.statistics import win_rate
-from jaxalign.runs.run import learning_curve
+from jaxalign.runs.folder import learning_curve
 
 
 def win_rates(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
-from jaxalign.runs.run import Run, TrainedNetwork
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 
 def encoder_of(

@@ -27,7 +27,7 @@ from jaxalign.inference.resumable_output import resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_batches
 from jaxalign.locks import Lock
-from jaxalign.runs.run import Run, TrainedNetwork
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 _WRITTEN = ("id", "responses", "log_probs")
 

@@ -20,9 +20,9 @@ from jaxalign.interop import (
     tokenizer_files,
 )
 from jaxalign.interop.arrays import DTYPES, LazyArray, cast, reading_order
+from jaxalign.interop.checkpoint_sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
 from jaxalign.interop.parameters import in_layout, same_architecture
 from jaxalign.interop.source_vocabulary import choose_vocabulary, own_vocabulary
-from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
 from jaxalign.networks.config import T5Config
 from jaxalign.runs.description import read_description
 

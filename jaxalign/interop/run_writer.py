@@ -12,13 +12,13 @@ from jaxalign.data.vocabularies import SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import orbax_writer, storage
 from jaxalign.interop.arrays import LazyArray
+from jaxalign.interop.checkpoint_sources import Source
 from jaxalign.interop.parameters import nest
-from jaxalign.interop.sources import Source
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.runs import checkpoints, manifests
 from jaxalign.runs.description import read_description, write_description
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 
 def describe(

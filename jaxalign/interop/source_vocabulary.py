@@ -6,7 +6,7 @@ from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import storage, tokenizer_files
-from jaxalign.interop.sources import HUGGING_FACE, Source
+from jaxalign.interop.checkpoint_sources import HUGGING_FACE, Source
 from jaxalign.networks.config import T5Config
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError
 from jaxalign.parallel import distributed
-from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
 
 BEST_FILE = "best.json"
 

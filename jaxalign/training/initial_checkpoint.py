@@ -13,7 +13,7 @@ from jaxalign.networks.config import T5Config
 from jaxalign.parallel import distributed
 from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.runs import checkpoints
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 from jaxalign.training.state import role_shardings
 
 
@@ -59,9 +59,9 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     Raises:
       UserError: there is none, or it is malformed.
     """
-    from jaxalign.interop import source_vocabulary, sources
+    from jaxalign.interop import checkpoint_sources, source_vocabulary
 
-    if sources.is_run(path):
+    if checkpoint_sources.is_run(path):
         # Another run may go on writing there: the first process chooses the step.
         chosen = distributed.broadcast_from_first(lambda: Run(path, step).step)
         run = Run(path, chosen)
@@ -73,7 +73,9 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
         def read_run(policy: Any, shapes: Any, shardings: Any) -> Any:
             if _other_layout(run, getattr(policy, "config", None)):
-                return _read_source(sources.open_source(path, run.step), policy, shardings)
+                return _read_source(
+                    checkpoint_sources.open_source(path, run.step), policy, shardings
+                )
             return checkpoints.restore_params(
                 path, "policy", step=run.step, abstract=shapes, shardings=shardings
             )
@@ -81,9 +83,11 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
         return InitialCheckpoint(identity, read_run, run.recorded_vocabulary)
     if distributed.is_multiprocess():
         # Of a folder that another run writes to every process would find a latest of its own.
-        step = distributed.broadcast_from_first(lambda: sources.open_source(path, step).step)
+        step = distributed.broadcast_from_first(
+            lambda: checkpoint_sources.open_source(path, step).step
+        )
     try:
-        source = sources.open_source(path, step)
+        source = checkpoint_sources.open_source(path, step)
     except UserError as error:
         if not distributed.is_multiprocess():
             raise
@@ -96,7 +100,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
         identity,
         lambda policy, _, shardings: _read_source(source, policy, shardings),
         source_vocabulary.own_vocabulary(source),
-        source.format in sources.T5X_FORMATS,
+        source.format in checkpoint_sources.T5X_FORMATS,
     )
 
 
@@ -109,11 +113,11 @@ def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVoca
     Raises:
       UserError: as `open_checkpoint`, or it is not this policy's.
     """
-    from jaxalign.interop import source_vocabulary, sources
+    from jaxalign.interop import checkpoint_sources, source_vocabulary
 
-    if sources.is_run(path):
+    if checkpoint_sources.is_run(path):
         return Run(path, step).recorded_vocabulary
-    source = sources.open_source(path, step)
+    source = checkpoint_sources.open_source(path, step)
     source.configured(getattr(policy, "config", None))
     return source_vocabulary.own_vocabulary(source)
 

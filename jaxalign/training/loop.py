@@ -19,8 +19,8 @@ from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.preemption import Preempted, PreemptionHandler
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.best_checkpoints import BestCheckpoints
-from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
-from jaxalign.training.metrics import MetricAccumulator, MetricWriter
+from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
+from jaxalign.training.metric_writing import MetricAccumulator, MetricWriter
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
 from jaxalign.training.throughput import Count, Throughput

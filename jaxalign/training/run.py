@@ -23,12 +23,12 @@ from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices, Placement
 from jaxalign.parallel.preemption import Preempted, PreemptionHandler
 from jaxalign.runs.checkpoints import restore_frozen_leaves
-from jaxalign.training import build, checkpoints, run_folder, task_checks
+from jaxalign.training import build, checkpointing, run_folder, task_checks
 from jaxalign.training.build import BuiltStep
-from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.checkpointing import Checkpointer
 from jaxalign.training.launch import SUMMARY_FILE, open_launch
 from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
-from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.metric_writing import MetricWriter
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.start import RANDOM_INITIALISATION, Start, StartFrom
 from jaxalign.training.state import TrainState, create_state
@@ -91,7 +91,7 @@ def train(
         frozen = start.frozen()
         transformations = build.make_transformations(objective, optimizers)
         abstract = build.abstract_state(objective, transformations)
-        checkpoints.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
+        checkpointing.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
 
         batches = _open_batches(
             objective, data, start, placement, batch_size, random_seed, reference_scores
@@ -111,7 +111,7 @@ def train(
             microbatches=placement.microbatches,
         )
 
-        checkpointer = checkpoints.open_run(folder, loop.checkpoint)
+        checkpointer = checkpointing.open_run(folder, loop.checkpoint)
         resumed = checkpointer.latest_step()
         if resumed is None:
             state, leaves = _fresh_state(start, objective, built, transformations, checkpointer)

@@ -23,10 +23,10 @@ from jaxalign.networks.value_variants import ZeroValue
 from jaxalign.objectives.sft import SFT
 from jaxalign.objectives.value_regression import ValueRegression
 from jaxalign.runs import checkpoints
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 from jaxalign.training import run
 from jaxalign.training.build import split_params
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.start import StartFrom

@@ -12,7 +12,7 @@ from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train

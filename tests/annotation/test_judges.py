@@ -12,7 +12,7 @@ from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 
 def test_slot_error_is_zero_for_a_perfect_response_and_negative_for_a_careless_one():

@@ -20,7 +20,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
-from jaxalign.training import task_checks
+from jaxalign.training import launch, task_checks
 
 LENGTHS = {"inputs": 24, "targets": 16}
 POLICY = Policy(

@@ -26,7 +26,7 @@ def restore_without(victim: int, mesh: Any, folder: str) -> None:
     import jax.numpy as jnp
 
     from jaxalign.parallel import partitioning
-    from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+    from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
     from jaxalign.training.state import TrainState
 
     def make(step: Any) -> TrainState:

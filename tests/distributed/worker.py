@@ -99,7 +99,7 @@ def work(options: Options, launch: processes.ProcessConfig | None) -> int:
     from jaxalign.parallel import distributed
     from jaxalign.parallel.devices import Devices
     from jaxalign.parallel.partitioning import MeshShape
-    from jaxalign.training.checkpoints import CheckpointPolicy
+    from jaxalign.training.checkpointing import CheckpointPolicy
 
     distributed.initialize(launch)
     disturb(options)

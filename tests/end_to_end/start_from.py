@@ -18,7 +18,7 @@ from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.sft import SFT
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.folder import Run
 from jaxalign.runs.metrics import read_metrics
-from jaxalign.runs.run import Run
 
 STEPS = 8
 

@@ -14,8 +14,8 @@ from jaxalign.data.task_cache import TaskCache
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import RewardNetwork
 from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.folder import Run
 from jaxalign.runs.metrics import read_metrics
-from jaxalign.runs.run import Run
 
 LENGTHS = {"inputs": 16, "targets": 12}
 MODEL = ["--gin_file=models/tiny.gin", "--gin.VOCAB_SIZE=272"]
@@ -126,10 +126,11 @@ def test_a_reward_model_starts_from_the_policy_of_a_checkpoint(world):
         f"--gin.MODEL_DIR='{world / 'goal'}'",
     ]
     assert main(["train", objective, *common, *settings]) == 0
-    policy_params = Run(world / "sft").policy().params
+    started_from = Run(world / "sft").policy()
+    policy_params = started_from.params
     trained = Run(world / "goal").reward()
     network, params = trained.network, trained.params
-    assert isinstance(policy, Policy) and network.kind == "decoder"
+    assert isinstance(started_from.network, Policy) and network.kind == "decoder_reward"
     assert trained.run.description.content["initial_checkpoint"]["path"] == str(world / "sft")
     for part in ("token_embedder", "encoder"):
         jax.tree.map(np.testing.assert_array_equal, params[part], policy_params[part])

@@ -15,8 +15,8 @@ from jaxalign.objectives.distillation import Distillation
 from jaxalign.objectives.oreo import OREO
 from jaxalign.objectives.sft import SFT
 from jaxalign.runs.checkpoints import restore_params
+from jaxalign.runs.folder import Run
 from jaxalign.runs.metrics import read_metrics
-from jaxalign.runs.run import Run
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train

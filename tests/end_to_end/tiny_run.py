@@ -20,7 +20,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.parallel.devices import Devices
-from jaxalign.training.checkpoints import CheckpointPolicy
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train

@@ -163,7 +163,7 @@ def test_a_cache_is_read_with_its_texts(tmp_path):
 
 def test_learning_curves_are_drawn_from_the_run_folders(tmp_path):
     from jaxalign.evaluation import plots
-    from jaxalign.runs.run import learning_curve
+    from jaxalign.runs.folder import learning_curve
 
     run = tmp_path / "run"
     (run / "checkpoints" / "20").mkdir(parents=True)

@@ -20,7 +20,7 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.runs.description import parse_description
-from jaxalign.runs.run import Run, TrainedNetwork
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 CONFIG = T5Config(
     vocab_size=259,

@@ -12,7 +12,7 @@ from jaxalign.data.vocabularies import ByteVocabulary
 from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.inference import rows, sampling
 from jaxalign.inference.generate import generate
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 LENGTHS = {"inputs": 12, "targets": 8}
 

@@ -13,18 +13,25 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.interop import (
     arrays,
+    checkpoint_sources,
     huggingface,
     huggingface_config,
     safetensors,
-    sources,
     storage,
     zarr,
 )
 from jaxalign.interop.arrays import DTYPES
+from jaxalign.interop.checkpoint_sources import (
+    FORMATS,
+    HUGGING_FACE,
+    RUN,
+    T5X,
+    T5X_ORBAX,
+    open_source,
+)
 from jaxalign.interop.convert import convert
-from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, T5X_ORBAX, open_source
 from jaxalign.networks.config import T5Config
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 CONFIG = T5Config(
     vocab_size=40,
@@ -351,7 +358,10 @@ def test_a_bucket_is_read_and_written_like_a_folder(values, make_checkpoint, tmp
         assert_equal(output, expected)
         with pytest.raises(UserError, match="exists already"):
             convert(checkpoint="gs://bucket/hf", output=output, to=to)
-    assert sources.open_source("gs://bucket/t5x").run_id() == open_source(bucket / "t5x").run_id()
+    assert (
+        checkpoint_sources.open_source("gs://bucket/t5x").run_id()
+        == open_source(bucket / "t5x").run_id()
+    )
 
 
 def test_a_bucket_on_a_server_gives_and_takes_what_a_folder_does(

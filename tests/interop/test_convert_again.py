@@ -9,12 +9,12 @@ import pytest
 
 from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.errors import UserError
+from jaxalign.interop.checkpoint_sources import FORMATS, HUGGING_FACE, RUN, T5X, open_source
 from jaxalign.interop.convert import convert
-from jaxalign.interop.sources import FORMATS, HUGGING_FACE, RUN, T5X, open_source
 from jaxalign.interop.storage import files
 from jaxalign.networks.config import T5Config
 from jaxalign.runs import manifests
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 CONFIG = T5Config(
     vocab_size=320,

@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.interop import arrays, huggingface, safetensors
-from jaxalign.interop.sources import HUGGING_FACE, open_source
+from jaxalign.interop.checkpoint_sources import HUGGING_FACE, open_source
 from jaxalign.networks.config import T5Config
 
 CONFIG = T5Config(

@@ -12,8 +12,8 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.interop import parameters, t5x
 from jaxalign.interop.arrays import from_numpy
+from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.convert import convert
-from jaxalign.interop.sources import open_source
 
 READERS = {"legacy": t5x.read_legacy, "orbax": t5x.read_orbax}
 NAME = "encoder.encoder_norm.scale"

@@ -14,10 +14,10 @@ from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import tokenizer_files
+from jaxalign.interop.checkpoint_sources import HUGGING_FACE, RUN, T5X
 from jaxalign.interop.convert import convert
-from jaxalign.interop.sources import HUGGING_FACE, RUN, T5X
 from jaxalign.networks.config import T5Config
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 CONFIG = T5Config(
     vocab_size=512,

@@ -9,7 +9,7 @@ import pytest
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.runs.description import write_description
-from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.state import build_transformations, create_state
 

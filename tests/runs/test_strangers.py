@@ -12,12 +12,12 @@ import tensorstore as ts
 
 from jaxalign import untrusted
 from jaxalign.errors import UserError
-from jaxalign.interop.sources import open_source
+from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.networks.policy import Policy
 from jaxalign.runs import manifests
+from jaxalign.runs.folder import Run
 from jaxalign.runs.metrics import keep_lines_up_to, read_metrics
-from jaxalign.runs.run import Run
-from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.checkpointing import Checkpointer
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.state import build_transformations, create_state
 

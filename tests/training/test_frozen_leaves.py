@@ -11,7 +11,7 @@ from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.runs.checkpoints import restore_frozen_leaves, restore_params
 from jaxalign.training import build
-from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.checkpointing import Checkpointer
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.state import create_state
 

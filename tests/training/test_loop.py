@@ -15,9 +15,9 @@ from jaxalign.parallel.partitioning import MeshShape, make_mesh
 from jaxalign.parallel.preemption import Preempted
 from jaxalign.runs.checkpoints import find_checkpoint
 from jaxalign.runs.metrics import keep_lines_up_to, read_metrics
-from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
 from jaxalign.training.loop import Loop, LoopConfig, NonFiniteError
-from jaxalign.training.metrics import MetricWriter
+from jaxalign.training.metric_writing import MetricWriter
 from jaxalign.training.state import TrainState
 from jaxalign.training.throughput import Count, Throughput
 

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.training import metrics, run_folder
-from jaxalign.training.metrics import MetricWriter
+from jaxalign.training import metric_writing, run_folder
+from jaxalign.training.metric_writing import MetricWriter
 
 
 def full(*arguments):
@@ -22,7 +22,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, what):
         writer._file.close()
         writer._file = open("/dev/full", "w")  # noqa: SIM115
     else:
-        monkeypatch.setattr(metrics._EventFile, "_append", full)
+        monkeypatch.setattr(metric_writing._EventFile, "_append", full)
     message = r"could not write metrics under .*: No space left on device; checkpoints stay"
     # Many more values than any queue holds: nothing blocks.
     for step in range(2, 40):
@@ -32,7 +32,7 @@ def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, what):
 
 
 def test_a_full_disk_at_the_start_is_told_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "keep_lines_up_to", full)
+    monkeypatch.setattr(metric_writing, "keep_lines_up_to", full)
     with pytest.raises(UserError, match="could not write metrics"):
         MetricWriter(tmp_path)
 

@@ -9,7 +9,7 @@ from jaxalign.inference.encoders import encoder_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 from jaxalign.training import run_folder
 
 POLICY = Policy(

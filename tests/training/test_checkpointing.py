@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxalign.errors import UserError
 from jaxalign.parallel.partitioning import MeshShape, make_mesh
 from jaxalign.runs.checkpoints import find_checkpoint, restore_params
-from jaxalign.training.checkpoints import Checkpointer, CheckpointPolicy
+from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.state import build_transformations, create_state
 

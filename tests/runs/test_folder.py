@@ -11,7 +11,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.objectives.reward_modelling import RewardModel
 from jaxalign.runs import checkpoints, describing
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 SIZES = dict.fromkeys(("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim"), 8)
 CONFIG = T5Config(**SIZES, num_encoder_layers=1, num_decoder_layers=1, mlp_activations=("relu",))

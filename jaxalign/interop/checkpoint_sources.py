@@ -17,7 +17,7 @@ from jaxalign.interop.arrays import LazyArray, finite
 from jaxalign.networks.config import T5Config
 from jaxalign.runs import checkpoints
 from jaxalign.runs.description import NETWORKS_FILE
-from jaxalign.runs.run import Run
+from jaxalign.runs.folder import Run
 
 RUN, T5X, T5X_ORBAX, HUGGING_FACE = "jaxalign", "t5x", "t5x_orbax", "huggingface"
 T5X_FORMATS = (T5X, T5X_ORBAX)
