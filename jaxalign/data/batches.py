@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 
 def place_segments(
-    tokens: Int[np.ndarray, tokens],
+    tokens: Int[np.ndarray, " tokens"],
     lengths: Int[np.ndarray, "rows segments"],
     width: int,
 ) -> tuple[Int[np.ndarray, "rows width"], Int[np.ndarray, "rows width"]]:
