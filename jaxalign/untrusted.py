@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,7 +74,7 @@ def read_json_object(
     try:
         value = json.loads(
             content.decode("utf-8"),
-            object_pairs_hook=_without_repeated_keys,
+            object_pairs_hook=without_repeated_keys,
             parse_int=_parse_int,
         )
     except RecursionError as error:
@@ -142,12 +141,17 @@ def _require_inside(path: Path, root: Path) -> None:
         )
 
 
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for `json.loads(..., object_pairs_hook=...)`.
+
+    Raises:
+      ValueError: naming a field that occurs twice. JSON itself lets the last one win.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated[:60]!r} is there twice")
+        raise ValueError(f"the field {repeated[:60]!r} occurs twice in one object")
     return found
 
 

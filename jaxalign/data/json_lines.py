@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxalign import untrusted
 from jaxalign.data import file_formats
 from jaxalign.data.elements import Element, Unreadable
 from jaxalign.data.rejections import DataError, RejectionLog
@@ -82,7 +83,7 @@ def parse_json(text: str) -> Any:
         surrogate pair, which no encoding of text can hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=untrusted.without_repeated_keys)
         if "\\u" in text:
             # Escapes are the only way in for half of a surrogate pair.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -99,15 +100,6 @@ def parse_json(text: str) -> Any:
         # Python's limit on the digits of an integer, and ours on names.
         raise Unreadable(f"not valid JSON ({str(error).split(';')[0]})") from None
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} occurs twice in one object")
-    return result
 
 
 def _value_of(element: Element) -> Any:

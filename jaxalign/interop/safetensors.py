@@ -10,11 +10,12 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxalign import untrusted
 from jaxalign.errors import UserError
 from jaxalign.interop import storage
 from jaxalign.interop.arrays import DTYPES, Index, LazyArray
@@ -139,18 +140,10 @@ def parse_json(content: bytes, path: str) -> dict[str, Any]:
       UserError: naming the file.
     """
 
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        parsed: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in parsed:
-                raise UserError(f"{path} has {key} twice")
-            parsed[key] = value
-        return parsed
-
     try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except UserError:
-        raise
+        parsed = json.loads(
+            content.decode("utf-8"), object_pairs_hook=untrusted.without_repeated_keys
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its JSON cannot be read: {storage.first_line(error)}") from error
     if not isinstance(parsed, dict):

@@ -58,7 +58,7 @@ def test_what_is_written_is_read(tmp_path, max_shard_bytes):
         ({"x": 3}, b"", "data_offsets"),
         ([1], b"", "JSON object"),
         (b"not json", b"", "JSON"),
-        (b'{"x": {}, "x": {}}', b"", "x twice"),
+        (b'{"x": {}, "x": {}}', b"", ".x. occurs twice"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, header, data, message):

@@ -141,7 +141,7 @@ TEXTS = {
     "a list": ("[]", "must hold a JSON object"),
     "5,000 digits": ('{"networks": {}, "value_token": ' + "9" * 5000 + "}", "5000 digits"),
     "deep nesting": ('{"a":' * 100_000, "not valid JSON"),
-    "a key twice": ('{"networks": {}, "networks": {}}', "'networks' is there twice"),
+    "a key twice": ('{"networks": {}, "networks": {}}', "'networks' occurs twice"),
     "bytes": (b"\xff\xfe\x00", "not valid JSON"),
     "too long": ('{"networks": {}, "x": "' + "y" * (9 << 20) + '"}', "at most"),
 }
