@@ -1,7 +1,7 @@
-"""Token layout of a batch: examples placed in rows, with numpy and without a loop over tokens.
+"""The token layout of a batch: places examples in rows with numpy, without a loop over tokens.
 
-A row holds up to P examples. Its encoder side is their prompts one after another, its decoder side all their responses one
-after another; response k of example p is decoder segment p * K + k + 1 and reads encoder segment p + 1.
+A row holds up to P examples. Its encoder side holds their prompts one after another, and its decoder side holds all their
+responses one after another. Response k of example p is decoder segment p * K + k + 1 and reads encoder segment p + 1.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def place_segments(
     """Writes segments side by side into rows.
 
     Args:
-      tokens: all segments' tokens, row after row.
-      lengths: tokens of every segment; 0 for a segment that is absent (its id is left out, not reused).
-      width: tokens a row has; every row's lengths must fit.
+      tokens: the tokens of all segments, row after row.
+      lengths: the number of tokens of every segment. A segment of length 0 is absent; its id is skipped and not reused.
+      width: the number of tokens of a row; the lengths of every row must fit.
 
     Returns:
-      tokens and segment ids (1 .. segments, 0 on padding) of the rows.
+      The tokens and the segment ids (1 .. segments, 0 on padding) of the rows.
     """
     rows, segments = lengths.shape
     used = lengths.sum(axis=1)
@@ -47,7 +47,7 @@ def place_segments(
 
 
 def prompt_rows(prompts: Sequence[Sequence[int]], width: int) -> Int[np.ndarray, "prompts width"]:
-    """Encoder tokens of one prompt a row, padded with 0."""
+    """Returns the encoder tokens with one prompt in each row, padded with 0."""
     lengths = np.asarray([[len(prompt)] for prompt in prompts], np.int64).reshape(-1, 1)
     tokens = np.asarray([token for prompt in prompts for token in prompt], np.int32)
     return place_segments(tokens, lengths, width)[0]
@@ -56,7 +56,7 @@ def prompt_rows(prompts: Sequence[Sequence[int]], width: int) -> Int[np.ndarray,
 def shift_right_within_segments(
     tokens: Int[np.ndarray, "rows width"], segment_ids: Int[np.ndarray, "rows width"]
 ) -> Int[np.ndarray, "rows width"]:
-    """Decoder inputs: every segment shifted right by one, beginning with the start token 0."""
+    """Returns the decoder inputs: every segment is shifted right by one and begins with the start token 0."""
     shifted = np.zeros_like(tokens)
     same = segment_ids[:, 1:] == segment_ids[:, :-1]
     shifted[:, 1:] = np.where(same, tokens[:, :-1], 0)
@@ -80,20 +80,20 @@ def make_batch(
     stored: Mapping[str, Float[np.ndarray, "examples responses *vector"]] | None = None,
     teacher_top: int = 0,
 ) -> Batch:
-    """A batch in the package's layout.
+    """Builds a batch in the package's layout.
 
     Args:
-      rows: the examples of every row, with their index in the cache; rows beyond `len(rows)` are empty (all masks 0).
-      num_rows: rows of the batch.
-      input_length, target_length: encoder and decoder tokens of a row.
+      rows: the examples of every row, with their index in the cache; rows beyond `len(rows)` are empty (all masks are 0).
+      num_rows: the number of rows of the batch.
+      input_length, target_length: the number of encoder and decoder tokens of a row.
       examples_per_row, responses_per_example: P and K.
-      reward_mean, reward_std: of the training split; rewards = (feedback - mean) / std.
+      reward_mean, reward_std: statistics of the training split; rewards = (feedback - mean) / std.
       with_feedback: whether the batch has `feedback` and `rewards`.
-      num_scores: scores a response has; 0 leaves `scores` out.
-      reference_samples: numbers in an example's `reference_feedback`; 0 leaves `reference_rewards` out.
-      reference_log_probs: of the whole split, looked up by example index.
-      stored: more such arrays by batch field, of numbers or of vectors.
-      teacher_top: tokens of a teacher that an example has at every position; 0 leaves them out.
+      num_scores: the number of scores of a response; with 0 the batch has no `scores`.
+      reference_samples: the number of values in an example's `reference_feedback`; with 0 the batch has no `reference_rewards`.
+      reference_log_probs: the values of the whole split, looked up by example index.
+      stored: further arrays of this form by batch field, with a number or a vector for each response.
+      teacher_top: the number of teacher tokens that an example has at every position; with 0 the batch has none.
 
     Returns:
       encoder_input_tokens, encoder_segment_ids [rows, S]; decoder_input_tokens, decoder_target_tokens,
@@ -106,7 +106,7 @@ def make_batch(
     batch = _tokens(places, input_length, target_length)
     if with_feedback:
         feedback = places.per_response([each.feedback for each in places.examples], np.float32)
-        # Standardised in float64, so that every machine rounds once and alike.
+        # The division is done in float64, so that every machine rounds once and obtains the same result.
         rewards = (feedback.astype(np.float64) - reward_mean) / reward_std
         batch["feedback"] = feedback
         batch["rewards"] = np.where(places.present, rewards, 0).astype(np.float32)
@@ -132,12 +132,12 @@ def make_batch(
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Where the examples of a batch lie.
+    """The positions of the examples in a batch.
 
     Attributes:
-      examples, indices: in row order, and their indices in the cache.
-      slots: of each example, row * P + its place in the row.
-      present: which responses there are.
+      examples, indices: the examples in row order, and their indices in the cache.
+      slots: for each example, row * P + its position in the row.
+      present: a mask of the responses that exist.
     """
 
     examples: Sequence[CachedExample]
@@ -149,7 +149,7 @@ class _Places:
     def of(
         cls, rows: Sequence[Sequence[tuple[int, CachedExample]]], num_rows: int, P: int, K: int
     ) -> _Places:
-        """Places of P examples a row and K responses an example."""
+        """Returns the places for P examples in a row and K responses of an example."""
         slots = [row * P + p for row, examples in enumerate(rows) for p in range(len(examples))]
         items = [item for examples in rows for item in examples]
         counts = np.asarray([len(example.target_lengths) for _, example in items], np.int64)
@@ -167,7 +167,7 @@ class _Places:
         )
 
     def per_example(self, values: np.ndarray, empty: int = 0) -> np.ndarray:
-        """[rows, P, ...] from one entry an example; `empty` where there is no example."""
+        """Returns [rows, P, ...] from one entry for each example, with `empty` where there is no example."""
         rows, P, _ = self.present.shape
         found = np.full((rows * P, *values.shape[1:]), empty, values.dtype)
         found[self.slots] = values
@@ -176,7 +176,7 @@ class _Places:
     def per_response(
         self, arrays: Sequence[np.ndarray | None], dtype: type, more: tuple[int, ...] = ()
     ) -> np.ndarray:
-        """[rows, P, K, ...] from every example's array of its responses; 0 where a response is absent."""
+        """Returns [rows, P, K, ...] from the array of responses of every example, with 0 where a response is absent."""
         found = np.zeros((*self.present.shape, *more), dtype)
         # Boolean indexing runs in row order, which is the order of the concatenated arrays.
         found[self.present] = _joined(arrays, dtype).reshape(-1, *more)
@@ -184,7 +184,7 @@ class _Places:
 
 
 def _tokens(places: _Places, input_length: int, target_length: int) -> Batch:
-    """Tokens, segments, masks and ids."""
+    """Returns the tokens, segments, masks and ids of the batch."""
     examples = places.examples
     rows, P, K = places.present.shape
     input_lengths = np.asarray([len(example.inputs) for example in examples], np.int64)
@@ -214,7 +214,7 @@ def _tokens(places: _Places, input_length: int, target_length: int) -> Batch:
 
 
 def _teacher_top(places: _Places, at: Bool[np.ndarray, "rows width"], count: int) -> Batch:
-    """A teacher's `count` likeliest tokens at the target positions, whose row order is that of the concatenated targets."""
+    """Returns a teacher's `count` most likely tokens at the target positions, in the row order of the concatenated targets."""
     ids = [example.teacher_ids for example in places.examples]
     log_probs = [example.teacher_log_probs for example in places.examples]
     found = {

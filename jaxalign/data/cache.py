@@ -1,4 +1,4 @@
-"""`jaxalign cache`: a task is read, checked and tokenised once, and training reads the cache (`data.task_cache`)."""
+"""The command `jaxalign cache`: reads, checks and tokenises a task once. Training reads the cache (`data.task_cache`)."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ def cache(
 
     Args:
       task: a bundled task (synthetic_triplets, synthetic_seq2seq, synthetic_pairs, synthetic_ranked), a task or mixture
-        registered with seqio, or, with `train_file`, any name for your own file.
-      output_dir: the cache folder. An identical cache there is reused, a different one refused unless `overwrite`.
-      vocabulary: "bytes" or the path of a SentencePiece model; None takes the seqio task's own, else "bytes".
-      extra_ids: sentinels after the vocabulary (100 for T5's).
-      splits: splits to write; "train" gives the feedback statistics.
-      max_input_length, max_target_length: in tokens, EOS included; a longer response is rejected.
+        registered with seqio, or any name for your own file if `train_file` is given.
+      output_dir: the cache folder. An identical cache is reused; a different cache is an error unless `overwrite` is set.
+      vocabulary: "bytes" or the path of a SentencePiece model; None uses the vocabulary of the seqio task, or "bytes".
+      extra_ids: number of sentinels after the vocabulary (100 for T5).
+      splits: splits to write; the feedback statistics are those of "train".
+      max_input_length, max_target_length: limits in tokens, including EOS; a longer response is rejected.
       long_prompts: "truncate" (keep the beginning), "truncate_left" (keep the end) or "reject".
-      max_rejected_fraction: above this share of rejected records the command stops.
+      max_rejected_fraction: the command stops if a larger share of the records is rejected.
       max_unknown_fraction: largest share of unknown pieces in a prompt or response.
-      duplicates: "reject" or "keep" repeated records; logged data often repeats, and then "keep" is right.
-      kind, train_file, validation_file: your own data files; without a validation file a tenth of the prompts is used.
-      layout: "records", or what others use: "trl", "hh", "instructions", "compared", "ultrafeedback" (docs/data.md).
-      fields: names of your file's fields, as ours=theirs, such as response=completion,feedback=label.
-      responses_per_example: above 1, joins the records of one prompt into examples of up to that many responses.
+      duplicates: "reject" or "keep" repeated records. Logged data often contains repeats; use "keep" for such data.
+      kind, train_file, validation_file: your own data files; without a validation file a tenth of the prompts is held out.
+      layout: "records", or a layout of another library: "trl", "hh", "instructions", "compared", "ultrafeedback" (docs/data.md).
+      fields: names of the fields in your file, as ours=theirs, such as response=completion,feedback=label.
+      responses_per_example: if above 1, the records of one prompt are joined into examples of up to that many responses.
       overwrite: replace a different cache in `output_dir`.
 
     Raises:
-      DataError: too many bad records (all listed in a side file), no records, or a different cache in the way.
+      DataError: there are too many bad records (a side file lists them all), no records, or a different cache in the folder.
     """
     limits = Limits(
         max_input_length, max_target_length, long_prompts, max_unknown_fraction, duplicates
@@ -119,7 +119,7 @@ def cache_source(
     max_rejected_fraction: float = 0.05,
     overwrite: bool = False,
 ) -> CacheMetadata:
-    """`cache` for a source object; see there."""
+    """Makes a cache from a source object; see `cache` for the options."""
     if not 0 <= max_rejected_fraction <= 1:
         raise DataError(f"max_rejected_fraction must be in [0, 1], not {max_rejected_fraction}.")
     limits = limits or Limits()
@@ -139,7 +139,7 @@ def cache_source(
             side_file=f"{output_dir}.rejected.jsonl",
         )
         metadata = writer.write(splits, name, request)
-        # Another process may have made a cache in the meantime, with scores beside it.
+        # Another process may have made a cache in the meantime and stored scores beside it.
         existing = _existing(output_dir)
         if existing and not overwrite:
             if existing.fingerprint == metadata.fingerprint:
@@ -157,7 +157,7 @@ def cache_source(
 def _request(
     source: sources.RecordSource, vocabulary: Vocabulary, splits: Sequence[str], limits: Limits
 ) -> str | None:
-    """Hash of all that decides what a cache holds; None where the source's content has no hash."""
+    """Returns a hash of everything that determines the content of a cache; None if the source's content has no hash."""
     content = source.fingerprint()
     options = {
         "version": cache_metadata.VERSION,
@@ -182,7 +182,7 @@ def _existing(output_dir: str) -> CacheMetadata | None:
 
 
 def _unfinished_folder(output_dir: str) -> str:
-    """A fresh folder beside `output_dir`; those of processes of this machine that have died are removed."""
+    """Returns a new folder beside `output_dir`, and removes the folders of dead processes of this machine."""
     parent, base = os.path.dirname(output_dir), os.path.basename(output_dir)
     os.makedirs(parent, exist_ok=True)
     own = f".{base}.unfinished.{socket.gethostname()}."
@@ -208,7 +208,7 @@ def _is_running(process: int) -> bool:
 
 
 def _move_into_place(partial: str, output_dir: str) -> None:
-    """Renames the finished folder; readers see the old cache or the new one, never a mixture."""
+    """Renames the finished folder. Readers see either the old cache or the new one, never a mixture."""
     os.chmod(partial, 0o755)
     old = None
     if os.path.exists(output_dir):

@@ -1,4 +1,4 @@
-"""The description of a cache folder: what `metadata.json` holds, as typed objects."""
+"""The description of a cache folder: the content of `metadata.json` as typed objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxalign.data.tokenization import Limits
 
 METADATA_FILE = "metadata.json"
 REJECTED_FILE = "rejected.jsonl"
-# 2: stored arrays lie in `stored/` and have checksums, splits are described one by one.
+# Version 2: stored arrays are in `stored/` and have checksums, and each split has its own description.
 VERSION = 2
 
 _T = TypeVar("_T")
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The least and the largest of some numbers."""
+    """The minimum and the maximum of some numbers."""
 
     min: float
     max: float
@@ -40,7 +40,7 @@ class RewardStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class LengthStatistics:
-    """Mean and percentiles of lengths in tokens, EOS included."""
+    """The mean and percentiles of lengths in tokens, including EOS."""
 
     mean: float
     p50: float
@@ -52,17 +52,18 @@ class LengthStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class SplitMetadata:
-    """One split.
+    """The description of one split.
 
     Attributes:
-      num_examples, num_prompts, num_responses: examples, distinct prompts, and responses.
-      num_read: records read, good and bad.
-      prompt_lengths, response_lengths: in tokens.
-      feedback_range, chosen_feedback_range: of the feedback of all responses and of the first ones; None without feedback.
-      feedback_outliers: responses whose feedback alone sets the scale of standardised rewards.
-      rejected: rejected records by reason.
+      num_examples, num_prompts, num_responses: the number of examples, of distinct prompts, and of responses.
+      num_read: the number of records read, good and bad.
+      prompt_lengths, response_lengths: statistics in tokens.
+      feedback_range, chosen_feedback_range: ranges of the feedback of all responses and of the first responses; None without
+        feedback.
+      feedback_outliers: the number of responses whose feedback alone determines the scale of standardised rewards.
+      rejected: the number of rejected records by reason.
       notes: other counts, such as truncated_prompts, or without_margin of pairs (`tokenization.make_examples`).
-      lengths_sha256: of the content of the file with the lengths of all examples.
+      lengths_sha256: the sha256 of the content of the file with the lengths of all examples.
     """
 
     num_examples: int
@@ -81,21 +82,21 @@ class SplitMetadata:
 
 @dataclasses.dataclass(frozen=True)
 class CacheMetadata:
-    """What a cache holds and how it was made.
+    """The content of a cache and how it was made.
 
     Attributes:
-      name: of the task.
-      kind: of its records.
-      limits: what a record had to keep, and how long prompts were cut.
-      vocabulary: its description, with the path that it has inside the cache.
-      splits: by name, in the order in which they were written.
-      responses_per_example: K, responses that an example has at most.
-      fields: which of feedback, scores and reference_feedback all examples have, sorted.
-      reference_samples: numbers in an example's reference_feedback.
-      score_names: of the scores, in their order.
-      reward_statistics: of the training split; None without feedback or without that split.
-      request: hash of the options and the source's content; None where the source's content has no hash.
-      fingerprint: hash of the examples.
+      name: the name of the task.
+      kind: the kind of its records.
+      limits: the limits that records had to meet, and how long prompts were cut.
+      vocabulary: the description of the vocabulary, with its path inside the cache.
+      splits: the splits by name, in the order in which they were written.
+      responses_per_example: K, the largest number of responses of an example.
+      fields: those of feedback, scores and reference_feedback that all examples have, sorted.
+      reference_samples: the number of values in an example's reference_feedback.
+      score_names: the names of the scores, in their order.
+      reward_statistics: the statistics of the training split; None without feedback or without that split.
+      request: a hash of the options and the source's content; None if the source's content has no hash.
+      fingerprint: a hash of the examples.
     """
 
     name: str
@@ -113,34 +114,34 @@ class CacheMetadata:
 
     @property
     def num_examples(self) -> dict[str, int]:
-        """Examples by split."""
+        """The number of examples by split."""
         return {name: split.num_examples for name, split in self.splits.items()}
 
     @property
     def rejected(self) -> dict[str, dict[str, int]]:
-        """Rejected records by split and reason."""
+        """The number of rejected records by split and reason."""
         return {name: dict(split.rejected) for name, split in self.splits.items()}
 
     @property
     def cut_fraction(self) -> float:
-        """Share of the prompts that were cut to `limits.max_input_length`."""
+        """The share of the prompts that were cut to `limits.max_input_length`."""
         return self.noted("truncated_prompts") / max(sum(self.num_examples.values()), 1)
 
     def rejected_because(self, reason: str) -> int:
-        """Records of all splits that were rejected for a reason."""
+        """Returns the number of records of all splits that were rejected for a reason."""
         return sum(split.rejected.get(reason, 0) for split in self.splits.values())
 
     def noted(self, note: str) -> int:
-        """A count of `SplitMetadata.notes`, of all splits."""
+        """Returns a count of `SplitMetadata.notes`, summed over all splits."""
         return sum(split.notes.get(note, 0) for split in self.splits.values())
 
     @property
     def report(self) -> str:
-        """What `jaxalign cache` prints."""
+        """The text that `jaxalign cache` prints."""
         return "\n".join(cache_report.lines(self, CUT_FLAGS))
 
     def describe_cut(self, remedy: str) -> str:
-        """One sentence on the prompts that were cut, or nothing if none was; `remedy` says what changes that."""
+        """Returns one sentence about the prompts that were cut, or '' if none was; `remedy` names the option that changes it."""
         total = sum(self.num_examples.values())
         return describe_cut(self.noted("truncated_prompts"), total, self.limits, remedy)
 
@@ -156,7 +157,7 @@ class CacheMetadata:
         """Reads `metadata.json` of a cache folder.
 
         Raises:
-          DataError: there is none, it is damaged, or another version of the package wrote it.
+          DataError: the file is missing or damaged, or another version of the package wrote it.
         """
         path = os.path.join(folder, METADATA_FILE)
         found = read_json_object(
@@ -179,7 +180,7 @@ class CacheMetadata:
 
 
 def read_json_object(path: str, *, missing: str, advice: str) -> dict[str, Any]:
-    """The JSON object in a small file of a cache; DataError with one of the two texts if it is missing or damaged."""
+    """Returns the JSON object in a small file of a cache; raises DataError with one of the two texts if missing or damaged."""
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)

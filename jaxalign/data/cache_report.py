@@ -1,4 +1,4 @@
-"""What a cache's metadata say about its data, in lines for people: counts, lengths, feedback, and what was lost and how to keep it."""
+"""The report on a cache: counts, lengths, feedback, lost records, and the options that keep those records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxalign.data.validation import UNUSED_SCORE
 
 
 class Described(Protocol):
-    """What is read of `cache_metadata.CacheMetadata`."""
+    """The part of `cache_metadata.CacheMetadata` that the report reads."""
 
     @property
     def splits(self) -> Mapping[str, Any]: ...
@@ -27,7 +27,7 @@ class Described(Protocol):
 
 
 def lines(metadata: Described, cut_remedy: str) -> list[str]:
-    """All lines; ``cut_remedy`` says what changes how prompts are cut."""
+    """Returns all lines of the report; ``cut_remedy`` names the option that changes how prompts are cut."""
     counts = ", ".join(f"{count} {split}" for split, count in metadata.num_examples.items())
     rejected: Counter[str] = Counter()
     for by_reason in metadata.rejected.values():
@@ -41,7 +41,7 @@ def lines(metadata: Described, cut_remedy: str) -> list[str]:
 
 
 def summary(metadata: Described) -> str:
-    """One line about the first split: lengths in tokens, and feedback."""
+    """Returns one line about the first split: its lengths in tokens and its feedback."""
     split = next(iter(metadata.splits.values()))
     parts = [
         f"{name}s: {lengths.p50:.0f} tokens at the median, {lengths.max:.0f} at most"
@@ -56,7 +56,7 @@ def summary(metadata: Described) -> str:
 
 
 def losses(metadata: Described, cut_remedy: str) -> list[str]:
-    """A line for everything that is not in the examples as it was in the data, with the option that keeps it."""
+    """Returns a line for each way in which the examples differ from the data, with the option that keeps the data."""
     cut = metadata.describe_cut(cut_remedy)
     return [*([cut] if cut else []), *_losses(metadata)]
 

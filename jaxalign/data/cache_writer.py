@@ -1,4 +1,4 @@
-"""The files of a cache: examples split by split, their lengths, the vocabulary, rejected records, and the description."""
+"""Writes the files of a cache: examples by split, their lengths, the vocabulary, rejected records, and the description."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class CacheWriter:
     """Writes the files of a cache into a fresh folder.
 
     Args:
-      source: of the records.
-      folder: to write into.
-      vocabulary, limits: how records become examples.
-      max_rejected_fraction: above this share of rejected records of a split an error is raised.
-      side_file: where the rejected records are listed in that case.
+      source: the source of the records.
+      folder: the folder to write into.
+      vocabulary, limits: determine how records become examples.
+      max_rejected_fraction: an error is raised if a larger share of the records of a split is rejected.
+      side_file: the file that lists the rejected records in that case.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class CacheWriter:
         return metadata
 
     def _write_split(self, split: str) -> SplitMetadata | None:
-        """Writes a split; None if the source had no record for it although it divides its only file."""
+        """Writes a split; returns None if the source divides its only file and has no record for this split."""
         log, summary = RejectionLog(), SplitSummary()
         tokenized = _tokenized_split(
             self._source, split, self._vocabulary, self._limits.duplicates, log
@@ -154,7 +154,7 @@ def _tokenized_split(
     duplicates: str,
     log: RejectionLog,
 ) -> Iterator[Tokenized]:
-    """The split through seqio's own pipeline where the task has one, else through ours (the ids are the same)."""
+    """Yields the split from seqio's own pipeline if the task has one, else from ours (the ids are the same)."""
     if hasattr(source, "tokenized"):
         tokenized = source.tokenized(split, log)
         if duplicates == "reject":
@@ -169,7 +169,7 @@ def _tokenized_split(
 def check_no_straddling(
     summaries: Mapping[str, SplitSummary], *, by_seqio: bool, name: str
 ) -> None:
-    """DataError if a prompt is in two splits, with advice that fits where the task comes from."""
+    """Raises DataError if a prompt is in two splits; the advice depends on where the task comes from."""
     advice = "split the data by prompt (give only train_file and it is done for you)"
     if by_seqio:
         advice = (
@@ -189,7 +189,7 @@ def check_no_straddling(
 
 
 def portable(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The vocabulary's description with the path it has inside the cache."""
+    """Returns the vocabulary's description with its path inside the cache."""
     spec = dict(vocabulary.to_dict())
     if "path" in spec:
         spec["path"] = _MODEL_FILE
@@ -198,7 +198,7 @@ def portable(vocabulary: Vocabulary) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _array_record_writer(path: str) -> Iterator[Any]:
-    """An ArrayRecord file with one record a group, which random access wants."""
+    """Opens an ArrayRecord file with one record in each group, as random access requires."""
     from array_record.python import array_record_module
 
     writer = array_record_module.ArrayRecordWriter(path, "group_size:1")

@@ -17,12 +17,12 @@ _BLOCK = 1024
 
 
 class CachedSplit:
-    """Random access to the examples of one split of a cache; `TaskCache.split` opens it.
+    """Random access to the examples of one split of a cache; opened by `TaskCache.split`.
 
     Attributes:
-      path: of the cache.
-      split: its name.
-      metadata: of the whole cache.
+      path: the path of the cache.
+      split: the name of the split.
+      metadata: the metadata of the whole cache.
     """
 
     def __init__(self, path: str, split: str, metadata: CacheMetadata):
@@ -47,33 +47,33 @@ class CachedSplit:
 
     @property
     def facts(self) -> SplitMetadata:
-        """What the cache's metadata say of this split."""
+        """The cache's metadata of this split."""
         return self.metadata.splits[self.split]
 
     def __len__(self) -> int:
         return self.facts.num_examples
 
     def __getitem__(self, index: int) -> CachedExample:
-        """The example, with its text."""
+        """Returns the example with its text."""
         if not 0 <= index < len(self):
             raise IndexError(f"Example {index} of {len(self)} in {self._file}.")
         (example,) = self._decode([index], with_text=True)
         return example
 
     def __iter__(self) -> Iterator[CachedExample]:
-        """All examples in order, with their text."""
+        """Iterates over all examples in order, with their text."""
         return self._all(with_text=True)
 
     def without_text(self) -> Iterator[CachedExample]:
-        """All examples in order, without their text."""
+        """Iterates over all examples in order, without their text."""
         return self._all(with_text=False)
 
     def read(self, indices: Sequence[int]) -> list[CachedExample]:
-        """Several examples at once, without their text."""
+        """Returns several examples at once, without their text."""
         return self._decode(indices, with_text=False)
 
     def lengths(self) -> Int[np.ndarray, "examples 2"]:
-        """Encoder and decoder tokens of every example (the decoder's: of all its responses)."""
+        """Returns the number of encoder and decoder tokens of every example (decoder: of all its responses)."""
         path = lengths_path(self.path, self.split)
         found = stored_fields.load_array(path, self.facts.lengths_sha256)
         if found.shape != (len(self), 2):
@@ -105,10 +105,10 @@ class CachedSplit:
 
 
 def records_path(path: str, split: str) -> str:
-    """The ArrayRecord file of a split."""
+    """Returns the path of the ArrayRecord file of a split."""
     return os.path.join(path, f"{split}.array_record")
 
 
 def lengths_path(path: str, split: str) -> str:
-    """The array of a split's lengths: int32 [examples, 2], tokens of the prompt and of all responses."""
+    """Returns the path of a split's lengths: int32 [examples, 2], the tokens of the prompt and of all responses."""
     return os.path.join(path, f"{split}.lengths.npy")

@@ -1,4 +1,4 @@
-"""Groups of the responses to one prompt, and records written as JSON Lines."""
+"""Groups the responses to one prompt, and writes records as JSON Lines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jaxalign.data.records import Record
 
 
 def group_by_prompt(records: Iterable[Record], max_responses: int) -> list[Record]:
-    """Records with the same prompt joined into records of up to `max_responses` responses, in order of first sight.
+    """Joins records with the same prompt into records of up to `max_responses` responses, in order of first appearance.
 
-    A joined record keeps the place of its first part. Feedback and scores must be present for all or for none.
+    A joined record keeps the position of its first part. Feedback and scores must be present for all records or for none.
 
     Raises:
-      ValueError: records of a prompt have different `reference_feedback`.
+      ValueError: the records of a prompt have different `reference_feedback`.
     """
     open_groups: dict[str, list[Record]] = {}
     for record in records:
@@ -64,7 +64,7 @@ def _join(parts: Sequence[Record]) -> Record:
 
 
 def record_to_json(record: Record, kind: str, score_names: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON object that `parse_record` reads back as this record."""
+    """Returns the JSON object that `parse_record` converts back to this record."""
     obj: dict[str, Any] = {"prompt": record.prompt}
     feedback = record.feedback
     if kind == "pair":
@@ -91,7 +91,7 @@ def record_to_json(record: Record, kind: str, score_names: Sequence[str] = ()) -
 def write_jsonl(
     records: Iterable[Record], path: str, kind: str, *, score_names: Sequence[str] = ()
 ) -> int:
-    """Writes records as JSON Lines, replacing the file at once, and returns how many."""
+    """Writes records as JSON Lines, replaces the file atomically, and returns their number."""
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     count = 0
     with files.replacing(path, "w") as file:

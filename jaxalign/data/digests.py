@@ -1,4 +1,4 @@
-"""A set of texts that keeps 16 bytes of each, so that files of millions of lines fit into memory."""
+"""A set of texts that keeps 16 bytes of each text, so that files of millions of lines fit into memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Iterator
 
 _START = 1 << 10
-_FILE_BITS = 20  # files of a task; the other bits hold the line
+_FILE_BITS = 20  # for the number of the file; the other bits hold the line
 _EMPTY = 0
 
 
 class Places:
-    """Digests of texts, each with the file and line where it was first seen: a table of three numbers a slot, at most two thirds full."""
+    """A hash table of text digests, each with the file and line of its first occurrence; at most two thirds of it are filled."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
@@ -23,7 +23,7 @@ class Places:
         return self._count
 
     def add(self, text: str, file: str, line: int) -> tuple[str, int] | None:
-        """Adds a text unless it is there; returns the file and line where it was seen before, or None."""
+        """Adds a text unless it is present; returns the file and line of its earlier occurrence, or None."""
         digest = _digest(text)
         slot = self._find(*digest)
         if self._places[slot] != _EMPTY:
@@ -36,7 +36,7 @@ class Places:
         return None
 
     def shared(self, other: Places) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
-        """Where the texts that both hold were first seen, here and there."""
+        """Yields the places of each text that is in both sets: its first occurrence here and its first occurrence in `other`."""
         for slot, place in enumerate(self._places):
             if place != _EMPTY:
                 theirs = other._find(self._high[slot], self._low[slot])
@@ -49,7 +49,7 @@ class Places:
         return files[place & ((1 << _FILE_BITS) - 1)], (place >> _FILE_BITS) - 1
 
     def _find(self, high: int, low: int) -> int:
-        """The slot of a digest, or the empty one where it belongs."""
+        """Returns the slot of a digest, or the empty slot where the digest belongs."""
         mask = len(self._places) - 1
         slot = high & mask
         while self._places[slot] != _EMPTY and (self._high[slot] != high or self._low[slot] != low):

@@ -1,4 +1,4 @@
-"""An element of a data file: a piece of text that should be one JSON value, or a row of a table."""
+"""An element of a data file: a text that should be one JSON value, or a row of a table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Unreadable(ValueError):
-    """An element that cannot be read; the message says why."""
+    """An element that cannot be read; the message gives the reason."""
 
 
 class Element(NamedTuple):
-    """Line (or row) number, text, and the value where it is known already; `problem` says why there is none."""
+    """A line (or row) number, its text, and its value if already known; `problem` is the reason why there is no value."""
 
     line: int
     text: str

@@ -1,7 +1,7 @@
-"""Texts as networks read them: one encoder and one rule for what is too long, in training, generation, evaluation and judging.
+"""Encodes texts for networks: one encoder and one length rule for training, generation, evaluation and judging.
 
-Records of a file that break a limit are left out and counted (`find_problem`): by the cache, and by an evaluation. A prompt alone is
-cut, on the side that the run says. A response that must have a score, since a judge is asked for it, is cut at its end.
+The cache and an evaluation leave out and count the records of a file that break a limit (`find_problem`). A prompt without
+responses is cut at the side that the run sets. A response that must have a score, because a judge scores it, is cut at its end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ CUT_FLAGS = "--max_input_length and --long_prompts change it"
 
 @dataclasses.dataclass(frozen=True)
 class EncodedTexts:
-    """Tokens of several texts.
+    """The tokens of several texts.
 
     Attributes:
-      tokens: of every text, EOS included.
-      cut: how many texts were cut.
-      unknown_fraction: share of pieces, before cutting, that the vocabulary does not know.
+      tokens: the tokens of every text, including EOS.
+      cut: the number of texts that were cut.
+      unknown_fraction: the share of pieces, before cutting, that the vocabulary does not contain.
     """
 
     tokens: list[list[int]]
@@ -32,27 +32,27 @@ class EncodedTexts:
 
     @property
     def cut_fraction(self) -> float:
-        """Share of the texts that were cut."""
+        """The share of the texts that were cut."""
         return self.cut / max(len(self.tokens), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """From texts to the tokens of a run.
+    """Converts texts to the tokens of a run.
 
     Attributes:
-      vocabulary: of the run.
-      limits: the lengths of the run and how it cuts prompts.
+      vocabulary: the vocabulary of the run.
+      limits: the length limits of the run, and how it cuts prompts.
     """
 
     vocabulary: Vocabulary
     limits: Limits
 
     def prompts(self, texts: Sequence[str]) -> EncodedTexts:
-        """Prompts, cut where they are too long.
+        """Encodes prompts and cuts those that are too long.
 
         Raises:
-          UserError: a prompt is too long, and the limits say to reject it.
+          UserError: a prompt is too long and the limits reject long prompts.
         """
         pieces = self.vocabulary.encode_batch(list(texts))
         limits = self.limits
@@ -67,19 +67,19 @@ class TextEncoder:
         return self._encoded(pieces, [cut_prompt(tokens, limits) for tokens in pieces])
 
     def responses(self, texts: Sequence[str]) -> EncodedTexts:
-        """Responses, cut at their end where they are too long."""
+        """Encodes responses and cuts those that are too long at their end."""
         pieces = self.vocabulary.encode_batch(list(texts))
         return self._encoded(
             pieces, [tokens[: self.limits.max_target_length - 1] for tokens in pieces]
         )
 
     def problem(self, prompt: str, responses: Sequence[str]) -> tuple[str, str] | None:
-        """(reason, message) if a cache with these limits would reject a record."""
+        """Returns (reason, message) if a cache with these limits would reject a record, else None."""
         inputs, *targets = self.vocabulary.encode_batch([prompt, *responses])
         return find_problem(inputs, targets, self.vocabulary, self.limits)
 
     def describe_cut(self, encoded: EncodedTexts) -> str:
-        """One sentence on prompts that were cut; nothing if none was."""
+        """Returns one sentence about the prompts that were cut, or '' if none was."""
         return describe_cut(encoded.cut, len(encoded.tokens), self.limits, CUT_FLAGS)
 
     def _encoded(self, pieces: list[list[int]], kept: list[Sequence[int]]) -> EncodedTexts:
@@ -92,7 +92,7 @@ class TextEncoder:
 
 
 def describe_cut(cut: int, total: int, limits: Limits, remedy: str) -> str:
-    """One sentence on prompts that were cut, and what changes that; nothing if none was."""
+    """Returns one sentence about the prompts that were cut and the option that changes it, or '' if none was."""
     if not cut:
         return ""
     side = "beginning" if limits.long_prompts == "truncate_left" else "end"

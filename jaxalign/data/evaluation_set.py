@@ -1,6 +1,6 @@
-"""Prompts, references and feedback of an evaluation, from a data file or a cache.
+"""The prompts, references and feedback of an evaluation, from a data file or a cache.
 
-Records are parsed, and left out, by the rules of the cache: a file and the cache made of it give an evaluation the same records.
+Records are parsed and rejected by the rules of the cache: a file and the cache made of it give an evaluation the same records.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MAX_REJECTED_FRACTION = 0.05
 
 
 def prompt_of(record: dict[str, Any], field: str, path: str | Path, number: int) -> str:
-    """The prompt of a record.
+    """Returns the prompt of a record.
 
     Raises:
-      UserError: the field is missing, or not a string, or empty.
+      UserError: the field is missing, not a string, or empty.
     """
     if field not in record:
         names = ", ".join(sorted(record)) or "none"
@@ -50,12 +50,12 @@ class FeedbackRecord:
 
 @dataclasses.dataclass
 class EvaluationSet:
-    """What an evaluation asks of every policy.
+    """The data on which an evaluation tests every policy.
 
     Attributes:
-      prompts: distinct prompts in order of first appearance.
+      prompts: the distinct prompts in order of first appearance.
       references: for each prompt, the logged responses without feedback (human references of a
-        seq2seq file), possibly none.
+        seq2seq file); the list may be empty.
       feedback: every logged response with its feedback.
     """
 
@@ -67,7 +67,7 @@ class EvaluationSet:
         self._index = {prompt: i for i, prompt in enumerate(self.prompts)}
 
     def add(self, record: Record, references: Sequence[str] = ()) -> None:
-        """Adds a record: its responses are logged ones if they have feedback, else references."""
+        """Adds a record. Its responses are logged responses if they have feedback, else references."""
         index = self._index.setdefault(record.prompt, len(self.prompts))
         if index == len(self.prompts):
             self.prompts.append(record.prompt)
@@ -84,7 +84,7 @@ class EvaluationSet:
                 self.references[index].append(text)
 
     def first(self, count: int) -> EvaluationSet:
-        """The first `count` prompts with all that belongs to them; 0 keeps all."""
+        """Returns the first `count` prompts with all their data; 0 keeps all prompts."""
         if not count or count >= len(self.prompts):
             return self
         kept = set(self.prompts[:count])
@@ -100,10 +100,10 @@ class EvaluationRecords:
     """The records of a file or of a split, before any policy reads them.
 
     Attributes:
-      path: where they come from.
-      records: a line that has only a prompt is a record without responses.
-      references: of each record, further ones: its fields `references` and `target`.
-      rejected: records left out so far, by reason.
+      path: the file or folder of the records.
+      records: the records; a line with only a prompt is a record without responses.
+      references: for each record, further references from its fields `references` and `target`.
+      rejected: the number of rejected records so far, by reason.
     """
 
     path: str
@@ -112,10 +112,10 @@ class EvaluationRecords:
     rejected: Mapping[str, int]
 
     def readable(self, encoders: Sequence[TextEncoder]) -> EvaluationRecords:
-        """The records that a cache of every encoder's limits would hold; the others are counted.
+        """Returns the records that a cache with every encoder's limits would hold, and counts the others.
 
         Raises:
-          UserError: none is left.
+          UserError: no record remains.
         """
         kept, rejected = [], Counter(self.rejected)
         distinct = list(dict.fromkeys(encoders))
@@ -138,14 +138,14 @@ class EvaluationRecords:
         )
 
     def to_set(self) -> EvaluationSet:
-        """The records by prompt."""
+        """Groups the records by prompt."""
         result = EvaluationSet()
         for record, references in zip(self.records, self.references, strict=True):
             result.add(record, references)
         return result
 
     def describe_rejected(self) -> str:
-        """One sentence on the records that were left out; nothing if none was."""
+        """Returns one sentence about the records that were left out, or '' if none was."""
         if not self.rejected:
             return ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items())
@@ -168,16 +168,16 @@ def read_evaluation_records(
 
     Args:
       path: the file or folder.
-      side_file: lists the lines of a file that cannot be used, if they are so many that reading stops.
-      split: of a cache.
-      kind: of a file's records; '' recognises it line by line (`recognise_kind`).
-      layout, fields: how a file is to be read, see `layouts`.
-      prompt_field: the name of the prompt in a file; short for `fields` with prompt=NAME.
+      side_file: lists the unusable lines of a file if there are so many that reading stops.
+      split: the split of a cache.
+      kind: the kind of a file's records; '' detects it for each line (`recognise_kind`).
+      layout, fields: how to read a file, see `layouts`.
+      prompt_field: the name of the prompt in a file; a short form of `fields` with prompt=NAME.
       duplicates: 'reject' or 'keep' repeated records of a file.
 
     Raises:
-      UserError: the file is missing or empty, or too many lines cannot be used (file and line of the first are named); the
-        folder is no cache, or has no such split.
+      UserError: the file is missing or empty, or too many lines are unusable (the message names the file and line of the first);
+        or the folder is not a cache or has no such split.
     """
     if duplicates not in ("reject", "keep"):
         raise UserError(f"duplicates={duplicates!r}; known: 'reject', 'keep'.")
@@ -188,9 +188,9 @@ def read_evaluation_records(
 
 
 def recognise_kind(obj: Mapping[str, Any]) -> str:
-    """The kind of record that an object's fields make; '' for a prompt alone.
+    """Returns the record kind that an object's fields imply; '' for a prompt alone.
 
-    The lines that `jaxalign generate` writes are prompts alone: their responses are nobody's ranking.
+    Lines written by `jaxalign generate` count as prompts alone, because nobody ranked their responses.
     """
     if obj.get("chosen") is not None and obj.get("rejected") is not None:
         return "pair"
@@ -233,7 +233,7 @@ def _of_file(
     if not parsed:
         raise UserError(f"{path}: holds no prompts.")
     if duplicates == "reject":
-        # References alone make no record that could be one twice.
+        # References alone do not make a record, so they cannot be duplicates.
         with_responses = [item for item in parsed if item[0].responses]
         kept = {
             id(item)
@@ -256,7 +256,7 @@ def _parse(
             if found:
                 record = parse_record(obj, found, file=path, line=line)
             else:
-                # A prompt alone is checked as that of a record with some response.
+                # A prompt alone is checked like the prompt of a record with a response.
                 record = parse_record({**obj, "response": "-"}, "seq2seq", file=path, line=line)
                 record = dataclasses.replace(record, responses=())
             record, _, _ = preferences.ordered(record, record.responses, found)
@@ -268,10 +268,10 @@ def _parse(
 def _with_our_names(
     given: Mapping[str, Any], layout: str, fields: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The object with our fields, whatever the file calls them.
+    """Returns the object with our field names, whatever names the file uses.
 
     Raises:
-      RecordError: it is not of the layout, or has no prompt under the name that was given.
+      RecordError: the object does not have the layout, or has no prompt under the given name.
     """
     if layout == "ultrafeedback":
         raise UserError(
@@ -287,7 +287,7 @@ def _with_our_names(
 
 
 def _references(obj: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields `references` (a text or a list of texts) and `target`."""
+    """Returns the fields `references` (a text or a list of texts) and `target`."""
     given = obj.get("references", [])
     references = [given] if isinstance(given, str) else list(given)
     if "target" in obj:

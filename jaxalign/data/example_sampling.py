@@ -1,8 +1,8 @@
-"""Which examples training draws, and how often: all alike, those with a positive advantage, or in proportion to a weight.
+"""Which examples training draws and how often: all equally, those with a positive advantage, or in proportion to a weight.
 
-A weighted epoch is systematic: with n draws and weights that sum to W, an example with weight w is drawn floor(n w / W) or one
-more times, n w / W on average over epochs. That is the distribution of independent draws, with less noise. A draw depends on
-the seed and its number alone, so that resuming and sharing among processes stay exact.
+A weighted epoch uses systematic sampling: with n draws and weights that sum to W, an example with weight w is drawn floor(n w / W)
+times or one time more, n w / W on average over epochs. This is the distribution of independent draws, with less noise. A draw
+depends only on the seed and its number, so that resuming and sharing among processes are exact.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Sampling:
     """The examples of a split that are drawn, and their weights.
 
     Attributes:
-      mode: one of `MODES`, not 'uniform'.
-      kept: indices of the examples with a positive weight, ascending.
-      weights: what draws are in proportion to; None for all kept examples alike, once an epoch.
-      examples: how many examples the split has, kept or not.
+      mode: one of `MODES`, except 'uniform'.
+      kept: the indices of the examples with a positive weight, ascending.
+      weights: draws are in proportion to these; None draws every kept example once in an epoch.
+      examples: the number of examples of the split, kept or not.
     """
 
     mode: str
@@ -40,13 +40,13 @@ class Sampling:
     examples: int
 
     def indices(self, seed: int) -> grain.MapDataset:
-        """A dataset of example indices, not yet shuffled; an epoch has as many draws as examples are kept."""
+        """Returns a dataset of example indices, not yet shuffled; an epoch has as many draws as there are kept examples."""
         if self.weights is None:
             return grain.MapDataset.source(self.kept)
         return WeightedIndices(self.kept, self.weights, seed)
 
     def describe(self) -> dict[str, Any]:
-        """JSON for a run's summary. A-LoL multiplies its number of steps by ``kept_fraction`` (arXiv 2305.14718)."""
+        """Returns JSON for a run's summary. A-LoL multiplies its number of steps by ``kept_fraction`` (arXiv 2305.14718)."""
         return {
             "mode": self.mode,
             "kept_examples": len(self.kept),
@@ -55,7 +55,7 @@ class Sampling:
 
 
 class WeightedIndices(grain.MapDataset):
-    """Draw i of an epoch is the example at (i + u) / n of the cumulated weights, with one u in [0, 1) an epoch."""
+    """Indices drawn by weight: draw i of an epoch is the example at (i + u) / n of the cumulated weights, with one u in [0, 1) an epoch."""
 
     def __init__(
         self, kept: Int[np.ndarray, " kept"], weights: Float[np.ndarray, " kept"], seed: int
@@ -72,7 +72,7 @@ class WeightedIndices(grain.MapDataset):
             return self.slice(index)
         epoch, draw = divmod(index, len(self))
         position = (draw + _offset(self._seed, epoch)) / len(self) * self._cumulated[-1]
-        # The last position may be rounded up to the sum.
+        # Rounding can move the last position up to the sum.
         found = min(int(np.searchsorted(self._cumulated, position, side="right")), len(self) - 1)
         return int(self._kept[found])
 
@@ -83,7 +83,7 @@ def _offset(seed: int, epoch: int) -> float:
 
 
 def check_mode(mode: str) -> None:
-    """DataError if there is no such mode."""
+    """Raises DataError if the mode is unknown."""
     if mode not in MODES:
         raise DataError(f"Unknown sampling {mode!r}; known: {', '.join(map(repr, MODES))}.")
 
@@ -96,19 +96,19 @@ def open_sampling(
     stored: Mapping[str, str] | None = None,
     field: str = "advantages",
 ) -> Sampling | None:
-    """Which examples of a split are drawn and how often; None if all alike.
+    """Returns which examples of a split are drawn and how often; None if all are drawn equally.
 
-    With several responses an example's weight is the sum of theirs.
+    The weight of an example with several responses is the sum of the weights of its responses.
 
     Args:
-      mode: 'uniform'; 'positive': examples whose stored field is positive (for any response), alike; 'priority': in proportion
-        to max(field, 0), so that a loss which multiplies by the advantage, as A-LoL's does, weighs by its square; 'reward': in
-        proportion to the raw feedback.
+      mode: 'uniform'; 'positive': examples whose stored field is positive (for any response), drawn equally; 'priority': in
+        proportion to max(field, 0), so that a loss that multiplies by the advantage, such as that of A-LoL, weights by its
+        square; 'reward': in proportion to the raw feedback.
       stored: {batch field: name of a stored array}.
-      field: the batch field of 'positive' and 'priority'.
+      field: the batch field for 'positive' and 'priority'.
 
     Raises:
-      DataError: an unknown mode, a field that is not stored, negative feedback, or nothing with a positive weight.
+      DataError: the mode is unknown, a field is not stored, feedback is negative, or no example has a positive weight.
     """
     check_mode(mode)
     if mode == "uniform":
@@ -135,21 +135,21 @@ def open_sampling(
 def _positive_part(
     cache: TaskCache, data: CachedSplit, name: str
 ) -> Float[np.ndarray, " examples"]:
-    """The sum over responses of max(value, 0)."""
+    """Returns the sum over responses of max(value, 0)."""
     values = cache.stored(data.split, name).values.astype(np.float64)
     if values.ndim != 2:
         raise DataError(f"sampling needs a number for every response, but {name!r} has a vector.")
     positive = np.maximum(values, 0)
     responses = values.shape[1]
     if responses > 1:
-        # The array may hold anything where a response is absent.
+        # The array may hold any value where a response is absent.
         counts = [len(example.target_lengths) for example in data.without_text()]
         positive[np.arange(responses) >= np.asarray(counts)[:, None]] = 0
     return positive.sum(axis=1)
 
 
 def _feedback(data: CachedSplit) -> Float[np.ndarray, " examples"]:
-    """The sum over responses of the raw feedback."""
+    """Returns the sum over responses of the raw feedback."""
     if "feedback" not in data.metadata.fields:
         raise DataError(
             f"sampling 'reward' needs feedback, and {data.path} has none (it has: "

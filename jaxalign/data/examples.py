@@ -1,4 +1,4 @@
-"""One tokenised example of the cache, and its bytes: msgpack of integers, byte strings and text (nothing is pickled)."""
+"""One tokenised example of the cache and its encoding: msgpack of integers, byte strings and text (no pickle)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class CachedExample:
     """A prompt and its responses as tokens.
 
     Attributes:
-      inputs: int32 [prompt length], ends in EOS.
+      inputs: int32 [prompt length], ending in EOS.
       targets: int32 [sum of response lengths], the responses one after another, each ending in EOS.
       target_lengths: int32 [responses].
       feedback: float32 [responses] as given (not standardised), or None.
       scores: float32 [responses, scores], or None.
-      reference_feedback: float32 [samples] as given, of samples of the reference policy, or None.
-      prompt_id: positive hash of the prompt's text.
-      prompt, responses, group, source, file, line: the record the tokens came from.
-      teacher_ids, teacher_log_probs: int32 and float32 [as targets, k], a teacher's likeliest tokens at every position, or None. They
-        are stored beside the cache, not in it.
+      reference_feedback: float32 [samples] as given, the feedback of samples of the reference policy, or None.
+      prompt_id: a positive hash of the prompt's text.
+      prompt, responses, group, source, file, line: the record from which the tokens were made.
+      teacher_ids, teacher_log_probs: int32 and float32 [length of targets, k], a teacher's most likely tokens at every position, or
+        None. They are stored beside the cache, not in it.
     """
 
     inputs: np.ndarray
@@ -50,24 +50,24 @@ class CachedExample:
     teacher_log_probs: np.ndarray | None = None
 
     def target(self, response: int) -> np.ndarray:
-        """Tokens of one response, with EOS."""
+        """Returns the tokens of one response, with EOS."""
         return self.targets[self.target_slice(response)]
 
     def target_slice(self, response: int) -> slice:
-        """Where a response's tokens are among `targets`."""
+        """Returns the slice of a response's tokens in `targets`."""
         end = int(self.target_lengths[: response + 1].sum())
         return slice(end - int(self.target_lengths[response]), end)
 
 
 def best_response(example: CachedExample, kind: str) -> int:
-    """Which response to imitate: the chosen one of a pair, else the first with the highest feedback; without feedback the first."""
+    """Returns the index of the response to imitate: the chosen one of a pair, else the first with the highest feedback, else the first."""
     if kind == "pair" or example.feedback is None:
         return 0
     return int(np.argmax(example.feedback))
 
 
 def only_response(example: CachedExample, response: int) -> CachedExample:
-    """The example with one of its responses alone."""
+    """Returns the example with only one of its responses."""
     kept, tokens = slice(response, response + 1), example.target_slice(response)
     return dataclasses.replace(
         example,
@@ -91,7 +91,7 @@ def make_example(
     reference_feedback: Sequence[float] | None = None,
     **fields: Any,
 ) -> CachedExample:
-    """An example from token lists, one list a response."""
+    """Makes an example from token lists, one list for each response."""
     return CachedExample(
         inputs=np.asarray(inputs, np.int32),
         targets=np.asarray([token for target in targets for token in target], np.int32),
@@ -106,7 +106,7 @@ def make_example(
 
 
 def encode_example(example: CachedExample) -> bytes:
-    """Bytes of an example; equal examples give equal bytes."""
+    """Returns the bytes of an example; equal examples give equal bytes."""
     header = {
         "v": _VERSION,
         "i": example.inputs.astype(_INT).tobytes(),
@@ -118,7 +118,7 @@ def encode_example(example: CachedExample) -> bytes:
         header["f"] = example.feedback.astype(_FLOAT).tobytes()
     if example.scores is not None:
         header["s"] = example.scores.astype(_FLOAT).tobytes()
-    # Left out where there is none, so that a cache without it has the bytes it always had.
+    # The field is left out if there is none, so that the bytes of a cache without it do not change.
     if example.reference_feedback is not None:
         header["r"] = example.reference_feedback.astype(_FLOAT).tobytes()
     text = (
@@ -129,7 +129,7 @@ def encode_example(example: CachedExample) -> bytes:
         example.file,
         example.line,
     )
-    # The text is a byte string inside, so that training can skip it without decoding it.
+    # The text is a nested byte string, so that training can skip it without decoding it.
     header["x"] = msgpack.packb(text, use_bin_type=True)
     return msgpack.packb(header, use_bin_type=True)
 
@@ -137,7 +137,7 @@ def encode_example(example: CachedExample) -> bytes:
 def decode_example(
     data: bytes, *, with_text: bool = True, where: str = "the cache"
 ) -> CachedExample:
-    """The example in the bytes. Raises DataError naming `where` if they are not one."""
+    """Returns the example in the bytes. Raises DataError, which names `where`, if the bytes are not an example."""
     try:
         header = msgpack.unpackb(data, raw=False)
         if header["v"] != _VERSION:

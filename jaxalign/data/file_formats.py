@@ -1,4 +1,4 @@
-"""What a data file is, by its first bytes, and its elements one after another.
+"""Recognises the format of a data file by its first bytes, and yields its elements one after another.
 
 An element is a piece of text that should be one JSON value, or a row of a table as a dictionary.
 """
@@ -28,7 +28,7 @@ _COMPRESSED: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-# Formats that are recognised so that the message can say what to do.
+# Formats that are recognised only so that the message can say what to do.
 _REFUSED = {
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", "decompress it: zstd -d FILE"),
     b"PK\x03\x04": (
@@ -47,10 +47,10 @@ _REFUSED = {
 
 
 def open_elements(path: str) -> Iterator[Element]:
-    """The elements of a file, whatever its format.
+    """Yields the elements of a file in any supported format.
 
     Raises:
-      DataError: the format is not read. OSError, EOFError: the file, or its compressed data, cannot be read.
+      DataError: the format is not supported. OSError, EOFError: the file, or its compressed data, cannot be read.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise DataError(f"{path} is not a regular file; give the path of a data file.")
@@ -92,7 +92,7 @@ def _peek(file: BinaryIO) -> bytes:
 def _utf16(head: bytes) -> str | None:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # Without a mark: the first character of every format that is read is in ASCII.
+    # Without a byte order mark: the first character of every supported format is in ASCII.
     if len(head) >= 2 and 0 in head[:2] and head[:2] != b"\0\0":
         return "utf-16-be" if head[0] == 0 else "utf-16-le"
     return None
@@ -121,10 +121,10 @@ def _decoded_lines(file: BinaryIO, encoding: str, path: str) -> Iterator[Element
 
 
 def _text_format(head: str, path: str) -> Callable[[Iterable[Element]], Iterator[Element]]:
-    """The reader for a text that begins like this.
+    """Returns the reader for a text that begins like this.
 
     Raises:
-      DataError: it is none that is read.
+      DataError: the format is not supported.
     """
     lines = [line.strip() for line in head.split("\n") if line.strip()]
     if not lines:
@@ -145,7 +145,7 @@ def _text_format(head: str, path: str) -> Callable[[Iterable[Element]], Iterator
 
 
 def _spans_lines(lines: list[str]) -> bool:
-    """Whether the first object ends on a later line; a bad first line of JSON Lines is followed by another object."""
+    """Returns whether the first object ends on a later line; a bad first line of JSON Lines is followed by another object."""
     if lines[0][-1] not in "{[," or len(lines) < 2 or lines[1].startswith("{"):
         return False
     try:
@@ -171,7 +171,7 @@ def _concatenated(lines: Iterable[Element]) -> Iterator[Element]:
 
 
 def _values(lines: Iterable[Element], *, in_list: bool) -> Iterator[Element]:
-    """The text of every object of a JSON list, or of objects one after another; only one is in memory at a time."""
+    """Yields the text of every object of a JSON list, or of consecutive objects; only one is in memory at a time."""
     opened = not in_list
     scanner = _Scanner()
     for element in lines:
@@ -187,7 +187,7 @@ def _values(lines: Iterable[Element], *, in_list: bool) -> Iterator[Element]:
 
 
 class _Scanner:
-    """Finds where the objects of a text begin and end, by brackets outside strings."""
+    """Finds the beginning and end of the objects of a text, from the brackets outside strings."""
 
     _TOKEN = re.compile(r'["\\{}\[\]]')
 
@@ -203,7 +203,7 @@ class _Scanner:
         return "".join(self._parts)
 
     def feed(self, text: str, line: int, problem: str) -> Iterator[tuple[int, str]]:
-        """(line of its beginning, text) of every object that ends in this text."""
+        """Yields (line of its beginning, text) of every object that ends in this text."""
         begin = 0
         skip = -1
         for match in self._TOKEN.finditer(text):

@@ -1,4 +1,4 @@
-"""What `inspection` found in a data file."""
+"""The result of `inspection` for a data file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from jaxalign.data.records import Record
 
 @dataclasses.dataclass
 class Inspection:
-    """What was found in a file; lengths in tokens, EOS included.
+    """The properties of a data file; lengths are in tokens, including EOS.
 
     Attributes:
-      found: kind, layout and fields.
-      records, rejected: read in all, and left out by reason.
+      found: the kind, layout and fields.
+      records, rejected: the number of records read in total, and the number left out by reason.
       notes: other counts (`tokenization.make_examples`).
-      prompt_lengths, response_lengths, longest_responses: of every prompt, every response, and of the longest response to each prompt.
-      responses: how many responses the records have, with how many records have so many.
-      feedback: how many responses have each value.
-      repeated: records equal to an earlier one.
-      dialogues: prompts with several turns.
-      validation_prompts: distinct prompts that a tenth held out by their text would hold; None where a validation file is given.
+      prompt_lengths, response_lengths, longest_responses: the lengths of every prompt, of every response, and of the longest response to
+        each prompt.
+      responses: the numbers of responses in a record, with the number of such records.
+      feedback: the feedback values, with the number of responses of each value.
+      repeated: the number of records equal to an earlier one.
+      dialogues: the number of prompts with several turns.
+      validation_prompts: the number of distinct prompts in a tenth held out by their text; None if a validation file is given.
       examples: the first records, with their tokens.
     """
 

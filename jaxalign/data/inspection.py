@@ -1,4 +1,4 @@
-"""`jaxalign inspect`: what a data file holds, and a gin file that trains on it."""
+"""The command `jaxalign inspect`: reports what a data file holds, and writes a gin file that trains on it."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ def inspect(
     examples: int = 3,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Says what a data file holds and writes a gin file that trains on it (`jaxalign inspect FILE`).
+    """Reports what a data file holds and writes a gin file that trains on it (`jaxalign inspect FILE`).
 
     Args:
-      file: JSON Lines, a JSON list, CSV, TSV or Parquet; compressed or not.
+      file: JSON Lines, a JSON list, CSV, TSV or Parquet, compressed or uncompressed.
       output: the gin file; by default NAME.gin in the current folder.
       validation_file: held-out records; without it a tenth of the prompts is held out.
-      kind, layout, fields: how the file is to be read, where what is recognised is not right.
-      vocabulary: 'bytes' or the path of a SentencePiece model; by default a small one is trained on the file and written beside the
-        gin file.
-      extra_ids: sentinels after the vocabulary (100 for T5's).
-      vocab_size: pieces of the vocabulary that is trained.
-      model: file of gin_configs/models, such as mini or t5_1_1_small.
-      objective: file of gin_configs/objectives; by default one that suits the data.
-      examples: how many records to show as the model will see them.
-      overwrite: replace a gin file that is there, with the vocabulary beside it.
+      kind, layout, fields: how to read the file, if the detected values are wrong.
+      vocabulary: 'bytes' or the path of a SentencePiece model; by default a small model is trained on the file and written
+        beside the gin file.
+      extra_ids: number of sentinels after the vocabulary (100 for T5).
+      vocab_size: number of pieces of the trained vocabulary.
+      model: a file of gin_configs/models, such as mini or t5_1_1_small.
+      objective: a file of gin_configs/objectives; by default one that suits the data.
+      examples: number of records to show in the form that the model reads.
+      overwrite: replace an existing gin file and the vocabulary beside it.
 
     Raises:
-      DataError: nothing in the file can be read as records, or its format is not read.
+      DataError: the file has no readable record, or its format is not supported.
     """
     found = _found(file, kind, layout, fields)
     name = re.sub(r"\W+", "_", os.path.basename(file).split(".jsonl")[0]).strip("_") or "data"
@@ -107,7 +107,7 @@ def inspect(
 
 
 def _found(file: str, kind: str | None, layout: str | None, fields: str | None) -> Found:
-    """How to read the file: what is given, and for the rest what its first records look like."""
+    """Returns how to read the file: the given values, and values detected from the first records for the others."""
     objects = read_json_lines(file, log=RejectionLog())
     first = [obj for _, obj, _ in itertools.islice(objects, _LOOKED_AT)]
     renamed = None if fields is None else tuple(layouts.parse_fields(fields).items())
@@ -127,7 +127,7 @@ def _found(file: str, kind: str | None, layout: str | None, fields: str | None) 
 
 
 def _source(file: str, found: Found) -> sources.JsonlSource:
-    # A prompt alone is read as a record whose response is the prompt again, so that the same code measures it.
+    # A prompt alone is read as a record whose response repeats the prompt, so that the same code measures it.
     prompts_only = found.kind == "prompts"
     fields = dict(found.fields)
     if prompts_only:
@@ -148,7 +148,7 @@ def _vocabulary(
     vocab_size: int,
     output: str,
 ) -> tuple[Vocabulary, str | None]:
-    """The vocabulary, and its path where it was trained here."""
+    """Returns the vocabulary, and its path if it was trained here."""
     if vocabulary is not None:
         try:
             return vocabulary_from_spec(os.path.expanduser(vocabulary), extra_ids), None
@@ -160,7 +160,7 @@ def _vocabulary(
             itertools.islice(_texts(source), 200_000), path, vocab_size=vocab_size
         )
     except (RuntimeError, ValueError):
-        # More characters than pieces, or no text to speak of.
+        # The text has more characters than pieces, or almost no text.
         print("No vocabulary of pieces could be trained on this text; VOCABULARY is 'bytes'.")
         return ByteVocabulary(extra_ids), None
     print(f"A vocabulary of {trained.size} pieces was trained on the file: {path}")
@@ -168,7 +168,7 @@ def _vocabulary(
 
 
 def _texts(source: sources.JsonlSource) -> Iterator[str]:
-    """Texts to train a vocabulary on."""
+    """Yields texts for training a vocabulary."""
     left = _TRAINING_CHARACTERS
     for record in source.records("all", RejectionLog()):
         for text in dict.fromkeys((record.prompt, *record.responses)):

@@ -1,4 +1,4 @@
-"""What `jaxalign inspect` prints about a file."""
+"""The report that `jaxalign inspect` prints about a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxalign.data.vocabularies import Vocabulary
 def describe(
     inspection: Inspection, vocabulary: Vocabulary, settings: Settings | None
 ) -> Iterator[str]:
-    """The report, in lines."""
+    """Yields the lines of the report."""
     count, notes = inspection.examples_count, inspection.notes
     rejected = ", ".join(f"{number} {reason}" for reason, number in inspection.rejected.items())
     yield f"records: {inspection.records}, usable {count}, distinct prompts {len(inspection.prompts)}, repeated {inspection.repeated}"

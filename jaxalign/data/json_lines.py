@@ -1,7 +1,7 @@
-"""The one reader of data files: JSON Lines, and what `file_formats` recognises beside it.
+"""The only reader of data files: JSON Lines, and the other formats that `file_formats` recognises.
 
-Every command reads its records here. A line that cannot be read is rejected with its number and a reason; nothing in a file
-ends in a traceback. Only one line, one element of a list or one batch of a table is in memory at a time.
+Every command reads its records with this module. A line that cannot be read is rejected with its number and a reason; bad data
+never cause a traceback. Only one line, one element of a list or one batch of a table is in memory at a time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jaxalign.data.rejections import DataError, RejectionLog
 def read_json_lines(
     path: str | Path, *, log: RejectionLog | None = None, split: str = ""
 ) -> Iterator[tuple[int, Any, str]]:
-    """(line number, object, text) of every record of a file.
+    """Yields (line number, object, text) of every record of a file.
 
-    The number is that of the line in a text file (of the first line, where an object spans several), and of the row in a table.
+    The number is that of the line in a text file (the first line if an object spans several), or that of the row in a table.
 
     Args:
       path: JSON Lines, a JSON list, JSON objects over several lines, CSV, TSV or Parquet; gzip, bzip2, xz and UTF-16 are decoded.
-      log: collects the lines that cannot be read; without it the first one raises DataError.
-      split: named in the log.
+      log: collects the lines that cannot be read; without a log the first such line raises DataError.
+      split: the split that the log names.
 
     Raises:
-      DataError: the file cannot be opened, or is in a format that is not read; the message says which and what to do.
+      DataError: the file cannot be opened, or its format is not supported; the message names the format and what to do.
     """
     path = os.path.expanduser(os.fspath(path))
     try:
@@ -62,10 +62,10 @@ def read_json_lines(
 
 
 def read_json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every record of a file, all of which must be objects.
+    """Yields (line number, object) of every record of a file whose records must all be objects.
 
     Raises:
-      DataError: naming file and line of the first record that is not; else as `read_json_lines`.
+      DataError: a record is not an object (the message names the file and line of the first one); also as in `read_json_lines`.
     """
     if not Path(path).expanduser().is_file():
         raise DataError(f"{path}: no such file; give a JSON Lines file, one object a line.")
@@ -76,16 +76,16 @@ def read_json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Returns the value of a JSON text.
 
     Raises:
-      Unreadable: not JSON, a name that an object has twice, a number with thousands of digits, nesting that is too deep, or half of a
-        surrogate pair, which no encoding of text can hold.
+      Unreadable: the text is not JSON, an object repeats a name, a number has thousands of digits, the nesting is too deep, or the
+        text has half of a surrogate pair, which no text encoding can hold.
     """
     try:
         value = json.loads(text, object_pairs_hook=untrusted.without_repeated_keys)
         if "\\u" in text:
-            # Escapes are the only way in for half of a surrogate pair.
+            # Only an escape can produce half of a surrogate pair.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise Unreadable(f"not valid JSON ({error.msg} at column {error.colno})") from None
@@ -97,7 +97,7 @@ def parse_json(text: str) -> Any:
             f"the text holds \\u{ord(half):04x}, half of a surrogate pair, which is not a character"
         ) from None
     except ValueError as error:
-        # Python's limit on the digits of an integer, and ours on names.
+        # Python's limit on the digits of an integer, or our check of repeated names.
         raise Unreadable(f"not valid JSON ({str(error).split(';')[0]})") from None
     return value
 

@@ -1,4 +1,4 @@
-"""Layouts of records that others use, and how they become ours; `recognition` finds out which one a file has.
+"""Record layouts of other libraries and their conversion to ours; `recognition` detects the layout of a file.
 
 | layout         | what a line holds                                                                                                  |
 |----------------|--------------------------------------------------------------------------------------------------------------------|
@@ -7,9 +7,9 @@
 | `hh`           | Anthropic HH: `chosen` and `rejected` are whole dialogues (`Human:`, `Assistant:`) with the same beginning            |
 | `instructions` | `instruction`, `input` (may be empty), `output`                                                                     |
 | `compared`     | `response_a`, `response_b` and who prefers which: `human_labels` (1 first, 2 second, 0 tie), or `winner`              |
-| `ultrafeedback`| UltraFeedback's own, see `ultrafeedback`                                                                             |
+| `ultrafeedback`| UltraFeedback's own layout, see `ultrafeedback`                                                                      |
 
-A list of messages becomes text with one line a message, `role: content`; the last message of the assistant alone is the response.
+A list of messages becomes text with one line for each message, `role: content`; the response is only the last assistant message.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _SECOND = ("model_b", "b", "second", "2", "response_b")
 
 
 def check_layout(layout: str) -> str:
-    """The layout itself; DataError, listing the known ones, if there is no such layout."""
+    """Returns the layout itself; raises DataError, which lists the known layouts, if it is unknown."""
     if layout not in LAYOUTS:
         raise DataError(f"Unknown layout {layout!r}; known: {', '.join(LAYOUTS)}.")
     return layout
 
 
 def parse_fields(fields: str | Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
-    """{our name: the file's name} from "response=completion,feedback=label", or a list of such parts.
+    """Returns {our name: the file's name} from "response=completion,feedback=label", or a list of such parts.
 
     Raises:
-      DataError: not of that form, or a name that no record has.
+      DataError: the text does not have that form, or a name is not a field of any record.
     """
     if fields is None or isinstance(fields, Mapping):
         result = dict(fields or {})
@@ -63,10 +63,10 @@ def parse_fields(fields: str | Sequence[str] | Mapping[str, str] | None) -> dict
 
 
 def to_record_fields(obj: Any, layout: str, fields: Mapping[str, str]) -> Any:
-    """The object with our fields, from one of another layout; `ultrafeedback` has a parser of its own.
+    """Converts an object of another layout to our fields; `ultrafeedback` has its own parser.
 
     Raises:
-      RecordError: it is not of that layout.
+      RecordError: the object does not have that layout.
     """
     if layout == "records" or not isinstance(obj, Mapping):
         return obj
@@ -77,7 +77,7 @@ def to_record_fields(obj: Any, layout: str, fields: Mapping[str, str]) -> Any:
 
 
 def is_messages(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
-    """Whether a value is a list of messages: `{"role", "content"}`, or ShareGPT's `{"from", "value"}`."""
+    """Returns whether a value is a list of messages: `{"role", "content"}`, or ShareGPT's `{"from", "value"}`."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -88,7 +88,7 @@ def is_messages(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
 
 
 def render_messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """One line a message, `role: content`."""
+    """Returns a text with one line for each message, `role: content`."""
     return "\n".join(f"{_role(message)}: {_content(message)}" for message in messages)
 
 
@@ -109,7 +109,7 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _reply(messages: Any) -> Any:
-    """The text of a response given as messages: the only one's content, several with their roles."""
+    """Returns the text of a response given as messages: the content of a single message, or several messages with roles."""
     if not is_messages(messages):
         return messages
     return _content(messages[0]) if len(messages) == 1 else render_messages(messages)
@@ -153,7 +153,7 @@ def _pair(obj: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(chosen, str) and isinstance(rejected, str) and prompt is None:
         if TURN.search(chosen):
             return _read_hh(obj)
-        # As TRL: the common beginning, up to the last space in it.
+        # As in TRL: the common beginning, up to the last space in it.
         shared = chosen.rfind(" ", 0, _common_length(chosen, rejected)) + 1
         prompt, chosen, rejected = chosen[:shared].strip(), chosen[shared:], rejected[shared:]
     result |= {"chosen": chosen, "rejected": rejected}
@@ -166,7 +166,7 @@ def _pair(obj: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _common_length(one: str, other: str) -> int:
-    """How many characters two texts have in common from their beginning."""
+    """Returns the number of characters in the common beginning of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -1,7 +1,7 @@
-"""First-fit packing of examples into rows, on their lengths alone.
+"""First-fit packing of examples into rows, using only their lengths.
 
-Grain's own packing copies tokens and needs every example read first; here only indices move, the chosen examples of a whole
-batch are read together, and the state is the parent's state with a short list of examples put aside.
+Grain's own packing copies tokens and needs every example to be read first. Here only indices move, the chosen examples of a whole
+batch are read together, and the state is the parent's state with a short list of deferred examples.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Rows = list[list[int]]
 class PackIndices(grain.IterDataset):
     """Turns a stream of example indices into batches of rows of indices.
 
-    Every example goes to the first row with room. One that fits nowhere is put aside for the next batch; when more than
-    `lookahead` are aside the batch is finished, so no example waits for long and the order stays that of the parent
-    within that window.
+    Every example goes to the first row with room. An example that fits in no row is deferred to the next batch. When more
+    than `lookahead` examples are deferred, the batch is finished. So no example waits for long, and within that window the
+    order is that of the parent.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class PackIndices(grain.IterDataset):
         lookahead: int,
         drop_remainder: bool,
     ):
-        """Packs the indices `parent` yields.
+        """Packs the indices that `parent` yields.
 
         Args:
           parent: yields example indices.
-          example_lengths: encoder and decoder tokens of every example; each must fit in `row_lengths`.
-          row_lengths: encoder and decoder tokens of a row.
-          rows: rows of a batch.
+          example_lengths: the encoder and decoder tokens of every example; each example must fit in `row_lengths`.
+          row_lengths: the encoder and decoder tokens of a row.
+          rows: the number of rows of a batch.
           max_examples_per_row: P.
-          lookahead: examples that may be put aside.
-          drop_remainder: leave out last batches that have an empty row.
+          lookahead: the number of examples that may be deferred.
+          drop_remainder: whether to leave out last batches that have an empty row.
         """
         super().__init__(parent)
         self._options: dict[str, Any] = {
@@ -63,7 +63,7 @@ class PackIndices(grain.IterDataset):
 
 
 class _PackIterator(grain.DatasetIterator):
-    """The iterator; between batches its only memory is `_aside`."""
+    """The iterator of `PackIndices`; its only state between batches is `_aside`."""
 
     def __init__(
         self,
@@ -125,15 +125,15 @@ _open_iterators: weakref.WeakSet[grain.DatasetIterator] = weakref.WeakSet()
 
 @atexit.register
 def _close_iterators() -> None:
-    """A prefetch thread that is reading when the interpreter goes away would abort the process."""
+    """Closes all iterators: a prefetch thread that reads while the interpreter exits would abort the process."""
     for iterator in list(_open_iterators):
         iterator.close()
-        # Its destructor would close it again, when Grain's modules are already gone.
+        # Its destructor would close it again after Grain's modules are unloaded.
         iterator.close = lambda: None  # type: ignore[method-assign]
 
 
 class _Prefetch(grain.experimental.ThreadPrefetchIterDataset):
-    """Grain's prefetch, whose iterators are closed before the interpreter ends."""
+    """Grain's prefetch, with iterators that are closed before the interpreter exits."""
 
     def __iter__(self) -> grain.DatasetIterator:
         iterator = super().__iter__()
@@ -152,7 +152,7 @@ def pack_and_batch(
     read_and_collate: Callable[[Rows], Any],
     prefetch: int,
 ) -> grain.IterDataset:
-    """Batches of packed rows from a MapDataset of indices; `prefetch` batches are made ahead in one thread."""
+    """Returns batches of packed rows from a MapDataset of indices; one thread makes `prefetch` batches in advance."""
     packed: grain.IterDataset = PackIndices(
         indices.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         example_lengths=example_lengths,

@@ -1,7 +1,7 @@
-"""Training input: a cached split read by Grain, shuffled, packed on request, and batched.
+"""The training input: a cached split that Grain reads, shuffles, optionally packs, and batches.
 
-The iterator of `make_dataset` has Grain's `get_state()` and `set_state()`: a small JSON-able dictionary, after which the
-batches continue bit for bit. Needs neither TensorFlow nor seqio.
+The iterator of `make_dataset` has Grain's `get_state()` and `set_state()`. The state is a small JSON-able dictionary; after
+`set_state()` the batches continue bit for bit. This module needs neither TensorFlow nor seqio.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from jaxalign.data.task_cache import TaskCache
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """What a batch holds, how examples lie in rows, and in which order they come.
+    """The content of a batch, the placement of examples in rows, and their order.
 
     Attributes:
-      feature_lengths: {"inputs": S, "targets": T}; T is for one response, so an unpacked decoder row is K * T long.
+      feature_lengths: {"inputs": S, "targets": T}; T is for one response, so an unpacked decoder row has length K * T.
         Longer examples are an error: make the cache with these limits.
-      batch_size: rows of the global batch.
-      pack: put several examples in a row, first fit.
+      batch_size: the number of rows of the global batch.
+      pack: whether to put several examples in a row, first fit.
       max_examples_per_row: P when packing (1 otherwise).
-      row_lengths: when packing, encoder and decoder lengths of a row if they should not be S and K * T.
-      shuffle, seed: a global order drawn anew every epoch.
-      num_epochs: None repeats for ever.
+      row_lengths: when packing, the encoder and decoder lengths of a row, if they differ from S and K * T.
+      shuffle, seed: a global order that is drawn again in every epoch.
+      num_epochs: the number of epochs; None repeats without end.
       standardize: rewards = (feedback - mean) / std of the training split; otherwise rewards = feedback.
-      reference_scores: name of stored reference log-probabilities to add.
+      reference_scores: the name of stored reference log-probabilities to add.
       stored: {field: name of a stored array} to add, for fields of `stored_fields.FIELDS`.
-      sampling: which examples are drawn how often (`example_sampling.open_sampling`); None for all alike. An epoch has as many draws
-        as examples are kept.
-      best_only: of every example keep the response that `examples.best_response` names, so that K = 1.
-      skip_ties: leave out examples whose responses all have the same feedback (`preferences.is_tie`).
-      drop_remainder: leave out a last incomplete batch; otherwise it is filled with empty rows.
-      read_threads: threads that read and decode; 0 does everything in the caller's thread.
+      sampling: which examples are drawn and how often (`example_sampling.open_sampling`); None draws all equally. An epoch has as many
+        draws as there are kept examples.
+      best_only: whether to keep only the response of every example that `examples.best_response` selects, so that K = 1.
+      skip_ties: whether to leave out examples whose responses all have the same feedback (`preferences.is_tie`).
+      drop_remainder: whether to leave out an incomplete last batch; otherwise it is filled with empty rows.
+      read_threads: the number of threads that read and decode; with 0 the caller's thread does everything.
     """
 
     feature_lengths: Mapping[str, int]
@@ -77,13 +77,13 @@ def make_dataset(
     *,
     local_rows: Sequence[int] | None = None,
 ) -> grain.IterDataset:
-    """Batches of a cached split, in the layout of `batches.make_batch`.
+    """Returns the batches of a cached split, in the layout of `batches.make_batch`.
 
     Args:
       cache, split: the cache and its split.
-      settings: what batches hold, and their order.
-      local_rows: which rows of every global batch this process reads and makes, in this order; all by default. What a row holds
-        does not depend on it: every process orders and packs all indices (microseconds an example) and reads its own rows only.
+      settings: the content of batches and their order.
+      local_rows: the rows of every global batch that this process reads and makes, in this order; all by default. The content of a row
+        does not depend on it: every process orders and packs all indices (microseconds for each example) and reads only its own rows.
         So the order of the data and the iterator's state are the same for any number of processes and any mesh.
 
     Returns:
@@ -100,7 +100,7 @@ def make_dataset(
         example_lengths = np.stack([example_lengths[:, 0], best[1]], axis=1)
     check_lengths(data, settings.feature_lengths, lengths, example_lengths)
     reader = _BatchReader(cache, data, settings, lengths, local_rows, best)
-    # Grain moves indices only; a batch's examples are read together at its end.
+    # Grain moves only indices; the examples of a batch are read together at the end.
     indices = _ordered_indices(data, settings)
     if settings.pack:
         return packing.pack_and_batch(
@@ -126,9 +126,9 @@ def one_pass(
     row_lengths: Mapping[str, int] | None = None,
     local_rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Every example of a split once, in order, with feedback as given: for numbers that are stored beside the cache.
+    """Yields every example of a split once, in order, with feedback as given, to compute numbers that are stored beside the cache.
 
-    Arguments as in `DatasetSettings`; the last batch is filled with empty rows.
+    The arguments are those of `DatasetSettings`; the last batch is filled with empty rows.
     """
     settings = DatasetSettings(
         feature_lengths=feature_lengths,
@@ -144,7 +144,7 @@ def one_pass(
 
 
 def _ordered_indices(data: CachedSplit, settings: DatasetSettings) -> grain.MapDataset:
-    """Indices of the examples in the order of one epoch."""
+    """Returns the indices of the examples in the order of one epoch."""
     sampling = settings.sampling
     if settings.skip_ties:
         if sampling is not None:
@@ -167,7 +167,7 @@ def _ordered_indices(data: CachedSplit, settings: DatasetSettings) -> grain.MapD
 def _unpacked(
     indices: grain.MapDataset, data: CachedSplit, settings: DatasetSettings, reader: _BatchReader
 ) -> grain.IterDataset:
-    """Batches of one example a row."""
+    """Returns batches with one example in each row."""
     number = len(indices)
     batches = indices.repeat(settings.num_epochs).batch(
         settings.batch_size,
@@ -186,7 +186,7 @@ def _unpacked(
 
 
 class _BatchReader:
-    """From the indices of a global batch to the arrays of this process's rows."""
+    """Converts the indices of a global batch to the arrays of this process's rows."""
 
     def __init__(
         self,
@@ -246,7 +246,7 @@ class _BatchReader:
 
 
 def _reward_scale(cache: TaskCache, settings: DatasetSettings) -> RewardStatistics:
-    """The mean and deviation that make rewards of feedback."""
+    """Returns the mean and deviation that convert feedback to rewards."""
     if not settings.standardize or "feedback" not in cache.metadata.fields:
         return RewardStatistics(0.0, 1.0)
     statistics = cache.metadata.reward_statistics
@@ -264,7 +264,7 @@ def _stored_arrays(
     settings: DatasetSettings,
     best: tuple[np.ndarray, np.ndarray] | None,
 ) -> dict[str, Any]:
-    """What is looked up by the example's index, by batch field."""
+    """Returns the arrays that are looked up by the index of an example, by batch field."""
     arrays = cache.stored_by_field(split, settings.stored)
     if settings.reference_scores:
         arrays[REFERENCE_LOG_PROBS] = cache.stored(split, settings.reference_scores).values
@@ -275,7 +275,7 @@ def _stored_arrays(
 
 
 def _without_ties(data: CachedSplit) -> list[int]:
-    """The examples whose responses differ in their feedback."""
+    """Returns the indices of the examples whose responses differ in their feedback."""
     kept = [i for i, example in enumerate(data.without_text()) if not is_tie(example.feedback)]
     if not kept:
         raise DataError(
@@ -288,7 +288,7 @@ def _without_ties(data: CachedSplit) -> list[int]:
 def _best_responses(
     data: CachedSplit,
 ) -> tuple[Int[np.ndarray, " examples"], Int[np.ndarray, " examples"]]:
-    """`examples.best_response` of every example, and its tokens."""
+    """Returns `examples.best_response` of every example, and the number of its tokens."""
     kind, found = data.metadata.kind, []
     for example in data.without_text():
         index = best_response(example, kind)

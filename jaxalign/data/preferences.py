@@ -1,9 +1,9 @@
-"""Which response to a prompt is the better one: the rule, in one place.
+"""The rule that decides which response to a prompt is the better one.
 
-The feedback that a record states decides, and the position of the responses only where it states none. Responses are stored best
-first, so that what reads positions (pairs, rankings, reward models) and what reads feedback agree. A negative margin of a pair says
-that its `rejected` is better by that much. Responses with equal feedback are a tie: they say nothing about which is better, and
-methods that learn from the position of two responses do not read them.
+The feedback that a record states decides. The position of the responses decides only if the record states no feedback. Responses
+are stored best first, so that code that reads positions (pairs, rankings, reward models) and code that reads feedback agree. A
+negative margin of a pair means that its `rejected` is better by that much. Responses with equal feedback are a tie: they do not
+show which response is better, and methods that learn from the position of two responses do not read them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from jaxalign.data.records import Record
 
 
 def best_first(feedback: Sequence[float]) -> list[int]:
-    """The positions of responses by feedback, the highest first; equal ones stay in their order."""
-    # In the precision of the cache, where close numbers are equal.
+    """Returns the positions of responses by feedback, the highest first; equal responses keep their order."""
+    # Uses the precision of the cache, in which close numbers are equal.
     return np.argsort(-np.asarray(feedback, np.float32), kind="stable").tolist()
 
 
 def is_tie(feedback: Sequence[float] | np.ndarray | None) -> bool:
-    """Whether several responses all have the same feedback."""
+    """Returns whether there are several responses and all have the same feedback."""
     if feedback is None or len(feedback) < 2:
         return False
     values = np.asarray(feedback, np.float32)
@@ -32,7 +32,7 @@ def is_tie(feedback: Sequence[float] | np.ndarray | None) -> bool:
 
 
 def ordered(record: Record, targets: Sequence[Any], kind: str) -> tuple[Record, list[Any], bool]:
-    """The record with its responses best first, what belongs to each response in the same order, and whether the order changed."""
+    """Returns the record with its responses best first, `targets` in the same order, and whether the order changed."""
     if record.feedback is None or len(record.responses) < 2:
         return record, list(targets), False
     order = best_first(record.feedback)
@@ -40,7 +40,7 @@ def ordered(record: Record, targets: Sequence[Any], kind: str) -> tuple[Record, 
         return record, list(targets), False
     feedback = tuple(record.feedback[k] for k in order)
     if kind == "pair":
-        # The other response of a pair stands at 0.
+        # The other response of a pair has feedback 0.
         feedback = (feedback[0] - feedback[1], 0.0)
     changed = dataclasses.replace(
         record,

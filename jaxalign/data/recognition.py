@@ -1,4 +1,4 @@
-"""Which kind of records a file holds and in which layout, by the names and types of their fields."""
+"""Detects the kind and layout of the records of a file from the names and types of their fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from jaxalign.data.layouts import TURN, is_messages
 from jaxalign.data.records import KINDS, RecordError, number
 
-# What a prompt, a response and feedback are called elsewhere, the likeliest name first.
+# Names that others use for a prompt, a response and feedback, the most likely name first.
 _ALIASES = {
     "prompt": ("prompt", "question", "query", "instruction", "input", "source", "context"),
     "response": ("response", "completion", "answer", "output", "target", "reply", "summary"),
@@ -20,7 +20,7 @@ _ALIASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """How a record can be read: its kind ('prompts' where it holds nothing but a prompt), layout and renamed fields."""
+    """How a record can be read: its kind ('prompts' if it has only a prompt), layout and renamed fields."""
 
     kind: str
     layout: str = "records"
@@ -28,17 +28,17 @@ class Found:
 
     @property
     def fields_text(self) -> str:
-        """As the option `fields` takes them."""
+        """The fields in the form that the option `fields` takes."""
         return ",".join(f"{ours}={theirs}" for ours, theirs in self.fields)
 
     def describe(self) -> str:
-        """For messages: "kind 'triplet' in the layout 'trl'"."""
+        """Returns a description for messages, such as "kind 'triplet' in the layout 'trl'"."""
         layout = f" in the layout {self.layout!r}" if self.layout != "records" else ""
         named = f" with the fields {self.fields_text}" if self.fields else ""
         return f"kind {self.kind!r}{layout}{named}"
 
     def flags(self) -> str:
-        """The options that read it, as they are typed for `jaxalign cache` and for `jaxalign train`."""
+        """Returns the options for reading the file, as typed for `jaxalign cache` and for `jaxalign train`."""
         options = {"kind": self.kind}
         if self.layout != "records":
             options["layout"] = self.layout
@@ -52,7 +52,7 @@ class Found:
 
 
 def layout_of(obj: Any) -> Found | None:
-    """How an object can be read, by the names and types of its fields; None if nothing fits."""
+    """Returns how an object can be read, from the names and types of its fields; None if no known form fits."""
     if not isinstance(obj, Mapping):
         return None
     names = set(obj)
@@ -88,13 +88,13 @@ def layout_of(obj: Any) -> Found | None:
 
 
 def recognise(objects: Iterable[Any]) -> Found | None:
-    """How most of the objects can be read."""
+    """Returns how most of the objects can be read; None if none can."""
     counts = Counter(found for found in map(layout_of, objects) if found is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 
 def readable_as(obj: Any, kind: str, layout: str, fields: Mapping[str, str]) -> Found | None:
-    """How an object that could not be read can be read, if that is with other options than those given."""
+    """Returns how an unreadable object can be read with options other than those given; None if no other options read it."""
     found = layout_of(obj)
     if found is None or found.kind not in KINDS:
         return None

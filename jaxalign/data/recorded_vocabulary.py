@@ -1,4 +1,4 @@
-"""A vocabulary as a cache, a run folder or a checkpoint records it, and whether two of them give text the same ids."""
+"""A vocabulary as recorded by a cache, a run folder or a checkpoint, and a check whether two of them give text the same ids."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jaxalign.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RecordedVocabulary:
-    """The description of a vocabulary, and where to find it.
+    """The description of a vocabulary and its location.
 
     Attributes:
-      spec: as `Vocabulary.to_dict` gives it: kind, extra_ids, and of a SentencePiece model path and sha256.
-      folder: where a relative path starts.
-      model: the SentencePiece model itself, where it was read from elsewhere than a local file.
-      counted: whether the number of sentinels is known, or was only assumed.
+      spec: the result of `Vocabulary.to_dict`: kind, extra_ids, and for a SentencePiece model path and sha256.
+      folder: the folder to which a relative path refers.
+      model: the SentencePiece model itself, if it was not read from a local file.
+      counted: whether the number of sentinels is known; False if it was only assumed.
     """
 
     spec: Mapping[str, Any]
@@ -33,10 +33,10 @@ class RecordedVocabulary:
     counted: bool = True
 
     def load(self) -> Vocabulary:
-        """The vocabulary.
+        """Returns the vocabulary.
 
         Raises:
-          UserError: its model is missing, or another one than described.
+          UserError: its model is missing or differs from the description.
         """
         if self.model is not None:
             return SentencePieceVocabulary(
@@ -45,14 +45,14 @@ class RecordedVocabulary:
         return vocabulary_from_dict(self.spec, self.folder)
 
     def describe(self) -> str:
-        """In words."""
+        """Returns a description in words."""
         sentinels = f"{self.spec.get('extra_ids', 0)} extra ids"
         if self.spec.get("kind") != "sentencepiece":
             return f"{self.spec.get('kind')} with {sentinels}"
         return f"the SentencePiece model {str(self.spec.get('sha256'))[:12]} with {sentinels}"
 
     def agrees_with(self, other: RecordedVocabulary) -> bool:
-        """Whether every text has the same ids in both; sentinels are compared where both know their number."""
+        """Returns whether every text has the same ids in both; sentinels are compared if both know their number."""
         if _identity(self.spec) == _identity(other.spec):
             return True
         if self.spec.get("kind") != other.spec.get("kind"):
@@ -60,7 +60,7 @@ class RecordedVocabulary:
         try:
             mine, theirs = self.load(), other.load()
         except UserError:
-            # Their digests differ already, and a model that is gone cannot show that only its file is another.
+            # The digests already differ. A missing model cannot show that only its file differs and its ids do not.
             return False
         counted = self.counted and other.counted
         if isinstance(mine, ByteVocabulary) or isinstance(theirs, ByteVocabulary):
@@ -74,15 +74,15 @@ class RecordedVocabulary:
 def require_same_vocabulary(
     what: str, theirs: RecordedVocabulary, ours: RecordedVocabulary
 ) -> None:
-    """Refuses a task that is tokenised otherwise than a network was trained.
+    """Refuses a task whose tokenisation differs from the one that a network was trained with.
 
     Args:
       what: the network, for the message: "the run runs/sft".
-      theirs: its vocabulary.
-      ours: the task's, with the cache as its folder.
+      theirs: the vocabulary of the network.
+      ours: the vocabulary of the task, with the cache as its folder.
 
     Raises:
-      UserError: they differ; it says what to set.
+      UserError: the vocabularies differ; the message names the setting to change.
     """
     if theirs.agrees_with(ours):
         return

@@ -1,4 +1,4 @@
-"""Record kinds and how a JSON object becomes one `Record`.
+"""Record kinds, and the conversion of a JSON object to one `Record`.
 
 | kind    | fields of the JSON object                     | responses | feedback                                      |
 |---------|-----------------------------------------------|-----------|-----------------------------------------------|
@@ -9,13 +9,13 @@
 | seq2seq | prompt, response                              | 1         | none                                          |
 | multi   | prompt, response, scores (named numbers)      | 1         | `feedback` if present, else the scores' mean  |
 
-Kinds with feedback may also have `reference_feedback`: a list with the feedback of responses that the reference policy gave
-to the prompt, in the unit of `feedback`, equally many in every record of a task.
+Kinds with feedback may also have `reference_feedback`: a list with the feedback of responses of the reference policy to the
+prompt, in the unit of `feedback`. It has the same length in every record of a task.
 
-Where feedback is stated, it decides which response is the better one, not the position; see `preferences`.
+Stated feedback decides which response is the better one, not the position; see `preferences`.
 
-`multi` also takes `responses` with a list of score objects. Field names can be changed by a mapping from the
-names above to those of the file. Every failure is a `RecordError` with one of the reasons of `REASONS`.
+`multi` also accepts `responses` with a list of score objects. A mapping from the names above to those of the file changes the
+field names. Every failure is a `RecordError` with one of the reasons of `REASONS`.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ REASONS = (
     "missing_rating",
     "reference_mismatch",
 )
-# Kinds whose records are nothing but a comparison of their responses.
+# Kinds whose records only compare their responses.
 COMPARED_KINDS = ("pair", "ranked")
 MAX_FLOAT32 = 3.4028235e38
 _WORDS = {"up": 1.0, "down": 0.0, "true": 1.0, "false": 0.0}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)")
-# Kinds whose feedback may be left out, since the order of the responses implies it, and what a count of such records is called.
+# Kinds whose feedback is optional because the order of the responses implies it, and the name of the count of such records.
 ASSUMED_FEEDBACK = {"pair": "without_margin", "ranked": "without_feedback"}
 
 
 class RecordError(ValueError):
-    """A record that cannot be used: `reason` is one of `REASONS`, the message says what is wrong."""
+    """A record that cannot be used: `reason` is one of `REASONS`, and the message describes the error."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -78,8 +78,8 @@ class RecordError(ValueError):
 class Record:
     """One prompt with its responses.
 
-    `feedback` has one number a response, `scores` one tuple a response, `reference_feedback` one number a sample of the
-    reference policy.
+    `feedback` has one number for each response, `scores` one tuple for each response, and `reference_feedback` one number for each
+    sample of the reference policy.
     """
 
     prompt: str
@@ -94,7 +94,7 @@ class Record:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes two records duplicates: everything but where they came from."""
+        """The values that two duplicates have in common: all fields except the location of the record."""
         return self.prompt, self.responses, self.feedback, self.scores, self.reference_feedback
 
     @property
@@ -103,7 +103,7 @@ class Record:
 
 
 def prompt_id(prompt: str) -> int:
-    """A positive int32 hash of the prompt's text; equal text gives the equal id, on every machine."""
+    """Returns a positive int32 hash of the prompt's text; equal texts give equal ids on every machine."""
     value = int.from_bytes(
         hashlib.blake2b(prompt.encode("utf-8"), digest_size=4).digest(), "little"
     )
@@ -111,7 +111,7 @@ def prompt_id(prompt: str) -> int:
 
 
 def field_value(obj: Mapping[str, Any], name: str) -> Any:
-    """The field of that name, or where there is none, `a.b` is the field b of the object a; None if there is neither."""
+    """Returns the field `name`; if there is none, `a.b` is the field b of the object a; None if neither exists."""
     if name in obj or "." not in name:
         return obj.get(name)
     outer, _, inner = name.partition(".")
@@ -120,14 +120,14 @@ def field_value(obj: Mapping[str, Any], name: str) -> Any:
 
 
 def check_kind(kind: str) -> str:
-    """The kind itself; UserError, listing the known ones, if there is no such kind."""
+    """Returns the kind itself; raises UserError, which lists the known kinds, if it is unknown."""
     if kind not in KINDS:
         raise UserError(f"Unknown record kind {kind!r}; known: {', '.join(KINDS)}.")
     return kind
 
 
 def states_feedback(obj: Any, kind: str, fields: Mapping[str, str] | None = None) -> bool:
-    """Whether a record of a kind of `ASSUMED_FEEDBACK` has its feedback in the data, and not only by the order of its responses."""
+    """Returns whether a record of a kind of `ASSUMED_FEEDBACK` states its feedback, instead of implying it by the order."""
     return (
         _Reader(obj, fields or {}).optional("margin" if kind == "pair" else "feedback") is not None
     )
@@ -143,17 +143,17 @@ def parse_record(
     file: str = "",
     line: int = 0,
 ) -> Record:
-    """The record in a JSON object.
+    """Returns the record in a JSON object.
 
     Args:
-      obj: what `json.loads` returned.
+      obj: the result of `json.loads`.
       kind: one of `KINDS`.
-      fields: names used in the file, for those of `FIELDS` that differ.
-      score_names: for `multi`, the scores wanted, in order; None takes the object's own, sorted.
+      fields: the file's names of those `FIELDS` whose names differ.
+      score_names: for `multi`, the required scores in order; None takes the object's own, sorted.
       source, file, line: kept in the record for reports.
 
     Raises:
-      RecordError: naming the field and what is wrong with it.
+      RecordError: the record cannot be used; the message names the field and the error.
     """
     if not isinstance(obj, Mapping):
         raise RecordError("wrong_type", f"the line holds a {_type(obj)}, not an object")
@@ -247,10 +247,10 @@ def _parse_multi(
 
 
 def number(value: Any, field: str) -> float:
-    """A float that float32 can hold, from a number, a boolean, "up"/"down", or a number as text (as tables hold it).
+    """Returns a float that float32 can hold, from a number, a boolean, "up"/"down", or a number as text (as in tables).
 
     Raises:
-      RecordError: it is none, is NaN or infinite, or is beyond float32.
+      RecordError: the value is not a number, is NaN or infinite, or is beyond float32.
     """
     if isinstance(value, bool):
         return float(value)
@@ -295,7 +295,7 @@ def _type(value: Any) -> str:
 
 
 class _Reader:
-    """Looks fields up under the file's names and checks their types."""
+    """Looks up fields under the file's names and checks their types."""
 
     def __init__(self, obj: Mapping[str, Any], fields: Mapping[str, str]):
         self._obj = obj

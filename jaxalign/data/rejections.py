@@ -1,4 +1,4 @@
-"""Rejected records: counted by reason and written to a side file with file and line."""
+"""Counts rejected records by reason and writes them to a side file with file and line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxalign.data.records import (
 from jaxalign.errors import UserError
 
 _MAX_QUOTED = 2000
-# What to do about records that are good for others, by reason; the options as they are typed for `jaxalign train` and `cache`.
+# Advice for rejected records that are valid in other settings, by reason; options as typed for `jaxalign train` and `cache`.
 _REMEDIES = {
     "duplicate": "Repeated records are normal in logged data: --gin.TaskData.duplicates=keep (--duplicates=keep of "
     "jaxalign cache) accepts them.",
@@ -24,16 +24,16 @@ _REMEDIES = {
 
 
 class DataError(UserError):
-    """The data cannot be used as it is; the message says where and what to do."""
+    """An error for data that cannot be used; the message says where the error is and what to do."""
 
 
 class RejectionLog:
     """Collects rejected records.
 
     Attributes:
-      seen: records read, good and bad.
-      entries: one dictionary a rejected record: file, line, reason, message, split, record (the start of its text).
-      notes: other counts worth reporting (truncated prompts, pairs without a margin).
+      seen: the number of records read, good and bad.
+      entries: one dictionary for each rejected record: file, line, reason, message, split, record (the start of its text).
+      notes: other counts to report (truncated prompts, pairs without a margin).
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class RejectionLog:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rejected records by reason, the most frequent first."""
+        """Returns the number of rejected records by reason, the most frequent first."""
         return dict(Counter(entry["reason"] for entry in self.entries).most_common())
 
     @property

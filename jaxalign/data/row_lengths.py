@@ -1,4 +1,4 @@
-"""How long the rows of a batch are, and whether a split's examples fit."""
+"""Computes the length of the rows of a batch, and checks that a split's examples fit."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def row_lengths_of(
     *,
     pack: bool,
 ) -> dict[str, int]:
-    """Encoder and decoder tokens of a row.
+    """Returns the encoder and decoder tokens of a row.
 
     Args:
-      feature_lengths: of a prompt and of one response.
-      row_lengths: of packed rows, where they are given.
-      responses: of an example.
+      feature_lengths: the lengths of a prompt and of one response.
+      row_lengths: the lengths of packed rows, if given.
+      responses: the number of responses of an example.
       pack: whether rows hold several examples.
     """
     for name in FEATURES:
@@ -52,13 +52,13 @@ def check_lengths(
     row_lengths: Mapping[str, int],
     example_lengths: Int[np.ndarray, "examples 2"],
 ) -> None:
-    """DataError unless every example fits, or training would stop at the longest one hours later.
+    """Raises DataError unless every example fits. Otherwise training would stop at the longest example, perhaps hours later.
 
     Args:
       data: the split.
-      feature_lengths: of a prompt and of one response.
-      row_lengths: of a row, which holds a whole example.
-      example_lengths: of all that an example puts into the encoder and decoder rows.
+      feature_lengths: the lengths of a prompt and of one response.
+      row_lengths: the lengths of a row, which holds a whole example.
+      example_lengths: the number of tokens that an example puts into the encoder and decoder rows.
     """
     facts = data.facts
     for feature, what, longest in (
@@ -84,7 +84,7 @@ def check_lengths(
 
 
 def covering(data: CachedSplit, recorded: Mapping[str, int] | None) -> dict[str, int] | None:
-    """Recorded lengths of packed rows, longer where an example of this split needs it; None if none are recorded."""
+    """Returns the recorded lengths of packed rows, longer if an example of this split needs it; None if none are recorded."""
     if recorded is None:
         return None
     longest = data.lengths().max(axis=0)

@@ -1,4 +1,4 @@
-"""SentencePiece models as what they are, protocol buffers: their pieces, and T5's sentinels among them."""
+"""SentencePiece models as protocol buffers: their pieces, including T5's sentinels."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ _SENTINEL = re.compile(rf"{SPACE}?<extra_id_(\d+)>")
 
 
 def model_proto() -> Any:
-    """The class of the protocol buffer; the module is generated, and a type checker cannot see into it."""
+    """Returns the class of the protocol buffer; the module is generated, so a type checker cannot analyse it."""
     from sentencepiece import sentencepiece_model_pb2
 
     return sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 
 
 def parse(model: bytes, path: str) -> Any:
-    """The protocol buffer of a model.
+    """Returns the protocol buffer of a model.
 
     Args:
       model: the content of a ``.model`` file.
-      path: its name, for the message.
+      path: its name for the message.
 
     Raises:
-      UserError: it is none.
+      UserError: the content is not a SentencePiece model.
     """
     if model.lstrip()[:1] == b"{":
         raise UserError(
@@ -46,17 +46,17 @@ def parse(model: bytes, path: str) -> Any:
 
 
 def is_sentinel(piece: str) -> bool:
-    """Whether a piece is one of T5's sentinels, ``<extra_id_N>``."""
+    """Returns whether a piece is one of T5's sentinels, ``<extra_id_N>``."""
     return _SENTINEL.fullmatch(piece) is not None
 
 
 def count_sentinels(proto: Any) -> int:
-    """How many of a model's own pieces are sentinels, as mT5's last hundred are."""
+    """Returns how many of a model's own pieces are sentinels, such as the last hundred of mT5."""
     return sum(is_sentinel(piece.piece) for piece in proto.pieces)
 
 
 def with_sentinels(proto: Any, extra_ids: int) -> Any:
-    """A copy of the model with T5's sentinel pieces after its own, the highest number first."""
+    """Returns a copy of the model with T5's sentinel pieces after its own, the highest number first."""
     extended = model_proto()()
     extended.CopyFrom(proto)
     for number in range(extra_ids - 1, -1, -1):
@@ -68,9 +68,9 @@ def with_sentinels(proto: Any, extra_ids: int) -> Any:
 
 
 def digest(proto: Any) -> str:
-    """A digest of what decides about ids: the pieces but for sentinels, their scores, the algorithm and the normalisation.
+    """Returns a digest of everything that determines ids: the pieces except sentinels, their scores, the algorithm, the normalisation.
 
-    Two files with the same digest give every text the same ids, also where one was made from a ``tokenizer.json``.
+    Two files with the same digest give every text the same ids, even if one was made from a ``tokenizer.json``.
     """
     found = hashlib.sha256(f"{proto.trainer_spec.model_type}\n".encode())
     found.update(proto.normalizer_spec.precompiled_charsmap)

@@ -1,4 +1,4 @@
-"""Both ways between our record sources and seqio, and TFDS as a record source.
+"""Conversion between our record sources and seqio in both directions, and TFDS as a record source.
 
 seqio, TensorFlow and TFDS are imported only inside the functions that need them.
 """
@@ -16,12 +16,12 @@ from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
 
 _TEXT_FEATURES = ("prompt", "responses", "group", "source", "file", "line")
-# Untokenised features that a mixture would drop otherwise.
+# Untokenised features that a mixture would otherwise drop.
 _KEPT_FEATURES = (*_TEXT_FEATURES, "reference_feedback")
 
 
 class TfdsSource(sources.JsonlSource):
-    """A TFDS data set as records, whose rows are counted as lines."""
+    """A TFDS data set as records; its rows are counted as lines."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class TfdsSource(sources.JsonlSource):
         super().__init__(files=splits, kind=kind, **options)
 
     def paths(self, split: str) -> list[str]:
-        """The TFDS split that holds ours."""
+        """Returns the TFDS split that holds our split."""
         given = self.files["train" if self._divided else split]
         return [given] if isinstance(given, str) else list(given)
 
     def objects(
         self, path: str, log: RejectionLog | None, split: str
     ) -> Iterator[tuple[int, Any, str]]:
-        """(row, example as plain Python values, its text) of a TFDS split, in the stored order."""
+        """Yields (row, example as plain Python values, its text) of a TFDS split, in the stored order."""
         import tensorflow_datasets as tfds
 
         data = tfds.load(self.tfds_name, split=path, data_dir=self.data_dir, shuffle_files=False)
@@ -55,19 +55,19 @@ class TfdsSource(sources.JsonlSource):
             yield row, obj, str(obj)
 
     def describe(self, path: str) -> str:
-        """What reports call the split."""
+        """Returns the name of the split in reports."""
         return f"{self.tfds_name}[{path}]"
 
     def fingerprint(self) -> str | None:
-        """None: what TFDS holds is compared by content."""
+        """Returns None, because the content of TFDS data is compared directly."""
         return None
 
 
 def as_seqio_source(source: sources.RecordSource) -> Any:
-    """A seqio DataSource that yields a record source's records.
+    """Returns a seqio DataSource that yields a record source's records.
 
     Its `log` attribute collects the bad records. With a log, data that cannot be read end the split, and the error is kept in `failure`,
-    because tf.data would turn it into a page of text.
+    because tf.data would turn it into a very long message.
     """
     import seqio
     import tensorflow as tf
@@ -87,7 +87,7 @@ def as_seqio_source(source: sources.RecordSource) -> Any:
         signature["scores"] = tf.TensorSpec([None, len(source.score_names)], tf.float32)
 
     class RecordDataSource(seqio.FunctionDataSource):
-        """Records of one of our sources."""
+        """The records of one of our sources."""
 
         def __init__(self) -> None:
             self.record_source = source
@@ -137,13 +137,13 @@ class SeqioSource:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Splits of the task."""
+        """The splits of the task."""
         return tuple(self.provider.splits)
 
     def tokenized(
         self, split: str, log: RejectionLog
     ) -> Iterator[tuple[Record, list[int], list[list[int]]]]:
-        """(record, prompt tokens, response tokens) without EOS, as seqio's pipeline made them."""
+        """Yields (record, prompt tokens, response tokens) without EOS, as made by seqio's pipeline."""
         import seqio
 
         is_mixture = isinstance(self.provider, seqio.Mixture)
@@ -166,7 +166,7 @@ class SeqioSource:
     def _read(
         self, split: str, log: RejectionLog, options: Mapping[str, Any], *, foreign: bool
     ) -> Iterator[tuple[Record, list[int], list[list[int]]]]:
-        """What seqio's dataset holds; what TensorFlow cannot read becomes a DataError."""
+        """Yields the content of seqio's dataset; data that TensorFlow cannot read raise a DataError."""
         import tensorflow as tf
 
         try:
@@ -224,17 +224,17 @@ class SeqioSource:
         return record, inputs, targets
 
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
-        """The records alone."""
+        """Yields only the records."""
         for record, _, _ in self.tokenized(split, RejectionLog() if log is None else log):
             yield record
 
     def fingerprint(self) -> str | None:
-        """None: compared by content."""
+        """Returns None, because the content is compared directly."""
         return None
 
 
 def _problem(record: Record) -> tuple[str, str] | None:
-    """What is wrong with a record that another library's preprocessing made."""
+    """Returns (reason, message) for an error in a record that another library's preprocessing made, or None."""
     if not record.prompt.strip():
         return "empty_prompt", "the prompt is empty"
     for k, response in enumerate(record.responses):
@@ -259,7 +259,7 @@ def _without_eos(tokens: Sequence[int], eos: int) -> list[int]:
 
 
 def _plain(value: Any) -> Any:
-    """numpy values and bytes as the Python values that JSON would have given."""
+    """Converts numpy values and bytes to the Python values that JSON would have given."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, bytes):

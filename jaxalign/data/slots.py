@@ -1,20 +1,20 @@
-"""Slot errors of sentences for RNNLG dialogue acts, and delexicalisation.
+"""Counts slot errors of sentences for RNNLG dialogue acts, and delexicalises acts and sentences.
 
-An act is `inform(name='inn on castro';area='the castro')` or `recommend(name=tecra pan 29;memory=4 gb)`. How a slot counts:
+An act is `inform(name='inn on castro';area='the castro')` or `recommend(name=tecra pan 29;memory=4 gb)`. Rules for counting slots:
 
-* A value is mentioned when its words occur in the sentence one after another, after both have been lower-cased, plural
-  marks (` -s`) removed, punctuation dropped, numbers separated from letters and written alike (`2.0` is `2`), and the
-  plurals of units and short forms of street names likewise.
+* A value is mentioned if its words occur in the sentence consecutively. Before the comparison both are lower-cased, plural
+  marks (` -s`) are removed, punctuation is dropped, numbers are separated from letters and written in one form (`2.0`
+  becomes `2`), and so are the plurals of units and the short forms of street names.
 * `a or b`, `a and b` and `a , b` are several values; all must be mentioned.
-* `yes`, `no`, `true`, `false` say whether something holds: the slot is mentioned when one of its cue words occurs
-  (`hasusbport`: usb). Whether the sentence affirms or denies is not judged.
+* `yes`, `no`, `true`, `false` say whether something holds: the slot is mentioned if one of its cue words occurs
+  (`hasusbport`: usb). Whether the sentence affirms or denies it is not evaluated.
 * `dontcare`, `none`, `?` and a slot without value (`request(area)`), and `type`, which every domain implies, are not counted.
 * Missing: counted slots of the act that the sentence does not mention, one each.
-* Invented: values that the act lacks. With a `Lexicon` made of training acts these are names, figures with a unit,
-  addresses and other unmistakable values; words of everyday speech (good, small, black) are never counted. Placeholders
-  that the act lacks are counted always.
+* Invented: values that are not in the act. With a `Lexicon` made from training acts these are names, figures with a unit,
+  addresses and other distinctive values; everyday words (good, small, black) are never counted. Placeholders that are not
+  in the act are always counted.
 
-Delexicalised acts and sentences have placeholders such as SLOT_NAME for values, and the same rules hold for them.
+Delexicalised acts and sentences have placeholders such as SLOT_NAME for values, and the same rules apply to them.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CUES: Mapping[str, tuple[str, ...]] = {
     ),
     "hasusbport": ("usb", "port", "ports"),
 }  # fmt: skip
-# Slots whose values can hardly be said by accident.
+# Slots whose values hardly ever occur by accident.
 _UNMISTAKABLE = frozenset(
     {
         "name", "area", "near", "address", "phone", "postcode", "price", "weight", "dimension", "drive",
@@ -61,7 +61,7 @@ _UNMISTAKABLE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """A parsed act: its type and its (slot, value) pairs in order, value "" where there is none."""
+    """A parsed act: its type and its (slot, value) pairs in order, with value "" if there is none."""
 
     type: str
     slots: tuple[tuple[str, str], ...]
@@ -69,7 +69,7 @@ class Act:
 
 @functools.lru_cache(maxsize=65536)
 def parse_act(prompt: str) -> Act:
-    """The act in the text; ValueError if it is not `type(slot=value;...)`."""
+    """Returns the act in the text; raises ValueError if it is not `type(slot=value;...)`."""
     match = _ACT.match(prompt)
     if match is None:
         raise ValueError(f"Not a dialogue act such as inform(name='x';area='y'): {prompt[:80]!r}")
@@ -82,7 +82,7 @@ def parse_act(prompt: str) -> Act:
 
 @functools.lru_cache(maxsize=65536)
 def words(text: str) -> tuple[str, ...]:
-    """Normalised words, as described above."""
+    """Returns the normalised words, as described above."""
     text = text.lower().replace(" -s", "").replace("-s ", " ")
     return tuple(_same_number(word) for word in _WORD.findall(text))
 
@@ -94,7 +94,7 @@ def _same_number(word: str) -> str:
 
 
 def counted_slots(act: Act) -> list[tuple[str, str]]:
-    """The slots whose mention can be judged."""
+    """Returns the slots whose mention can be checked."""
     return [
         (slot, value)
         for slot, value in act.slots
@@ -109,7 +109,7 @@ def _values(value: str) -> list[tuple[str, ...]]:
 
 
 def _find(needle: tuple[str, ...], hay: list[str]) -> int:
-    """Where the words occur one after another, or -1."""
+    """Returns the position at which the words occur consecutively, or -1."""
     size = len(needle)
     for start in range(len(hay) - size + 1):
         if hay[start] == needle[0] and tuple(hay[start : start + size]) == needle:
@@ -118,7 +118,7 @@ def _find(needle: tuple[str, ...], hay: list[str]) -> int:
 
 
 def is_mentioned(slot: str, value: str, response: str) -> bool:
-    """Whether the sentence mentions the slot with this value."""
+    """Returns whether the sentence mentions the slot with this value."""
     said = list(words(response))
     if value.lower() in _BOOLEAN and slot in _CUES:
         return any(cue in said for cue in _CUES[slot])
@@ -126,7 +126,7 @@ def is_mentioned(slot: str, value: str, response: str) -> bool:
 
 
 class Lexicon:
-    """The unmistakable values of a set of acts, to recognise invented ones."""
+    """The distinctive values of a set of acts, used to recognise invented values."""
 
     def __init__(self, prompts: Iterable[str]):
         values: set[tuple[str, ...]] = set()
@@ -136,14 +136,14 @@ class Lexicon:
             for slot, value in counted_slots(parse_act(prompt)):
                 if slot in _UNMISTAKABLE:
                     values.update(part for part in _values(value) if _is_distinctive(slot, part))
-        # A word that slots are called by (range, of pricerange) says no value.
+        # A word that is part of a slot's name (range, in pricerange) does not state a value.
         values = {v for v in values if len(v) > 1 or not any(v[0] in name for name in slot_names)}
         self._by_first: dict[str, list[tuple[str, ...]]] = {}
         for value_words in sorted(values, key=lambda item: (-len(item), item)):
             self._by_first.setdefault(value_words[0], []).append(value_words)
 
     def find(self, said: list[str]) -> set[tuple[str, ...]]:
-        """Values in the words, longest first, without overlap."""
+        """Returns the values in the words, longest first, without overlap."""
         found: set[tuple[str, ...]] = set()
         start = 0
         while start < len(said):
@@ -157,7 +157,7 @@ class Lexicon:
 
 
 def _is_distinctive(slot: str, value: tuple[str, ...]) -> bool:
-    """Several words, or one that is a name or a long number rather than everyday speech."""
+    """Returns whether a value has several words, or is a name or a long number instead of an everyday word."""
     if len(value) > 1:
         return True
     return slot in ("name", "area", "near", "food", "phone", "postcode", "resolution") and (
@@ -166,12 +166,12 @@ def _is_distinctive(slot: str, value: tuple[str, ...]) -> bool:
 
 
 def slot_errors(prompt: str, response: str, lexicon: Lexicon | None = None) -> SlotErrors:
-    """Slot errors of a sentence for an act, by the rules at the top of this module.
+    """Counts the slot errors of a sentence for an act, by the rules at the top of this module.
 
     Args:
       prompt: the act, lexical or delexicalised.
-      response: the sentence, of the same form.
-      lexicon: known values; without it only placeholders are recognised as invented.
+      response: the sentence, in the same form.
+      lexicon: the known values; without it only placeholders are recognised as invented.
     """
     counted = counted_slots(parse_act(prompt))
     missing = sum(not is_mentioned(slot, value, response) for slot, value in counted)
@@ -183,10 +183,10 @@ def slot_errors(prompt: str, response: str, lexicon: Lexicon | None = None) -> S
 
 
 def _unwanted(prompt: str, response: str, lexicon: Lexicon) -> set[tuple[str, ...]]:
-    """Known values in the sentence that are no part of any value of the act."""
+    """Returns the known values in the sentence that are not part of any value of the act."""
     act_values = [words(value.lower()) for _, value in parse_act(prompt).slots]
     said = list(words(response))
-    # Wanted values are blanked first, so that a known value inside one of them is not found.
+    # Wanted values are removed first, so that a known value inside one of them is not found.
     for value in sorted(act_values, key=len, reverse=True):
         while value and (start := _find(value, said)) >= 0:
             said[start : start + len(value)] = [""]
@@ -198,10 +198,10 @@ def _unwanted(prompt: str, response: str, lexicon: Lexicon) -> set[tuple[str, ..
 
 
 def delexicalise_act(prompt: str) -> tuple[str, dict[str, str]]:
-    """The act with placeholders for its values, and what each placeholder stands for.
+    """Returns the act with placeholders for its values, and the value of each placeholder.
 
-    Every counted value that is not yes, no, true or false becomes SLOT_<SLOT>, a second one of the same slot
-    SLOT_<SLOT>_2; of `a or b` and `a and b` each part becomes one. Other slots stay as they are.
+    Every counted value except yes, no, true and false becomes SLOT_<SLOT>, and a second value of the same slot becomes
+    SLOT_<SLOT>_2. Each part of `a or b` and of `a and b` becomes one placeholder. Other slots stay as they are.
     """
     act = parse_act(prompt)
     counted = set(counted_slots(act))
@@ -224,10 +224,10 @@ def delexicalise_act(prompt: str) -> tuple[str, dict[str, str]]:
 
 
 def delexicalise(prompt: str, response: str) -> tuple[str, str, dict[str, str]]:
-    """Act and sentence with placeholders, and what they stand for.
+    """Returns the act and the sentence with placeholders, and the values of the placeholders.
 
     In the sentence, values are replaced where they occur literally (in any case, with a plural ending), longer values
-    first; equal values go to the slots in order, one occurrence each, and the last takes the rest.
+    first. Equal values are assigned to the slots in order, one occurrence each, and the last slot takes the rest.
     """
     act, values = delexicalise_act(prompt)
     by_text: dict[str, list[str]] = {}
@@ -249,10 +249,10 @@ def delexicalise(prompt: str, response: str) -> tuple[str, str, dict[str, str]]:
 
 
 def lexicalise(text: str, values: Mapping[str, str]) -> str:
-    """The text with its placeholders replaced; a placeholder without a value stays."""
+    """Returns the text with its placeholders replaced; a placeholder without a value stays."""
     return _PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)
 
 
 def placeholders(texts: Iterable[str]) -> list[str]:
-    """The placeholders that occur in the texts, sorted: what a vocabulary should keep whole."""
+    """Returns the sorted placeholders that occur in the texts; a vocabulary should keep each of them as one piece."""
     return sorted({found for text in texts for found in _PLACEHOLDER.findall(text)})

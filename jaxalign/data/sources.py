@@ -1,7 +1,7 @@
-"""Where records come from, without TensorFlow: data files and the bundled task.
+"""Sources of records that do not need TensorFlow: data files and the bundled task.
 
-A source knows its record kind and yields `Record`s split by split; bad records go to a `RejectionLog`. `tasks.py` wraps
-the same sources as seqio Tasks, so a task gives the same records whichever way it is read.
+A source knows its record kind and yields the `Record`s of each split; bad records go to a `RejectionLog`. `tasks.py` wraps
+the same sources as seqio Tasks, so a task gives the same records in both cases.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class RecordSource(Protocol):
 
 
 def prompt_fraction(prompt: str, seed: int = 0) -> float:
-    """A number in [0, 1) that depends only on the prompt's text and the seed."""
+    """Returns a number in [0, 1) that depends only on the prompt's text and the seed."""
     digest = hashlib.blake2b(f"{seed}\n{prompt}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64
 
 
 def split_of_prompt(prompt: str, fractions: Mapping[str, float], seed: int = 0) -> str:
-    """The split that a prompt belongs to. The hash of its text decides, so a prompt is in the same split in every file."""
+    """Returns the split of a prompt. The hash of its text decides, so a prompt is in the same split in every file."""
     total = sum(fractions.values())
     position, edge = prompt_fraction(prompt, seed) * total, 0.0
     for name, fraction in fractions.items():
@@ -62,12 +62,12 @@ class JsonlSource:
         "validation" (by hash and `split_seed`).
       kind: record kind.
       layout: see `layouts`.
-      fields: the file's names for prompt, response, feedback ... where they differ, as a mapping or as text such as
+      fields: the file's names for prompt, response, feedback ... if they differ, as a mapping or as text such as
         "response=completion,feedback=label".
-      score_names: for kind multi, which scores in which order; () takes those that most records of the first split have.
-      responses_per_example: above 1, records of one prompt are joined into examples with up to that many responses.
-      split_fractions, split_seed: how one file is divided.
-      duplicates: "reject" or "keep" repeated records. It is applied here only before records are joined; the cache applies it to all.
+      score_names: for kind multi, the scores and their order; () takes those of most records of the first split.
+      responses_per_example: if above 1, records of one prompt are joined into examples with up to that many responses.
+      split_fractions, split_seed: determine how one file is divided.
+      duplicates: "reject" or "keep" repeated records. It is applied here only before records are joined; the cache always applies it.
       parser: reads objects of another layout; see `validation.parse_objects_with`.
     """
 
@@ -108,7 +108,7 @@ class JsonlSource:
         return list(self.files) == ["train"]
 
     def paths(self, split: str) -> list[str]:
-        """Files of a split, patterns expanded, sorted."""
+        """Returns the files of a split, with patterns expanded, sorted."""
         given = self.files.get("train" if self._divided else split)
         if given is None:
             raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
@@ -124,7 +124,7 @@ class JsonlSource:
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
         if split not in self.splits:
             raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
-        # A divided file is read once for every split. A bad line has no prompt that decides its split, so it is counted in train.
+        # A divided file is read once for every split. A bad line has no prompt to determine its split, so it is counted in train.
         divided = self._divided
         read_log = RejectionLog() if divided and log is not None else log
         records: Iterable[Record] = (
@@ -178,11 +178,11 @@ class JsonlSource:
     def objects(
         self, path: str, log: RejectionLog | None, split: str
     ) -> Iterator[tuple[int, Any, str]]:
-        """(line number, object, text) of a file."""
+        """Yields (line number, object, text) of a file."""
         return json_lines.read_json_lines(path, log=log, split=split)
 
     def describe(self, path: str) -> str:
-        """What reports call the file."""
+        """Returns the name of the file in reports."""
         return path
 
     def _common_score_names(self) -> tuple[str, ...]:
@@ -197,7 +197,7 @@ class JsonlSource:
         raise DataError(f"No record of {self.files} has scores; give score_names, or another kind.")
 
     def fingerprint(self) -> str | None:
-        """Hash of the files' content and the reading options."""
+        """Returns a hash of the files' content and the reading options; None if there is a parser."""
         if self.parser is not None:
             return None
         digest = hashlib.sha256()

@@ -1,7 +1,8 @@
 """Numbers about responses that are computed once and stored beside a cache: the registry of fields, and the files.
 
-`STORED_FIELDS = {batch field: name}` of a run adds a stored array to its batches. An array has one number a response
-(log-probabilities, advantages ...) or one vector a response (embeddings); `data.teacher_tokens` stores several numbers a token.
+`STORED_FIELDS = {batch field: name}` of a run adds a stored array to its batches. An array has one number for each response
+(log-probabilities, advantages ...) or one vector for each response (embeddings); `data.teacher_tokens` stores several numbers
+for each token.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _ADVICE = (
 
 @dataclasses.dataclass(frozen=True)
 class StoredField:
-    """What a run may read from beside its cache.
+    """A field that a run can read from beside its cache.
 
     Attributes:
-      name: the key of STORED_FIELDS.
-      shape: what a stored array holds: a number or a vector a response, or a teacher's likeliest tokens at every position.
-      command: makes it.
-      batch_fields: the arrays that it adds to a batch.
+      name: the key in STORED_FIELDS.
+      shape: the content of a stored array: a number or a vector for each response, or a teacher's most likely tokens at every position.
+      command: the command that makes the array.
+      batch_fields: the arrays that the field adds to a batch.
     """
 
     name: str
@@ -76,7 +77,7 @@ FIELDS = {
         ),
     )
 }
-# The names of arrays in STORED_FIELDS; those of the reference policy are found or computed by the run itself.
+# The names of arrays in STORED_FIELDS; a run finds or computes the arrays of the reference policy itself.
 ARRAY_FIELDS = tuple(
     name
     for name, field in FIELDS.items()
@@ -89,8 +90,8 @@ class StoredArray:
     """An array stored beside a split.
 
     Attributes:
-      values: float32, one row an example; any finite number where a response is absent.
-      info: what the numbers are, in which unit, from which model.
+      values: float32, one row for each example; any finite number where a response is absent.
+      info: what the numbers are, their unit, and the model they come from.
     """
 
     values: Float[np.ndarray, "examples responses *vector"]
@@ -98,7 +99,7 @@ class StoredArray:
 
 
 def check_name(name: str) -> None:
-    """DataError unless a name of a stored array can be part of a file's name."""
+    """Raises DataError unless a name of a stored array can be part of a file name."""
     if not _NAME.fullmatch(name):
         raise DataError(
             f"The name {name!r} of a stored array must consist of letters, digits, '_', '-' and '.'."
@@ -106,7 +107,7 @@ def check_name(name: str) -> None:
 
 
 def check_stored_fields(stored: Mapping[str, str]) -> None:
-    """DataError unless {field: name of a stored array} has known fields for keys and names for values."""
+    """Raises DataError unless {field: name of a stored array} has known fields as keys and names as values."""
     known = (*ARRAY_FIELDS, TEACHER_TOP)
     unknown = [field for field in stored if field not in known]
     if unknown:
@@ -121,7 +122,7 @@ def check_stored_fields(stored: Mapping[str, str]) -> None:
 
 
 def check_shape(field: str, array: StoredArray, name: str) -> None:
-    """DataError unless an array has one number, or one vector, a response, as its field wants."""
+    """Raises DataError unless an array has one number, or one vector, for each response, as its field requires."""
     wanted = FIELDS[field].shape
     found = "number" if array.values.ndim == 2 else "vector"
     if found != wanted:
@@ -148,7 +149,7 @@ def write(
         with open(partial, "wb") as file:
             np.save(file, array.astype(np.float32), allow_pickle=False)
         digest = sha256_of(partial)
-        # Without its description an array is not there, so that no reader pairs a new one with an old one.
+        # An array without its description does not exist for readers, so that no reader combines a new array with an old description.
         with contextlib.suppress(FileNotFoundError):
             os.remove(info_path)
         os.replace(partial, array_path)
@@ -159,7 +160,7 @@ def write(
 
 
 def read(path: str, metadata: CacheMetadata, split: str, name: str) -> StoredArray:
-    """An array stored beside a split of the cache at `path`; see `TaskCache.stored`."""
+    """Reads an array stored beside a split of the cache at `path`; see `TaskCache.stored`."""
     array_path, info_path = _paths(path, split, name)
     if not (os.path.exists(array_path) and os.path.exists(info_path)):
         found = ", ".join(names(path, split)) or "none"
@@ -173,7 +174,7 @@ def read(path: str, metadata: CacheMetadata, split: str, name: str) -> StoredArr
 
 
 def names(path: str, split: str, *, folder: str = FOLDER, suffix: str = ".npy") -> list[str]:
-    """Names of what is stored beside a split of the cache at `path`."""
+    """Returns the names of the arrays stored beside a split of the cache at `path`."""
     where = os.path.join(path, folder)
     prefix = f"{split}."
     entries = os.listdir(where) if os.path.isdir(where) else []
@@ -187,7 +188,7 @@ def names(path: str, split: str, *, folder: str = FOLDER, suffix: str = ".npy") 
 def write_description(
     path: str, metadata: CacheMetadata, digests: Mapping[str, str], info: Mapping[str, Any]
 ) -> None:
-    """Writes the JSON beside stored arrays: of which data they are, the sha256 of every file, and what they are."""
+    """Writes the JSON file beside stored arrays: the data they belong to, the sha256 of every file, and what the arrays are."""
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8") as file:
         description = {
@@ -203,10 +204,10 @@ def write_description(
 def read_description(
     path: str, metadata: CacheMetadata, cache_path: str
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """The sha256 of the arrays' files, and what the arrays are.
+    """Returns the sha256 of the arrays' files and the description of the arrays.
 
     Raises:
-      DataError: the file is damaged, or the arrays belong to other data than the cache holds now.
+      DataError: the file is damaged, or the arrays belong to data other than the current content of the cache.
     """
     found = read_json_object(
         path, missing=f"{path} is missing; make it again.", advice="make it again"
@@ -222,13 +223,13 @@ def read_description(
 
 
 def load_array(path: str, digest: object, *, mapped: bool = False) -> np.ndarray:
-    """A .npy file whose content has the given sha256.
+    """Loads a .npy file whose content has the given sha256.
 
     Args:
-      mapped: map the file into memory instead of reading it.
+      mapped: whether to map the file into memory instead of reading it.
 
     Raises:
-      DataError: it is missing, damaged, or holds something else.
+      DataError: the file is missing, damaged, or has other content.
     """
     try:
         found = os.stat(path)
@@ -245,13 +246,13 @@ def load_array(path: str, digest: object, *, mapped: bool = False) -> np.ndarray
 
 @functools.lru_cache(maxsize=256)
 def _verified(path: str, size: int, changed: int) -> str:
-    """The digest of a file, computed again only when the file has changed."""
+    """Returns the digest of a file; it is computed again only if the file has changed."""
     del size, changed
     return sha256_of(path)
 
 
 def sha256_of(path: str) -> str:
-    """The sha256 of a file's content."""
+    """Returns the sha256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(_BLOCK), b""):
@@ -266,7 +267,7 @@ def _paths(path: str, split: str, name: str) -> tuple[str, str]:
 
 
 def check_split(metadata: CacheMetadata, path: str, split: str) -> None:
-    """DataError if a cache has no such split."""
+    """Raises DataError if a cache has no such split."""
     if split not in metadata.splits:
         raise DataError(
             f"The cache {path} has no split {split!r}; it has {', '.join(metadata.splits)}."

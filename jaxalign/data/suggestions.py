@@ -1,4 +1,4 @@
-"""Settings that suit a data file, chosen from what `inspection` found in it, and the gin file that holds them."""
+"""Chooses settings that suit a data file from the findings of `inspection`, and makes the gin file that holds them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from jaxalign.data.inspected import Inspection
 
-_FIRST_LIMIT = 512  # tokens of a prompt or response that every file may have
-_LAST_LIMIT = 1024  # a longer prompt is cut, and a record with a longer response left out
+_FIRST_LIMIT = 512  # tokens of a prompt or response that are always allowed
+_LAST_LIMIT = 1024  # a longer prompt is cut, and a record with a longer response is left out
 _BATCH = 16
 _TOKENS = (
-    16384  # of a batch at most, on the longer side: attention needs the square of a row's length
+    16384  # maximum of a batch, on the longer side: attention needs the square of a row's length
 )
-TOLERATED = 0.05  # rejected records, as `TaskData.max_rejected_fraction`
-# Which method suits a kind; the others are in docs/methods.md.
+TOLERATED = 0.05  # share of rejected records, as in `TaskData.max_rejected_fraction`
+# The method that suits each kind; docs/methods.md describes the others.
 _OBJECTIVES = {"triplet": "dro_v", "multi": "dro_v", "seq2seq": "sft", "pair": "dpo"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the gin file sets; lengths in tokens, EOS included.
+    """The settings in the gin file; lengths are in tokens, including EOS.
 
     Attributes:
-      inputs, targets, row_inputs, row_targets: TASK_FEATURE_LENGTHS and ROW_LENGTHS; rows are None where examples are not packed.
-      cut_prompts, long_responses: how many prompts are cut, and records left out for a long response.
-      threshold: feedback above which a response is a good one; None without feedback.
-      evaluates: whether anything is held out.
+      inputs, targets, row_inputs, row_targets: TASK_FEATURE_LENGTHS and ROW_LENGTHS; the row lengths are None if examples are not packed.
+      cut_prompts, long_responses: the number of prompts that are cut, and of records left out because of a long response.
+      threshold: the feedback above which a response counts as good; None without feedback.
+      evaluates: whether any records are held out.
     """
 
     objective: str
@@ -55,8 +55,10 @@ class Settings:
 def suggest(
     inspection: Inspection, vocabulary_size: int, *, model: str, objective: str | None
 ) -> Settings:
-    """Settings for the data, such that a laptop can train: all responses fit but for the longest hundredth (the longest tenth
-    beyond 1,024 tokens), and prompts up to 1,024 tokens."""
+    """Returns settings for the data that a laptop can train with.
+
+    All responses fit except the longest hundredth (the longest tenth beyond 1,024 tokens), and prompts of up to 1,024 tokens fit.
+    """
     count = inspection.examples_count
     inputs = _limit(inspection.prompt_lengths, 95, _LAST_LIMIT)
     longest_responses = inspection.longest_responses
@@ -70,7 +72,7 @@ def suggest(
     share = lost / max(inspection.records, count)
     row_inputs = _row(inputs, float(np.mean(inspection.prompt_lengths)))
     row_targets = _row(responses * targets, responses * float(np.mean(inspection.response_lengths)))
-    # How many examples share a row; the first fit of packing leaves some room.
+    # The number of examples that share a row; first-fit packing leaves some room.
     per_row = max(
         1.0,
         0.8
@@ -118,9 +120,9 @@ def suggest(
 
 
 def _rejected_fraction(share: float, held_out: float) -> float:
-    """The share of rejected records that is allowed in each split, where the whole file has this share of them.
+    """Returns the share of rejected records that is allowed in each split, if the whole file has the share `share`.
 
-    A small split may have three deviations more by chance, and the training split has all records that could not be read.
+    A small split may exceed the share by three deviations by chance, and the training split has all records that could not be read.
     """
     if share == 0:
         return TOLERATED
@@ -138,7 +140,7 @@ def _limit(lengths: Sequence[int], percentile: float, most: int) -> int:
 
 
 def _row(longest: int, mean: float) -> int:
-    """Room for about four examples where they are short, and always for the longest."""
+    """Returns a length with room for about four short examples, and always for the longest example."""
     return max(longest, min(512, 16 * math.ceil(4 * mean / 16)))
 
 
@@ -147,7 +149,7 @@ def _steps(epochs: int, per_epoch: float) -> int:
 
 
 def _threshold(inspection: Inspection) -> float | None:
-    """Between the two values of thumbs; else the highest value that at most half of the responses exceed."""
+    """Returns the midpoint of the two values of thumbs; else the highest value that at most half of the responses exceed."""
     values = sorted(inspection.feedback)
     if not values:
         return None
@@ -163,11 +165,11 @@ def _threshold(inspection: Inspection) -> float | None:
 
 
 def commands(settings: Settings, name: str, output: str, cache_dir: str) -> list[str]:
-    """What to type next.
+    """Returns the next commands to type.
 
     Args:
-      settings: of the run.
-      name: of the task.
+      settings: the settings of the run.
+      name: the name of the task.
       output: the gin file.
       cache_dir: the folder of the tokenised task.
     """
@@ -200,7 +202,7 @@ def gin_file(
     vocabulary: str,
     extra_ids: int,
 ) -> tuple[str, list[str]]:
-    """The text of the gin file, and what to type next."""
+    """Returns the text of the gin file, and the next commands to type."""
     lengths = {"inputs": settings.inputs, "targets": settings.targets}
     macros = [
         ("MIXTURE_OR_TASK_NAME", name),
@@ -238,9 +240,9 @@ def gin_file(
         ("max_rejected_fraction", settings.max_rejected_fraction),
     ]
     if not settings.evaluates:
-        # Too few prompts to hold some out.
+        # There are too few prompts to hold some out.
         task.append(("eval_split", ""))
-    # A cache made with other settings is another folder, so that inspecting again does not meet it.
+    # A cache made with other settings gets another folder, so that a second inspection does not find it.
     digest = hashlib.sha256(repr((macros[:7], task)).encode()).hexdigest()[:8]
     cache_dir = f"runs/cache/{name}_{digest}"
     macros.insert(1, ("CACHE_DIR", cache_dir))

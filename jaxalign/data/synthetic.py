@@ -1,9 +1,9 @@
 """The bundled task: dialogue acts and sentences about places and laptops, with an exact oracle for slot errors.
 
-A prompt is an act such as `inform restaurant ( name = golden lion ; food = thai ; price = cheap )`, a response a sentence that
-should mention every value and no other. A "behaviour" of adjustable quality writes the logged responses: each response
-draws its own error rate, and with that rate every slot is left out or gets a wrong value, and a slot that nobody asked for
-may be added. All values are words of a closed list, each belonging to one slot, so counting errors is exact.
+A prompt is an act such as `inform restaurant ( name = golden lion ; food = thai ; price = cheap )`. A response is a sentence
+that should mention every value and no other. A "behaviour" of adjustable quality writes the logged responses: each response
+draws its own error rate, and with that rate every slot is left out or gets a wrong value, and a slot that was not requested
+may be added. All values are words of a closed list, and each belongs to one slot, so error counts are exact.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _VALUE = re.compile(r"\b(?:" + "|".join(sorted(_SLOT_OF_VALUE, key=len, reverse=
 
 @dataclasses.dataclass(frozen=True)
 class SlotErrors:
-    """Counts for one response: slots of the act not mentioned, values mentioned that the act lacks, slots of the act."""
+    """Counts for one response: slots of the act not mentioned, values mentioned that are not in the act, slots of the act."""
 
     missing: int
     invented: int
@@ -94,12 +94,12 @@ class SlotErrors:
 
 @dataclasses.dataclass(frozen=True)
 class Behaviour:
-    """How careless the logged writer is.
+    """The error rates of the simulated writer of the logged responses.
 
     Attributes:
-      error_rates: each response draws one of these with equal chance: the probability that a slot goes wrong.
-      wrong_share: of the slots that go wrong, the share with a wrong value; the others are left out.
-      extra_rate: probability, times the drawn error rate, of a slot nobody asked for.
+      error_rates: each response draws one of these with equal chance: the probability that a slot has an error.
+      wrong_share: the share of the slots with an error that have a wrong value; the others are left out.
+      extra_rate: the probability, times the drawn error rate, of a slot that was not requested.
     """
 
     error_rates: Sequence[float] = (0.0, 0.1, 0.5)
@@ -111,12 +111,12 @@ CLEAN = Behaviour(error_rates=(0.0,))
 
 
 def parse_act(prompt: str) -> list[tuple[str, str]]:
-    """(slot, value) pairs of an act, in order."""
+    """Returns the (slot, value) pairs of an act, in order."""
     return _PAIR.findall(prompt)
 
 
 def slot_errors(prompt: str, response: str) -> SlotErrors:
-    """Exact errors of a response: wanted values that are absent (missing), known values that are unwanted (invented).
+    """Counts the exact errors of a response: wanted values that are absent (missing), known values that are unwanted (invented).
 
     A wrong value counts twice, once missing and once invented, as in the usual slot error rate.
     """
@@ -126,7 +126,7 @@ def slot_errors(prompt: str, response: str) -> SlotErrors:
 
 
 def make_prompt(rng: random.Random) -> str:
-    """A random act: a domain, its subject and two or three more slots with values."""
+    """Returns a random act: a domain, its subject and two or three more slots with values."""
     domain = rng.choice(sorted(DOMAINS))
     subject, *others = DOMAINS[domain]
     count = rng.choice((2, 3))
@@ -138,7 +138,7 @@ def make_prompt(rng: random.Random) -> str:
 
 
 def make_response(prompt: str, rng: random.Random, behaviour: Behaviour = CLEAN) -> str:
-    """A sentence for the act, with the behaviour's errors."""
+    """Returns a sentence for the act, with the behaviour's errors."""
     act, domain = prompt.split(" ")[:2]
     error_rate = rng.choice(tuple(behaviour.error_rates))
     subject, phrases = None, []
@@ -163,7 +163,7 @@ def make_response(prompt: str, rng: random.Random, behaviour: Behaviour = CLEAN)
 
 
 def difficulty(prompt: str) -> float:
-    """A number in [-1, 1] that depends on the prompt alone: its domain and its act."""
+    """Returns a number in [-1, 1] that depends only on the prompt: on its domain and its act."""
     act, domain = prompt.split(" ")[:2]
     return (sorted(DOMAINS).index(domain) - 1) * 0.5 + (sorted(_OPENINGS).index(act) - 1) * 0.5
 
@@ -171,10 +171,10 @@ def difficulty(prompt: str) -> float:
 def feedback_for(
     prompt: str, response: str, *, feedback: str = "slots", difficulty_weight: float = 0.0
 ) -> float:
-    """The annotator: minus the slot error rate ("slots"), or 1 for no error and 0 otherwise ("thumbs").
+    """Returns an annotator's feedback: minus the slot error rate ("slots"), or 1 for no error and 0 otherwise ("thumbs").
 
-    `difficulty_weight` times the prompt's `difficulty` is subtracted: it moves all responses of a prompt alike, so it
-    changes no preference, but a method without a value per prompt has to cope with it.
+    `difficulty_weight` times the prompt's `difficulty` is subtracted. This moves all responses of a prompt equally, so it
+    changes no preference, but a method without a value for each prompt is affected by it.
     """
     errors = slot_errors(prompt, response)
     if feedback == "slots":
@@ -187,7 +187,7 @@ def feedback_for(
 
 
 def make_prompts(num_prompts: int, seed: int) -> list[str]:
-    """That many different acts, in a random order fixed by the seed."""
+    """Returns `num_prompts` different acts, in a random order fixed by the seed."""
     rng = random.Random(f"prompts {seed}")
     prompts: dict[str, None] = {}
     attempts = 0
@@ -211,10 +211,10 @@ def make_records(
     feedback: str = "slots",
     difficulty_weight: float = 0.0,
 ) -> Iterator[Record]:
-    """Logged records of a kind (triplet, seq2seq, pair or ranked) for the prompts.
+    """Yields logged records of a kind (triplet, seq2seq, pair or ranked) for the prompts.
 
-    A triplet or seq2seq prompt gives `responses_per_prompt` records; a pair is the best and the worst of that many
-    responses (at least two; prompts whose responses tie give none); ranked has them all, best first, with feedback.
+    A triplet or seq2seq prompt gives `responses_per_prompt` records. A pair is the best and the worst of that many
+    responses (at least two; prompts whose responses tie give none). A ranked record has all of them, best first, with feedback.
     """
     behaviour = Behaviour() if behaviour is None else behaviour
     line = 0
@@ -232,7 +232,7 @@ def make_records(
             for response in responses
         ]
         if kind in ("triplet", "seq2seq"):
-            # The same sentence drawn twice for a prompt would be a duplicate record.
+            # If a prompt draws the same sentence twice, the second would be a duplicate record.
             for value, response in dict.fromkeys(scored):
                 line += 1
                 numbers = (value,) if kind == "triplet" else None
@@ -271,7 +271,7 @@ def write_synthetic(
     """Writes the bundled task as JSON Lines: triplets and seq2seq for the splits train and validation.
 
     Returns:
-      paths by name: "triplets.train", "triplets.validation", "seq2seq.train", "seq2seq.validation".
+      A mapping from names to paths: "triplets.train", "triplets.validation", "seq2seq.train", "seq2seq.validation".
     """
     prompts = make_prompts(num_prompts + num_validation, seed)
     paths = {}

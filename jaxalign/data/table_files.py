@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and Parquet files."""
+"""Reads the rows of CSV, TSV and Parquet files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _JSON_COLUMNS = re.compile(
 
 
 def is_header(line: str, delimiter: str) -> bool:
-    """Whether a line names columns: several different names."""
+    """Returns whether a line names columns: several different names."""
     try:
         cells = [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:
@@ -31,7 +31,7 @@ def is_header(line: str, delimiter: str) -> bool:
 
 
 def table(lines: Iterable[Element], delimiter: str, path: str, name: str) -> Iterator[Element]:
-    """Rows of CSV or TSV as dictionaries; an empty cell is no value, `scores.x` is the field x of the object `scores`."""
+    """Yields rows of CSV or TSV as dictionaries; an empty cell has no value, `scores.x` is the field x of the object `scores`."""
     csv.field_size_limit(1 << 30)
     position, undecodable = 1, ""
 
@@ -81,7 +81,7 @@ def _row(cells: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _json_cell(name: str, cell: str) -> Any:
-    """The list or object in a cell; a text that only looks like one stays text."""
+    """Returns the list or object in a cell; a text that only looks like one stays text."""
     try:
         value = json.loads(cell)
     except (ValueError, RecursionError):
@@ -93,7 +93,7 @@ def _json_cell(name: str, cell: str) -> Any:
 
 
 def parquet_rows(file: BinaryIO, path: str) -> Iterator[Element]:
-    """Rows of a Parquet file.
+    """Yields the rows of a Parquet file.
 
     Raises:
       DataError: pyarrow is missing, or the file is damaged.

@@ -1,8 +1,8 @@
-"""A cache folder as an object: what it holds, its splits, its vocabulary, and what is stored beside it.
+"""A cache folder as an object: its content, its splits, its vocabulary, and the arrays stored beside it.
 
-A cache folder holds `<split>.array_record` (one `CachedExample` a record), `<split>.lengths.npy`, `metadata.json`,
-`rejected.jsonl`, the SentencePiece model if there is one, `stored/` (arrays of one number or vector a response) and
-`teacher_tokens/`. It can be moved to another machine as it is. Nobody else reads these files.
+A cache folder holds `<split>.array_record` (one `CachedExample` in each record), `<split>.lengths.npy`, `metadata.json`,
+`rejected.jsonl`, the SentencePiece model if there is one, `stored/` (arrays of one number or vector for each response) and
+`teacher_tokens/`. It can be moved to another machine unchanged. No other module reads these files.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class TaskCache:
     """A cached task.
 
     Args:
-      path: of the folder.
+      path: the path of the folder.
 
     Attributes:
       path: as given.
-      metadata: what the cache says of itself.
+      metadata: the metadata of the cache.
 
     Raises:
-      DataError: the folder is no cache, or its description is damaged.
+      DataError: the folder is not a cache, or its description is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,15 +43,15 @@ class TaskCache:
 
     @staticmethod
     def exists(path: str | os.PathLike[str]) -> bool:
-        """Whether there is a cache in a folder."""
+        """Returns whether a folder holds a cache."""
         return os.path.exists(os.path.join(os.path.expanduser(path), METADATA_FILE))
 
     def split(self, name: str) -> CachedSplit:
-        """A split, to be read by position; DataError if there is none of that name or its file is damaged."""
+        """Opens a split for reading by position; raises DataError if it does not exist or its file is damaged."""
         return CachedSplit(self.path, name, self.metadata)
 
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary the cache was made with; DataError if its file is missing or another one."""
+        """Returns the vocabulary of the cache; raises DataError if its file is missing or has changed."""
         try:
             return vocabulary_from_dict(self.metadata.vocabulary, self.path)
         except (KeyError, TypeError, ValueError, OSError) as error:
@@ -60,11 +60,11 @@ class TaskCache:
             ) from None
 
     def stored(self, split: str, name: str) -> StoredArray:
-        """An array stored beside a split.
+        """Returns an array stored beside a split.
 
         Raises:
-          DataError: there is none (the message lists the names there are), it is damaged, or it belongs to other data than the cache
-            holds now.
+          DataError: the array does not exist (the message lists the existing names), is damaged, or belongs to data other than the
+            current content of the cache.
         """
         return stored_fields.read(self.path, self.metadata, split, name)
 
@@ -75,30 +75,30 @@ class TaskCache:
         values: Float[np.ndarray, "examples responses *vector"],
         info: Mapping[str, Any],
     ) -> str:
-        """Stores one number or one vector a response and returns the file's path; an array of that name is replaced.
+        """Stores one number or one vector for each response and returns the file's path; replaces an array of that name.
 
         Args:
-          split: of the cache.
-          name: by which runs find the array.
+          split: a split of the cache.
+          name: the name by which runs find the array.
           values: float32, row i for example i of the split; any finite number where a response is absent.
-          info: JSON-able facts: what the numbers are, in which unit, from which model.
+          info: JSON-able facts: what the numbers are, their unit, and the model they come from.
 
         Raises:
-          DataError: wrong shape, NaN or infinity, or the disk is full.
+          DataError: the shape is wrong, a value is NaN or infinite, or the disk is full.
         """
         return stored_fields.write(self.path, self.metadata, split, name, values, info)
 
     def stored_names(self, split: str) -> list[str]:
-        """Names of the arrays stored beside a split."""
+        """Returns the names of the arrays stored beside a split."""
         return stored_fields.names(self.path, split)
 
     def stored_by_field(
         self, split: str, stored: Mapping[str, str]
     ) -> dict[str, Float[np.ndarray, "examples responses *vector"]]:
-        """The arrays of {field: name of a stored array}, by field; a teacher's tokens are not among them.
+        """Returns the arrays of {field: name of a stored array}, by field, without the tokens of a teacher.
 
         Raises:
-          DataError: as `stored`, or a field is unknown or of another shape than the array.
+          DataError: as in `stored`, or a field is unknown or its shape differs from that of the array.
         """
         stored_fields.check_stored_fields(stored)
         found = {}
@@ -110,9 +110,9 @@ class TaskCache:
         return found
 
     def teacher_tokens(self, split: str, name: str) -> TeacherTokens:
-        """A teacher's likeliest tokens at every position of a split; DataError as `stored`."""
+        """Returns a teacher's most likely tokens at every position of a split; raises DataError as `stored` does."""
         return teacher_tokens.open_teacher_tokens(self.split(split), name)
 
     def teacher_tokens_writer(self, split: str, name: str, count: int) -> TeacherTokensWriter:
-        """Writes a teacher's `count` likeliest tokens at every position of a split."""
+        """Returns a writer for a teacher's `count` most likely tokens at every position of a split."""
         return TeacherTokensWriter(self.split(split), name, count)

@@ -1,4 +1,4 @@
-"""From a task's name to the batches of a run: cache it if need be, find or make reference scores, open the datasets."""
+"""From a task's name to the batches of a run: makes the cache if needed, finds or makes reference scores, opens the datasets."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ class TaskData:
     Attributes:
       task: a bundled task, a task or mixture registered with seqio, or any name for the files below.
       cache_dir: the tokenised cache; made on first use.
-      feature_lengths: ``inputs`` and ``targets``, tokens of a prompt and of one response, EOS included.
+      feature_lengths: ``inputs`` and ``targets``, the tokens of a prompt and of one response, including EOS.
       vocabulary: 'bytes' or the path of a SentencePiece model; the task's own by default.
-      extra_ids: sentinels after the vocabulary (100 for T5's).
-      kind: record kind of the files.
-      layout: of the files: 'records', 'trl', 'hh', 'instructions', 'compared' or 'ultrafeedback' (`data.layouts`).
-      fields: names of the files that differ from ours, such as 'response=completion,feedback=label', or {our name: the files' name}.
+      extra_ids: the number of sentinels after the vocabulary (100 for T5).
+      kind: the record kind of the files.
+      layout: the layout of the files: 'records', 'trl', 'hh', 'instructions', 'compared' or 'ultrafeedback' (`data.layouts`).
+      fields: field names of the files that differ from ours, such as 'response=completion,feedback=label', or {our name: the files' name}.
       train_file: JSON Lines, or another format that `data.json_lines` reads.
-      validation_file: JSON Lines; without it a tenth of the training file's prompts.
-      responses_per_example: above 1, records of one prompt are joined.
+      validation_file: JSON Lines; without it a tenth of the training file's prompts is held out.
+      responses_per_example: if above 1, records of one prompt are joined.
       duplicates: 'reject' or 'keep' repeated records.
       long_prompts: 'truncate', 'truncate_left' or 'reject'.
-      max_rejected_fraction: above this share of bad records the run stops.
-      pack: put several short examples into a row.
-      max_examples_per_row: at most this many, when packing.
-      row_lengths: lengths of packed rows, if not ``feature_lengths``.
-      standardize_rewards: by the training split's stored mean and deviation.
+      max_rejected_fraction: the run stops if a larger share of the records is bad.
+      pack: whether to put several short examples into a row.
+      max_examples_per_row: the largest number of examples in a row, when packing.
+      row_lengths: the lengths of packed rows, if they differ from ``feature_lengths``.
+      standardize_rewards: whether to standardise by the training split's stored mean and deviation.
       train_split: the split to train on.
       eval_split: the split for evaluation during training; '' for none.
       stored: {field: name of a stored array}, for the fields of `data.stored_fields.FIELDS`.
-      responses: which responses to a prompt are read: 'all'; 'best', the chosen one of a pair or that with the highest feedback; or 'auto',
-        'best' where an objective that only imitates (sft, nll, gold, ift) meets pairs or ranked records, else 'all'.
-      ties: 'keep' or 'drop' examples whose responses all have the same feedback; or 'auto', 'drop' for an objective that only learns which
-        of two responses is better.
-      sampling: which training examples are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.example_sampling.open_sampling`).
-      sampling_field: the stored field that 'positive' and 'priority' draw by.
+      responses: the responses to a prompt that are read: 'all'; 'best', the chosen one of a pair or the one with the highest feedback; or
+        'auto', which is 'best' if an objective that only imitates (sft, nll, gold, ift) reads pairs or ranked records, else 'all'.
+      ties: 'keep' or 'drop' examples whose responses all have the same feedback; or 'auto', which is 'drop' for an objective that only
+        learns which of two responses is better.
+      sampling: the training examples that are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.example_sampling.open_sampling`).
+      sampling_field: the stored field for 'positive' and 'priority'.
     """
 
     task: str
@@ -128,7 +128,7 @@ class TaskData:
 
     @property
     def limits(self) -> Limits:
-        """The limits of a cache that this run makes."""
+        """The limits of a cache that this run would make."""
         return Limits(
             self.feature_lengths["inputs"],
             self.feature_lengths["targets"],
@@ -137,12 +137,12 @@ class TaskData:
         )
 
     def prepare(self) -> CacheMetadata:
-        """Makes the cache unless it is there, checks that it has what is stored for this run, and returns its metadata.
+        """Makes the cache unless it exists, checks that it has the stored arrays of this run, and returns its metadata.
 
         Raises:
-          UserError: the cache there is another one, or lacks a split or a stored array that training or evaluation needs.
+          UserError: the cache differs, or lacks a split or a stored array that training or evaluation needs.
         """
-        # While another process looks the first may have made it.
+        # Only the first process checks: it may make the cache while another process looks for it.
         if (
             distributed.broadcast_from_first(lambda: TaskCache.exists(self.cache_dir))
             and not self.train_file
@@ -154,17 +154,17 @@ class TaskData:
             self._check_same_vocabulary()
         self._check_splits(metadata)
         self._check_stored()
-        # What cannot be drawn from is said now.
+        # Reports now if nothing can be drawn.
         _ = self.sampled
         return metadata
 
     def cache(self) -> TaskCache:
-        """The cache, as it is now."""
+        """Returns the cache in its current state."""
         return TaskCache(self.cache_dir)
 
     @functools.cached_property
     def sampled(self) -> Sampling | None:
-        """Which training examples are drawn, and how often; None if all alike."""
+        """The training examples that are drawn and how often; None if all are drawn equally."""
         return example_sampling.open_sampling(
             self.cache(),
             self.train_split,
@@ -174,7 +174,7 @@ class TaskData:
         )
 
     def _check_same_cache(self, metadata: CacheMetadata) -> None:
-        """Refuses a cache that would hold other examples if this run had made it. Its records are not read again."""
+        """Refuses a cache whose examples would differ if this run had made it. The records are not read again."""
         if metadata.name != self.task:
             raise UserError(
                 f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; set another one with --CACHE_DIR=..."
@@ -191,7 +191,7 @@ class TaskData:
             )
 
     def _check_same_vocabulary(self) -> None:
-        """Refuses a cache with another vocabulary whose ids happen to be those that this run would give, as with other EXTRA_IDS."""
+        """Refuses a cache with another vocabulary that happens to give the ids of this run, for example with other EXTRA_IDS."""
         wanted, found = self._wanted_vocabulary(), self.load_vocabulary()
         if wanted is not None and wanted != found:
             raise UserError(
@@ -200,9 +200,9 @@ class TaskData:
             )
 
     def _wanted_vocabulary(self) -> Vocabulary | None:
-        """The vocabulary this run would make a cache with; None if that cannot be told here."""
+        """Returns the vocabulary with which this run would make a cache; None if it cannot be determined here."""
         if self.vocabulary is None and self.task not in sources.BUNDLED:
-            # A task's own. Where seqio was not imported, nothing has registered the task.
+            # The task's own vocabulary. If seqio was not imported, nothing has registered the task.
             if "seqio" not in sys.modules:
                 return None
             with contextlib.suppress(DataError):
@@ -210,7 +210,7 @@ class TaskData:
             return None
         name = self.vocabulary or "bytes"
         if name != "bytes" and not Path(name).exists():
-            # The cache was moved here with its own copy.
+            # The cache was moved here with its own copy of the model.
             return None
         return vocabulary_from_spec(name, self.extra_ids)
 
@@ -236,7 +236,7 @@ class TaskData:
         try:
             check(self.eval_split)
         except DataError as error:
-            # Said now, for the first evaluation may be an hour away.
+            # Reported now, because the first evaluation may come an hour later.
             raise UserError(
                 f"{error} Evaluation needs it too; --gin.TaskData.eval_split= (empty) trains without."
             ) from error
@@ -267,7 +267,7 @@ class TaskData:
         return self.cache().metadata
 
     def teacher(self) -> dict[str, Any] | None:
-        """The name of the stored teacher tokens and what is known of the teacher; None if the run reads none."""
+        """Returns the name of the stored teacher tokens and the facts about the teacher; None if the run reads none."""
         name = self.stored.get(stored_fields.TEACHER_TOP)
         if name is None:
             return None
@@ -275,7 +275,7 @@ class TaskData:
         return {"name": name, **found.info}
 
     def load_vocabulary(self) -> Vocabulary:
-        """The vocabulary of the cache."""
+        """Returns the vocabulary of the cache."""
         return self.cache().vocabulary()
 
     def training_dataset(
@@ -285,7 +285,7 @@ class TaskData:
         reference_scores: str | None,
         local_rows: Sequence[int] | None = None,
     ) -> Any:
-        """Shuffled, endless batches: of the global batch the rows of this process, all by default."""
+        """Returns shuffled, endless batches with this process's rows of the global batch, all rows by default."""
         settings = DatasetSettings(
             **self._contents(batch_size, reference_scores),
             seed=seed,
@@ -302,7 +302,7 @@ class TaskData:
         reference_scores: str | None,
         local_rows: Sequence[int] | None = None,
     ) -> Iterator[Any]:
-        """One pass over the evaluation split; the last batch is filled with empty rows."""
+        """Yields one pass over the evaluation split; the last batch is filled with empty rows."""
         settings = DatasetSettings(
             **self._contents(batch_size, reference_scores),
             shuffle=False,
@@ -312,7 +312,7 @@ class TaskData:
         return iter(make_dataset(self.cache(), self.eval_split, settings, local_rows=local_rows))
 
     def _contents(self, batch_size: int, reference_scores: str | None) -> dict[str, Any]:
-        """Settings of training and evaluation alike."""
+        """Returns the settings that training and evaluation share."""
         return {
             "feature_lengths": self.feature_lengths,
             "batch_size": batch_size,
@@ -325,7 +325,7 @@ class TaskData:
 
 
 def _cut_differently(metadata: CacheMetadata, data: TaskData) -> Iterator[str]:
-    """Options of a cache that left other tokens or records in it than this run's would have."""
+    """Yields the options of a cache that caused tokens or records to differ from those that this run would keep."""
     limits, wanted = metadata.limits, data.limits
     prompts = metadata.noted("truncated_prompts") + metadata.rejected_because("long_prompt")
     responses = metadata.rejected_because("long_response")

@@ -1,4 +1,4 @@
-"""From the name of a task to the source of its records."""
+"""Finds the record source for the name of a task."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from jaxalign.data.sources import BUNDLED, RecordSource
 
 
 def resolve_source(task: str) -> RecordSource:
-    """The source behind a task's name: a bundled one, or one registered in `tasks` (which then imports seqio).
+    """Returns the source for a task's name: a bundled one, or one registered in `tasks` (which then imports seqio).
 
     Raises:
-      DataError: listing the bundled names, if there is no such task.
+      DataError: there is no such task; the message lists the bundled names.
     """
     if task in BUNDLED:
         return BUNDLED[task]()

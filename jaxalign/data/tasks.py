@@ -2,8 +2,8 @@
 
 An element of a Task has `inputs` (prompt with EOS), `targets` (the responses' tokens one after another, each with EOS),
 `target_lengths` [responses], `feedback` [responses] (kinds with feedback), `scores` [responses, scores] (kind multi), and
-the text and place of the record (`prompt`, `responses`, `group`, `source`, `file`, `line`). Bad records are left out and
-counted in the source's log. From gin: `tasks.register_jsonl_task.name = ...`, with the function listed where the run
+the text and location of the record (`prompt`, `responses`, `group`, `source`, `file`, `line`). Bad records are left out and
+counted in the source's log. In gin, set `tasks.register_jsonl_task.name = ...` and list the function where the run
 registers its tasks.
 """
 
@@ -49,13 +49,13 @@ def register_jsonl_task(
       name: the task's name.
       kind: triplet, pair, ranked, seq2seq or multi.
       files: split -> path, paths or glob pattern; with only "train", `validation_fraction` of its prompts is "validation".
-      vocabulary: "bytes" or the path of a SentencePiece model; extra_ids: sentinels after it.
+      vocabulary: "bytes" or the path of a SentencePiece model; extra_ids: the number of sentinels after it.
       layout: see `layouts`.
-      fields: the files' names for prompt, response, feedback ... where they differ, as a mapping or "response=completion,feedback=label".
-      score_names: for multi, which scores in which order.
-      responses_per_example: above 1, joins the records of one prompt.
+      fields: the files' names for prompt, response, feedback ... if they differ, as a mapping or "response=completion,feedback=label".
+      score_names: for multi, the scores and their order.
+      responses_per_example: if above 1, the records of one prompt are joined.
       duplicates: "reject" or "keep", among the records that are joined.
-      validation_fraction, split_seed: how one file is divided.
+      validation_fraction, split_seed: determine how one file is divided.
     """
     source = sources.JsonlSource(
         files,
@@ -86,7 +86,7 @@ def register_ultrafeedback_task(
 ) -> seqio.Task:
     """Registers UltraFeedback, exported as JSON Lines in its own layout; see `ultrafeedback` for the options.
 
-    One file (or only "train") is divided by prompt.
+    A single file (or only "train") is divided by prompt.
     """
     source = sources.JsonlSource(
         {"train": files} if isinstance(files, str) else files,
@@ -120,10 +120,10 @@ def register_tfds_task(
     """Registers a TFDS data set as a seqio Task.
 
     Args:
-      tfds_name: name with version, as for `tfds.load`.
-      splits: our split -> TFDS split, such as {"train": "train", "validation": "test"}; with only "train" (the default) it is
+      tfds_name: the name with version, as for `tfds.load`.
+      splits: our split -> TFDS split, such as {"train": "train", "validation": "test"}; with only "train" (the default) the split is
         divided by prompt.
-      data_dir: where TFDS keeps its data.
+      data_dir: the folder in which TFDS keeps its data.
       layout: "records" (the columns are the fields of the kind) or "ultrafeedback".
       reward_field: for the layout "ultrafeedback".
       Others: see `register_jsonl_task`.
@@ -146,7 +146,7 @@ def register_tfds_task(
 
 
 def register_bundled_tasks(vocabulary: str | Vocabulary = "bytes") -> list[str]:
-    """Registers the bundled tasks with seqio (for mixtures; `jaxalign cache` needs no registration), and returns their names."""
+    """Registers the bundled tasks with seqio (for mixtures; `jaxalign cache` needs no registration) and returns their names."""
     import seqio
 
     for name, make in sources.BUNDLED.items():
@@ -166,9 +166,9 @@ def register_mixture(
 
     Args:
       tasks: names, or (name, rate) pairs.
-      default_rate: rate of tasks named without one.
-      stop_on_empty: one epoch ends when the first task is used up, which keeps the rates exact (seqio's own default);
-        otherwise it holds every example of every task once.
+      default_rate: the rate of tasks given without a rate.
+      stop_on_empty: whether one epoch ends when the first task is used up, which keeps the rates exact (seqio's own default);
+        otherwise an epoch holds every example of every task once.
     """
     import seqio
     import tensorflow as tf
@@ -213,7 +213,7 @@ def register_source_task(
 
 
 def tokenize_responses(dataset: Any, output_features: Mapping[str, Any]) -> Any:
-    """seqio preprocessor: `prompt` and `responses` become `inputs`, `targets` and `target_lengths`, each text with EOS."""
+    """A seqio preprocessor: `prompt` and `responses` become `inputs`, `targets` and `target_lengths`, each text with EOS."""
     import tensorflow as tf
 
     def encode(text: Any, vocabulary: Any) -> Any:
@@ -238,10 +238,10 @@ _OUR_VOCABULARIES: dict[str, Vocabulary] = {}
 
 
 def source_of_task(name: str) -> SeqioSource:
-    """The registered seqio task or mixture of that name, ready for the cache.
+    """Returns the registered seqio task or mixture of that name as a source for the cache.
 
     Raises:
-      DataError: naming the registered tasks, if there is none.
+      DataError: there is no such task; the message lists the registered tasks.
     """
     import seqio
 
@@ -278,7 +278,7 @@ def _foreign_kind(provider: Any) -> str:
 
 
 def _vocabulary_of(task: Any) -> Vocabulary:
-    """Our vocabulary with the ids of a seqio task's targets."""
+    """Returns our vocabulary with the ids of a seqio task's targets."""
     import seqio
 
     if task.name in _OUR_VOCABULARIES:

@@ -1,7 +1,7 @@
-"""A teacher's likeliest tokens beside a cache: two arrays a split and name, one row for every target token of the split.
+"""A teacher's most likely tokens beside a cache: two arrays for each split and name, one row for each target token of the split.
 
 ``STORED_FIELDS = {'teacher_top': NAME}`` adds them to batches as ``teacher_top_ids`` and ``teacher_top_log_probs``. The arrays are as
-long as all responses together, so they are written in pieces and mapped into memory, never read whole.
+long as all responses together, so they are written in parts and mapped into memory, never read as a whole.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _ARRAYS = {"ids": np.int32, "log_probs": np.float32}
 
 @dataclasses.dataclass(frozen=True)
 class TeacherTokens:
-    """The stored tokens of a split.
+    """The stored teacher tokens of a split.
 
     Attributes:
       ids: int32 [target tokens of the split, k].
-      log_probs: float32 [target tokens of the split, k], nats, likeliest first.
-      offsets: where an example's tokens begin, and their number after the last.
-      info: who the teacher is.
+      log_probs: float32 [target tokens of the split, k], nats, most likely token first.
+      offsets: the position at which each example's tokens begin, and the total number of tokens as the last entry.
+      info: facts about the teacher.
     """
 
     ids: Int[np.ndarray, "tokens k"]
@@ -42,25 +42,25 @@ class TeacherTokens:
 
     @property
     def count(self) -> int:
-        """k."""
+        """The number k of tokens at each position."""
         return self.ids.shape[1]
 
     def of(self, example: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and log-probabilities of one example's targets, response after response."""
+        """Returns the ids and log-probabilities of one example's targets, response after response."""
         rows = slice(self.offsets[example], self.offsets[example + 1])
         return np.asarray(self.ids[rows]), np.asarray(self.log_probs[rows])
 
 
 class TeacherTokensWriter:
-    """Writes the tokens of a split example by example, in any order; a context that leaves nothing behind if it is left by an error.
+    """A context that writes the tokens of a split example by example, in any order; after an error it leaves no files.
 
     Args:
-      split: of a cached task.
-      name: of the arrays; those of that name are replaced when `close` is called.
-      count: k, tokens kept a position.
+      split: a split of a cached task.
+      name: the name of the arrays; existing arrays of that name are replaced when `close` is called.
+      count: k, the number of tokens kept at each position.
 
     Raises:
-      DataError: the disk has no room for them.
+      DataError: the disk has no room for the arrays.
     """
 
     def __init__(self, split: CachedSplit, name: str, count: int) -> None:
@@ -77,7 +77,7 @@ class TeacherTokensWriter:
                 self._arrays[array] = np.lib.format.open_memmap(
                     path, mode="w+", dtype=dtype, shape=shape
                 )
-                # A mapped file without room behind it would end the process when it is written to.
+                # If the disk had no room for a mapped file, writing to the file would end the process.
                 _reserve(path)
         except OSError as error:
             self._remove()
@@ -107,7 +107,7 @@ class TeacherTokensWriter:
         """Stores the target tokens ``[tokens, k]`` of these examples, one example after another.
 
         Raises:
-          DataError: another number of tokens than the examples have, or log-probabilities that are NaN, infinite or above 0.
+          DataError: the number of tokens differs from that of the examples, or log-probabilities are NaN, infinite or above 0.
         """
         ranges = [np.arange(self._offsets[i], self._offsets[i + 1]) for i in examples]
         rows = np.concatenate([np.zeros(0, np.int64), *ranges])
@@ -124,7 +124,7 @@ class TeacherTokensWriter:
         self._written[list(examples)] = True
 
     def close(self, info: Mapping[str, Any]) -> None:
-        """Gives the arrays their names.
+        """Gives the arrays their final names.
 
         Raises:
           DataError: examples are missing.
@@ -132,7 +132,7 @@ class TeacherTokensWriter:
         if not self._written.all():
             missing = int((~self._written).sum())
             raise DataError(f"{missing} of {len(self._written)} examples have no teacher tokens.")
-        # Without its description a set is not there, so that no reader finds half of one.
+        # Arrays without their description do not exist for readers, so that no reader finds an incomplete set.
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._paths["info"])
         digests = {}
@@ -144,11 +144,11 @@ class TeacherTokensWriter:
 
 
 def open_teacher_tokens(split: CachedSplit, name: str) -> TeacherTokens:
-    """Opens what `TeacherTokensWriter` wrote.
+    """Opens the arrays that `TeacherTokensWriter` wrote.
 
     Raises:
-      DataError: no such arrays (the message lists the names there are), they are damaged, or they belong to other data than the cache
-        holds now.
+      DataError: the arrays do not exist (the message lists the existing names), are damaged, or belong to data other than the
+        current content of the cache.
     """
     paths = _paths(split, name)
     if not os.path.exists(paths["info"]):
@@ -173,7 +173,7 @@ def open_teacher_tokens(split: CachedSplit, name: str) -> TeacherTokens:
 
 
 def _reserve(path: str) -> None:
-    """OSError unless the disk has room for all of a sparse file."""
+    """Raises OSError unless the disk has room for all of a sparse file."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))

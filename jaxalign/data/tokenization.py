@@ -1,4 +1,4 @@
-"""From records to tokenised examples, and the limits a tokenised record has to keep."""
+"""Converts records to tokenised examples, and checks the limits of a tokenised record."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from jaxalign.errors import require_one_of, require_range
 LONG_PROMPTS = ("truncate", "truncate_left", "reject")
 DUPLICATES = ("reject", "keep")
 _BLOCK = 1024
-# Feedback is an outlier beyond this many times the distance of the middle 90 % of the responses from the median.
+# Feedback is an outlier if it is farther from the median than this many times the range of the middle 90 % of the responses.
 _OUTLIER = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a tokenised record may look like.
+    """The limits of a tokenised record.
 
     Attributes:
-      max_input_length, max_target_length: tokens of a prompt and of each response, EOS included.
+      max_input_length, max_target_length: the tokens of a prompt and of each response, including EOS.
       long_prompts: "truncate" keeps the beginning, "truncate_left" the end (the last turns of a dialogue), "reject" rejects.
-      max_unknown_fraction: largest share of unknown pieces in a prompt or response.
+      max_unknown_fraction: the largest share of unknown pieces in a prompt or response.
       duplicates: "reject" or "keep".
     """
 
@@ -45,7 +45,7 @@ class Limits:
     def __post_init__(self) -> None:
         require_one_of("cache", LONG_PROMPTS, long_prompts=self.long_prompts)
         require_one_of("cache", DUPLICATES, duplicates=self.duplicates)
-        # EOS counts.
+        # EOS counts as a token.
         require_range(
             "cache",
             "[2, inf)",
@@ -59,7 +59,7 @@ Tokenized = tuple[Record, list[int], list[list[int]]]
 
 
 def tokenize(records: Iterable[Record], vocabulary: Vocabulary) -> Iterator[Tokenized]:
-    """(record, prompt tokens, response tokens) without EOS."""
+    """Yields (record, prompt tokens, response tokens) without EOS."""
     for block in _blocks(records):
         texts = [text for record in block for text in (record.prompt, *record.responses)]
         tokens = iter(vocabulary.encode_batch(texts))
@@ -76,9 +76,9 @@ def make_examples(
     *,
     kind: str,
 ) -> Iterator[CachedExample]:
-    """Examples of the records that pass the limits, responses best first, EOS appended; the others go to the log.
+    """Yields examples of the records that pass the limits, responses best first, with EOS appended; the others go to the log.
 
-    The log's notes count what is lost on the way: `truncated_prompts`; `unknown_prompts` and `unknown_responses`, which hold unknown
+    The log's notes count the losses: `truncated_prompts`; `unknown_prompts` and `unknown_responses`, which hold unknown
     pieces; `changed_prompts` and `changed_responses`, whose tokens decode to another text; `reordered` records, whose feedback
     contradicts the order of their responses; and `ties`, records whose responses all have the same feedback.
     """
@@ -88,7 +88,7 @@ def make_examples(
         if problem is not None:
             log.reject_record(record, *problem, split=split)
             continue
-        # Adding counters leaves out what is 0.
+        # The addition of counters drops counts of 0.
         log.notes += Counter(
             _losses(record, inputs, targets, vocabulary)
             | {
@@ -114,7 +114,7 @@ def make_examples(
 
 
 def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
-    """The tokens of a prompt that are read, without EOS, for which there is room."""
+    """Returns the tokens of a prompt that fit into the limit, without EOS."""
     room = limits.max_input_length - 1
     if len(tokens) <= room:
         return tokens
@@ -124,7 +124,7 @@ def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
 def _losses(
     record: Record, inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary
 ) -> dict[str, int]:
-    """How many texts of a record have unknown pieces, and how many do not come back from their tokens (outer spaces aside)."""
+    """Returns how many texts of a record have unknown pieces, and how many their tokens do not restore (outer spaces aside)."""
     counts: dict[str, int] = {}
     for name, texts, tokens in (
         ("prompts", [record.prompt], [inputs]),
@@ -145,7 +145,7 @@ def find_problem(
     limits: Limits,
     kind: str = "",
 ) -> tuple[str, str] | None:
-    """(reason, message) if the tokens of a record, without EOS, break a limit."""
+    """Returns (reason, message) if the tokens of a record, without EOS, break a limit, else None."""
     named = [
         ("the prompt", inputs),
         *((f"response {k}", target) for k, target in enumerate(targets)),
@@ -179,10 +179,10 @@ def find_problem(
 
 
 class SplitSummary:
-    """Statistics of a split, gathered while it is written."""
+    """The statistics of a split, gathered while it is written."""
 
     def __init__(self) -> None:
-        # Numbers in arrays and texts as digests: a split may have millions of examples.
+        # Numbers are in arrays and texts are stored as digests, because a split may have millions of examples.
         self.prompts = Places()
         self.prompt_lengths = array("i")
         self.response_lengths = array("i")
@@ -218,7 +218,7 @@ class SplitSummary:
         )
 
     def feedback_statistics(self) -> dict[str, float] | None:
-        """Mean and (population) standard deviation over responses; the deviation is 1 if all feedback is equal."""
+        """Returns the mean and (population) standard deviation over responses; the deviation is 1 if all feedback is equal."""
         if "feedback" not in self.fields:
             return None
         values = np.asarray(self.feedback, np.float64)
@@ -226,14 +226,14 @@ class SplitSummary:
         return {"mean": float(values.mean()), "std": std if std > 1e-12 else 1.0}
 
     def feedback_ranges(self) -> dict[str, dict[str, float]]:
-        """Least and largest feedback, of all responses and of the first ones; nothing without feedback."""
+        """Returns the minimum and maximum feedback of all responses and of the first ones; nothing without feedback."""
         if "feedback" not in self.fields:
             return {}
         named = {"feedback": self.feedback, "chosen_feedback": self.first_feedback}
         return {name: {"min": min(found), "max": max(found)} for name, found in named.items()}
 
     def feedback_outliers(self) -> int:
-        """Responses whose feedback is so far from the others that it alone sets the scale of standardised rewards."""
+        """Counts the responses whose feedback is so far from the others that it alone determines the scale of standardised rewards."""
         if "feedback" not in self.fields:
             return 0
         values = np.asarray(self.feedback, np.float64)

@@ -1,4 +1,4 @@
-"""Training of small SentencePiece models."""
+"""Trains small SentencePiece models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxalign.data.sources import RecordSource
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
 from jaxalign.errors import UserError, require_one_of, require_range
 
-# Bytes; SentencePiece skips longer ones.
+# In bytes; SentencePiece skips longer sentences.
 _LONGEST_SENTENCE = 65536
 
 
@@ -30,16 +30,16 @@ def train_sentencepiece(
     model_type: str = "auto",
     character_coverage: float = 1.0,
 ) -> SentencePieceVocabulary:
-    """Trains a SentencePiece model with T5's ids and writes it to `output`. Deterministic: one thread, no sampling.
+    """Trains a SentencePiece model with T5's ids and writes it to `output`. It is deterministic: one thread, no sampling.
 
     Args:
-      texts: sentences; line breaks inside one read as spaces.
-      output: path of the `.model` file.
-      vocab_size: pieces with PAD, EOS, unknown and the user-defined symbols; an upper bound when the text is small.
+      texts: the sentences; a line break inside a sentence is read as a space.
+      output: the path of the `.model` file.
+      vocab_size: the number of pieces with PAD, EOS, unknown and the user-defined symbols; an upper bound if the text is small.
       user_defined_symbols: strings that are always one piece.
       model_type: "unigram" (as T5's), "bpe", or "auto": unigram unless the text has so few distinct words that the
-        unigram trainer, which only considers strings occurring in two of them, ends below `vocab_size`.
-      character_coverage: share of characters that get a piece; the others are unknown.
+        unigram trainer, which only considers strings that occur in two of them, ends below `vocab_size`.
+      character_coverage: the share of characters that get a piece; the others are unknown.
     """
     import sentencepiece
 
@@ -61,7 +61,7 @@ def train_sentencepiece(
             unk_id=UNK_ID,
             bos_id=-1,
             user_defined_symbols=list(user_defined_symbols),
-            # Only the unigram trainer can stop below the size asked for.
+            # Only the unigram trainer can stop below the requested size.
             hard_vocab_limit=model_type != "unigram",
             shuffle_input_sentence=False,
             max_sentence_length=_LONGEST_SENTENCE,
@@ -79,7 +79,7 @@ def train_sentencepiece(
         ) from error
     size = _size(model)
     if size < vocab_size and model_type == "auto":
-        # Where byte pairs cannot reach the size either, the text is tiny and the smaller model is right.
+        # If byte pairs cannot reach the size either, the text is tiny and the smaller model is kept.
         with contextlib.suppress(RuntimeError):
             model = train("bpe")
             _say(
@@ -120,19 +120,19 @@ def train_vocabulary(
 
     Args:
       task_or_file: a registered or bundled task, or the path of a JSON Lines file, or a pattern such as ``data/*.jsonl``.
-      output: where the `.model` file goes.
-      vocab_size: pieces, with PAD, EOS and unknown.
+      output: the path of the `.model` file.
+      vocab_size: number of pieces, including PAD, EOS and unknown.
       kind: record kind of the file (triplet, pair, ranked, seq2seq, multi); ignored for a task.
-      layout, fields: how the file is to be read, as for `jaxalign cache`.
+      layout, fields: how to read the file, as for `jaxalign cache`.
       user_defined_symbols: strings that are always one piece.
       model_type: "auto", "unigram" or "bpe"; see `train_sentencepiece`.
-      character_coverage: share of characters that get a piece of their own; the rest become unknown.
-      overwrite: replace an output that exists.
+      character_coverage: share of characters that get a piece of their own; the others become unknown.
+      overwrite: replace an existing output.
 
     Raises:
-      UserError: no such task or file, an output that exists, or numbers out of range.
+      UserError: the task or file does not exist, the output exists, or a number is out of range.
     """
-    # PAD, EOS and unknown are three.
+    # PAD, EOS and unknown are three pieces.
     require_range("vocabulary", "[4, inf)", vocab_size=vocab_size)
     require_range("vocabulary", "(0, 1]", character_coverage=character_coverage)
     require_one_of("vocabulary", ("auto", "unigram", "bpe"), model_type=model_type)
@@ -165,7 +165,7 @@ def train_vocabulary(
 
 
 def _short_enough(text: str) -> Iterator[str]:
-    """The text in parts that the trainer does not skip, cut between words: a piece never spans two of them."""
+    """Yields parts of the text that the trainer does not skip, cut between words: a piece never spans two words."""
     part: list[str] = []
     size = 0
     for word in text.split():
@@ -179,7 +179,7 @@ def _short_enough(text: str) -> Iterator[str]:
 
 
 def _source(task_or_file: str, kind: str, layout: str, fields: str) -> RecordSource:
-    """Files where the text names any, else a task."""
+    """Returns the files as a source if the text names any, else a task."""
     if os.path.exists(task_or_file) or glob.glob(task_or_file):
         return sources.JsonlSource({"train": task_or_file}, kind, layout=layout, fields=fields)
     looks_like_a_path = "/" in task_or_file or glob.has_magic(task_or_file)

@@ -1,8 +1,8 @@
-"""UltraFeedback: the layout of its Hugging Face and TFDS releases, turned into triplets or multi-score records.
+"""UltraFeedback: converts the layout of its Hugging Face and TFDS releases to triplets or multi-score records.
 
 One object holds an instruction and several completions, each with four rated aspects. The paper of DRO does not say which
-number is the reward (`reward_field`); release 1 gave `overall_score` 10 to completions that deserved 1, so the mean of
-the aspects is the default.
+number is the reward (`reward_field`). Release 1 gave `overall_score` 10 to completions that deserved 1, so the default is
+the mean of the aspects.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jaxalign.data.rejections import DataError
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 REWARD_FIELDS = ("mean_aspects", "overall_score", "fine-grained_score", *ASPECTS)
-# Questions of a benchmark that models are evaluated on.
+# Sources with questions of a benchmark on which models are evaluated.
 CONTAMINATED_SOURCES = ("truthful_qa",)
 
 
 @dataclasses.dataclass(frozen=True)
 class UltraFeedbackParser:
-    """Turns one UltraFeedback object into records.
+    """Converts one UltraFeedback object to records.
 
     Attributes:
       kind: "triplet", or "multi" with the four aspects as scores.
-      reward_field: what feedback is: "mean_aspects", "overall_score", "fine-grained_score" or one aspect.
-      drop_sources: values of `source` to leave out (counted in the cache's metadata as `dropped_<source>`).
+      reward_field: the feedback: "mean_aspects", "overall_score", "fine-grained_score" or one aspect.
+      drop_sources: the values of `source` to leave out (counted in the cache's metadata as `dropped_<source>`).
     """
 
     kind: str = "triplet"
@@ -52,7 +52,7 @@ class UltraFeedbackParser:
         reject: Callable[[str, str], None],
         note: Callable[[str], None],
     ) -> list[Record]:
-        """Records of the object's completions; a completion that cannot be used goes to `reject`.
+        """Returns the records of the object's completions; a completion that cannot be used goes to `reject`.
 
         Raises:
           RecordError: the object itself cannot be used.
@@ -112,7 +112,7 @@ class UltraFeedbackParser:
 
 
 def rows_of(value: Any) -> list[Any]:
-    """A list of objects, from itself or from an object of equally long lists (how columnar releases store it)."""
+    """Returns a list of objects, from the list itself or from an object of equally long lists (as in columnar releases)."""
     if isinstance(value, list):
         return value
     if isinstance(value, Mapping):
@@ -124,7 +124,7 @@ def rows_of(value: Any) -> list[Any]:
         if len(lengths) == 1 and all(isinstance(column, list) for column in columns.values()):
             (length,) = lengths
             return [{key: column[i] for key, column in columns.items()} for i in range(length)]
-        # An object of single values inside a columnar list: one row.
+        # An object of single values inside a columnar list is one row.
         if not lengths:
             return [dict(value)]
     raise RecordError("wrong_type", "'completions' is neither a list nor an object of equal lists")
@@ -140,7 +140,7 @@ def _rating(annotations: Any, aspect: str) -> float:
 
 
 def _number(value: Any, name: str) -> float:
-    """Ratings are strings such as "4", and "N/A" where the annotator gave none."""
+    """Returns a rating as a number; ratings are strings such as "4", and "N/A" if the annotator gave none."""
     if value is None or isinstance(value, bool):
         raise RecordError("missing_rating", f"no rating of {name}")
     try:

@@ -1,4 +1,4 @@
-"""Bad records: counted by reason, written to a side file with file and line, and never silently dropped."""
+"""Reads records and handles bad ones: they are counted by reason, written to a side file with file and line, never lost silently."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from jaxalign.data.records import (
 from jaxalign.data.rejections import DataError, RejectionLog
 
 Item = TypeVar("Item")
-# Beginning of the note that counts the records with a score that is not among the task's.
+# The beginning of the note that counts the records with a score that the task does not have.
 UNUSED_SCORE = "unused_score "
-# A file whose first so many records are all of another kind or layout is not read further.
+# If this many records at the beginning of a file are all of another kind or layout, reading stops.
 _MISREAD = 20
 _RECORDS_FOR_SCORE_NAMES = 100_000
 
@@ -41,9 +41,9 @@ def read_jsonl(
     source: str = "",
     split: str = "",
 ) -> Iterator[Record]:
-    """Records of a data file, in order. Bad lines go to the log; without a log the first one raises DataError.
+    """Yields the records of a data file, in order. Bad lines go to the log; without a log the first one raises DataError.
 
-    For kind `multi` without `score_names`, those of most records hold for the whole file (`common_score_names`).
+    For kind `multi` without `score_names`, the score names of most records apply to the whole file (`common_score_names`).
     """
     if kind == "multi" and score_names is None:
         score_names = common_score_names(read_json_lines(path, log=RejectionLog()), fields=fields)
@@ -72,7 +72,7 @@ def parse_objects(
     source: str = "",
     split: str = "",
 ) -> Iterator[Record]:
-    """Records of (line, object, text) triples; see `read_jsonl`.
+    """Yields the records of (line, object, text) triples; see `read_jsonl`.
 
     Raises:
       DataError: the file begins with many records of another kind or layout; the message names it and the options that read it.
@@ -130,10 +130,11 @@ def parse_objects_with(
     log: RejectionLog | None = None,
     split: str = "",
 ) -> Iterator[Record]:
-    """Records that a parser finds in objects of another layout.
+    """Yields the records that a parser finds in objects of another layout.
 
     The parser takes (object, *, file, line, reject, note) and returns records. `reject(reason, message)` reports a part
-    of the object that cannot be used, a RecordError the whole of it, `note(name)` counts what was left out on purpose.
+    of the object that cannot be used. A RecordError reports that the whole object cannot be used. `note(name)` counts parts
+    that were left out on purpose.
     """
     for line, obj, text in objects:
         parts_rejected = 0
@@ -153,7 +154,7 @@ def parse_objects_with(
             _report(error, log, file, line, text, split)
             continue
         if log is not None:
-            # The line itself was counted once; count its parts instead.
+            # The line itself was counted once; its parts are counted instead.
             log.seen += len(records) + parts_rejected - 1
         yield from records
 
@@ -167,7 +168,7 @@ def _report(
 
 
 def record_score_names(obj: Any, fields: Mapping[str, str] | None) -> tuple[str, ...]:
-    """Sorted names of a `multi` object's scores; none where it has no scores."""
+    """Returns the sorted names of a `multi` object's scores; empty if it has no scores."""
     scores = (
         field_value(obj, (fields or {}).get("scores", "scores"))
         if isinstance(obj, Mapping)
@@ -183,7 +184,7 @@ def common_score_names(
     *,
     fields: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Sorted names of the scores that at least half of the records with scores have, so that no single record decides."""
+    """Returns the sorted names of the scores of at least half of the records with scores, so that no single record decides."""
     counts: Counter[str] = Counter()
     records = 0
     for _, obj, _ in itertools.islice(objects, _RECORDS_FOR_SCORE_NAMES):
@@ -199,9 +200,9 @@ def drop_duplicates(
     split: str = "",
     record_of: Callable[[Item], Record] = lambda item: cast(Record, item),
 ) -> Iterator[Item]:
-    """The first of every set of equal records; the others are rejected with the place of the first.
+    """Yields the first of every set of equal records; the others are rejected with the location of the first.
 
-    `record_of` finds the record in an item, where the items are not records themselves.
+    `record_of` returns the record of an item, if the items are not records themselves.
     """
     seen = Places()
     for item in items:
@@ -215,7 +216,7 @@ def drop_duplicates(
 
 
 class ReferenceSamples:
-    """Refuses records whose number of `reference_feedback` values is not that of the task's first record.
+    """Rejects records whose number of `reference_feedback` values differs from that of the task's first record.
 
     Batches have one array for all examples, so the number must be the same in every split.
     """
@@ -230,7 +231,7 @@ class ReferenceSamples:
         split: str = "",
         record_of: Callable[[Item], Record] = lambda item: cast(Record, item),
     ) -> Iterator[Item]:
-        """The items with as many values as the first one ever seen; the others are rejected."""
+        """Yields the items with as many values as the first item ever read; the others are rejected."""
         for item in items:
             record = record_of(item)
             if self._first is None:
@@ -253,9 +254,9 @@ def _sample_count(record: Record) -> int:
 def same_reference_feedback(
     records: Iterable[Record], log: RejectionLog | None, split: str = ""
 ) -> Iterator[Record]:
-    """Records whose `reference_feedback` is that of the first record of their prompt; the others cannot be joined with it.
+    """Yields the records whose `reference_feedback` equals that of the first record of their prompt.
 
-    They are rejected; without a log the first one raises DataError.
+    The others cannot be joined with it and are rejected; without a log the first one raises DataError.
     """
     first: dict[str, Record] = {}
     for record in records:

@@ -24,7 +24,7 @@ _BYTE_OFFSET = 3
 
 
 class Vocabulary(Protocol):
-    """What the data code needs of a vocabulary."""
+    """The interface of a vocabulary that the data code needs."""
 
     pad_id: int
     eos_id: int
@@ -46,7 +46,7 @@ class Vocabulary(Protocol):
 
 
 def _until_eos(ids: Iterable[int]) -> list[int]:
-    """Ids before the first EOS, without PAD, as Python integers."""
+    """Returns the ids before the first EOS, without PAD, as Python integers."""
     kept = []
     for token in np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1).tolist():
         if token == EOS_ID:
@@ -71,14 +71,14 @@ class ByteVocabulary:
         return 256 + _BYTE_OFFSET + self.extra_ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text's bytes, without EOS."""
+        """Returns the ids of the text's bytes, without EOS."""
         return [byte + _BYTE_OFFSET for byte in text.encode("utf-8")]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text up to the first EOS; ids that are not bytes and broken UTF-8 are left out."""
+        """Returns the text up to the first EOS; ids that are not bytes and broken UTF-8 are left out."""
         kept = [i - _BYTE_OFFSET for i in _until_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
         return bytes(kept).decode("utf-8", errors="ignore")
 
@@ -86,7 +86,7 @@ class ByteVocabulary:
         return {"kind": "bytes", "extra_ids": self.extra_ids}
 
     def to_seqio(self) -> Any:
-        """The matching seqio vocabulary (imports TensorFlow)."""
+        """Returns the matching seqio vocabulary (imports TensorFlow)."""
         import seqio
 
         return seqio.ByteVocabulary(extra_ids=self.extra_ids)
@@ -99,18 +99,18 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model whose PAD is 0, EOS 1 and unknown 2, and its sentinels.
+    """A SentencePiece model with PAD 0, EOS 1 and unknown 2, and its sentinels.
 
     The sentinels are written `<extra_id_0>`, `<extra_id_1>` ... in text and numbered from the end, as in T5 (100 of them after T5's own
-    32,000 pieces). A model may have them already, as mT5's does: then none are added, and `extra_ids` is 0 or their number.
+    32,000 pieces). A model such as mT5's may already have sentinels. Then none are added, and `extra_ids` is 0 or their number.
 
     Attributes:
-      extra_ids: sentinels added to the model's own pieces.
-      sentinels: sentinels in all, the model's own included.
+      extra_ids: the number of sentinels added to the model's own pieces.
+      sentinels: the total number of sentinels, including the model's own.
 
     Raises:
-      UserError: if the model keeps PAD, EOS or unknown elsewhere. Ids are not shifted silently, because a checkpoint trained with the
-        model's own ids would then read the wrong embeddings. Or if it has another number of sentinels than `extra_ids`.
+      UserError: the model has other ids for PAD, EOS or unknown. Ids are not shifted silently, because a checkpoint trained with the
+        model's own ids would then read the wrong embeddings. Also raised if the number of its sentinels differs from `extra_ids`.
     """
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
@@ -148,7 +148,7 @@ class SentencePieceVocabulary:
 
     @functools.cached_property
     def digest(self) -> str:
-        """What `sentencepiece_models.digest` says of the model: equal where all ids but sentinels' are."""
+        """Returns `sentencepiece_models.digest` of the model: equal digests mean equal ids, except those of sentinels."""
         return sentencepiece_models.digest(sentencepiece_models.parse(self.model, self.path))
 
     @property
@@ -156,14 +156,14 @@ class SentencePieceVocabulary:
         return self._processor.GetPieceSize()
 
     def encode(self, text: str) -> list[int]:
-        """Piece ids of the text, without EOS."""
+        """Returns the piece ids of the text, without EOS."""
         return self._processor.EncodeAsIds(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.Encode(list(texts), out_type=int) if len(texts) else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text up to the first EOS, without PAD; ids outside the model read as unknown."""
+        """Returns the text up to the first EOS, without PAD; ids outside the model are read as unknown."""
         size = self.size
         return self._processor.DecodeIds([i if 0 <= i < size else UNK_ID for i in _until_eos(ids)])
 
@@ -179,7 +179,7 @@ class SentencePieceVocabulary:
         }
 
     def to_seqio(self) -> Any:
-        """The matching seqio vocabulary (imports TensorFlow)."""
+        """Returns the matching seqio vocabulary (imports TensorFlow)."""
         import seqio
 
         return seqio.SentencePieceVocabulary(self.path, extra_ids=self.extra_ids)
@@ -207,14 +207,14 @@ def _read_model(path: str) -> bytes:
 
 
 def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) -> Vocabulary:
-    """The vocabulary that `to_dict` described.
+    """Returns the vocabulary that `to_dict` described.
 
     Args:
       spec: {"kind": "bytes" | "sentencepiece", "extra_ids": int, "path": str, "sha256": str}.
-      directory: where a relative path starts (a cache or run folder); the current folder if None.
+      directory: the folder to which a relative path refers (a cache or run folder); None means the current folder.
 
     Raises:
-      UserError: unknown kind, missing file, or a file whose content is not the one described.
+      UserError: the kind is unknown, the file is missing, or its content differs from the description.
     """
     kind = spec.get("kind")
     extra_ids = spec.get("extra_ids", 0)
@@ -241,7 +241,7 @@ def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) 
 def vocabulary_from_spec(
     spec: str | Mapping[str, Any] | Vocabulary, extra_ids: int = 0
 ) -> Vocabulary:
-    """A vocabulary from "bytes", the path of a SentencePiece model, a `to_dict` mapping, or itself."""
+    """Returns a vocabulary from "bytes", the path of a SentencePiece model, a `to_dict` mapping, or a vocabulary itself."""
     if isinstance(spec, Mapping):
         return vocabulary_from_dict(spec)
     if not isinstance(spec, str):
