@@ -13,14 +13,14 @@ from jaxalign.evaluation.statistics import pearson, spearman
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """How V(x) predicts the reward r of logged responses.
+    """The quality of V(x) as a prediction of the reward r of logged responses.
 
-    `slope` and `intercept` are of the least-squares line r = intercept + slope * V. `r_squared` is
-    1 - sum (r - V)^2 / sum (r - mean r)^2: of V itself, not of the line, so it is negative when V
+    `slope` and `intercept` belong to the least-squares line r = intercept + slope * V. `r_squared` is
+    1 - sum (r - V)^2 / sum (r - mean r)^2. It is computed for V itself, not for the line, so it is negative if V
     predicts worse than a constant. V is a *soft* value, tau log E exp(r / tau) under the reference
-    policy (arXiv 2405.19107), hence lies above the mean reward of the logged responses, the more so
-    the smaller tau; a constant offset is no error, a slope far from 1 is.
-    `bins` has one entry a quantile bin of V, from low to high.
+    policy (arXiv 2405.19107). Hence it lies above the mean reward of the logged responses, and the distance
+    grows as tau becomes smaller. A constant offset is not an error, but a slope far from 1 is.
+    `bins` has one entry for each quantile bin of V, from low to high.
     """
 
     correlation: float
@@ -47,11 +47,11 @@ def calibration(
 
     Args:
       values: [items], V(x), in units of the standardised reward.
-      rewards: [items], standardised rewards, one logged response an item.
-      num_bins: bins with about equal numbers of items; equal values never part.
+      rewards: [items], standardised rewards, one logged response for each item.
+      num_bins: the number of bins with about equal numbers of items; equal values are always in the same bin.
 
     Raises:
-      ValueError: empty or unequal arrays, NaN or infinity.
+      ValueError: an array is empty, the arrays are unequal, or a value is NaN or infinite.
     """
     values, rewards = np.asarray(values, np.float64), np.asarray(rewards, np.float64)
     if values.ndim != 1 or values.shape != rewards.shape or not len(values):
@@ -79,7 +79,7 @@ def calibration(
 
 def _bins(values: np.ndarray, rewards: np.ndarray, num_bins: int) -> list[dict[str, float]]:
     edges = np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1)))
-    # Inner edges only: the lowest and highest value belong to the outer bins.
+    # Only inner edges are used: the lowest and highest value belong to the outer bins.
     bin_of_item = np.searchsorted(edges[1:-1], values, side="right")
     table = []
     for index in np.unique(bin_of_item):
@@ -105,11 +105,11 @@ def residual_statistics(
     log_ratios: Shaped[np.ndarray, " items"],
     tau: float,
 ) -> dict[str, float]:
-    """Statistics of DRO's residual delta = r - V(x) - tau * log-ratio (arXiv 2405.19107).
+    """Returns statistics of DRO's residual delta = r - V(x) - tau * log-ratio (arXiv 2405.19107).
 
     Args:
-      rewards, values, log_ratios: [items]; log-ratios in nats a response, rewards standardised.
-      tau: temperature of the run.
+      rewards, values, log_ratios: [items]; log-ratios are in nats for each response, rewards are standardised.
+      tau: the temperature of the run.
 
     Returns:
       `mean_residual` (0 at the optimum), `rms_residual`, and `dro_loss` = mean delta^2 / 2.

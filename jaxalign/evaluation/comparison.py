@@ -1,4 +1,4 @@
-"""What an evaluation gathers, policy by policy."""
+"""Gathers the results of an evaluation policy by policy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from jaxalign.runs.folder import TrainedNetwork
 
 @dataclasses.dataclass
 class Comparison:
-    """Results gathered policy by policy, so that one policy at a time is in memory.
+    """Results gathered policy by policy, so that only one policy at a time is in memory.
 
     Attributes:
-      data: prompts, references, feedback.
-      settings: of the evaluation.
-      reference: the policy that KL and log-ratios are taken against.
-      panel: the judges; none to generate nothing.
-      reports: what evaluation.json says of each policy.
-      answers, scores, calibrations: by policy; scores by judge first.
-      linear: predictions of the TF-IDF baseline for the logged responses, if there is one.
+      data: the prompts, references and feedback.
+      settings: the settings of the evaluation.
+      reference: the policy against which KL and log-ratios are computed.
+      panel: the judges; empty if nothing is generated.
+      reports: the part of evaluation.json about each policy.
+      answers, scores, calibrations: results by policy; scores are first by judge.
+      linear: the predictions of the TF-IDF baseline for the logged responses, if there is a baseline.
     """
 
     data: EvaluationSet
@@ -50,11 +50,11 @@ class Comparison:
 
     @property
     def kl_samples(self) -> int:
-        """Responses a prompt for the KL; 0 leaves it out, as where nothing is generated."""
+        """The number of responses to each prompt for the KL; with 0, or if nothing is generated, the KL is left out."""
         return 0 if self.settings.ranking_only else self.settings.kl_samples
 
     def measure(self, name: str, path: str, run: TrainedNetwork) -> None:
-        """Adds everything about one policy."""
+        """Adds all results of one policy."""
         report: dict[str, Any] = {"checkpoint": path, "step": run.step}
         report["objective"] = run.run.description.method
         self.reports[name] = report
@@ -86,7 +86,7 @@ class Comparison:
             if isinstance(judge, judging.SlotErrorJudge):
                 counts = judge.count(data.prompts, answers.responses)
                 slots = sum(errors.total for errors in counts)
-                # Over all slots of the set, while the judge's score averages over prompts.
+                # This rate is over all slots of the set, while the judge's score averages over prompts.
                 report["slot_error_rate"] = sum(errors.errors for errors in counts) / max(slots, 1)
 
     def _use_feedback(

@@ -1,4 +1,4 @@
-"""`jaxalign evaluate`: two or more policies on the same prompts, side by side."""
+"""The command `jaxalign evaluate`: compares two or more policies on the same prompts."""
 
 from __future__ import annotations
 
@@ -53,41 +53,41 @@ def evaluate(
     prompt_field: str = "prompt",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compares policies; writes evaluation.json, responses and plots, prints a table.
+    """Compares policies, writes evaluation.json, responses and plots, and prints a table.
 
     Args:
-      checkpoints: `name=path` of run folders or checkpoints; the first is the one that the others
-        are compared with. A path alone is named by its folder.
-      prompts: a data file or a cache folder. Distinct prompts are answered once each; logged
-        responses with feedback serve the ranking and the calibration of V.
-      output_dir: folder for evaluation.json, responses/<name>.jsonl and plots/*.png.
-      split: split of a cache folder.
+      checkpoints: `name=path` of run folders or checkpoints; the others are compared with the first. A
+        path without a name gets the name of its folder.
+      prompts: a data file or a cache folder. Each distinct prompt is answered once; logged
+        responses with feedback are used for the ranking and the calibration of V.
+      output_dir: the folder for evaluation.json, responses/<name>.jsonl and plots/*.png.
+      split: the split of a cache folder.
       judges: `name`, `name:argument` or `module:function`, see `jaxalign.annotation.judges`; the
-        first one's score is the reward of the table. The default is slot_error.
-      reference: the policy that KL and log-ratios are taken against, by name among the checkpoints
+        score of the first judge is the reward in the table. The default is slot_error.
+      reference: the policy against which KL and log-ratios are computed, as a name among the checkpoints
         or as a path; the first policy by default.
-      num_prompts: only the first so many prompts; 0 takes all.
-      temperature: of the judged responses; 0 is greedy.
-      kl_samples: responses a prompt, sampled at temperature 1, for the KL; 0 leaves it out.
+      num_prompts: use only the first num_prompts prompts; 0 uses all.
+      temperature: temperature of the judged responses; 0 is greedy.
+      kl_samples: number of responses to each prompt, sampled at temperature 1, for the KL; 0 leaves the KL out.
       ranking_only: generate nothing; only rank logged responses and check V.
-      ranking_train: JSON Lines file with feedback, on which the TF-IDF baseline is fitted; for a
-        cache folder its `train` split is taken. Without either that baseline is left out.
-      batch_size: prompts a batch.
-      max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
-      long_prompts: "truncate", "truncate_left" or "reject"; each run's own way by default.
-      kind: of the records of a file: triplet, pair, ranked, seq2seq or multi; recognised by their fields by default.
+      ranking_train: JSON Lines file with feedback on which the TF-IDF baseline is fitted; for a
+        cache folder the default is its `train` split. Without either the baseline is left out.
+      batch_size: number of prompts in a batch.
+      max_input_length, max_target_length: limits in tokens, including EOS; 0 uses the limits of each run.
+      long_prompts: "truncate", "truncate_left" or "reject"; the setting of each run by default.
+      kind: record kind of a file: triplet, pair, ranked, seq2seq or multi; detected from the fields by default.
       duplicates: "reject" or "keep" repeated records of a file, as for `jaxalign cache`.
-      bootstrap: resamples for intervals (a fifth of them for rankings).
-      step: a checkpoint's step, `best` or `latest`; best where one was kept by default.
-      layout, fields: how a data file is to be read, as for `jaxalign cache`; fields such as response=completion,feedback=label.
+      bootstrap: number of resamples for intervals (a fifth of them for rankings).
+      step: a checkpoint's step, `best` or `latest`; by default `best` if a best checkpoint was kept.
+      layout, fields: how to read a data file, as for `jaxalign cache`; fields such as response=completion,feedback=label.
       prompt_field: name of the prompt's field in a data file.
-      seed: of sampling and of the bootstrap.
+      seed: seed of sampling and of the bootstrap.
 
     Returns:
       The content of evaluation.json.
 
     Raises:
-      UserError: names or paths that do not fit, malformed prompts, a judge that fails.
+      UserError: names or paths are wrong, prompts are malformed, or a judge fails.
     """
     settings = EvaluationSettings(
         prompts=prompts,
@@ -122,11 +122,11 @@ def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path
       The content of evaluation.json.
 
     Raises:
-      UserError: as `evaluate`.
+      UserError: as in `evaluate`.
     """
     reference_path = named.get(settings.reference, settings.reference) or next(iter(named.values()))
     records = _read(settings, settings.prompts, settings.split, folder)
-    # What one of the policies cannot read is left out for all of them.
+    # Records that one of the policies cannot read are left out for all of them.
     reader = Evaluator(EvaluationSet(), settings)
     described = [
         Run(path, settings.step) for path in dict.fromkeys([reference_path, *named.values()])
@@ -142,7 +142,7 @@ def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path
     session = Comparison(data, settings, reference_run, list(panel.values()))
     session.linear = _linear_baseline(data, settings, folder)
     for name, path in named.items():
-        # The reference's parameters are in memory already.
+        # The reference's parameters are already in memory.
         same = path == reference_path
         run = reference_run if same else Run(path, settings.step).policy()
         session.measure(name, path, run)
@@ -173,7 +173,7 @@ def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path
 
 
 def _panel(settings: EvaluationSettings, data: EvaluationSet) -> dict[str, judging.Judge]:
-    """The judges by how they were named, once it is known that they can judge these prompts."""
+    """Returns the judges by their given names, after checking that they can judge these prompts."""
     if settings.ranking_only:
         return {}
     panel = {spec: judging.get_judge(spec) for spec in settings.judges or ("slot_error",)}
@@ -196,15 +196,15 @@ def _panel(settings: EvaluationSettings, data: EvaluationSet) -> dict[str, judgi
 
 
 def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
-    """Paths by name, in order, from `name=path` or bare paths.
+    """Returns paths by name, in order, from `name=path` or bare paths.
 
     Raises:
-      UserError: none given, or a name twice.
+      UserError: no checkpoint is given, or a name occurs twice.
     """
     named: dict[str, str] = {}
     for entry in checkpoints:
         name, separator, path = entry.partition("=")
-        # Names have no slash, so runs/lr=1e-3 is a path.
+        # Names contain no slash, so runs/lr=1e-3 is a path.
         if not separator or "/" in name or Path(entry).exists():
             name, path = Path(entry).name, entry
         if not name or not path:
@@ -220,7 +220,7 @@ def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
 
 
 def _read(settings: EvaluationSettings, source: str, split: str, folder: Path) -> EvaluationRecords:
-    """The records of a file or of a cache's split; what is rejected is listed beside the results."""
+    """Returns the records of a file or of a cache's split; rejected records are listed beside the results."""
     return read_evaluation_records(
         source,
         split=split,
@@ -236,7 +236,7 @@ def _read(settings: EvaluationSettings, source: str, split: str, folder: Path) -
 def _linear_baseline(
     data: EvaluationSet, settings: EvaluationSettings, folder: Path
 ) -> np.ndarray | None:
-    """Predictions of the TF-IDF model for the logged responses, if there is anything to fit it on."""
+    """Returns predictions of the TF-IDF model for the logged responses; None if there is no data to fit it on."""
     if not data.feedback:
         return None
     prompts = settings.prompts

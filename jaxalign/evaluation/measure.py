@@ -1,4 +1,4 @@
-"""What one policy does on an evaluation set: its responses, its KL, its scores of logged responses."""
+"""Measures one policy on an evaluation set: its responses, its KL, its scores of logged responses."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from jaxalign.runs.folder import Run, TrainedNetwork
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """One response a prompt.
+    """One response to each prompt.
 
     Attributes:
       responses: [prompts] texts.
-      lengths: [prompts] tokens, EOS included.
+      lengths: [prompts] the number of tokens, including EOS.
       finished: [prompts] whether the response ended in EOS before the length limit.
     """
 
@@ -41,7 +41,7 @@ class Answers:
     finished: np.ndarray
 
     def describe(self) -> dict[str, float]:
-        """Mean length, share of unfinished responses, and distinct-1 and -2."""
+        """Returns the mean length, the share of unfinished responses, and distinct-1 and -2."""
         return {
             "length": float(self.lengths.mean()),
             "unfinished": float(1 - self.finished.mean()),
@@ -58,7 +58,7 @@ class Evaluator:
     settings: EvaluationSettings
 
     def answer(self, run: TrainedNetwork) -> Answers:
-        """One response a prompt, at the evaluation's temperature."""
+        """Generates one response to each prompt, at the evaluation's temperature."""
         tokens = self._sample(run, self.settings.temperature, 1, self.settings.seed)[:, 0]
         rows = [response_tokens(row) for row in tokens]
         return Answers(
@@ -68,10 +68,10 @@ class Evaluator:
         )
 
     def kl(self, run: TrainedNetwork, reference: TrainedNetwork, samples: int) -> KLEstimate:
-        """KL(policy || reference), nats a response, from samples at temperature 1.
+        """Returns KL(policy || reference) in nats for each response, from samples at temperature 1.
 
-        Both policies score the sampled token ids in the same way, so a policy's KL from itself is
-        exactly 0. A response cut at the length limit counts with the tokens it has.
+        Both policies score the sampled token ids in the same way, so the KL of a policy from itself is
+        exactly 0. A response cut at the length limit counts with its existing tokens.
         """
         tokens = self._sample(run, 1.0, samples, self.settings.seed + 1)
         responses = [[response_tokens(row) for row in group] for group in tokens]
@@ -85,7 +85,7 @@ class Evaluator:
         return kl_from_samples(own, theirs)
 
     def feedback_log_probs(self, run: TrainedNetwork) -> Float[np.ndarray, " items"]:
-        """Log-probability of every logged response with feedback, in nats."""
+        """Returns the log-probability of every logged response with feedback, in nats."""
         records = self.data.feedback
         encoded = self.encoder(run).responses([record.response for record in records])
         responses = [[tokens] for tokens in encoded.tokens]
@@ -122,7 +122,7 @@ class Evaluator:
         )[0]
 
     def encoder(self, run: Run | TrainedNetwork) -> TextEncoder:
-        """How a run reads the texts of the evaluation set."""
+        """Returns the encoder with which a run reads the texts of the evaluation set."""
         return encoder_of(
             run,
             max_input_length=self.settings.max_input_length,
@@ -131,7 +131,7 @@ class Evaluator:
         )
 
     def describe_prompts(self, run: TrainedNetwork) -> tuple[dict[str, float], str]:
-        """Shares of the prompts that are cut and of unknown pieces, and a sentence on the cut ones (or nothing)."""
+        """Returns the shares of cut prompts and of unknown pieces, and a sentence about the cut prompts ('' if none was cut)."""
         encoder = self.encoder(run)
         encoded = encoder.prompts(self.data.prompts)
         shares = {
@@ -150,7 +150,7 @@ def value_report(
     log_ratios: Float[np.ndarray, " items"],
     feedback: Float[np.ndarray, " items"],
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Calibration of V and the residual of DRO on logged responses, rewards standardised as in training."""
+    """Returns the calibration of V and DRO's residual on logged responses, with rewards standardised as in training."""
     rewards = run.run.standardized(feedback)
     result = calibration(values, rewards)
     residual = residual_statistics(rewards, values, log_ratios, run.run.temperature)

@@ -1,4 +1,4 @@
-"""Pareto fronts: which policies no other one beats in every objective, and the area that a front dominates. Pure numpy."""
+"""Pareto fronts: the policies that no other policy dominates, and the area that a front dominates. Uses only numpy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Points = Float[np.ndarray, "points objectives"]
 
 
 def non_dominated(points: Points) -> Bool[np.ndarray, " points"]:
-    """Which points no other point dominates; higher is better in every objective.
+    """Returns which points no other point dominates; higher is better in every objective.
 
-    A point dominates another if it is at least as good everywhere and better somewhere, so of equal points all are kept.
+    A point dominates another if it is at least as good in every objective and better in at least one, so equal points are all kept.
 
     Raises:
-      ValueError: if the points are not ``[points, objectives]`` or hold NaN or infinity.
+      ValueError: the points are not ``[points, objectives]`` or hold NaN or infinity.
     """
     array = _checked(points)
     at_least = np.all(array[:, None] >= array[None, :], axis=2)
@@ -25,17 +25,17 @@ def non_dominated(points: Points) -> Bool[np.ndarray, " points"]:
 
 
 def hypervolume(points: Float[np.ndarray, "points 2"], reference: Float[np.ndarray, " 2"]) -> float:
-    """Area between a reference point and the front of two objectives; higher is better in both.
+    """Returns the area between a reference point and the front of two objectives; higher is better in both.
 
     Args:
-      points: any points, dominated ones included.
+      points: any points, including dominated ones.
       reference: the worst corner, for example the untrained policy's scores; a point that does not exceed it in both adds nothing.
 
     Returns:
       The area, in the product of the objectives' units; comparable between methods only with the same reference.
 
     Raises:
-      ValueError: if there are not two objectives, or a number is not finite.
+      ValueError: there are not two objectives, or a number is not finite.
     """
     array = _checked(points)
     corner = np.asarray(reference, np.float64)
@@ -48,7 +48,7 @@ def hypervolume(points: Float[np.ndarray, "points 2"], reference: Float[np.ndarr
     gains = array - corner
     gains = gains[np.all(gains > 0, axis=1)]
     area, height = 0.0, 0.0
-    # From right to left each point adds the strip above what stands to its right.
+    # From right to left, each point adds the strip above the points to its right.
     for width, rise in gains[np.lexsort((-gains[:, 1], -gains[:, 0]))]:
         area += width * max(rise - height, 0.0)
         height = max(height, rise)

@@ -26,7 +26,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-# Shown first in learning curves where a run recorded them.
+# Metrics that learning curves show first if a run recorded them.
 _PREFERRED = (
     "loss",
     "slot_error_rate",
@@ -40,7 +40,7 @@ _PREFERRED = (
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure on the Agg canvas, made without pyplot so that no window and no global state exist."""
+    """Makes a figure on the Agg canvas without pyplot, so that there is no window and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,11 +56,11 @@ def _save(figure: Any, path: str | Path) -> str:
 
 
 def plot_reward_against_kl(points: Sequence[Mapping[str, Any]], path: str | Path) -> str:
-    """One point a policy, with the reward's interval and the KL's standard error.
+    """Plots one point for each policy, with the reward's interval and the KL's standard error.
 
     Args:
       points: mappings with `name`, `kl`, `kl_error`, `reward`, `low`, `high`.
-      path: PNG to write.
+      path: the PNG to write.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(1, 1, 6.0, 4.2)
@@ -93,7 +93,7 @@ def plot_reward_against_kl(points: Sequence[Mapping[str, Any]], path: str | Path
 
 
 def plot_calibration(results: Mapping[str, Calibration], path: str | Path) -> str:
-    """Observed reward by bins of V, one panel a policy; the dashed line is V itself."""
+    """Plots the observed reward by bins of V, one panel for each policy; the dashed line is V itself."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(1, len(results), 4.2, 4.0)
         for i, (name, result) in enumerate(results.items()):
@@ -126,15 +126,15 @@ def plot_learning_curves(
     metrics: Sequence[str] | None = None,
     max_panels: int = 6,
 ) -> str | None:
-    """Metrics of runs against steps: thin lines in training, thick lines with dots on other splits.
+    """Plots metrics of runs against steps: thin lines in training, thick lines with dots on other splits.
 
     Args:
-      curves: for every run the records of its metrics.jsonl ({"step", "split", name: value ...}).
-      path: PNG to write.
-      metrics: what to draw; otherwise the metrics that most runs measured, up to `max_panels`.
+      curves: for every run, the records of its metrics.jsonl ({"step", "split", name: value ...}).
+      path: the PNG to write.
+      metrics: the metrics to draw; by default those that most runs measured, up to `max_panels`.
 
     Returns:
-      The path, or None when there is nothing to draw.
+      The path, or None if there is nothing to draw.
     """
     names = list(metrics or _common_metrics(curves))[:max_panels]
     if not names:
@@ -188,7 +188,7 @@ def _series(records: Sequence[Mapping[str, Any]], split: str, metric: str) -> np
 
 
 def _common_metrics(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Metric names, those measured by most runs and on most splits first."""
+    """Returns metric names; those measured by most runs and on most splits come first."""
     seen: dict[str, set[tuple[str, str]]] = {}
     for run, records in curves.items():
         for record in records:
@@ -210,13 +210,13 @@ def plot_front(
     *,
     labels: Sequence[str] = (),
 ) -> str:
-    """Two objectives against each other, one line per method, and returns the path.
+    """Plots two objectives against each other with one line for each method, and returns the path.
 
     Args:
       series: method -> points (x, y) in the order of its sweep.
-      axes: names of both objectives.
-      path: where the PNG goes.
-      labels: written beside the points of every method, in the order of the sweep.
+      axes: the names of both objectives.
+      path: the PNG to write.
+      labels: texts beside the points of every method, in the order of the sweep.
     """
     with matplotlib.rc_context(_STYLE):
         figure, grid = _figure(1, 1, 6.0, 4.4)

@@ -1,8 +1,8 @@
-"""How well log-ratios rank held-out responses by human feedback, without generating anything.
+"""Measures how well log-ratios rank held-out responses by human feedback, without generating anything.
 
 DRO regresses tau * log-ratio on r(x, y) - V(x) (arXiv 2405.19107), so within a prompt it should order
-the responses as their feedback does; across prompts V(x) is missing from it, and is added where a
-value network is at hand. Every method stands beside the baselines that it must beat.
+the responses as their feedback does. Across prompts V(x) is missing from the log-ratio; it is added if there
+is a value network. Every method is shown beside the baselines that it must exceed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from jaxalign.evaluation.statistics import area_under_curve, bootstrap_statistic, spearman
 
-# How the names of methods begin that belong to a policy; the others are baselines, equal for all.
+# Prefixes of the names of methods that belong to a policy; the other methods are baselines, equal for all policies.
 OWN_METHODS = ("tau", "policy", "V ")
 
 
@@ -25,13 +25,13 @@ class Ranking:
     """Agreement of one method's scores with feedback.
 
     Attributes:
-      spearman, spearman_low, spearman_high: rank correlation over all responses, with interval.
-      auc, auc_low, auc_high: probability that a good response scores above a bad one, ties half.
-      within_prompt_spearman: mean of the rank correlations inside each prompt with at least two
+      spearman, spearman_low, spearman_high: the rank correlation over all responses, with its interval.
+      auc, auc_low, auc_high: the probability that a good response scores above a bad one; ties count half.
+      within_prompt_spearman: the mean of the rank correlations inside each prompt with at least two
         different feedback values; a prompt whose scores are all equal counts as 0.
-      pairwise_accuracy: share of the pairs inside a prompt with unequal feedback that are ordered
-        right, ties half.
-      prompts, pairs: how many prompts and pairs stand behind the last two.
+      pairwise_accuracy: the share of the pairs inside a prompt with unequal feedback that are in the correct
+        order; ties count half.
+      prompts, pairs: the number of prompts and of pairs from which the last two are computed.
     """
 
     spearman: float
@@ -50,9 +50,9 @@ class Ranking:
 
 
 def good_responses(feedback: Shaped[np.ndarray, " items"]) -> Bool[np.ndarray, " items"]:
-    """Which responses count as good: those above the median.
+    """Returns which responses count as good: those above the median.
 
-    Where the median is the highest value, as with thumbs that are mostly up, those that reach it.
+    If the median is the highest value, for example if most thumbs are up, the good responses are those equal to the median.
     """
     feedback = np.asarray(feedback, np.float64)
     median = np.median(feedback)
@@ -71,10 +71,10 @@ def rank_responses(
     """Compares one method's scores with feedback.
 
     Args:
-      scores: [items], higher should mean better.
+      scores: [items]; higher means better.
       feedback: [items], human feedback, higher is better.
-      prompts: [items], text or id of each response's prompt; intervals resample whole prompts.
-      bootstrap: resamples for the intervals; 0 leaves them undefined (NaN).
+      prompts: [items], the text or id of each response's prompt; intervals resample whole prompts.
+      bootstrap: the number of resamples for the intervals; 0 leaves them undefined (NaN).
     """
     scores, feedback = np.asarray(scores, np.float64), np.asarray(feedback, np.float64)
     if not scores.shape == feedback.shape == (len(prompts),):
@@ -138,14 +138,14 @@ def ranking_scores(
     values: Float[np.ndarray, " items"] | None = None,
     linear: Float[np.ndarray, " items"] | None = None,
 ) -> dict[str, Float[np.ndarray, " items"]]:
-    """Scores of every method for the same responses.
+    """Returns the scores of every method for the same responses.
 
     Args:
       policy_log_probs, reference_log_probs: [items], sums in nats.
       responses: [items] texts, for the length baseline (characters).
-      tau: temperature; it changes no ranking of its own, only the sum with V.
-      values: [items], V(x) where there is a value network.
-      linear: [items], predictions of the TF-IDF model where one was fitted.
+      tau: the temperature; it does not change the ranking of the log-ratio alone, only that of the sum with V.
+      values: [items], V(x) if there is a value network.
+      linear: [items], the predictions of the TF-IDF model if one was fitted.
     """
     log_ratio = tau * (np.asarray(policy_log_probs) - np.asarray(reference_log_probs))
     methods = {"tau * log-ratio": log_ratio}
@@ -168,7 +168,7 @@ def rank_methods(
     bootstrap: int = 200,
     seed: int = 0,
 ) -> dict[str, Ranking]:
-    """`rank_responses` for every method, in order."""
+    """Returns `rank_responses` for every method, in order."""
     return {
         name: rank_responses(scores, feedback, prompts, bootstrap=bootstrap, seed=seed)
         for name, scores in methods.items()

@@ -1,8 +1,8 @@
-"""`jaxalign report`: Markdown tables from evaluations and run folders, averaged over seeds.
+"""The command `jaxalign report`: Markdown tables from evaluations and run folders, averaged over seeds.
 
-Names that differ only in a trailing seed (`dro-seed0`, `dro_seed1`, `dro/seed2`, `dro-s3`) are one
-row, as is the same policy name in several evaluations. Evaluations by different judges, on other prompts or at another temperature are
-never averaged, and one checkpoint evaluated twice is one seed.
+Names that differ only in a trailing seed (`dro-seed0`, `dro_seed1`, `dro/seed2`, `dro-s3`) share one
+row, and so does the same policy name in several evaluations. Evaluations by different judges, on other prompts or at another
+temperature are never averaged, and a checkpoint that is evaluated twice counts as one seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxalign.evaluation.report_records import (
 )
 from jaxalign.evaluation.tables import markdown_table
 
-# Written by a report before its tables, so that a reader knows where the numbers come from.
+# A report writes this before its tables to tell a reader where the numbers come from.
 _HEADER = "<!-- Written by `jaxalign report`; do not edit by hand. -->"
 
 
@@ -43,18 +43,18 @@ def report(
     Args:
       runs: evaluation folders or evaluation.json files, run folders (with a summary.json), or
         folders that hold any of these at any depth.
-      output: Markdown file; empty prints the tables.
+      output: the Markdown file; if empty, the tables are printed.
       title: heading of the page.
-      columns: metrics to show, by the names in the tables; by default all, but for runs those of
-        training (`train/...`).
-      judge: whose scores are shown as reward and win rate; each evaluation's first by default.
-      digits: decimals.
+      columns: metrics to show, by the names in the tables; by default all, except the training metrics of
+        runs (`train/...`).
+      judge: the judge whose scores are shown as reward and win rate; the first judge of each evaluation by default.
+      digits: number of decimals.
 
     Returns:
       The Markdown text.
 
     Raises:
-      UserError: nothing to report, or a file that is not what it should be.
+      UserError: there is nothing to report, or a file does not have the expected content.
     """
     require_range("report", "[0, 10]", digits=digits)
     evaluations, summaries = find_results(runs)
@@ -82,10 +82,10 @@ def report(
 
 
 def find_results(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The evaluation.json and summary.json files named by, or lying under, the paths, sorted.
+    """Returns the evaluation.json and summary.json files that are given or lie under the given folders, sorted.
 
     Raises:
-      UserError: a path does not exist, or holds neither.
+      UserError: a path does not exist, or contains neither file.
     """
     evaluations: list[Path] = []
     summaries: list[Path] = []
@@ -102,7 +102,7 @@ def find_results(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
 
 
 def _known(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns in which some row has a value."""
+    """Returns the columns in which some row has a value."""
     keys = dict.fromkeys(name for row in rows for name in row)
     return [name for name in keys if any(row.get(name) is not None for row in rows)]
 
@@ -117,7 +117,7 @@ def _check_columns(columns: Sequence[str] | None, rows: Sequence[Mapping[str, An
 def _chosen(
     rows: Sequence[Mapping[str, Any]], key: str, columns: Sequence[str] | None
 ) -> list[str]:
-    """The columns of a table: those asked for, or all but the many training metrics."""
+    """Returns the columns of a table: the requested ones, or all except the many training metrics."""
     known = _known(rows)
     if columns:
         return [key, *(name for name in dict.fromkeys(columns) if name in known and name != key)]
@@ -125,7 +125,7 @@ def _chosen(
 
 
 def _win_tables(paths: Sequence[Path], judge: str, digits: int) -> list[str]:
-    """Head-to-head win rates of the row over the column, where more than two policies met; a table for each set of conditions."""
+    """Returns win rates of the row over the column if more than two policies were compared; one table for each set of conditions."""
     records = [record for path in paths for record in win_records(path, judge=judge)]
     tables: dict[str, list[dict[str, Any]]] = {}
     for row in aggregate(records, by=("row", "column"), digits=digits):

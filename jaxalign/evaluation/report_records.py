@@ -1,7 +1,7 @@
-"""What a report reads of evaluation.json and summary.json: flat records, and what may be averaged of them.
+"""Reads evaluation.json and summary.json for a report as flat records, and averages comparable records.
 
-Evaluations are averaged only if they were made alike: with the same judge, prompts, split and temperature. And a checkpoint that was
-evaluated several times is one seed.
+Evaluations are averaged only if they used the same judge, prompts, split and temperature. A checkpoint that was evaluated several
+times counts as one seed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.tables import format_interval, format_spread
 
 EVALUATION, SUMMARY = "evaluation.json", "summary.json"
-# Records of one row agree in these; a column shows those in which the rows differ.
+# The records of one row have equal values of these; a column shows those in which the rows differ.
 CONDITIONS = ("judge", "prompts", "split", "temperature")
-# The network that a record is about: records with the same one are one seed. Not a column.
+# The network that a record is about: records of the same network count as one seed. It is not a column.
 CHECKPOINT = "checkpoint"
 _SEED = re.compile(r"[-_/.]?(?:seed|s)[-_=]?(\d+)$")
 _NORMAL_95 = 1.96
 
 
 def without_seed(name: str) -> str:
-    """The name of a run without its trailing seed; the name itself where it has none."""
+    """Returns the name of a run without its trailing seed; the name itself if it has none."""
     return _SEED.sub("", name) or name
 
 
 def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
-    """One flat record a policy of an evaluation.json: conditions, checkpoint, `policy` and its metrics, estimates as mappings."""
+    """Returns a flat record for each policy of an evaluation.json: conditions, checkpoint, `policy`, metrics, estimates as mappings."""
     content = read_json(path)
     judge, conditions = _conditions(path, content, judge)
     first = next(iter(content["policies"]))
@@ -60,7 +60,7 @@ def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
 
 
 def win_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
-    """One record a pair of policies: the win rate of `row` over `column`."""
+    """Returns one record for each pair of policies: the win rate of `row` over `column`."""
     content = read_json(path)
     judge, conditions = _conditions(path, content, judge)
     policies = content["policies"]
@@ -78,7 +78,7 @@ def win_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
 
 
 def ranking_records(path: Path) -> list[dict[str, Any]]:
-    """One record a method that ranks the logged responses; a baseline, which no policy changes, once an evaluation."""
+    """Returns one record for each method that ranks the logged responses; a baseline, equal for all policies, has one in an evaluation."""
     content = read_json(path)
     _, conditions = _conditions(path, content, "")
     conditions = {name: conditions[name] for name in ("prompts", "split")}
@@ -105,7 +105,7 @@ def ranking_records(path: Path) -> list[dict[str, Any]]:
 
 
 def summary_record(path: Path) -> dict[str, Any]:
-    """One flat record of a training run: its name, step, time, and last evaluation metrics."""
+    """Returns one flat record of a training run: its name, step, time, and last evaluation metrics."""
     content = read_json(path)
     record: dict[str, Any] = {"run": without_seed(path.parent.name), CHECKPOINT: str(path)}
     for key in ("objective", "step", "examples", "seconds"):
@@ -120,10 +120,10 @@ def summary_record(path: Path) -> dict[str, Any]:
 def aggregate(
     records: Iterable[Mapping[str, Any]], *, by: Sequence[str], digits: int = 3
 ) -> list[dict[str, Any]]:
-    """One row for records that agree in ``by`` and in their conditions, in order of appearance.
+    """Returns one row for all records with equal ``by`` and equal conditions, in order of appearance.
 
-    `seeds` counts the checkpoints of a row. Numbers are their mean ± sample deviation over seeds; those of a single evaluation keep their
-    interval, where they have one. Text is kept where all records agree, and is a dash otherwise.
+    `seeds` counts the checkpoints of a row. Numbers are their mean ± sample deviation over seeds; a number of a single evaluation keeps its
+    interval, if it has one. A text is kept if all records have the same text, and is a dash otherwise.
     """
     records = list(records)
     varying = [name for name in CONDITIONS if len({str(r[name]) for r in records if name in r}) > 1]
@@ -149,7 +149,7 @@ def aggregate(
 
 
 def _over_seeds(values: Sequence[Sequence[Any]], digits: int) -> Any:
-    """A cell from the values of each seed's evaluations."""
+    """Returns a cell from the values of each seed's evaluations."""
     present = [[value for value in seed if value is not None] for seed in values]
     present = [seed for seed in present if seed]
     flat = [value for seed in present for value in seed]
@@ -168,13 +168,13 @@ def _over_seeds(values: Sequence[Sequence[Any]], digits: int) -> Any:
 
 
 def _conditions(path: Path, content: Mapping[str, Any], judge: str) -> tuple[str, dict[str, Any]]:
-    """The judge's name in the file, and under which conditions its scores may be averaged with others."""
+    """Returns the judge's name in the file, and the conditions under which its scores may be averaged with others."""
     settings = content["settings"]
     judges = settings["judges"]
     judge = judge or (judges[0] if judges else "")
     if judges and judge not in judges:
         raise UserError(f"{path}: has no judge '{judge}', only {', '.join(judges)}.")
-    # Two reward models share a name, and differ in how they were asked for.
+    # Two reward models have the same name but different specifications.
     specs = dict(zip(judges, settings.get("judge_specs", judges), strict=True))
     return judge, {"judge": specs.get(judge)} | {
         name: settings.get(name) for name in CONDITIONS if name != "judge"
@@ -213,10 +213,10 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, float]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a result file.
+    """Returns the content of a result file.
 
     Raises:
-      UserError: it is not JSON, or an evaluation.json without what an evaluation has.
+      UserError: the file is not JSON, or is an evaluation.json without the parts of an evaluation.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The files of an evaluation: win rates as JSON, responses, plots."""
+"""Writes the files of an evaluation: win rates as JSON, responses, plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxalign.runs.folder import learning_curve
 def win_rates(
     scores: dict[str, dict[str, np.ndarray]], *, bootstrap: int, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """judge -> first policy -> second policy -> win rate of the first over the second."""
+    """Returns judge -> first policy -> second policy -> win rate of the first over the second."""
     return {
         judge: {
             first: {
@@ -38,7 +38,7 @@ def win_rates(
 
 
 def finite_json(value: Any) -> Any:
-    """The same nested value with NaN and infinity as null, which JSON can hold."""
+    """Returns the same nested value with NaN and infinity replaced by null, which JSON can hold."""
     if isinstance(value, dict):
         return {key: finite_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -66,7 +66,7 @@ def write_responses(folder: Path, session: Comparison, data: EvaluationSet) -> N
 
 
 def draw(folder: Path, named: Mapping[str, str], session: Comparison) -> list[str]:
-    """Draws what there is to draw; returns the paths."""
+    """Draws all plots for which there are results, and returns their paths."""
     paths: list[str | None] = []
     panel = session.panel
     if panel and session.kl_samples:

@@ -1,4 +1,4 @@
-"""How good a map from rewards to absolute feedback is on prompts it was not fitted on, and `jaxalign calibrate`."""
+"""Measures a map from rewards to absolute feedback on prompts it was not fitted on; the command `jaxalign calibrate`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Items = Shaped[np.ndarray, " items"]
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationReport:
-    """How far mapped rewards are from feedback, on responses that the map was not fitted on.
+    """The distance of mapped rewards from feedback, on responses that the map was not fitted on.
 
     Attributes:
-      calibration_error: mean over items of ``|mean feedback - mean prediction|`` in the item's bin.
-      sampling_error: what that would be about for perfect predictions, from the spread of feedback inside the bins.
-      largest_error: of a bin.
-      mean_squared_error: of the predictions.
-      constant_mean_squared_error: of one number for all, the mean of the feedback.
-      rank_correlation: Spearman's, of predictions and feedback; near the scores' own, apart from ties.
-      count: items.
-      bins: as in `jaxalign.evaluation.calibration.Calibration`, ``mean_value`` being the prediction and ``mean_reward`` the feedback.
+      calibration_error: the mean over items of ``|mean feedback - mean prediction|`` in the item's bin.
+      sampling_error: the approximate calibration error of perfect predictions, from the spread of feedback inside the bins.
+      largest_error: the largest error of a bin.
+      mean_squared_error: the error of the predictions.
+      constant_mean_squared_error: the error of a constant prediction, the mean of the feedback.
+      rank_correlation: Spearman's correlation of predictions and feedback; close to that of the scores, apart from ties.
+      count: the number of items.
+      bins: as in `jaxalign.evaluation.calibration.Calibration`; ``mean_value`` is the prediction and ``mean_reward`` the feedback.
     """
 
     calibration_error: float
@@ -72,13 +72,13 @@ def calibration_report(
 def cross_fitted_report(
     method: str, scores: Items, feedback: Items, groups: Items, *, seed: int = 0
 ) -> CalibrationReport:
-    """The report of a kind of map where each half of the prompts is predicted by the map of the other half.
+    """Returns the report of a kind of map; the responses of each half of the prompts are predicted by the map of the other half.
 
     Args:
       method: one of `FITS`.
-      scores, feedback: of responses.
-      groups: the prompt of each; a prompt is never on both sides.
-      seed: of the halves.
+      scores, feedback: the values of the responses.
+      groups: the prompt of each response; a prompt is in only one half.
+      seed: the seed of the division into halves.
     """
     distinct, inverse = np.unique(groups, return_inverse=True)
     if len(distinct) < 2:
@@ -91,7 +91,7 @@ def cross_fitted_report(
 
 
 class _Labelled(NamedTuple):
-    """The responses of a split that exist: their scores, feedback and prompts."""
+    """The existing responses of a split: their scores, feedback and prompts."""
 
     scores: np.ndarray
     feedback: np.ndarray
@@ -111,20 +111,20 @@ def calibrate(
     """Maps stored rewards to the units of a task's feedback, and stores them under another name.
 
     Args:
-      cache_dir: the cached task, with absolute feedback; best one that the reward model was not trained on.
-      name: of the rewards that `jaxalign score` stored.
-      method: 'constant', 'linear', 'logistic' or 'isotonic'; 'best' takes the one with the least squared error on prompts that it was
-        not fitted on. A map that predicts worse there than a constant is refused.
-      fit_split: the split whose feedback the map is fitted on.
-      splits: splits to map; all that have the rewards by default.
-      output_name: ``<name>-<method>`` by default.
-      seed: of the halves for the report.
+      cache_dir: the cached task, with absolute feedback; preferably a task that the reward model was not trained on.
+      name: name of the rewards that `jaxalign score` stored.
+      method: 'constant', 'linear', 'logistic' or 'isotonic'; 'best' selects the one with the least squared error on prompts that it
+        was not fitted on. A map that predicts worse there than a constant is refused.
+      fit_split: the split on whose feedback the map is fitted.
+      splits: splits to map; by default all that have the rewards.
+      output_name: name of the mapped rewards; ``<name>-<method>`` by default.
+      seed: seed of the division into halves for the report.
 
     Returns:
-      The map and, for every kind of map, the report on prompts it was not fitted on; both are stored beside the mapped rewards.
+      The map, and for every kind of map the report on prompts it was not fitted on; both are stored beside the mapped rewards.
 
     Raises:
-      UserError: an unknown method, one that predicts worse than a constant, or a task without absolute feedback.
+      UserError: the method is unknown or predicts worse than a constant, or the task has no absolute feedback.
     """
     require_one_of("calibrate", ("best", *FITS), method=method)
     cache = TaskCache(cache_dir)
@@ -163,9 +163,9 @@ def calibrate(
 
 
 def _chosen(method: str, errors: Mapping[str, float]) -> str:
-    """The method to store, from squared errors on prompts that the maps were not fitted on."""
+    """Returns the method to store, from squared errors on prompts that the maps were not fitted on."""
     if method == "best":
-        # The simpler one of two that are as good: they are listed from simple to flexible.
+        # Of two equally good methods the simpler one is taken: they are listed from simple to flexible.
         method = min(errors, key=lambda name: errors[name])
         if method == "constant":
             print(

@@ -1,7 +1,7 @@
-"""From pairwise to absolute: maps from a reward model's scores to the units of absolute feedback.
+"""Maps from the scores of a pairwise reward model to the units of absolute feedback.
 
-Bradley-Terry knows differences only: the level and the unit of its rewards are arbitrary. A map fitted on responses with absolute
-feedback (a rating, a thumb) gives them both, so that rewards may stand beside or in place of logged feedback.
+Bradley-Terry determines only differences: the level and the unit of its rewards are arbitrary. A map fitted on responses with
+absolute feedback (a rating, a thumb) determines both, so that rewards can be combined with logged feedback or replace it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Items = Shaped[np.ndarray, " items"]
 
 @dataclasses.dataclass(frozen=True)
 class ConstantMap:
-    """One number for every score: what is right where the scores say nothing about the feedback."""
+    """A map of every score to one number; it is the correct map if the scores say nothing about the feedback."""
 
     value: float
 
@@ -29,7 +29,7 @@ class ConstantMap:
 
 @dataclasses.dataclass(frozen=True)
 class LinearMap:
-    """``intercept + slope * score``."""
+    """The map ``intercept + slope * score``."""
 
     slope: float
     intercept: float
@@ -40,7 +40,7 @@ class LinearMap:
 
 @dataclasses.dataclass(frozen=True)
 class LogisticMap:
-    """``low + (high - low) sigmoid(intercept + slope * score)``: for feedback that has bounds, such as thumbs."""
+    """The map ``low + (high - low) sigmoid(intercept + slope * score)``, for feedback that has bounds, such as thumbs."""
 
     slope: float
     intercept: float
@@ -54,7 +54,7 @@ class LogisticMap:
 
 @dataclasses.dataclass(frozen=True)
 class IsotonicMap:
-    """Any non-decreasing map: linear between knots, constant beyond the first and the last."""
+    """A non-decreasing map: linear between knots, constant beyond the first and the last."""
 
     knots: tuple[float, ...]
     values: tuple[float, ...]
@@ -67,13 +67,13 @@ RewardMap = ConstantMap | LinearMap | LogisticMap | IsotonicMap
 
 
 def fit_constant(scores: Items, feedback: Items) -> ConstantMap:
-    """The mean of the feedback."""
+    """Fits the mean of the feedback."""
     _, feedback = checked_items(scores, feedback)
     return ConstantMap(float(feedback.mean()))
 
 
 def fit_linear(scores: Items, feedback: Items) -> LinearMap:
-    """The least-squares line; flat if all scores are equal."""
+    """Fits the least-squares line; it is flat if all scores are equal."""
     scores, feedback = checked_items(scores, feedback)
     centred = scores - scores.mean()
     variance = float(centred @ centred)
@@ -89,13 +89,13 @@ def fit_logistic(
     high: float | None = None,
     ridge: float = 1e-4,
 ) -> LogisticMap:
-    """Logistic regression of feedback, scaled to [0, 1] by its bounds (Platt 1999 has it for labels 0 and 1).
+    """Fits a logistic regression of feedback, scaled to [0, 1] by its bounds (Platt 1999 uses labels 0 and 1).
 
     Args:
-      scores: of the reward model.
-      feedback: in its own unit.
-      low, high: bounds of feedback; the lowest and the highest there is by default.
-      ridge: of the slope per standard deviation of the scores, so that separable labels have a finite slope.
+      scores: the scores of the reward model.
+      feedback: the feedback in its own unit.
+      low, high: the bounds of feedback; by default the lowest and the highest value in `feedback`.
+      ridge: the penalty of the slope per standard deviation of the scores, so that separable labels have a finite slope.
     """
     scores, feedback = checked_items(scores, feedback)
     low = float(feedback.min()) if low is None else low
@@ -130,19 +130,19 @@ def fit_logistic(
 
 
 def fit_isotonic(scores: Items, feedback: Items) -> IsotonicMap:
-    """The non-decreasing map with the least squared error; equal scores get one value."""
+    """Fits the non-decreasing map with the least squared error; equal scores get one value."""
     scores, feedback = checked_items(scores, feedback)
     knots, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     means = np.bincount(inverse, weights=feedback) / counts
     values = pool_adjacent_violators(means, counts)
-    # Inside a flat stretch only its ends matter.
+    # Inside a flat section only its ends are needed.
     inner = np.zeros(len(values), bool)
     inner[1:-1] = (values[1:-1] == values[:-2]) & (values[1:-1] == values[2:])
     return IsotonicMap(tuple(knots[~inner].tolist()), tuple(values[~inner].tolist()))
 
 
 def pool_adjacent_violators(values: Items, weights: Items) -> Float[np.ndarray, " items"]:
-    """The non-decreasing sequence with the least weighted squared distance (Ayer et al. 1955)."""
+    """Returns the non-decreasing sequence with the least weighted squared distance (Ayer et al. 1955)."""
     blocks: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, weight in zip(np.asarray(values, np.float64), weights, strict=True):
         block = (float(value), float(weight), 1)
@@ -163,7 +163,7 @@ FITS: dict[str, Callable[[Items, Items], RewardMap]] = {
 
 
 def checked_items(first: Items, second: Items) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64; ValueError unless they are equal vectors of finite numbers."""
+    """Returns both as float64; raises ValueError unless they are equal-length vectors of finite numbers."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
         raise ValueError(

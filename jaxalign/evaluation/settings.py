@@ -1,4 +1,4 @@
-"""What an evaluation compares policies on, and how."""
+"""The settings with which an evaluation compares policies."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class EvaluationSettings:
 
     Attributes:
       prompts: a JSON Lines file or a cache folder.
-      split: split of a cache folder.
-      judges: as `jaxalign.annotation.judges.get_judge` reads them; None for slot_error.
-      reference: name or path of the policy that KL and log-ratios are taken against; '' for the first policy.
-      num_prompts: only the first so many prompts; 0 takes all.
-      temperature: of the judged responses; 0 is greedy.
-      kl_samples: responses a prompt, sampled at temperature 1, for the KL; 0 leaves it out.
-      ranking_only: generate nothing.
-      ranking_train: what the TF-IDF baseline is fitted on; '' for the training split of a cache folder.
-      batch_size: prompts a batch.
-      max_input_length, max_target_length: tokens, EOS included; 0 takes each run's own.
-      long_prompts: how prompts are cut; '' takes each run's own way.
-      kind: of the records of a file; '' recognises it by their fields.
-      layout: of a file, see `jaxalign.data.layouts`.
-      fields: names of a file's fields, such as ``response=completion,feedback=label``.
-      duplicates: of a file: 'reject' or 'keep'.
-      bootstrap: resamples for intervals (a fifth of them for rankings).
-      step: a checkpoint's step, `best` or `latest`; None for best where one was kept.
-      prompt_field: name of the prompt's field in a JSON Lines file.
-      seed: of sampling and of the bootstrap.
+      split: the split of a cache folder.
+      judges: in the form that `jaxalign.annotation.judges.get_judge` reads; None for slot_error.
+      reference: the name or path of the policy against which KL and log-ratios are computed; '' for the first policy.
+      num_prompts: use only the first num_prompts prompts; 0 uses all.
+      temperature: the temperature of the judged responses; 0 is greedy.
+      kl_samples: the number of responses to each prompt, sampled at temperature 1, for the KL; 0 leaves the KL out.
+      ranking_only: whether to generate nothing.
+      ranking_train: the data on which the TF-IDF baseline is fitted; '' for the training split of a cache folder.
+      batch_size: the number of prompts in a batch.
+      max_input_length, max_target_length: limits in tokens, including EOS; 0 uses the limits of each run.
+      long_prompts: how prompts are cut; '' uses the setting of each run.
+      kind: the record kind of a file; '' detects it from the fields.
+      layout: the layout of a file, see `jaxalign.data.layouts`.
+      fields: the names of a file's fields, such as ``response=completion,feedback=label``.
+      duplicates: 'reject' or 'keep' repeated records of a file.
+      bootstrap: the number of resamples for intervals (a fifth of them for rankings).
+      step: a checkpoint's step, `best` or `latest`; None for `best` if a best checkpoint was kept.
+      prompt_field: the name of the prompt's field in a JSON Lines file.
+      seed: the seed of sampling and of the bootstrap.
     """
 
     prompts: str
@@ -79,6 +79,6 @@ class EvaluationSettings:
             raise UserError("ranking_only generates nothing, so judges have nothing to score")
 
     def describe(self) -> dict[str, Any]:
-        """The settings that a reader of evaluation.json needs to compare it with another."""
+        """Returns the settings that a reader needs to compare an evaluation.json with another one."""
         kept = ("prompts", "split", "temperature", "kl_samples", "bootstrap", "seed")
         return {name: getattr(self, name) for name in kept}

@@ -1,7 +1,7 @@
-"""Statistics of an evaluation: win rates, intervals, rank correlations, diversity, KL. Pure numpy.
+"""Statistics of an evaluation: win rates, intervals, rank correlations, diversity, KL. Uses only numpy.
 
-A *unit* of resampling is always a prompt: several responses to one prompt share its difficulty, so
-intervals that treated them as independent would be too narrow.
+A *unit* of resampling is always a prompt. Several responses to one prompt share its difficulty, so
+intervals that treat them as independent are too narrow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RESAMPLE_BLOCK = 4_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with a percentile interval; `count` is the number of prompts behind it."""
+    """A mean with a percentile interval; `count` is the number of prompts in the mean."""
 
     mean: float
     low: float
@@ -41,7 +41,7 @@ def _finite(name: str, values: Any) -> np.ndarray:
 
 
 def _per_prompt(name: str, values: Any) -> Float[np.ndarray, " prompts"]:
-    """Accepts [prompts] or [prompts, samples] and returns the mean of each prompt."""
+    """Returns the mean of each prompt, from [prompts] or [prompts, samples]."""
     array = _finite(name, values)
     if array.ndim not in (1, 2) or array.shape[0] == 0:
         raise ValueError(f"{name} must be [prompts] or [prompts, samples], got {array.shape}.")
@@ -55,17 +55,17 @@ def bootstrap_mean(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Mean over prompts with a bootstrap percentile interval.
+    """Returns the mean over prompts with a bootstrap percentile interval.
 
     Args:
       values: [prompts] or [prompts, samples]; a prompt's samples are averaged first.
-      samples: bootstrap resamples; 0 gives an interval of width zero at the mean.
-      level: coverage of the interval, between 0 and 1.
-      seed: seed of the resampling; equal seeds draw equal prompts, so intervals of two quantities
+      samples: the number of bootstrap resamples; 0 gives an interval of width zero at the mean.
+      level: the coverage of the interval, between 0 and 1.
+      seed: the seed of the resampling; equal seeds draw equal prompts, so intervals of two quantities
         on the same prompts are paired.
 
     Raises:
-      ValueError: no values, NaN or infinity among them, or a level outside (0, 1).
+      ValueError: there are no values, a value is NaN or infinite, or the level is outside (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}.")
@@ -93,16 +93,16 @@ def bootstrap_statistic(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of items, resampling whole groups (prompts).
+    """Returns the percentile interval of a statistic of items, resampling whole groups (prompts).
 
     Args:
-      statistic: from item indices (with repetition) to a number, or NaN where it is undefined, as an
-        AUC is in a resample without a negative.
+      statistic: a function from item indices (with repetition) to a number, or NaN if it is undefined, such
+        as an AUC in a resample without a negative.
       groups: [items], the prompt of every item.
-      bounds: the least and the greatest value of the statistic. Where it is undefined it could be any
-        of these: such a resample counts as the least for the lower end of the interval and as the
-        greatest for the upper end. To leave it out would make an interval of what is left, which is
-        narrow exactly where a class hangs on one prompt.
+      bounds: the least and the greatest value of the statistic. An undefined statistic could have any value
+        between them: such a resample counts as the least for the lower end of the interval and as the
+        greatest for the upper end. If it were left out, the interval would describe only the other resamples,
+        and would be too narrow when all items of a class belong to one prompt.
     """
     _, inverse = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(inverse, kind="stable")
@@ -129,7 +129,7 @@ def bootstrap_statistic(
 def win_points(
     first: Shaped[np.ndarray, "prompts ..."], second: Shaped[np.ndarray, "prompts ..."]
 ) -> Float[np.ndarray, "prompts ..."]:
-    """1 where `first` scores higher, 0 where lower, 0.5 where equal. Scores of one judge."""
+    """Returns 1 where `first` scores higher, 0 where it scores lower, 0.5 where equal, for scores of one judge."""
     first, second = _finite("first", first), _finite("second", second)
     if first.shape != second.shape:
         raise ValueError(
@@ -147,27 +147,27 @@ def win_rate(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Side-by-side win rate of `first` over `second`, ties counted as half (arXiv 2405.19107).
+    """Returns the side-by-side win rate of `first` over `second`; ties count as half (arXiv 2405.19107).
 
     Args:
       first, second: [prompts] or [prompts, samples], scores by one judge, higher is better.
 
     Returns:
-      The rate in [0, 1]. win_rate(a, b) + win_rate(b, a) is 1, and with equal seeds their intervals
-      mirror each other.
+      The rate in [0, 1]. win_rate(a, b) + win_rate(b, a) is 1, and with equal seeds the two intervals
+      are mirror images of each other.
     """
     return bootstrap_mean(win_points(first, second), samples=samples, level=level, seed=seed)
 
 
 def average_ranks(values: Shaped[np.ndarray, " items"]) -> Float[np.ndarray, " items"]:
-    """Ranks from 1, equal values sharing the mean of their ranks."""
+    """Returns ranks from 1; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - 0.5 * (counts - 1))[inverse].astype(np.float64)
 
 
 def pearson(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " items"]) -> float:
-    """Linear correlation; NaN when either side is constant or there are fewer than two items."""
+    """Returns the linear correlation; NaN if either side is constant or there are fewer than two items."""
     first, second = _finite("first", first), _finite("second", second)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(f"correlation needs two equal vectors, got {first.shape}, {second.shape}.")
@@ -178,7 +178,7 @@ def pearson(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " it
 
 
 def spearman(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " items"]) -> float:
-    """Spearman's rank correlation with average ranks for ties; NaN when either side is constant."""
+    """Returns Spearman's rank correlation with average ranks for ties; NaN if either side is constant."""
     first, second = _finite("first", first), _finite("second", second)
     return pearson(average_ranks(first), average_ranks(second))
 
@@ -186,14 +186,14 @@ def spearman(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " i
 def area_under_curve(
     scores: Shaped[np.ndarray, " items"], positive: Bool[np.ndarray, " items"]
 ) -> float:
-    """Probability that a positive item scores above a negative one, ties half (Mann-Whitney).
+    """Returns the probability that a positive item scores above a negative one; ties count half (Mann-Whitney).
 
     Args:
-      scores: [items], higher should mean positive.
-      positive: [items] of truth values.
+      scores: [items]; higher means positive.
+      positive: [items], truth values.
 
     Returns:
-      The area under the ROC curve, NaN when only one class is present.
+      The area under the ROC curve; NaN if only one class is present.
     """
     scores, positive = _finite("scores", scores), np.asarray(positive, bool)
     if scores.shape != positive.shape or scores.ndim != 1:
@@ -207,9 +207,9 @@ def area_under_curve(
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of all texts, words split at white space (arXiv 1510.03055).
+    """Returns the share of distinct n-grams among all n-grams of the texts, with words split at white space (arXiv 1510.03055).
 
-    0 when no text has n words. It falls as the number of texts grows: compare equal numbers only.
+    The result is 0 if no text has n words. It falls as the number of texts grows, so compare only equal numbers of texts.
     """
     if n < 1:
         raise ValueError(f"distinct-n needs n >= 1, got {n}.")
@@ -225,7 +225,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class KLEstimate:
-    """KL(policy || reference) in nats a response, averaged over prompts, with standard error."""
+    """An estimate of KL(policy || reference) in nats for each response, averaged over prompts, with standard error."""
 
     mean: float
     standard_error: float
@@ -239,7 +239,7 @@ def kl_from_samples(
     policy_log_probs: Shaped[np.ndarray, "prompts ..."],
     reference_log_probs: Shaped[np.ndarray, "prompts ..."],
 ) -> KLEstimate:
-    """Monte-Carlo KL: the mean log-ratio of responses sampled from the policy at temperature 1.
+    """Estimates the KL by Monte Carlo: the mean log-ratio of responses sampled from the policy at temperature 1.
 
     Args:
       policy_log_probs, reference_log_probs: [prompts] or [prompts, samples], sums over the tokens
@@ -247,8 +247,8 @@ def kl_from_samples(
         give another quantity.
 
     Returns:
-      The mean and its standard error over prompts (a prompt's samples are averaged first); unbiased,
-      so a small KL may come out slightly negative. The error is 0 for a single prompt.
+      The mean and its standard error over prompts (a prompt's samples are averaged first). The estimate is unbiased,
+      so a small KL may be slightly negative. The error is 0 for a single prompt.
     """
     policy = _finite("policy_log_probs", policy_log_probs)
     reference = _finite("reference_log_probs", reference_log_probs)

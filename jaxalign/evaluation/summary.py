@@ -1,4 +1,4 @@
-"""The printed summary of an evaluation, readable in 100 columns."""
+"""The printed summary of an evaluation, at most 100 columns wide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NAME_WIDTH = 16
 
 
 def summary_text(result: Mapping[str, Any]) -> str:
-    """Tables of evaluation.json: policies, head to head, V, ranking, and the plots' paths."""
+    """Returns the tables of evaluation.json: policies, head to head, V, ranking, and the plots' paths."""
     settings, policies = result["settings"], result["policies"]
     blocks = [f"{settings['num_prompts']} prompts of {settings['prompts']}", *_cautions(result)]
     if settings["judges"]:
@@ -28,7 +28,7 @@ def summary_text(result: Mapping[str, Any]) -> str:
 
 
 def _cautions(result: Mapping[str, Any]) -> list[str]:
-    """What was left out or cut before anything was measured; nothing if all was read whole."""
+    """Returns lines about records and prompts that were left out or cut before measuring; empty if there were none."""
     lines = []
     if rejected := result["settings"]["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
@@ -119,13 +119,13 @@ def _values(policies: Mapping[str, Any]) -> str:
 
 
 def _ranking(policies: Mapping[str, Any]) -> str:
-    """Methods of every policy; those that no policy changes (the baselines) once."""
+    """Returns a table of the methods of every policy; the baselines, which are equal for all policies, appear once."""
     rows, shown = [], set()
     for name, report in policies.items():
         for method, result in report.get("ranking", {}).items():
             own = method.startswith(OWN_METHODS)
             label = f"{_short(name)}: {method}" if own else method
-            # The reference's own log-ratio is 0 throughout and ranks nothing.
+            # The reference's own log-ratio is 0 everywhere and ranks nothing.
             if label in shown or (own and result["spearman"] is None):
                 continue
             shown.add(label)
@@ -139,7 +139,7 @@ def _ranking(policies: Mapping[str, Any]) -> str:
                     "order": own,
                 }
             )
-    # Baselines last.
+    # The baselines come last.
     rows.sort(key=lambda row: not row.pop("order"))
     return text_table(rows) if rows else ""
 

@@ -1,4 +1,4 @@
-"""Text and Markdown tables, without dependencies."""
+"""Makes text and Markdown tables, without dependencies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 def format_cell(value: Any, digits: int = 3) -> str:
-    """Numbers with `digits` decimals (integers as they are), NaN and None as a dash."""
+    """Formats numbers with `digits` decimals (integers unchanged), NaN and None as a dash."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -23,12 +23,12 @@ def format_cell(value: Any, digits: int = 3) -> str:
 
 
 def format_interval(mean: float, low: float, high: float, digits: int = 3) -> str:
-    """`0.789 [0.760, 0.815]`."""
+    """Returns text such as `0.789 [0.760, 0.815]`."""
     return f"{mean:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def format_spread(mean: float, spread: float | None, digits: int = 3) -> str:
-    """`0.789 ± 0.012`, without the spread when it is undefined (a single seed)."""
+    """Returns text such as `0.789 ± 0.012`, without the spread if it is undefined (a single seed)."""
     if spread is None or math.isnan(spread):
         return f"{mean:z.{digits}f}"
     return f"{mean:z.{digits}f} ± {spread:.{digits}f}"
@@ -39,7 +39,7 @@ def _cells(rows: Sequence[Row], columns: Sequence[str], digits: int) -> list[lis
 
 
 def _columns(rows: Sequence[Row], columns: Sequence[str] | None) -> list[str]:
-    """The columns asked for, or every key in order of first appearance."""
+    """Returns the requested columns, or every key in order of first appearance."""
     return list(columns) if columns else list(dict.fromkeys(key for row in rows for key in row))
 
 
@@ -50,7 +50,7 @@ def _is_number(cell: str) -> bool:
 def text_table(
     rows: Sequence[Row], columns: Sequence[str] | None = None, *, digits: int = 3
 ) -> str:
-    """Aligned plain text: a header, a rule, one line a row; text left, numbers right."""
+    """Returns aligned plain text: a header, a rule, and one line for each row; text is left-aligned and numbers right-aligned."""
     names = _columns(rows, columns)
     cells = _cells(rows, names, digits)
     widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
@@ -68,7 +68,7 @@ def text_table(
 def markdown_table(
     rows: Sequence[Row], columns: Sequence[str] | None = None, *, digits: int = 3
 ) -> str:
-    """A Markdown table of the same content; pipes inside cells are escaped."""
+    """Returns a Markdown table of the same content; pipes inside cells are escaped."""
     names = _columns(rows, columns)
     cells = _cells(rows, names, digits)
     right = [bool(cells) and all(_is_number(line[i]) for line in cells) for i in range(len(names))]

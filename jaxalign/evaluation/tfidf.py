@@ -1,4 +1,4 @@
-"""A TF-IDF linear model of feedback: the baseline that knows words and nothing else."""
+"""A TF-IDF linear model of feedback: a baseline that uses only the words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def text_features(prompt: str, response: str) -> list[str]:
-    """Words and word pairs of the response, and words of the prompt, kept apart by a prefix."""
+    """Returns words and word pairs of the response, and words of the prompt, distinguished by a prefix."""
     words = _WORD.findall(response.lower())
     pairs = [f"{a} {b}" for a, b in itertools.pairwise(words)]
     return ["r:" + f for f in words + pairs] + ["p:" + w for w in _WORD.findall(prompt.lower())]
@@ -69,7 +69,7 @@ class TfidfRidge:
     def predict(
         self, prompts: Sequence[str], responses: Sequence[str]
     ) -> Float[np.ndarray, " items"]:
-        """Predicted feedback of other texts; unknown words are ignored."""
+        """Returns the predicted feedback of other texts; unknown words are ignored."""
         documents = [text_features(p, r) for p, r in zip(prompts, responses, strict=True)]
         if not self._columns:
             return np.full(len(documents), self._intercept)
