@@ -1,7 +1,7 @@
-"""The commands, and what their functions look like, read without importing them.
+"""The commands and the signatures of their functions, read without importing the functions.
 
 A command is one function with keyword parameters. Its flags and its help come from the source text of
-that function, so that help and spelling mistakes are answered at once, before JAX or TensorFlow load.
+that function, so that help and spelling errors are reported at once, before JAX or TensorFlow load.
 """
 
 import ast
@@ -18,27 +18,27 @@ _PACKAGE = Path(jaxalign.__file__).resolve().parent
 
 
 class UsageError(UserError):
-    """A command line or gin configuration that cannot be understood."""
+    """An error for a command line or gin configuration that cannot be interpreted."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command: the function that does it, a line for the list of commands, and what it says when it is done.
+    """One command: its function, its line in the list of commands, and the text that it prints at the end.
 
     Attributes:
-      name: as typed.
-      module: of the function.
-      function: its name.
+      name: the name as typed.
+      module: the module of the function.
+      function: the name of the function.
       summary: the line for the list of commands.
-      done: a format string over the function's ``result``; empty for functions that print for themselves.
-      configured_as: another command, whose gin bindings this one takes for the parameters that both have.
-      dispensable: gin macros that this command can do without, and the values they get where they have none.
-      registers_tasks: whether the command reads tasks, so that what REGISTER_TASKS lists is called first.
-      dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises what the command would soon
-        have raised.
-      distributed: whether several processes can do it together.
-      model_file: a gin file that is read after the user's where these describe a model, so that the command takes it.
-      positional: the parameter that the first argument is for, if it is not a flag.
+      done: a format string over the function's ``result``; empty for functions that print their own text.
+      configured_as: another command whose gin bindings this command uses for the parameters that both have.
+      dispensable: gin macros that this command does not require, and the values they get if they have none.
+      registers_tasks: whether the command reads tasks, so that the functions in REGISTER_TASKS are called first.
+      dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises the errors that the command
+        would soon raise.
+      distributed: whether several processes can run it together.
+      model_file: a gin file that is read after the user's files if these describe a model, so that the command uses it.
+      positional: the parameter that the first argument sets, if it is not a flag.
     """
 
     name: str
@@ -187,13 +187,13 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether the function has no default for it."""
+        """Whether the parameter has no default."""
         return self.default is None
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """A command's function: its docstring without the list of arguments, and its parameters by name."""
+    """The signature of a command's function: its docstring without the list of arguments, and its parameters by name."""
 
     summary: str
     parameters: dict[str, Parameter]
@@ -203,7 +203,7 @@ def read_signature(command: Command) -> Signature:
     """Reads a command's parameters, defaults and docstring from its source file.
 
     Raises:
-      LookupError: if the file does not define the function at its top level.
+      LookupError: the file does not define the function at its top level.
     """
     tree = ast.parse(command.source.read_text(encoding="utf-8"))
     for node in tree.body:
@@ -236,16 +236,16 @@ def _signature(node: ast.FunctionDef) -> Signature:
 
 
 def _is_function(argument: ast.arg) -> bool:
-    """Whether a parameter takes a function, which no flag can give."""
+    """Returns whether a parameter takes a function, which no flag can set."""
     return argument.annotation is not None and "Callable[" in ast.unparse(argument.annotation)
 
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
-    """Splits a docstring into what comes before `Args:` and each argument's description.
+    """Splits a docstring into the text before `Args:` and each argument's description.
 
     Returns:
-      The text before the first section, and a dict from argument name to its description on one line; names that are documented
-      together, as in `a, b: text`, share it.
+      The text before the first section, and a dict from argument name to its description on one line. Names that are documented
+      together, as in `a, b: text`, share the description.
     """
     summary, _, rest = docstring.partition("\nArgs:\n")
     summary = re.split(r"\n(?:Returns|Raises|Yields):\n", summary)[0].strip()

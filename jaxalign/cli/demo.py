@@ -1,4 +1,4 @@
-"""`jaxalign demo`: the whole method on bundled data, as the commands that a user would type."""
+"""The command `jaxalign demo`: the whole method on bundled data, as the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SEPARATOR = "=" * 100
 def demo(output_dir: str = "runs/demo") -> None:
     """Trains an SFT policy and aligns it by DRO-V on bundled dialogue acts, then compares the two.
 
-    Needs no download. Every step is printed as the command that does it; started again, it continues where it stopped.
+    Needs no download. Every step prints the command that performs it. If the demo is started again, it continues where it stopped.
 
     Args:
       output_dir: the folder for data, runs and evaluation.
@@ -80,7 +80,7 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
 
 
 def _shown(command: list[str]) -> str:
-    """The command as one would type it, one flag a line."""
+    """Returns the command as one would type it, with one flag on each line."""
     parts = [shlex.quote(part) for part in command]
     return " \\\n    ".join([" ".join(parts[:2]), *parts[2:]])
 
@@ -90,7 +90,7 @@ def _run(command: list[str]) -> None:
 
     from jaxalign.cli.main import main
 
-    # Each command starts from an empty configuration, as it would in a process of its own.
+    # Each command starts from an empty configuration, as in a separate process.
     gin.clear_config()
     sys.stdout.flush()
     if main(command) != 0:

@@ -1,4 +1,4 @@
-"""From argument strings to flag values: T5X's gin flags, and a plain flag per parameter of the command."""
+"""Converts argument strings to flag values: T5X's gin flags, and a plain flag for each parameter of the command."""
 
 import dataclasses
 import difflib
@@ -49,13 +49,13 @@ class Setting(NamedTuple):
 
 @dataclasses.dataclass
 class Flags:
-    """What a command line asked for.
+    """The flags that a command line sets.
 
     Attributes:
-      gin_file: files to read, in order.
-      gin_import: modules that these files may import besides those of jaxalign.
-      settings: macros and gin parameters to set after the files, in order.
-      parameters: values of plain flags by parameter name.
+      gin_file: the files to read, in order.
+      gin_import: the modules that these files may import in addition to those of jaxalign.
+      settings: the macros and gin parameters to set after the files, in order.
+      parameters: the values of plain flags by parameter name.
     """
 
     gin_file: list[str] = dataclasses.field(default_factory=list)
@@ -76,11 +76,11 @@ class Flags:
 def parse_flags(arguments: Sequence[str], signature: Signature) -> Flags:
     """Reads the arguments after the command's name.
 
-    ``--name=value`` and ``--name value`` are the same; a boolean may stand alone, or be denied as ``--noname``;
-    a list is separated by commas or given by repetition.
+    ``--name=value`` and ``--name value`` are equivalent. A boolean flag may have no value, or be negated as ``--noname``.
+    A list is separated by commas or given by repeating the flag.
 
     Raises:
-      UsageError: on an unknown flag, a value of the wrong type, or an argument that is not a flag.
+      UsageError: a flag is unknown, a value has the wrong type, or an argument is not a flag.
     """
     flags = Flags()
     queue = list(arguments)
@@ -121,7 +121,7 @@ def parse_flags(arguments: Sequence[str], signature: Signature) -> Flags:
 
 
 def _resolve(name: str, signature: Signature) -> tuple[str, bool]:
-    """The flag that a spelling means, and whether it was denied by a leading ``no``."""
+    """Returns the flag that a spelling means, and whether it was negated by a leading ``no``."""
     known = [*(flag for flag in COMMON_FLAGS if flag.islower() and "." not in flag)]
     known += signature.parameters
     if name in known:
@@ -187,6 +187,6 @@ def _parse_switch(name: str, text: str) -> bool:
 
 
 def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """A question with the most similar known name, or nothing."""
+    """Returns a question with the most similar known name, or ''."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {prefix}{matches[0]}?" if matches else ""

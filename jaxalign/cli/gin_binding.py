@@ -1,8 +1,8 @@
-"""References to functions, such as `@pairwise.dpo_loss`, become the function with the values that gin has bound at that moment.
+"""Replaces references to functions, such as `@pairwise.dpo_loss`, by the function with its current gin values.
 
-gin's own reference is a live wrapper: it looks its values up whenever it is called. An objective that holds one computes another loss
-after a later binding, and fails after `gin.clear_config()`. A bound reference gives a `functools.partial` to whatever is constructed
-with it, so the objective owns its hyperparameters.
+gin's own reference is a wrapper that looks up its values whenever it is called. An objective that holds such a wrapper computes another
+loss after a later binding, and fails after `gin.clear_config()`. A bound reference passes a `functools.partial` to the object that is
+constructed with it, so an objective keeps its hyperparameters.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ class _BoundReference(gin.config.ConfigurableReference):
 
 
 def bind_functions(*, except_macro: str | None = None) -> None:
-    """Turns the function references of the current configuration into bound ones; call it when the configuration is complete.
+    """Replaces the function references of the current configuration by bound ones; call it when the configuration is complete.
 
     References that are evaluated (`@f()`) and references to classes stay as they are.
 
     Args:
-      except_macro: a macro that lists functions to call later, whose references also stay.
+      except_macro: a macro that lists functions to call later; its references also stay as they are.
     """
     for key, parameters in gin.config._CONFIG.items():
         if key == (except_macro, "gin.macro"):
@@ -48,14 +48,14 @@ def _bound(configurable: gin.config.Configurable) -> Callable[..., Any]:
 
 
 def _record(selector: str, values: dict[str, Any]) -> None:
-    """Puts values into the operative configuration, as gin's wrapper does when it is called."""
+    """Records values in the operative configuration, as gin's wrapper does when it is called."""
     key = (gin.current_scope_str(), selector)
     with gin.config._OPERATIVE_CONFIG_LOCK:
         gin.config._OPERATIVE_CONFIG.setdefault(key, {}).update(values)
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """Defaults of a function's hyperparameters, which are its keyword-only parameters."""
+    """Returns the defaults of a function's hyperparameters, which are its keyword-only parameters."""
     return {
         parameter.name: parameter.default
         for parameter in inspect.signature(function).parameters.values()

@@ -1,7 +1,7 @@
-"""Checks of a parsed gin configuration: macros that nothing reads, values that are still missing.
+"""Checks a parsed gin configuration for macros that nothing reads and for missing values.
 
-gin by itself accepts a misspelt macro (it is simply never read) and reports a missing value only when the
-function is called. Both are found here, before anything is computed.
+gin itself accepts a misspelt macro (it is simply never read) and reports a missing value only when the
+function is called. This module reports both before anything is computed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ _REQUIRED = "gin.REQUIRED"
 # A macro with a list of functions that register seqio tasks, called before any command: [@tasks.register_jsonl_task].
 REGISTER_TASKS = "REGISTER_TASKS"
 
-# Macros that come with a file of `gin_configs/`, and from which folder.
+# Macros that a file of `gin_configs/` sets, with the folder of that file.
 _SET_BY = {
     "MODEL": "models",
     "POLICY": "models",
@@ -44,17 +44,17 @@ def check(
     also_used: str | None = None,
     with_tasks: bool = True,
 ) -> None:
-    """Checks the configuration that gin holds for the function with this selector: types, effects, what is missing.
+    """Checks gin's configuration for the function with this selector: value types, unused settings, missing values.
 
     Args:
-      selector: full name of the command's function.
-      settings: what the command line set, which must have an effect.
-      also_used: full name of a function whose bindings may stand on the command line too, to no effect here.
+      selector: the full name of the command's function.
+      settings: the settings of the command line; each must have an effect.
+      also_used: the full name of a function whose bindings are also allowed on the command line, although they have no effect here.
       with_tasks: whether the functions of `REGISTER_TASKS` are called.
 
     Raises:
-      UsageError: on a value of another type, a macro that is read but never set, a required value that is missing, an unknown
-        reference, or a command-line binding that nothing reads.
+      UsageError: a value has another type, a macro is read but never set, a required value is missing, a reference is unknown,
+        or nothing reads a command-line binding.
     """
     config: Mapping[Key, Mapping[str, Any]] = gin.config._CONFIG
     reached = _reachable(config, selector, with_tasks=with_tasks)
@@ -70,10 +70,10 @@ def check(
 
 
 def registrations() -> list[Any]:
-    """The functions that `REGISTER_TASKS` refers to.
+    """Returns the functions to which `REGISTER_TASKS` refers.
 
     Raises:
-      UsageError: if it is not a list of references without parentheses.
+      UsageError: the value is not a list of references without parentheses.
     """
     value = gin.config._CONFIG.get((REGISTER_TASKS, _MACRO), {}).get("value", [])
     if not isinstance(value, list) or not all(
@@ -105,7 +105,7 @@ def _check_required(config: Mapping[Key, Mapping[str, Any]], reached: set[Key]) 
 
 
 def _remedies(unset: list[str], required: list[str]) -> list[str]:
-    """What to do about missing values: files to add for what whole files set, flags for the others."""
+    """Returns remedies for missing values: gin files to add for macros that a file sets, flags for the others."""
     folders = sorted({_SET_BY[name] for name in unset if name in _SET_BY})
     flags = [
         f"--{name}=..." if name.isupper() else f"--gin.{name}=..."
@@ -117,7 +117,7 @@ def _remedies(unset: list[str], required: list[str]) -> list[str]:
 
 
 def _check_t5x_macros(config: Mapping[Key, Mapping[str, Any]], read: set[str]) -> None:
-    """Refuses macros in files that only T5X reads: whoever sets one expects an effect."""
+    """Refuses macros in files that only T5X reads, because a user who sets one expects an effect."""
     for name in sorted(scope for scope, selector in config if selector == _MACRO):
         told = t5x_names.advice(name)
         if name not in read and told is not None:
@@ -141,7 +141,7 @@ def _check_effect(setting: Setting, read: set[str], used_selectors: set[str]) ->
 def _reachable(
     config: Mapping[Key, Mapping[str, Any]], selector: str, *, with_tasks: bool = True
 ) -> set[Key]:
-    """Keys of all bindings that calling the function can read: its own, and those of what they refer to."""
+    """Returns the keys of all bindings that a call of the function can read: its own, and those of its references."""
     by_selector: dict[str, list[Key]] = {}
     for key in config:
         by_selector.setdefault(key[1], []).append(key)
@@ -159,13 +159,13 @@ def _reachable(
             scope = "/".join(reference.scopes)
             if name == _CONSTANT:
                 continue
-            # A scoped reference also reads the unscoped bindings, so any scope counts, except for macros.
+            # A scoped reference also reads the unscoped bindings, so any scope is included, except for macros.
             queue += [(scope, name)] if name == _MACRO else [("", name), *by_selector.get(name, [])]
     return reached
 
 
 def called(selector: str) -> set[str]:
-    """Selectors of what is called when the arguments of a function are built: the references with parentheses that it reaches."""
+    """Returns the selectors called when a function's arguments are built: the references with parentheses that it reaches."""
     config = gin.config._CONFIG
     keys = _reachable(config, selector, with_tasks=False)
     return {
@@ -177,10 +177,10 @@ def called(selector: str) -> set[str]:
 
 
 def check_cycles() -> None:
-    """Refuses macros that refer to each other in a circle, which gin would follow for ever.
+    """Refuses macros that refer to each other in a cycle, which gin would follow without end.
 
     Raises:
-      UsageError: naming the macros.
+      UsageError: there is a cycle; the message names the macros.
     """
     config = gin.config._CONFIG
     graph = {
@@ -215,7 +215,7 @@ def _macros_read(parameters: Mapping[str, Any]) -> set[str]:
 
 
 def is_required(value: Any) -> bool:
-    """Whether a bound value is ``%gin.REQUIRED``."""
+    """Returns whether a bound value is ``%gin.REQUIRED``."""
     return (
         isinstance(value, gin.config.ConfigurableReference)
         and value.configurable.selector == _CONSTANT

@@ -1,4 +1,4 @@
-"""gin's errors in one line: file, line, what is wrong, and the nearest name that exists."""
+"""Reports gin's errors in one line: file, line, the error, and the nearest existing name."""
 
 import contextlib
 import inspect
@@ -27,7 +27,7 @@ _PARSE_ERRORS = (
 
 @contextlib.contextmanager
 def explained(source: str) -> Iterator[None]:
-    """Turns gin's errors, which span lines and may carry the whole configuration, into one line."""
+    """Converts gin's errors, which span lines and may include the whole configuration, to one line."""
     try:
         yield
     except UsageError:
@@ -47,7 +47,7 @@ def _explain(error: Exception, source: str) -> str:
     if isinstance(error, KeyError):
         message = message.strip("'\"")
     locations = re.findall(r'In file "([^"]*)", line (\d+)', str(error))
-    # An include adds one location per level; the first is where the mistake stands.
+    # An include adds one location for each level; the first is the location of the error.
     where = f"{_shortest(locations[0][0])}:{locations[0][1]}" if locations else source
     return f"{where}: {_reworded(message)}"
 
@@ -81,7 +81,7 @@ def _shortest(path: str) -> str:
 
 
 def _parameters_of(selector: str) -> list[str]:
-    """Names of the parameters of a registered function or class, for suggestions."""
+    """Returns the names of the parameters of a registered function or class, for suggestions."""
     matches = gin.config._REGISTRY.matching_selectors(selector)
     if len(matches) != 1:
         return []

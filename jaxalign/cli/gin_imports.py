@@ -1,8 +1,9 @@
-"""A gin file is code: which modules it may import, and what a dry run may call of it.
+"""Restricts the modules that a gin file may import, and the functions that a dry run may call.
 
-``import`` in a gin file runs a module, and ``@function()`` calls a function when the command's arguments are built. Files may
-therefore import modules of jaxalign and those that the user names with ``--gin_import``, and refer to what is defined in these. That
-keeps a downloaded file from calling ``os.system``; it does not make functions of jaxalign harmless with the values of a stranger.
+A gin file is code: ``import`` in a gin file runs a module, and ``@function()`` calls a function when the command's arguments are built.
+Therefore files may import only modules of jaxalign and those that the user names with ``--gin_import``, and may refer only to objects
+defined in these. This prevents a downloaded file from calling ``os.system``. It does not make functions of jaxalign safe with values
+from an untrusted source.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ _OPTIMIZERS = "jaxalign.training.optimizers"
 
 @contextlib.contextmanager
 def allowing(modules: Sequence[str]) -> Iterator[None]:
-    """Lets the gin files that are parsed meanwhile import these modules and what lies in them, and no others."""
+    """A context in which gin files may import these modules and their submodules, and no others."""
     context = gin.config.ParseContext
     original = context.process_import
 
@@ -43,10 +44,10 @@ def allowing(modules: Sequence[str]) -> Iterator[None]:
 
 
 def check_origin(modules: Sequence[str]) -> None:
-    """Checks that everything that the configuration names is defined in an allowed module, not merely reachable through one.
+    """Checks that every object that the configuration names is defined in an allowed module, not only reachable through one.
 
     Raises:
-      UsageError: naming the function or class.
+      UsageError: an object is defined elsewhere; the message names the function or class.
     """
     for selector in _selectors():
         target = gin.config._REGISTRY[selector].wrapped
@@ -59,7 +60,7 @@ def check_origin(modules: Sequence[str]) -> None:
 
 
 def called_by(command: Command) -> list[str]:
-    """What is called to build the arguments of a command and is no setting of jaxalign, by its name in gin."""
+    """Returns the gin names of the functions called to build a command's arguments that are not settings of jaxalign."""
     return sorted(
         f"@{gin.config._REGISTRY.minimal_selector(name)}()"
         for name in gin_checks.called(command.selector)
@@ -69,7 +70,7 @@ def called_by(command: Command) -> list[str]:
 
 
 def is_setting(target: Any, modules: Sequence[str] = ALWAYS) -> bool:
-    """Whether calling this only makes an object that holds values: a dataclass of these modules, or an optimizer of jaxalign."""
+    """Returns whether a call only makes an object that holds values: a dataclass of these modules, or an optimizer of jaxalign."""
     module = getattr(target, "__module__", "") or ""
     if module == _OPTIMIZERS:
         return True

@@ -1,4 +1,4 @@
-"""Objectives from the gin files that users train with, for programs that call `train` themselves."""
+"""Builds objectives from the gin files that users train with, for programs that call `train` themselves."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jaxalign.objectives.base import Objective
 def objective_from_gin(
     names: Sequence[str], macros: Mapping[str, Any], *, policy: Any, train_steps: int = 1000
 ) -> Objective:
-    """The objective of gin files ``objectives/<name>.gin``. It keeps its hyperparameters; gin's configuration is empty afterwards.
+    """Returns the objective of gin files ``objectives/<name>.gin``; it keeps its hyperparameters, and gin's configuration is then empty.
 
     Args:
-      names: files; later ones override earlier ones.
+      names: the names of the files; later files override earlier ones.
       macros: values of macros, such as ``BETA``.
       policy: the policy network, which also gives ``MODEL`` if it has a configuration.
-      train_steps: the run's, for schedules of a method.
+      train_steps: the steps of the run, for schedules of a method.
 
     Raises:
-      UserError: a macro that no file defines.
+      UserError: no file defines a macro.
     """
     gin.clear_config()
-    # gin logs every search path in which a file is not.
+    # gin logs every search path that does not contain a file.
     gin.config._LOCATION_PREFIXES[:] = [
         path for path in gin_config_paths() if (Path(path) / "objectives").is_dir()
     ]

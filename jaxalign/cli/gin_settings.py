@@ -1,4 +1,4 @@
-"""Macros and parameters that the command line sets, bound in gin as the type that their readers take."""
+"""Binds the macros and parameters of the command line in gin, with the type that their readers take."""
 
 import contextlib
 import importlib
@@ -19,13 +19,13 @@ _MACRO = "gin.macro"
 
 
 def apply(settings: Iterable[Setting]) -> None:
-    """Binds settings in gin; of two with one name the later wins.
+    """Binds settings in gin; of two settings with the same name the later one is used.
 
-    A value that starts as a reference does (``@function()``, ``%MACRO``), or a list or mapping that holds one, is gin's own syntax.
-    Every other value is read by `values.parse_setting`, after the references: these decide who reads it.
+    A value that starts like a reference (``@function()``, ``%MACRO``), or a list or mapping that holds one, is gin's own syntax.
+    `values.parse_setting` reads every other value. It runs after the references, because these decide which parameters read the value.
 
     Raises:
-      UsageError: naming the flag, if its name or value cannot be read.
+      UsageError: the name or value of a setting cannot be read; the message names the flag.
     """
     last = {setting.key: setting for setting in settings}
     plain = [setting for setting in last.values() if not _is_reference(setting.text)]
@@ -49,14 +49,14 @@ def _bind(setting: Setting) -> None:
             f"could not read the value of {setting.flag}={setting.text}; is a bracket or quote left open?"
         )
     with _advised(setting):
-        # A literal as `nan` has no spelling in gin.
+        # A literal such as `nan` has no spelling in gin.
         key = setting.key if "." in setting.key else f"{setting.key}/{_MACRO}.value"
         gin.bind_parameter(key, value)
 
 
 @contextlib.contextmanager
 def _advised(setting: Setting) -> Iterator[None]:
-    """Explains gin's errors about a setting; for a name that only T5X has, by what does the same here."""
+    """Explains gin's errors about a setting; for a name that only T5X has, with the equivalent setting of jaxalign."""
     try:
         with explained(f"{setting.flag}={setting.text}"):
             yield
@@ -73,7 +73,7 @@ def _is_reference(text: str) -> bool:
 
 
 def bind_parameter(selector: str, name: str, value: Any) -> None:
-    """Sets a parameter of the command; where a macro stands for it, the macro, for others may read it too."""
+    """Sets a parameter of the command; if a macro supplies it, sets the macro, because other parameters may read it too."""
     bound = gin.config._CONFIG.get(("", selector), {}).get(name)
     macro = macro_of(bound)
     if macro and not macro.startswith("gin."):
@@ -83,7 +83,7 @@ def bind_parameter(selector: str, name: str, value: Any) -> None:
 
 
 def expand_home() -> None:
-    """Replaces ``~`` in every value that gin holds."""
+    """Replaces ``~`` in every value of gin's configuration."""
     for (scope, selector), parameters in list(gin.config._CONFIG.items()):
         for name, value in list(parameters.items()):
             expanded = values.expand_home(value)
@@ -92,13 +92,13 @@ def expand_home() -> None:
 
 
 def register(target: Any, module: str) -> None:
-    """Makes a function or class configurable under its module's name, unless a gin file already did."""
+    """Makes a function or class configurable under its module's name, unless a gin file has already done so."""
     if gin.config._inverse_lookup(target) is None:
         gin.external_configurable(target, module=module)
 
 
 def macro_of(value: Any) -> str:
-    """The macro that a bound value refers to, or ''."""
+    """Returns the macro that a bound value refers to, or ''."""
     is_macro = (
         isinstance(value, gin.config.ConfigurableReference)
         and value.configurable.selector == _MACRO
@@ -107,7 +107,7 @@ def macro_of(value: Any) -> str:
 
 
 def annotations_of(target: Callable[..., Any]) -> dict[str, str]:
-    """The annotations of a function's or class's parameters, as written."""
+    """Returns the annotations of a function's or class's parameters, as written."""
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -122,7 +122,7 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def _annotations(key: str) -> Iterator[str]:
-    """The annotations of the parameters that a macro or parameter sets, through other macros too."""
+    """Yields the annotations of the parameters that a macro or parameter sets, also through other macros."""
     selector = _selector(key)
     if selector:
         matches = gin.config._REGISTRY.matching_selectors(selector)
@@ -149,13 +149,15 @@ def _annotations(key: str) -> Iterator[str]:
 
 
 def _selector(key: str) -> str:
-    """The function or class of ``scope/function.parameter``; '' for a macro."""
+    """Returns the function or class of ``scope/function.parameter``; '' for a macro."""
     return key.rpartition("/")[2].rpartition(".")[0]
 
 
 def _register_by_name(selector: str) -> None:
-    """Registers what a command-line name means, if no file has used it: `adafactor` or `optimizers.adafactor`
-    when some file imported `jaxalign.training.optimizers`, or a full dotted name."""
+    """Registers the object that a command-line name means, if no file has used it.
+
+    The name is `adafactor` or `optimizers.adafactor` if some file imported `jaxalign.training.optimizers`, or a full dotted name.
+    """
     if gin.config._REGISTRY.matching_selectors(selector):
         return
     *parents, name = selector.split(".")

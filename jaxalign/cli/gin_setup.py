@@ -1,8 +1,8 @@
-"""Reading gin files and bindings for a command, with every problem told in one line.
+"""Reads gin files and bindings for a command, and reports every error in one line.
 
 gin is used with dynamic registration: files import the modules whose functions they configure, and the
-library itself carries no gin decorators. Bindings from the command line may use the shortest name that is
-unique (`train.batch_size`, `DROV.temperature`), whether or not a file has mentioned the function.
+library itself has no gin decorators. Bindings from the command line may use the shortest name that is
+unique (`train.batch_size`, `DROV.temperature`), even if no file has mentioned the function.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 from jaxalign.cli.gin_errors import explained
 
-# A command that keeps its configuration has this parameter, a function that gives the text.
+# A command that saves its configuration has this parameter, a function that returns the text.
 _CONFIGURATION = "configuration"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def gin_config_paths() -> list[str]:
-    """The folders in which gin files are looked up: the current one, then jaxalign's own `gin_configs`.
+    """Returns the folders in which gin files are searched: the current one, then jaxalign's own `gin_configs`.
 
-    The parent of `gin_configs` is among them, so `gin_configs/runs/finetune.gin` and `runs/finetune.gin` name the
-    same file from any folder, in a checkout and in an installed package alike.
+    The parent of `gin_configs` is included, so `gin_configs/runs/finetune.gin` and `runs/finetune.gin` name the
+    same file from any folder, both in a checkout and in an installed package.
     """
     for parent in (_PACKAGE.parent, _PACKAGE):
         if (parent / "gin_configs" / "models").is_dir():
@@ -50,10 +50,10 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
       The command's function with its parameters bound.
 
     Raises:
-      UsageError: naming the file and line, the flag or the binding at fault.
+      UsageError: the configuration is invalid; the message names the file and line, the flag or the binding.
     """
     gin.clear_config()
-    # gin can only add search paths; the user's have to come before ours, and none may remain from an earlier call.
+    # gin can only add search paths. The user's paths must come before ours, and none may remain from an earlier call.
     _read_plain_files_only()
     gin.config._LOCATION_PREFIXES[:] = [*flags.gin_search_paths, *gin_config_paths()]
     function = getattr(importlib.import_module(command.module), command.function)
@@ -87,10 +87,10 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
 
 
 def _take_bindings(command: Command, signature: Signature) -> str | None:
-    """Copies what is bound for the command that this one is configured as, and fills in what it can do without.
+    """Copies the bindings of the command that this one is configured as, and sets the macros that this one does not require.
 
     Returns:
-      The full name of the other command's function.
+      The full name of the other command's function, or None.
     """
     if command.configured_as is None:
         return None
@@ -108,8 +108,10 @@ def _take_bindings(command: Command, signature: Signature) -> str | None:
 
 
 def _read_plain_files_only() -> None:
-    """Takes away gin's second reader, for files inside Python packages, which logs an error for every folder
-    where a file is not."""
+    """Removes gin's second reader, for files inside Python packages.
+
+    It logs an error for every folder that does not contain a file.
+    """
     gin.config._FILE_READERS[:] = [(_open, lambda path: os.path.isfile(os.path.expanduser(path)))]
 
 
@@ -120,11 +122,11 @@ def _open(path: str) -> TextIO:
 def describe(function: Callable[..., Any], command: Command) -> str:
     """Checks a configuration without calling the command, and returns its text.
 
-    Only settings of jaxalign are built (`gin_imports.is_setting`): their constructors compare values and do nothing else. Where the
-    command refers to the result of anything else, nothing is built, and what was not checked is said.
+    Only settings of jaxalign are built (`gin_imports.is_setting`): their constructors compare values and do nothing else. If the
+    command refers to the result of any other call, nothing is built, and a message names the calls that were not made.
 
     Raises:
-      UserError: if a value is refused by the class that it is for, or a file that the command needs is missing.
+      UserError: a class refuses a value, or a file that the command needs is missing.
     """
     others = gin_imports.called_by(command)
     if others:
@@ -141,14 +143,14 @@ def describe(function: Callable[..., Any], command: Command) -> str:
 
 
 def run(function: Callable[..., Any], *, registers_tasks: bool = True) -> Any:
-    """Registers the tasks that `REGISTER_TASKS` lists, calls the command with what gin has bound, and returns its result.
+    """Registers the tasks that `REGISTER_TASKS` lists, calls the command with its gin bindings, and returns its result.
 
     Args:
-      function: the command's, with its parameters bound.
+      function: the function of the command, with its parameters bound.
       registers_tasks: False for a command that reads no task.
 
     Raises:
-      UsageError: if a class or function that the configuration refers to refuses its values.
+      UsageError: a class or function that the configuration refers to refuses its values.
     """
     with _construction_explained():
         if registers_tasks:
@@ -161,10 +163,10 @@ def run(function: Callable[..., Any], *, registers_tasks: bool = True) -> Any:
 
 @contextlib.contextmanager
 def _construction_explained() -> Iterator[None]:
-    """Names the class or function whose values were refused, in the errors of what gin builds for the command.
+    """Adds the name of the class or function that refused its values to errors from objects that gin builds for the command.
 
-    gin builds arguments before it calls the command, and notes in each error which call it came from; an error
-    from inside the command itself carries the command's name and passes.
+    gin builds arguments before it calls the command, and notes in each error the call that caused it. An error
+    from inside the command itself carries the command's name and is not changed.
     """
     try:
         yield
@@ -180,7 +182,7 @@ def _construction_explained() -> Iterator[None]:
 
 
 def _with_macro(message: str, configurable: str) -> str:
-    """Names the macro that set a parameter, as ``loop.train_steps (TRAIN_STEPS) is 0``; users know only the macro."""
+    """Names the macro that set a parameter, as ``loop.train_steps (TRAIN_STEPS) is 0``, because users know only the macro."""
     found = re.match(r"\w+\.(\w+) is ", message)
     for (_, selector), bound in gin.config._CONFIG.items():
         if found and selector.rpartition(".")[2] == configurable:
@@ -216,7 +218,7 @@ def _parse_file(file: str, modules: Sequence[str]) -> None:
 
 
 def _advice_on_file(file: str) -> str:
-    """What does the same as the names of T5X's in a file that could not be read."""
+    """Returns the equivalents of T5X names in a file that could not be read."""
     found = next(p for p in gin.config._LOCATION_PREFIXES if Path(p, file).is_file())
     told = t5x_names.advice_on_file(Path(found, file).read_text(encoding="utf-8", errors="replace"))
     more = f" and {len(told) - 3} more" if len(told) > 3 else ""

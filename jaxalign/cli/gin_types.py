@@ -1,7 +1,8 @@
-"""Are bound values of the types that the parameters say? Told before anything is built, naming the macro or parameter.
+"""Checks that bound values have the types of their parameters; errors name the macro or parameter before anything is built.
 
-Annotations made of plain types are compared with the value: int, float, bool, str, None, Literal, and sequences and mappings of them. For
-a class as annotation only two mistakes are found: a function or class without the parentheses that call it, and a plain value in its place.
+Annotations made of plain types are compared with the value: int, float, bool, str, None, Literal, and sequences and mappings of them.
+If the annotation is a class, only two errors are found: a function or class without the parentheses that call it, and a plain value
+instead of an object.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ def check(keys: Iterable[tuple[str, str]]) -> None:
     """Checks the values that gin has bound under keys (scope, selector).
 
     Raises:
-      UsageError: naming the macro or parameter, its value and the type that is wanted.
+      UsageError: a value has the wrong type; the message names the macro or parameter, its value and the required type.
     """
     config: Mapping[tuple[str, str], Mapping[str, Any]] = gin.config._CONFIG
     for scope, selector in sorted(keys):
@@ -52,7 +53,7 @@ def check(keys: Iterable[tuple[str, str]]) -> None:
 
 
 def _wants_object(annotation: str, target: Any) -> bool:
-    """Whether an annotation names only dataclasses or classes of jaxalign whose objects are no functions; False if that is unknown."""
+    """Returns whether an annotation names only dataclasses or non-callable classes of jaxalign; False if that is unknown."""
     names = [kind for kind in values.alternatives(annotation) if kind != "None"]
     module = sys.modules.get(getattr(target, "__module__", ""), None)
     found = [getattr(module, name.rpartition(".")[2], None) for name in names]
@@ -70,7 +71,7 @@ def _is_callable(cls: type) -> bool:
 
 
 def _resolved(value: Any, config: Mapping[tuple[str, str], Mapping[str, Any]]) -> tuple[str, Any]:
-    """The macro that a value comes from, or '', and the value itself."""
+    """Returns the macro that supplies a value, or '', and the value itself."""
     macro = ""
     while (name := macro_of(value)) and (name, _MACRO) in config:
         macro = name

@@ -1,7 +1,7 @@
-"""`jaxalign COMMAND`: finds the command, reads its flags and gin, runs it, and tells errors in one line.
+"""The program `jaxalign COMMAND`: finds the command, reads its flags and gin files, runs it, and reports errors in one line.
 
-Exit codes: 0 done, 2 a mistake that the user can fix (one line on stderr), 75 stopped by SIGTERM or a maintenance notice after saving,
-76 another process of the job was lost, 130 interrupted. Anything else is a defect of the program and shows its traceback.
+Exit codes: 0 success, 2 an error that the user can correct (one line on stderr), 75 stopped by SIGTERM or a maintenance notice after
+saving, 76 another process of the job was lost, 130 interrupted. Any other error is a defect of the program and shows its traceback.
 """
 
 import os
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_with_one_line_errors(run: Callable[[], int], *, verbose: bool = False) -> int:
-    """The exit code of what runs; its errors are told in one line, or with their traceback if that is wanted or they are defects."""
+    """Returns the exit code of `run`; reports its errors in one line, or with their traceback if requested or if they are defects."""
     try:
         return run()
     except KeyboardInterrupt:
@@ -47,7 +47,7 @@ def run_with_one_line_errors(run: Callable[[], int], *, verbose: bool = False) -
         print(f"jaxalign: {_one_line(error)}", file=sys.stderr)
         return _left(EXIT_LOST_PROCESS if _missing_process(error) else USER_ERROR)
     except BrokenPipeError:
-        # The reader of our output (head, less) has left; Python would complain again at exit.
+        # The reader of our output (head, less) has exited; Python would report this again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -86,7 +86,7 @@ def run_with_one_line_errors(run: Callable[[], int], *, verbose: bool = False) -
 
 
 def _distributed() -> Any:
-    """The module that knows other processes, if anything has started it."""
+    """Returns the module that communicates with other processes, if it has been imported, else None."""
     return sys.modules.get("jaxalign.parallel.distributed")
 
 
@@ -105,7 +105,7 @@ def _lost_process(error: Exception) -> str | None:
 
 
 def _left(code: int, *, alike: bool = True) -> int:
-    """Ends a process of a job at once, for JAX's own exit waits for the others; ``alike``: they may be failing too."""
+    """Ends a process of a job at once, because JAX's own exit waits for the others; ``alike``: the others may be failing too."""
     if _joined():
         if alike:
             _distributed().wait_before_exit()
@@ -164,7 +164,7 @@ def _run(arguments: list[str]) -> int:
 def _run_command(
     command: Command, signature: Signature, flags: Flags, launch: processes.ProcessConfig | None
 ) -> int:
-    # TensorFlow and XLA write their start-up notes to stderr otherwise.
+    # Without this setting TensorFlow and XLA write start-up messages to stderr.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxalign.cli import gin_setup
 
@@ -185,7 +185,7 @@ def _run_command(
 
 
 def _one_line(error: Exception) -> str:
-    # gin appends where the function was called from, on lines of its own.
+    # gin appends the location of the call on separate lines.
     lines = (
         str(error)
         .split("\n  In call to configurable")[0]

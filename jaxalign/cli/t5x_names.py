@@ -1,4 +1,4 @@
-"""Names of T5X's gin files that mean nothing here, and what does the same."""
+"""Names in T5X's gin files that have no meaning in jaxalign, and their equivalents."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ _PARAMETERS = {
 
 
 def advice(name: str) -> str | None:
-    """What does the same here as a name of T5X's, as a sentence; None if the name is not one that only T5X has.
+    """Returns a sentence with the equivalent of a T5X name; None if the name is not one that only T5X has.
 
     Args:
-      name: a macro, a parameter (``utils.SaveCheckpointConfig.period``), or a function; scopes in front do not matter.
+      name: a macro, a parameter (``utils.SaveCheckpointConfig.period``), or a function; leading scopes are ignored.
     """
     plain = name.rpartition("/")[2]
     if "." not in plain and plain in _MACROS:
@@ -78,7 +78,7 @@ def advice(name: str) -> str | None:
 
 
 def advice_on_file(text: str) -> list[str]:
-    """The same for every name that the text of a gin file sets, each once."""
+    """Returns the advice for every name that the text of a gin file sets, each once."""
     found: dict[str, None] = {}
     block = ""
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""What a user means by the text after the `=` of a flag, given the annotation of the parameter that gets it."""
+"""Converts the text after the `=` of a flag to a value, given the annotation of the parameter that gets it."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ _ABSENT = object()
 
 
 def alternatives(annotation: str) -> list[str]:
-    """The members of a union annotation, outermost bars only."""
+    """Returns the members of a union annotation, split only at the outermost bars."""
     text = annotation.strip("'\" ")
     optional = re.fullmatch(r"(?:typing\.)?Optional\[(.*)\]", text)
     if optional:
@@ -37,14 +37,14 @@ def alternatives(annotation: str) -> list[str]:
 
 
 def is_plain(kind: str) -> bool:
-    """Whether one alternative of an annotation is made of plain types, so that a literal can be compared with it."""
+    """Returns whether one alternative of an annotation is made of plain types, so that a literal can be compared with it."""
     if kind in ("None", "bool", "int", "float", *_TEXT) or _LITERAL.fullmatch(kind):
         return True
     return bool(_SEQUENCE.fullmatch(kind) or _MAPPING.fullmatch(kind))
 
 
 def fits(value: Any, annotation: str) -> bool:
-    """Whether a value may be what an annotation says; True where the annotation is not made of plain types."""
+    """Returns whether a value matches an annotation; True if the annotation is not made of plain types."""
     return any(_fits_one(value, kind) for kind in alternatives(annotation))
 
 
@@ -60,7 +60,7 @@ def _fits_one(value: Any, kind: str) -> bool:
         return plain[kind]
     if sequence := _SEQUENCE.fullmatch(kind):
         is_one = isinstance(value, (list, tuple))
-        # A tuple of several types has commas.
+        # The annotation of a tuple of several types has commas.
         return is_one and (
             "," in sequence.group(1) or all(fits(item, sequence.group(1)) for item in value)
         )
@@ -75,10 +75,10 @@ def _fits_one(value: Any, kind: str) -> bool:
 
 
 def parse_value(parameter: Parameter, text: str) -> Any:
-    """The text of a command's own flag as a value of the parameter's type.
+    """Converts the text of a command's own flag to a value of the parameter's type.
 
     Raises:
-      UsageError: if it is not of that type, or the parameter's type cannot be written as a flag.
+      UsageError: the text is not of that type, or the parameter's type cannot be written as a flag.
     """
     kinds = alternatives(parameter.annotation)
     value = _as_word(text, kinds)
@@ -99,14 +99,14 @@ def parse_value(parameter: Parameter, text: str) -> Any:
 
 
 def parse_setting(text: str, annotations: Sequence[str]) -> Any:
-    """The text of a macro's flag, or of a gin parameter's, as the value that all its readers take.
+    """Converts the text of a macro's flag, or of a gin parameter's flag, to the value that all its readers take.
 
-    A Python literal that fits is taken as it stands, so quoted text loses its quotes. Then come words: ``true``, ``none``, lists with
-    commas, and text, which needs no quotes. What fits nothing is returned as a literal where it is one, for the check of types to refuse.
+    A matching Python literal is used as it is, so quoted text loses its quotes. Next come words: ``true``, ``none``, lists with commas,
+    and text, which needs no quotes. A literal that matches nothing is returned unchanged, so that the check of types refuses it.
 
     Args:
-      text: what stands after the `=`.
-      annotations: of the parameters that read the value; none where nothing is known of them.
+      text: the text after the `=`.
+      annotations: the annotations of the parameters that read the value; empty if nothing is known of them.
     """
     try:
         literal = ast.literal_eval(text.strip())
@@ -124,10 +124,10 @@ def parse_setting(text: str, annotations: Sequence[str]) -> Any:
 
 
 def _as_word(text: str, kinds: Sequence[str]) -> Any:
-    """Text without Python's quotes and brackets as a value of one of these kinds; ``_ABSENT`` if it is of none."""
+    """Converts text without Python's quotes and brackets to a value of one of these kinds; ``_ABSENT`` if none matches."""
     if "None" in kinds and text.lower() == "none":
         return None
-    # Numbers before text, so that `int | str` reads digits as a number.
+    # Numbers are tried before text, so that `int | str` reads digits as a number.
     for kind in sorted(kinds, key=lambda kind: kind in _TEXT):
         element = _SEQUENCE.fullmatch(kind)
         choices = _LITERAL.fullmatch(kind)
@@ -149,10 +149,10 @@ def _as_word(text: str, kinds: Sequence[str]) -> Any:
 
 
 def parse_bool(text: str) -> bool:
-    """True or false in one of the usual spellings.
+    """Returns the boolean for one of the usual spellings.
 
     Raises:
-      ValueError: for any other text.
+      ValueError: the text is not such a spelling.
     """
     if text.lower() in _TRUE:
         return True
@@ -179,7 +179,7 @@ def _is_path(parts: Sequence[str]) -> bool:
 
 
 def expand_home(value: Any) -> Any:
-    """The value with ``~`` at the start of a path, also behind ``name=``, replaced by the home folder, in lists and mappings too."""
+    """Replaces ``~`` at the start of a path, also after ``name=``, by the home folder, in lists and mappings too."""
     if isinstance(value, str):
         home = str(Path.home())
         return _HOME.sub(lambda match: match.group(1) + home, value) if "~" in value else value
@@ -191,7 +191,7 @@ def expand_home(value: Any) -> Any:
 
 
 def readable(annotations: Iterable[str]) -> str:
-    """Annotations in words, for messages."""
+    """Returns annotations in words, for messages."""
     names = {"str": "text", "bool": "True or False", "int": "a whole number", "float": "a number"}
     kinds = dict.fromkeys(kind for annotation in annotations for kind in alternatives(annotation))
     return " or ".join(names.get(kind, kind) for kind in kinds)
