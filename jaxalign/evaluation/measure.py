@@ -95,7 +95,7 @@ class Evaluator:
         )[0][:, 0]
 
     def feedback_values(self, value: TrainedNetwork) -> Float[np.ndarray, " items"]:
-        """V(x) for the prompt of every logged response with feedback."""
+        """Returns V(x) for the prompt of every logged response with feedback."""
         distinct = list(dict.fromkeys(record.prompt for record in self.data.feedback))
         prompts = self._prompts(value, distinct)
         values = predict_values(
