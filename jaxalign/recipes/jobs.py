@@ -1,4 +1,4 @@
-"""Resumable job graphs: each job writes one ``result.json``, and several worker processes share the jobs of a folder."""
+"""Runs resumable job graphs. Each job writes one ``result.json``, and several worker processes share the jobs of a folder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Job:
 
     Attributes:
       name: the job's folder within the folder of the graph.
-      run: function from the job's folder to a JSON object.
-      needs: names of the jobs that must have finished before.
+      run: a function from the job's folder to a JSON object.
+      needs: the names of the jobs that must finish first.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Job:
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:
-    """The result of a finished job, or None."""
+    """Returns the result of a finished job, or None."""
     path = folder / name / RESULT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

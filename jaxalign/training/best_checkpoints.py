@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are the best by a metric: kept by the checkpointer, the first one named in ``best.json``."""
+"""Ranks the checkpoints of a run by a metric. The checkpointer keeps the best ones, and ``best.json`` names the first."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BEST_FILE = "best.json"
 
 
 class BestCheckpoints:
-    """Ranks the saved steps of a run by the metric of its `CheckpointPolicy`; does nothing where that names no metric.
+    """Ranks the saved steps of a run by the metric of its `CheckpointPolicy`; does nothing if the policy names no metric.
 
     Args:
       model_dir: the run folder.
       policy: the metric, its mode and how many checkpoints to keep.
-      checkpointer: is told which steps to keep.
+      checkpointer: receives the steps to keep.
       written: the records of ``metrics.jsonl`` that earlier launches wrote.
 
     Attributes:
-      best: ``step``, ``metric`` and ``value`` of the best saved step; empty before there is one.
+      best: ``step``, ``metric`` and ``value`` of the best saved step; empty until a step is ranked.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class BestCheckpoints:
         self._values = self._read_values(written)
 
     def forget_after(self, step: int) -> None:
-        """Drops what was measured after a step: a resumed run trains these steps again."""
+        """Drops the values measured after a step, because a resumed run trains these steps again."""
         self._values = {number: value for number, value in self._values.items() if number <= step}
         if self.best.get("step", 0) > step:
             self.best = {}
@@ -65,7 +65,7 @@ class BestCheckpoints:
         self._rank()
 
     def _read_values(self, written: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-        """The metric by step. The first process reads it for all, because files may appear late on the others."""
+        """Returns the metric by step. The first process reads it for all, because files may appear late on the others."""
         metric = self._policy.best_metric
         if metric is None:
             return {}
@@ -109,7 +109,7 @@ class BestCheckpoints:
 
 
 def _read_best(path: Path) -> dict[str, Any]:
-    """What ``best.json`` says; nothing if there is none.
+    """Returns the content of ``best.json``; an empty dict if the file does not exist.
 
     Raises:
       UserError: it does not name a step, a metric and a value.

@@ -1,4 +1,4 @@
-"""From an objective, optimizers, a mesh and the shapes of a batch to the step: what a run executes and a plan compiles."""
+"""Builds the step from an objective, optimizers, a mesh and the shapes of a batch. A run executes the step; a plan compiles it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TRAINED_ROLES = ("policy", "value", "reward")
 
 @dataclasses.dataclass(frozen=True)
 class BuiltStep:
-    """A step ready to be compiled, and what it is called with.
+    """A step that is ready to be compiled, with the shapes and shardings of its state.
 
     Attributes:
       step: the jitted step; ``step.lower(state, frozen, batch)`` takes arrays or their shapes.
-      function: the same, not jitted.
-      abstract: shapes of the state.
-      shardings: of the state.
+      function: the same step, not jitted.
+      abstract: the shapes of the state.
+      shardings: the shardings of the state.
     """
 
     step: StepFunction
@@ -60,14 +60,14 @@ def build_step(
 
     Args:
       objective: the method, with its networks.
-      transformations: of `make_transformations`.
-      abstract: of `abstract_state`.
-      mesh: of devices that are there, or of a topology to compile for.
-      rules: role -> axis rules before the standard ones.
-      frozen_shardings: of the frozen roles.
+      transformations: the result of `make_transformations`.
+      abstract: the result of `abstract_state`.
+      mesh: a mesh of the present devices, or of a topology to compile for.
+      rules: role -> axis rules that come before the standard ones.
+      frozen_shardings: the shardings of the frozen roles.
       batch: arrays or shapes; only the names are read.
-      random_seed: of dropout.
-      microbatches: parts of the batch whose gradients are accumulated.
+      random_seed: the seed of dropout.
+      microbatches: the number of parts of the batch whose gradients are accumulated.
 
     Raises:
       UserError: if the mesh does not divide a parameter.
@@ -87,11 +87,11 @@ def build_step(
 def make_transformations(
     objective: Objective, optimizers: Mapping[str, Optimizer]
 ) -> dict[str, optax.GradientTransformation]:
-    """Trained role -> optax transformation.
+    """Returns a dict from trained role to optax transformation.
 
     Args:
       objective: the method, with its networks.
-      optimizers: by role; a trained role without one of its own takes that of the role ``policy``.
+      optimizers: the optimizers by role; a trained role that has none takes the optimizer of the role ``policy``.
 
     Raises:
       UserError: a trained role has no optimizer, or an optimizer is for a role that no method trains.
@@ -115,7 +115,7 @@ def make_transformations(
 def abstract_state(
     objective: Objective, transformations: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
-    """The shapes of a fresh state."""
+    """Returns the shapes of a fresh state."""
     params, _ = split_params(objective, abstract_params(objective))
     return jax.eval_shape(lambda tree: create_state(tree, transformations), params)
 
@@ -123,10 +123,10 @@ def abstract_state(
 def split_params(
     objective: Objective, params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Splits parameters by role (or their shapes or logical axes) as the networks say which leaves are trained.
+    """Splits parameters by role (or their shapes or logical axes) into trained and frozen leaves, as the networks define them.
 
     Returns:
-      What the train state holds, and the frozen leaves of the roles that have any.
+      The leaves that the train state holds, and the frozen leaves of the roles that have any.
     """
     networks = objective.trained()
     trained: dict[str, Any] = {}
@@ -140,7 +140,7 @@ def split_params(
 
 
 def abstract_params(objective: Objective) -> dict[str, Any]:
-    """Shapes of all parameters of the trained roles, and of ``statistics`` if the method carries any."""
+    """Returns the shapes of all parameters of the trained roles, and of ``statistics`` if the method carries any."""
     params = {role: network.abstract_params() for role, network in objective.trained().items()}
     if objective.initial_statistics():
         params["statistics"] = jax.eval_shape(objective.initial_statistics)
@@ -150,7 +150,7 @@ def abstract_params(objective: Objective) -> dict[str, Any]:
 def abstract_frozen(
     objective: Objective, mesh: Mesh, rules: Mapping[str, AxisRules]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes and shardings of what is only read: copies of the policy, networks of other runs, and the frozen leaves of trained roles."""
+    """Returns shapes and shardings of read-only arrays: policy copies, networks of other runs, frozen leaves of trained roles."""
     shapes: dict[str, Any] = {}
     shardings: dict[str, Any] = {}
     sources = objective.frozen_sources()
@@ -166,7 +166,7 @@ def abstract_frozen(
 def frozen_leaves(
     objective: Objective, mesh: Mesh, rules: Mapping[str, AxisRules]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Shapes and shardings of the frozen leaves of the trained roles that have any."""
+    """Returns shapes and shardings of the frozen leaves of the trained roles that have any."""
     _, shapes = split_params(objective, abstract_params(objective))
     _, axes = split_params(objective, _all_logical_axes(objective))
     shardings = {
@@ -177,7 +177,7 @@ def frozen_leaves(
 
 
 def logical_axes(objective: Objective) -> dict[str, Any]:
-    """Trained role -> tree of logical `PartitionSpec` of its trained leaves."""
+    """Returns a dict from trained role to the tree of logical `PartitionSpec` of its trained leaves."""
     return split_params(objective, _all_logical_axes(objective))[0]
 
 

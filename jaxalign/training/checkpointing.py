@@ -1,4 +1,4 @@
-"""Orbax checkpoints: asynchronous, one item each for parameters, optimizer, data iterator and metadata.
+"""Saves and restores Orbax checkpoints, asynchronously, with one item each for parameters, optimizer, data iterator and metadata.
 
 Restoring always passes explicit shardings, so a run can move to another mesh and to another number of processes: the iterator's
 state is a position in the global order of the data. Nothing is unpickled; metadata is JSON.
@@ -36,15 +36,15 @@ from jaxalign.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointPolicy:
-    """When to save and what to keep.
+    """The settings for when to save and which checkpoints to keep.
 
     Attributes:
       period: steps between checkpoints.
-      keep_latest: how many of the newest to keep, at least the one that a run goes on from; None for all.
-      keep_best: how many of the best to keep as well.
-      best_metric: name of an evaluation metric, ``"<split>/<metric>"``, for example ``"validation/loss"``; None for none.
+      keep_latest: the number of newest checkpoints to keep, at least 1, from which a run continues; None keeps all.
+      keep_best: the number of best checkpoints to keep in addition.
+      best_metric: the name of an evaluation metric, ``"<split>/<metric>"``, for example ``"validation/loss"``; None for none.
       best_mode: 'min' or 'max'.
-      asynchronous: write in the background.
+      asynchronous: whether to write in the background.
     """
 
     period: int = 1000
@@ -63,18 +63,18 @@ class CheckpointPolicy:
 
 
 class _LatestAndNamed:
-    """Orbax's preservation policy: the newest checkpoints stay, and those that are named."""
+    """An Orbax preservation policy that keeps the newest checkpoints and the named ones."""
 
     def __init__(self, number: int | None) -> None:
         self.number, self.named = number, frozenset[int]()
 
     def kept(self, steps: Sequence[int]) -> list[bool]:
-        """Which of these steps, oldest first, stay."""
+        """Returns for each of these steps, oldest first, whether it is kept."""
         newest = steps if self.number is None else steps[-self.number :]
         return [step in newest or step in self.named for step in steps]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Called by Orbax, the checkpoint that is being saved included."""
+        """Returns which checkpoints to keep. Orbax calls this; the list includes the checkpoint that is being saved."""
         del context
         return self.kept([checkpoint.step for checkpoint in checkpoints])
 
@@ -87,15 +87,15 @@ class Checkpointer:
     ) -> None:
         self.policy = policy
         self._folder = Path(model_dir).absolute() / CHECKPOINTS
-        # Step and run of the checkpoint that is being written.
+        # The step and the run of the checkpoint that is being written.
         self._saving: tuple[int, str | None] | None = None
         self._kept = _LatestAndNamed(policy.keep_latest)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._kept,
-            # Orbax calls back only when it writes in the background; `save` waits if that is not wanted.
+            # Orbax calls back only when it writes in the background. `save` waits if background writing is off.
             enable_async_checkpointing=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
-            # Removes what a killed process was writing.
+            # Removes the files that a killed process was writing.
             cleanup_tmp_directories=True,
             step_prefix=None,
         )
@@ -103,19 +103,19 @@ class Checkpointer:
             self._manager = _manager(self._folder, options)
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, that being written included."""
+        """Returns the steps of the existing checkpoints, including the one that is being written."""
         return sorted(self._manager.all_steps())
 
     def keep(self, steps: Sequence[int]) -> None:
-        """Says which checkpoints stay besides the newest, from the next time that one is saved or `prune` is called."""
+        """Sets which checkpoints to keep besides the newest. It takes effect at the next save or the next call of `prune`."""
         self._kept.named = frozenset(steps)
 
     def prune(self) -> None:
-        """Deletes checkpoints that are kept neither as the newest nor by `keep`; what cannot be deleted is left alone."""
+        """Deletes checkpoints that are kept neither as the newest nor by `keep`; skips those that cannot be deleted."""
         self.wait()
         steps = self.steps()
         doomed = [
@@ -139,12 +139,12 @@ class Checkpointer:
         data_state: Mapping[str, Any] | None,
         metadata: Mapping[str, Any],
     ) -> None:
-        """Starts saving; a step that is saved already is left alone."""
+        """Starts saving a step, unless that step is already saved."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         with self._disk_errors_explained():
-            # Until the previous checkpoint is finished its callback needs the step that it is saving.
+            # The callback of the previous checkpoint needs the step of that checkpoint until it is finished.
             self._manager.wait_until_finished()
             self._saving = (step, metadata.get("run_id"))
             self._manager.save(
@@ -162,7 +162,7 @@ class Checkpointer:
                 self._manager.wait_until_finished()
 
     def save_frozen_leaves(self, leaves: Mapping[str, Any]) -> None:
-        """Writes the frozen leaves of trained roles, once for the whole run; nothing if there are none."""
+        """Writes the frozen leaves of trained roles once for the whole run; does nothing if there are none."""
         if not leaves:
             return
         folder = self._folder.parent / FROZEN_LEAVES
@@ -177,9 +177,9 @@ class Checkpointer:
         """Restores a state onto the given shardings.
 
         Args:
-          abstract_state: shapes and types.
-          shardings: where every leaf shall live.
-          step: the latest by default.
+          abstract_state: the shapes and types of the state.
+          shardings: the sharding of every leaf.
+          step: the step to restore; the latest by default.
 
         Returns:
           The state, and the data iterator's state (None if none was saved), the same for all processes.
@@ -215,7 +215,7 @@ class Checkpointer:
         return state, _iterator_state(self._folder / str(step) / "data")
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON that a checkpoint carries."""
+        """Returns the JSON metadata of a checkpoint."""
         file = self._folder / str(step) / "metadata" / "metadata"
         found = untrusted.read_json_object(file, inside=self._folder.parent)
         read = JsonReader(found, str(file))
@@ -234,12 +234,12 @@ class Checkpointer:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the manager's threads."""
+        """Waits until saving has finished and releases the manager's threads."""
         self.wait()
         self._manager.close()
 
     def _write_manifest(self) -> None:
-        """Called by Orbax on the first process when all files of a checkpoint are there and its name is still a temporary one."""
+        """Writes the manifest. Orbax calls this on the first process when a checkpoint has all files but still a temporary name."""
         assert self._saving is not None
         step, run_id = self._saving
         (folder,) = self._folder.glob(f"{step}.orbax-checkpoint-tmp*")
@@ -261,7 +261,7 @@ class Checkpointer:
 
 
 def open_run(model_dir: Path, policy: CheckpointPolicy) -> Checkpointer:
-    """The checkpointer of a run that starts or goes on. Sets damaged checkpoints aside, removes left-overs, and prints both.
+    """Opens the checkpointer of a new or continued run. Sets damaged checkpoints aside, removes leftover files, and prints both.
 
     Raises:
       UserError: if all checkpoints are damaged, or the folder cannot be written.
@@ -273,7 +273,7 @@ def open_run(model_dir: Path, policy: CheckpointPolicy) -> Checkpointer:
 
 
 def _tidied(model_dir: Path) -> list[str]:
-    """Sets damaged checkpoints aside and removes what killed processes left; one line for each."""
+    """Sets damaged checkpoints aside and removes leftover files of killed processes; returns one line for each."""
     folder = model_dir / CHECKPOINTS
     if not folder.is_dir():
         return leftovers.remove_from_run(model_dir)
@@ -290,12 +290,12 @@ def check_space(
     """Refuses a run whose checkpoints do not fit on the disk.
 
     Raises:
-      UserError: naming sizes.
+      UserError: the checkpoints do not fit; the message gives the sizes.
     """
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
     number = -(-train_steps // policy.period) if policy.period else 1
     if policy.keep_latest is not None:
-        # The oldest checkpoint is deleted after the newest is complete.
+        # The oldest checkpoint is deleted only after the newest is complete.
         best = policy.keep_best if policy.best_metric is not None else 0
         number = min(number, policy.keep_latest + best + 1)
     there = checkpoint_steps(model_dir / CHECKPOINTS)
@@ -304,7 +304,7 @@ def check_space(
 
 
 def _iterator_state(folder: Path) -> Any:
-    """The iterator's state that a checkpoint holds."""
+    """Returns the iterator state that a checkpoint holds."""
     return untrusted.read_json_object(folder / "metadata").get("iterator")
 
 

@@ -1,4 +1,4 @@
-"""What `jaxalign train --dry_run` looks at besides the configuration: files, folders and an existing cache. Nothing is read or computed."""
+"""The checks of `jaxalign train --dry_run` beyond the configuration: files, folders, an existing cache. They read and compute nothing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def check(
     random_seed: int = 0,
     **others: Any,
 ) -> None:
-    """Checks the arguments of `run.train` as far as that is cheap.
+    """Checks the arguments of `run.train` as far as the checks are cheap.
 
     Raises:
-      UserError: a file or checkpoint is missing, the cache or the run folder there is of something else, or the task does not suit
+      UserError: a file or checkpoint is missing, the existing cache or run folder belongs to something else, or the task does not suit
         the objective.
     """
     del others

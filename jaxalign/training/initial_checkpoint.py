@@ -1,4 +1,4 @@
-"""Where a run starts from: a policy of an earlier run, of T5X, or of Hugging Face, put onto the run's mesh."""
+"""Loads the initial policy of a run from an earlier run, from T5X or from Hugging Face, and places it on the run's mesh."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class InitialCheckpoint:
 
     Attributes:
       identity: ``run_id``, ``step`` and ``path``; the first two name the log-probabilities stored for it as a reference.
-      reader: from a policy, its shapes and its shardings to its parameters.
-      vocabulary: what it was trained with; None where it does not say, as T5X's never do.
-      t5x: whether it is T5X's, where a run that starts from it goes on counting its steps.
+      reader: a function from a policy, its shapes and its shardings to its parameters.
+      vocabulary: the vocabulary it was trained with; None if it records none. T5X checkpoints never record one.
+      t5x: whether it is a T5X checkpoint. In T5X, a run that starts from one continues to count its steps.
     """
 
     identity: dict[str, Any]
@@ -34,15 +34,15 @@ class InitialCheckpoint:
     t5x: bool = False
 
     def restore(self, policy: Any, mesh: Any, rules: AxisRules = ()) -> Any:
-        """The parameters, each device's part of them on that device.
+        """Returns the parameters; each device holds its own part.
 
         Args:
           policy: the network.
-          mesh: the run's.
+          mesh: the mesh of the run.
           rules: logical axis rules that come before the standard ones.
 
         Raises:
-          UserError: they are not those of this policy.
+          UserError: the parameters do not belong to this policy.
         """
         shapes = policy.abstract_params()
         places = role_shardings(mesh, shapes, policy.logical_axes(), rules)
@@ -54,15 +54,15 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
     Args:
       path: a run folder or one of its checkpoints; a T5X checkpoint or a folder of several; a Hugging Face folder.
-      step: a number, 'latest', or (of runs) 'best', which is the default where one was kept.
+      step: a number, 'latest', or (for runs) 'best', which is the default if a best checkpoint was kept.
 
     Raises:
-      UserError: there is none, or it is malformed.
+      UserError: there is no checkpoint, or it is malformed.
     """
     from jaxalign.interop import checkpoint_sources, source_vocabulary
 
     if checkpoint_sources.is_run(path):
-        # Another run may go on writing there: the first process chooses the step.
+        # Another run may still be writing there, so the first process chooses the step.
         chosen = distributed.broadcast_from_first(lambda: Run(path, step).step)
         run = Run(path, chosen)
         identity = {
@@ -82,7 +82,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
         return InitialCheckpoint(identity, read_run, run.recorded_vocabulary)
     if distributed.is_multiprocess():
-        # Of a folder that another run writes to every process would find a latest of its own.
+        # If something still writes to the folder, each process could find a different latest step.
         step = distributed.broadcast_from_first(
             lambda: checkpoint_sources.open_source(path, step).step
         )
@@ -91,7 +91,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     except UserError as error:
         if not distributed.is_multiprocess():
             raise
-        # Not as a mistake of all processes.
+        # This is an OSError because only this process has the problem.
         raise OSError(
             f"the first process sees a checkpoint that this one does not: {error}"
         ) from error
@@ -105,13 +105,13 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
 
 
 def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVocabulary | None:
-    """Finds a local checkpoint and, where it is not a run's, compares its names and shapes with a policy's.
+    """Finds a local checkpoint and, unless it belongs to a run, compares its names and shapes with those of a policy.
 
     Returns:
-      Its vocabulary, if it says what it is.
+      Its vocabulary, if it records one.
 
     Raises:
-      UserError: as `open_checkpoint`, or it is not this policy's.
+      UserError: as in `open_checkpoint`, or the checkpoint does not belong to this policy.
     """
     from jaxalign.interop import checkpoint_sources, source_vocabulary
 
@@ -130,7 +130,7 @@ def _read_source(source: Any, policy: Any, shardings: Any) -> Any:
 
 
 def _other_layout(run: Run, config: Any) -> bool:
-    """Whether a run's policy has its layers stacked in another way than a network."""
+    """Returns whether the policy of a run stacks its layers in another way than a network."""
     if not isinstance(config, T5Config) or "policy" not in run.description.networks:
         return False
     stored = run.config("policy")

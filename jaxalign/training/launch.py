@@ -1,4 +1,4 @@
-"""What earlier launches of a run wrote into its folder, and whether this launch may continue it."""
+"""Reads what earlier launches of a run wrote into its folder, and checks whether this launch may continue it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SUMMARY_FILE = "summary.json"
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One launch of a run. All processes of the job have the same.
+    """One launch of a run, identical in all processes of the job.
 
     Attributes:
       folder: the run folder.
-      run_id: of the run; the same in every launch.
-      earlier: what an earlier launch wrote about the run; empty if this is the first.
-      vocabulary: of the task, which every checkpoint that the run reads must have been trained with; None compares nothing.
-      teacher_tokens: identity of the stored teacher tokens that the task reads; None if it reads none.
+      run_id: the id of the run, the same in every launch.
+      earlier: the record of an earlier launch; empty if this launch is the first.
+      vocabulary: the vocabulary of the task. Every checkpoint that the run reads must have been trained with it. None disables the check.
+      teacher_tokens: the identity of the stored teacher tokens that the task reads; None if it reads none.
     """
 
     folder: Path
@@ -41,14 +41,14 @@ class Launch:
     teacher_tokens: Mapping[str, Any] | None
 
     def finished_summary(self, train_steps: int) -> dict[str, Any] | None:
-        """The summary of a run that has done all its steps; None if steps are left."""
+        """Returns the summary of a run that has done all its steps; None if steps are left."""
         return distributed.broadcast_from_first(lambda: finished_summary(self.folder, train_steps))
 
 
 def open_launch(
     folder: Path, objective: Objective, data: TaskData, metadata: CacheMetadata
 ) -> Launch:
-    """Reads what earlier launches wrote, and refuses to continue another run.
+    """Reads the records of earlier launches, and refuses to continue a different run.
 
     Raises:
       UserError: the folder holds a run with another method, other hyperparameters, another vocabulary or other teacher tokens.
@@ -66,7 +66,7 @@ def open_launch(
 
 
 def earlier_launch(folder: Path) -> dict[str, Any]:
-    """What an earlier launch of this run wrote about itself; nothing if it left no checkpoint, for then this is another run."""
+    """Returns the record of an earlier launch; an empty dict if it left no checkpoint, because this is then a new run."""
     written = (folder / NETWORKS_FILE).exists() and checkpoints.has_checkpoint(folder)
     return dict(read_description(folder).content) if written else {}
 
@@ -83,7 +83,7 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
     written = earlier.get("hyperparameters", {})
     compared = [(what, earlier.get(what, ours), ours) for what, ours in ours_by_name.items()]
     compared += [(name, written.get(name, ours), ours) for name, ours in hyperparameters.items()]
-    # A hyperparameter of an earlier version has another meaning or none now.
+    # A hyperparameter of an earlier version may have another meaning now, or none.
     compared += [
         (name, theirs, None) for name, theirs in written.items() if name not in hyperparameters
     ]
@@ -97,7 +97,7 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
 def check_same_vocabulary(
     folder: Path, earlier: Mapping[str, Any], vocabulary: RecordedVocabulary
 ) -> None:
-    """Refuses to continue a run with a task that is tokenised otherwise than when it began.
+    """Refuses to continue a run if the task is now tokenised differently than at the start of the run.
 
     Raises:
       UserError: naming both.
@@ -110,7 +110,7 @@ def check_same_vocabulary(
 def check_same_origin(
     folder: Path, what: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]
 ) -> None:
-    """Refuses to continue a run whose reference or teacher is another one than when it began.
+    """Refuses to continue a run whose reference or teacher differs from the one at the start of the run.
 
     Raises:
       UserError: naming both.
@@ -129,7 +129,7 @@ def check_same_origin(
 def check_same_teacher(
     folder: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
 ) -> None:
-    """Refuses to continue a run with other stored teacher tokens.
+    """Refuses to continue a run with different stored teacher tokens.
 
     Raises:
       UserError: naming both.
@@ -142,7 +142,7 @@ def check_same_teacher(
 
 
 def finished_summary(folder: Path, train_steps: int) -> dict[str, Any] | None:
-    """The summary of a run that has done all its steps, so that giving its command again changes nothing; None if steps are left."""
+    """Returns the summary of a finished run, so that repeating its command changes nothing; None if steps are left."""
     if not (folder / SUMMARY_FILE).exists() or not checkpoints.has_checkpoint(folder):
         return None
     summary = untrusted.read_json_object(folder / SUMMARY_FILE, inside=folder)

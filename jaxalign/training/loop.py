@@ -1,4 +1,4 @@
-"""The loop around the step: next batch, metrics one step late, evaluation, checkpoints, progress. No mathematics."""
+"""The loop around the step: batches, metrics one step late, evaluation, checkpoints and progress. It contains no mathematics."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Evaluator = Callable[[int, Mapping[str, Any]], dict[str, float]]
 
 
 class NonFiniteError(UserError):
-    """Loss or gradients became NaN or infinite."""
+    """An error for a loss or gradients that became NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long and how often.
+    """The length of training, and the periods of logging, evaluation and checkpoints.
 
     Attributes:
-      train_steps: number of updates in total.
-      log_period: steps over which training metrics are averaged before they are written; a checkpoint writes them too, so that a
-        resumed run has the lines of an uninterrupted one.
-      eval_period: steps between evaluations; 0 for none but at the end.
-      checkpoint: when to save and what to keep.
-      progress: show a progress bar on standard error.
+      train_steps: the total number of updates.
+      log_period: the number of steps over which training metrics are averaged before they are written. They are also written
+        at every checkpoint, so that a resumed run has the same lines as an uninterrupted one.
+      eval_period: the number of steps between evaluations; with 0, only the end of training is evaluated.
+      checkpoint: when to save and which checkpoints to keep.
+      progress: whether to show a progress bar on standard error.
     """
 
     train_steps: int
@@ -59,7 +59,7 @@ class LoopConfig:
 
 
 class _Pending(NamedTuple):
-    """A step whose metrics are still on the device. ``view`` has fields of the global batch; None if this process has all of it."""
+    """A step whose metrics are still on the device. ``view`` has fields of the global batch; None if this process holds all of it."""
 
     number: int
     metrics: Any
@@ -73,15 +73,15 @@ class Loop:
     Args:
       step: the compiled training step.
       objective: for `Objective.summarize` and `Objective.check_batch`.
-      mesh: where batches go.
-      config: periods.
+      mesh: the mesh on which batches are placed.
+      config: the length and the periods.
       model_dir: the run folder.
-      writer: metrics out.
-      checkpointer: checkpoints out.
-      metadata: JSON that every checkpoint carries.
-      evaluators: called as ``(step, params by role)``; their metrics are prefixed with the evaluator's name.
-      frozen: parameters of the frozen roles, and the frozen leaves of trained roles, by role.
-      notice: says when to save and stop early; never by default.
+      writer: writes metrics.
+      checkpointer: saves checkpoints.
+      metadata: the JSON stored with every checkpoint.
+      evaluators: functions that are called as ``(step, params by role)``; their metrics are prefixed with the evaluator's name.
+      frozen: the parameters of the frozen roles, and the frozen leaves of trained roles, by role.
+      notice: signals when to save and stop early; never by default.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Loop:
         self._view = distributed.GlobalBatchFields(mesh) if distributed.is_multiprocess() else None
         self._accumulator = MetricAccumulator()
         self._throughput = Throughput()
-        # A run that is resumed at its end reports what it measured before.
+        # A run that is resumed at its end reports its earlier measurements.
         written = read_metrics(model_dir / METRICS_FILE)
         self.last_training_metrics = _last(written, "train")
         self.evaluations: dict[str, float] = {
@@ -118,37 +118,37 @@ class Loop:
 
     @property
     def best(self) -> dict[str, Any]:
-        """``step``, ``metric`` and ``value`` of the best checkpoint; empty where none is ranked."""
+        """Returns ``step``, ``metric`` and ``value`` of the best checkpoint; empty if none is ranked."""
         return self._best.best
 
     @property
     def objective_name(self) -> str:
-        """The method's name."""
+        """Returns the name of the method."""
         return self._objective.name
 
     @property
     def throughput(self) -> Throughput:
-        """Examples and tokens of this launch, of all processes."""
+        """Returns the counts of examples and tokens of this launch, over all processes."""
         return self._throughput
 
     def run(
         self, state: TrainState, batches: Iterator[Batch], data_state: Callable[[], Any]
     ) -> TrainState:
-        """Trains.
+        """Trains until ``train_steps``.
 
         Args:
-          state: where to start.
-          batches: host batches of this process.
-          data_state: the iterator's state after the last batch taken; JSON.
+          state: the state to start from.
+          batches: the host batches of this process.
+          data_state: the iterator's state after the last batch that was taken, as JSON.
 
         Raises:
-          NonFiniteError: on NaN or Inf; checkpoints written before stay.
-          Preempted: when told to, after saving.
+          NonFiniteError: on NaN or Inf; earlier checkpoints are kept.
+          Preempted: after saving, if a notice asks for it.
           UserError: if the data end before ``train_steps``.
         """
         config = self._config
         start = int(state.step)
-        # An earlier launch may have got further than its last complete checkpoint.
+        # An earlier launch may have trained beyond its last complete checkpoint.
         self._best.forget_after(start)
         if start:
             # The earlier launch may have stopped between saving this step and evaluating it.
@@ -159,7 +159,7 @@ class Loop:
             self._checkpointer.prune()
             return state
         if start:
-            # A run that was stopped between two lines of metrics goes on with the sums it had.
+            # A run that was stopped between two lines of metrics continues with the stored sums.
             accumulated = self._checkpointer.metadata(start).get("accumulated_metrics", {})
             self._accumulator.set_state(accumulated)
         with self._bar(start) as bar:
@@ -203,7 +203,7 @@ class Loop:
         return state
 
     def _save_and_stop(self, number: int, state: TrainState, data_state: Any) -> None:
-        """Saves where no checkpoint is due; sums of metrics that are not written yet go along."""
+        """Saves at a step where no checkpoint is due, together with the sums of metrics that are not written yet."""
         metadata = {**self._metadata, "accumulated_metrics": self._accumulator.state()}
         self._checkpointer.save(state, data_state, metadata)
         self._checkpointer.wait()
@@ -260,13 +260,13 @@ class Loop:
             )
 
     def _check_all_rows(self, step: _Pending) -> Count:
-        """Checks the batch of all processes, alike on each; a step late, but before anything is saved."""
+        """Checks the batch of all processes, identically on each process, one step late but before anything is saved."""
         fields, (examples, tokens) = jax.device_get(step.view)
         self._objective.check_batch({**step.batch, **fields})
         return Count(int(examples), int(tokens))
 
     def _save_and_evaluate(self, number: int, state: TrainState, data_state: Any) -> None:
-        """In this order, for an evaluation may take longer than a preempted machine has left."""
+        """Saves first and then evaluates, because an evaluation may take longer than a preempted machine keeps running."""
         if self._due(number, self._config.checkpoint.period):
             self._checkpointer.save(state, data_state, self._metadata)
         if self._evaluation_due(number):
@@ -278,7 +278,7 @@ class Loop:
         return ranked or self._due(number, self._config.eval_period)
 
     def _not_evaluated(self, number: int) -> list[str]:
-        """The evaluators that have no line at a step that they are due at."""
+        """Returns the evaluators that are due at a step but have no line for it."""
         if not self._evaluation_due(number):
             return []
         written = read_metrics(self._model_dir / METRICS_FILE)
@@ -293,7 +293,7 @@ class Loop:
     def evaluate(
         self, step: int, params: Mapping[str, Any], names: Sequence[str] | None = None
     ) -> dict[str, float]:
-        """Runs the evaluators, all by default; returns ``{"<evaluator>/<metric>": value}`` and writes them."""
+        """Runs the evaluators, all by default, and writes their metrics; returns ``{"<evaluator>/<metric>": value}``."""
         results: dict[str, float] = {}
         for name in self._evaluators if names is None else names:
             values = self._evaluators[name](step, params)
@@ -321,7 +321,7 @@ def make_evaluator(
     mesh: Mesh,
     batches: Callable[[], Iterator[Batch]],
 ) -> Evaluator:
-    """An evaluator that averages the objective's metrics over all batches of a split."""
+    """Returns an evaluator that averages the objective's metrics over all batches of a split."""
 
     def evaluate(step: int, params: Mapping[str, Any]) -> dict[str, float]:
         del step
@@ -334,7 +334,7 @@ def make_evaluator(
 
 
 def _last(records: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
-    """The metrics of a split's last record."""
+    """Returns the metrics of the last record of a split."""
     chosen = [record for record in records if record["split"] == split]
     last = chosen[-1] if chosen else {}
     return {name: value for name, value in last.items() if name not in ("step", "split")}

@@ -1,4 +1,4 @@
-"""Metrics on their way out: means of step metrics, ``metrics.jsonl``, TensorBoard."""
+"""Averages step metrics and writes them to ``metrics.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from jaxalign.runs.metrics import METRICS_FILE, keep_lines_up_to
 
 
 class MetricAccumulator:
-    """Adds metrics of several steps on the host; their means weigh every response alike."""
+    """An accumulator of step metrics on the host. Its means give every response the same weight."""
 
     def __init__(self) -> None:
         self._totals: dict[str, np.ndarray] = {}
         self.steps = 0
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Adds one step's ``{name: (total, weight)}``, waiting for it if need be."""
+        """Adds one step's ``{name: (total, weight)}``; waits for the values if necessary."""
         for name, (total, weight) in jax.device_get(dict(metrics)).items():
             self._totals[name] = self._totals.get(name, np.zeros(2)) + np.array(
                 [total, weight], np.float64
@@ -39,21 +39,21 @@ class MetricAccumulator:
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """The mean of every metric whose weight is not zero."""
+        """Returns the mean of every metric whose weight is not zero."""
         return {
             name: float(pair[0] / pair[1]) for name, pair in self._totals.items() if pair[1] > 0
         }
 
     def state(self) -> dict[str, list[float]]:
-        """What was added, as JSON, for `set_state`."""
+        """Returns the accumulated sums as JSON, for `set_state`."""
         return {name: pair.tolist() for name, pair in self._totals.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from another accumulator's sums."""
+        """Continues from the sums of another accumulator."""
         self._totals = {name: np.array(pair, np.float64) for name, pair in state.items()}
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears all sums."""
         self._totals = {}
         self.steps = 0
 
@@ -61,8 +61,8 @@ class MetricAccumulator:
 class MetricWriter:
     """Writes metrics to ``metrics.jsonl`` and TensorBoard; does nothing on processes other than the first.
 
-    A resumed run appends: lines after the step it resumes from are dropped, so no step is there twice. Everything is written by the
-    calling thread, so a full disk ends the run instead of a thread that nobody waits for.
+    A resumed run drops the lines after the step it resumes from and then appends, so no step occurs twice. The calling thread writes
+    everything, so a full disk ends the run and not only a background thread.
     """
 
     def __init__(self, model_dir: Path, *, resume_step: int = 0, enabled: bool = True) -> None:
@@ -96,7 +96,7 @@ class MetricWriter:
             self._tensorboard[split].write(step, values)
 
     def close(self) -> None:
-        """Closes the files; every line has been written before."""
+        """Closes the files. Every line has already been written."""
         if self._file is not None:
             _close(self._file)
         for writer in self._tensorboard.values():
@@ -129,7 +129,7 @@ class MetricWriter:
 class _EventFile:
     """A TensorBoard event file.
 
-    `tensorboardX.SummaryWriter` writes in a thread behind a bounded queue, and blocks for ever when a full disk has ended that thread.
+    `tensorboardX.SummaryWriter` writes in a thread behind a bounded queue. It blocks forever after a full disk has ended that thread.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -142,7 +142,7 @@ class _EventFile:
         self._file = (folder / name).open("ab")
         self._append(self._event_type(wall_time=time.time(), file_version="brain.Event:2"))
         if resume_step:
-            # TensorBoard forgets what other files say of this step and later ones.
+            # TensorBoard discards the values of other files for this step and later steps.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._append(
                 self._event_type(wall_time=time.time(), step=resume_step + 1, session_log=start)
@@ -162,7 +162,7 @@ class _EventFile:
         _close(self._file)
 
     def _append(self, event: Any) -> None:
-        """One record: length, checksum of the length, content, checksum of the content."""
+        """Appends one record: length, checksum of the length, content, checksum of the content."""
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))
         checksums = [struct.pack("<I", self._checksum(part)) for part in (length, content)]
@@ -170,6 +170,6 @@ class _EventFile:
 
 
 def _close(file: IO[Any]) -> None:
-    """Closes a file; what a full disk did not take was reported when it was written."""
+    """Closes a file and ignores disk errors, which were already reported when the content was written."""
     with contextlib.suppress(OSError):
         file.close()

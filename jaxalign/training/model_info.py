@@ -1,4 +1,4 @@
-"""`model-info.txt`: every array of a train state with its size, its logical axes and where it lies on the mesh."""
+"""Builds `model-info.txt`, which lists every array of a train state with its size, its logical axes and its placement on the mesh."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def model_info(
     meshes: Mapping[str, Mesh | AbstractMesh],
     rules: Mapping[str, AxisRules] | None = None,
 ) -> str:
-    """A table of parameters and optimizer slots; arrays of one element are left out.
+    """Returns a table of parameters and optimizer slots, without arrays of one element.
 
     Args:
-      abstract_state: shapes.
+      abstract_state: the shapes of the state.
       logical_axes: role -> tree of logical `PartitionSpec`.
-      meshes: column heading -> mesh; the same PartitionSpec holds on all of them, the columns show what one device keeps.
+      meshes: column heading -> mesh. The same PartitionSpec holds on all meshes; the columns show the part that one device holds.
       rules: role -> logical axis rules that come before the standard ones.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Optimizers: T5X's Adafactor and AdamW, with warm-up and schedules, from optax."""
+"""Optimizers built from optax: T5X's Adafactor, AdamW and SGD, with warm-up and schedules."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def learning_rate_schedule(
     schedule: str = "constant",
     total_steps: int | None = None,
 ) -> Schedule:
-    """Linear warm-up to ``learning_rate``, then a schedule.
+    """Returns a schedule with linear warm-up to ``learning_rate``.
 
     Args:
-      learning_rate: the peak.
-      warmup_steps: steps of linear warm-up; the first step already has ``1 / warmup_steps`` of the peak.
+      learning_rate: the peak value.
+      warmup_steps: the number of steps of linear warm-up; the first step already has ``1 / warmup_steps`` of the peak.
       schedule: 'constant'; 'rsqrt', T5X's ``1 / sqrt(max(step, warmup_steps))`` scaled to the peak at the end of warm-up; 'linear' or
         'cosine' decay to 0 at ``total_steps``.
-      total_steps: needed by 'linear' and 'cosine'.
+      total_steps: the total number of steps, required by 'linear' and 'cosine'.
 
     Returns:
       A function of the 0-based step.
@@ -74,8 +74,8 @@ class Optimizer:
     """A gradient transformation and its learning rate, before the objective's update scale is known.
 
     Attributes:
-      build: from a factor on the learning rate to the optax transformation.
-      schedule: the learning rate of a 0-based step, for logging.
+      build: a function from a factor on the learning rate to the optax transformation.
+      schedule: a function from a 0-based step to its learning rate, for logging.
     """
 
     build: Callable[[float], optax.GradientTransformation]
@@ -96,7 +96,7 @@ def adafactor(
     layer_axis: int = 1,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """Adafactor with T5X's defaults (Shazeer and Stern 2018, arXiv 1804.04235).
+    """Returns Adafactor with T5X's defaults (Shazeer and Stern 2018, arXiv 1804.04235).
 
     Heads that start from scratch (any path with ``head``) never use parameter scaling: a small new head would move about 1000 times
     slower than the trunk. Layer-stacked parameters are treated layer by layer, so scanned and unscanned models train alike.
@@ -148,7 +148,7 @@ def adafactor(
                 {
                     "plain": plain,
                     "head": transformation(False),
-                    # Encoder and decoder may differ in depth.
+                    # The encoder and the decoder may have different depths.
                     **{stack: _per_layer(plain, layer_axis) for stack in STACKS},
                 },
                 _labels,
@@ -170,17 +170,17 @@ def adamw(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    """Returns AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
     Args:
-      learning_rate: the peak, absolute.
+      learning_rate: the peak value, absolute.
       warmup_steps: see `learning_rate_schedule`.
       schedule: see `learning_rate_schedule`.
       total_steps: see `learning_rate_schedule`.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      weight_decay: decoupled, times the learning rate.
+      b1: the decay of the first moment.
+      b2: the decay of the second moment.
+      eps: a constant added to the root of the second moment.
+      weight_decay: decoupled weight decay, multiplied by the learning rate.
       clip_norm: clip the role's gradient to this global norm first.
 
     Raises:
@@ -209,7 +209,7 @@ def adamw(
 
 
 def sgd(learning_rate: float = 1e-2, *, clip_norm: float | None = None) -> Optimizer:
-    """Plain gradient descent, for tabular problems and tests.
+    """Returns plain gradient descent, for tabular problems and tests.
 
     Args:
       learning_rate: absolute.

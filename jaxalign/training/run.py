@@ -1,4 +1,4 @@
-"""A training run: networks x objective x task, from gin bindings to a finished run folder."""
+"""Executes a training run of networks, an objective and a task, from gin bindings to a finished run folder."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def train(
     evaluators: Mapping[str, Evaluator] | None = None,
     configuration: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
-    """Trains the networks of an objective on a task; continues where a run in ``model_dir`` stopped.
+    """Trains the networks of an objective on a task, and continues an interrupted run in ``model_dir``.
 
     Args:
       model_dir: the run folder.
       objective: the method, with its networks.
       data: the task.
-      optimizers: by role; a trained role without one of its own takes that of the role ``policy``.
-      loop: steps and periods.
-      batch_size: rows of the global batch.
-      start_from: the checkpoint that the run begins with; a random initialisation by default.
-      devices: how devices are arranged and what each of them holds.
-      random_seed: of initialisation, data order and dropout.
-      reference_scores: name of stored reference log-probabilities; found or computed by default.
+      optimizers: the optimizers by role; a trained role that has none takes the optimizer of the role ``policy``.
+      loop: the number of steps and the periods.
+      batch_size: the number of rows of the global batch.
+      start_from: the checkpoint that the run starts from; a random initialisation by default.
+      devices: the arrangement of devices and the part of the model that each device holds.
+      random_seed: the seed of initialisation, data order and dropout.
+      reference_scores: the name of stored reference log-probabilities; by default they are found or computed.
       evaluators: further evaluations by name, called as ``(step, params by role)``.
-      configuration: gives the text of the configuration, which ``config.gin`` and every checkpoint keep.
+      configuration: a function that returns the text of the configuration, which is stored in ``config.gin`` and every checkpoint.
 
     Returns:
       The content of ``summary.json``.
@@ -160,10 +160,10 @@ class _Batches:
     """The training data.
 
     Attributes:
-      iterator: endless batches, with `get_state` and `set_state`.
-      first: the first batch, which the iterator gives again.
-      reference_scores: name of the stored log-probabilities that batches hold; None for none.
-      global_size: rows of the global batch.
+      iterator: an endless iterator over batches, with `get_state` and `set_state`.
+      first: the first batch, which the iterator returns again.
+      reference_scores: the name of the stored log-probabilities that batches hold; None for none.
+      global_size: the number of rows of the global batch.
     """
 
     iterator: Any
@@ -181,10 +181,10 @@ def _open_batches(
     random_seed: int,
     reference_scores: str | None,
 ) -> _Batches:
-    """Opens the training data, after it computed the reference's log-probabilities where the objective needs them."""
+    """Opens the training data. First computes the reference's log-probabilities if the objective needs them."""
     check = functools.partial(task_checks.check_batch, objective, task=data.task)
     if "reference_log_probs" in objective.required_fields():
-        # Scoring may take hours: check first that the task has the other fields.
+        # Scoring may take hours, so the other fields of the task are checked first.
         unscored = data.training_dataset(batch_size, random_seed, None, placement.rows)
         probe = next(iter(unscored))
         probe = {**probe, "reference_log_probs": probe["response_mask"]}
@@ -207,7 +207,7 @@ def _open_batches(
 def _store_reference_scores(
     objective: Objective, data: TaskData, start: Start, placement: Placement, batch_size: int
 ) -> str:
-    """The name of the reference's log-probabilities; computes them for the splits that lack them."""
+    """Returns the name of the reference's log-probabilities, and computes them for the splits that lack them."""
     assert isinstance(objective.policy, Policy)
     name = score.reference_name(start.identity, objective.policy)
     splits = [split for split in (data.train_split, data.eval_split) if split]
@@ -234,7 +234,7 @@ def _fresh_state(
     transformations: Mapping[str, optax.GradientTransformation],
     checkpointer: Checkpointer,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state at step 0, and the frozen leaves of trained roles, which are saved once."""
+    """Returns the state at step 0 and the frozen leaves of trained roles, which are saved once."""
     params, leaves = build.split_params(objective, start.trained())
     checkpointer.save_frozen_leaves(leaves)
     create = jax.jit(
@@ -251,7 +251,7 @@ def _resumed_state(
     data: TaskData,
     batch_size: int,
 ) -> TrainState:
-    """The state of the newest checkpoint; the data go on from where they stood."""
+    """Returns the state of the newest checkpoint, and sets the data iterator to its position there."""
     state, data_state = checkpointer.restore(built.abstract, built.shardings)
     if data_state is not None:
         batches.iterator.set_state(data_state)
@@ -261,7 +261,7 @@ def _resumed_state(
 
 
 def warn_of_other_batch_size(before: int, now: int, data: TaskData) -> None:
-    """Warns that a run that continues with another batch size reads other examples than without the stop."""
+    """Warns if a run continues with another batch size, because it then reads other examples than an uninterrupted run."""
     # The position in packed data is an example. In unpacked data it is a number of batches.
     if now == before or data.pack or not distributed.is_primary_process():
         return
@@ -280,7 +280,7 @@ def _run_to_the_end(
     try:
         state = runner.run(state, iterator, iterator.get_state)
     except BaseException as error:
-        # With several processes, closing waits for all of them, and one may be gone or waiting for this one.
+        # With several processes, closing waits for all of them. One may have ended, or may be waiting for this one.
         if isinstance(error, Preempted) or not distributed.is_multiprocess():
             checkpointer.close()
         if isinstance(error, Preempted) and distributed.is_primary_process():
@@ -298,7 +298,7 @@ def _objective_evaluator(
     frozen: Mapping[str, Any],
     batches: _Batches,
 ) -> dict[str, Evaluator]:
-    """The objective's own metrics on the evaluation split, if there is one."""
+    """Returns an evaluator of the objective's own metrics on the evaluation split, if there is one."""
     if not data.eval_split:
         return {}
     places = merge_roles(_shardings(frozen), built.shardings.params)

@@ -1,4 +1,4 @@
-"""What a run writes into its folder besides metrics and checkpoints: description, versions, configuration and summary."""
+"""Writes the description, versions, configuration and summary of a run into its folder."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ LOCK_FILE = ".lock"
 
 @contextlib.contextmanager
 def open_folder(model_dir: str) -> Iterator[Path]:
-    """Makes a run folder that can be written, and locks it for this run until the context ends.
+    """Creates a writable run folder, and locks it for this run until the context ends.
 
     Args:
-      model_dir: as the user gives it.
+      model_dir: the path as the user gives it.
 
     Yields:
       The folder. The first process holds the lock.
 
     Raises:
-      UserError: it is on a bucket, cannot be written, or another run is writing there.
+      UserError: the folder is on a bucket, cannot be written, or another run is writing there.
     """
     folder = local_folder(model_dir)
     held: list[locks.Lock] = []
@@ -65,7 +65,7 @@ def open_folder(model_dir: str) -> Iterator[Path]:
 
 
 def local_folder(model_dir: str) -> Path:
-    """The absolute path of MODEL_DIR.
+    """Returns the absolute path of MODEL_DIR.
 
     Raises:
       UserError: it is empty, or names a bucket.
@@ -93,8 +93,8 @@ def write_description(
       launch: this launch of the run.
       objective: the method, with its networks.
       data: the task.
-      metadata: of the task's cache.
-      origin: the checkpoints that the run began with, see `Start.origin`.
+      metadata: the metadata of the task's cache.
+      origin: the checkpoints that the run started from, see `Start.origin`.
     """
     folder = launch.folder
     vocabulary = dict(metadata.vocabulary)
@@ -130,7 +130,7 @@ def write_configuration(folder: Path, text: str) -> None:
 def write_model_info(
     folder: Path, objective: Objective, abstract: TrainState, placement: Placement
 ) -> None:
-    """Writes every array of the state and where it lies to ``model-info.txt``."""
+    """Writes a list of every array of the state and its placement to ``model-info.txt``."""
     axes = build.logical_axes(objective)
     text = model_info(abstract, axes, {"each device": placement.mesh}, placement.rules)
     files.write_text(folder / MODEL_INFO_FILE, text)
@@ -139,7 +139,7 @@ def write_model_info(
 def checkpoint_metadata(
     launch: Launch, objective: Objective, batch_size: int, gin_text: str
 ) -> dict[str, Any]:
-    """JSON that every checkpoint of the run carries."""
+    """Returns the JSON metadata that is stored with every checkpoint of the run."""
     return {
         "run_id": launch.run_id,
         "objective": objective.name,
@@ -150,7 +150,7 @@ def checkpoint_metadata(
 
 
 def versions() -> dict[str, Any]:
-    """Packages, Python, devices and, in a checkout, the commit."""
+    """Returns the versions of packages and Python, the devices and, in a checkout, the commit."""
     packages = {"jaxalign": __version__}
     for name in _VERSIONED:
         try:
@@ -166,7 +166,7 @@ def versions() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this package is run from; None if it is installed otherwise."""
+    """Returns the commit of the checkout that this package runs from; None if it does not run from a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
@@ -183,7 +183,7 @@ def summarize(
     started: float,
     loop: LoopConfig,
 ) -> dict[str, Any]:
-    """The content of ``summary.json``; ``started`` is the time the launch began."""
+    """Returns the content of ``summary.json``; ``started`` is the start time of the launch."""
     statistics, sampled = metadata.reward_statistics, data.sampled
     return {
         "step": int(state.step),

@@ -1,4 +1,4 @@
-"""Where a run begins: parameters of the roles that it trains and of those that it only reads, made when they are asked for."""
+"""Provides the initial parameters of a run, for trained and for read-only roles, on demand."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from jaxalign.training.state import role_shardings
 
 @dataclasses.dataclass(frozen=True)
 class StartFrom:
-    """The checkpoint that a run begins with.
+    """The checkpoint that a run starts from.
 
     Attributes:
-      path: run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md). Its policy is the start, also of value and reward
-        networks, and the reference. None for a random initialisation.
-      step: which of its checkpoints: a number, 'best' or 'latest'. By default the best if one is kept, else the latest.
+      path: a run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md). Its policy initialises the policy and the value
+        and reward networks, and it is the reference. None for a random initialisation.
+      step: the checkpoint to use: a number, 'best' or 'latest'. By default the best if one is kept, else the latest.
     """
 
     path: str | None = None
@@ -39,25 +39,25 @@ RANDOM_INITIALISATION = StartFrom()
 
 
 class Start:
-    """The parameters that a run begins with.
+    """The parameters that a run starts from.
 
-    A run that continues has its own checkpoint. It reads the one that it began with only if a frozen role is a copy of it, or if
-    reference log-probabilities are still missing. So the initial checkpoint may be gone by then.
+    A run that continues has its own checkpoint. It reads the initial checkpoint only if a frozen role is a copy of it, or if
+    reference log-probabilities are still missing. Otherwise the initial checkpoint may have been deleted.
 
     Args:
       launch: this launch of the run.
       objective: the method, with its networks.
       placement: the devices.
-      seed: of random initialisation.
-      start_from: the initial checkpoint. A run that continues takes the step that its first launch took, because the other run may
-        have gone on since.
+      seed: the seed of random initialisation.
+      start_from: the initial checkpoint. A run that continues uses the same step as its first launch, because the other run may have
+        continued since then.
 
     Attributes:
-      identity: ``run_id`` and ``step`` of the reference policy, which name its stored log-probabilities.
+      identity: the ``run_id`` and ``step`` of the reference policy, which name its stored log-probabilities.
       placement: the devices.
 
     Raises:
-      UserError: there is no such checkpoint, it is not the one that the run began with, or it has another vocabulary than the task.
+      UserError: there is no such checkpoint, the run started from a different one, or its vocabulary differs from that of the task.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Start:
         check_same_origin(launch.folder, "initial checkpoint", before, self.identity)
 
     def origin(self) -> dict[str, Any]:
-        """JSON for ``networks.json``: the checkpoints that the run began with. Complete after `frozen`."""
+        """Returns the checkpoints that the run started from, as JSON for ``networks.json``. Complete after `frozen`."""
         origin: dict[str, Any] = {}
         if self._path:
             origin["initial_checkpoint"] = self.identity
@@ -114,7 +114,7 @@ class Start:
 
     @functools.cached_property
     def policy(self) -> Any:
-        """Parameters of the policy; None if it is neither trained nor read from a checkpoint."""
+        """Returns the parameters of the policy; None if it is neither trained nor read from a checkpoint."""
         if self._unreadable is not None:
             raise self._unreadable
         if self._initial is not None:
@@ -125,7 +125,7 @@ class Start:
         return self._initialise("policy", self._objective.policy)
 
     def trained(self) -> dict[str, Any]:
-        """Parameters of the trained roles, and ``statistics`` if the method carries any."""
+        """Returns the parameters of the trained roles, and ``statistics`` if the method carries any."""
         params: dict[str, Any] = {}
         for role, network in self._objective.trained().items():
             params[role] = self.policy if role == "policy" else self._initialise(role, network)
@@ -137,10 +137,10 @@ class Start:
         return params
 
     def frozen(self) -> dict[str, Any]:
-        """Parameters of the frozen roles.
+        """Returns the parameters of the frozen roles.
 
         Raises:
-          UserError: a role has nothing to be copied from, or another checkpoint is there than when the run began.
+          UserError: a role has no source to copy from, or the checkpoint differs from the one at the start of the run.
         """
         sources = self._objective.frozen_sources()
         copied = [role for role in self._objective.frozen_roles() if role not in sources]
@@ -148,7 +148,7 @@ class Start:
             raise UserError(
                 f"objective {self._objective.name} reads a policy that it does not train: set INITIAL_CHECKPOINT_PATH"
             )
-        # Copies: the policy's own buffers are donated to the step.
+        # These are copies, because the policy's own buffers are donated to the step.
         frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), self.policy) for role in copied}
         for role, (network, run) in sources.items():
             before = self._pinned.get(role)
@@ -160,7 +160,7 @@ class Start:
         return frozen
 
     def warn_of_t5x_steps(self, train_steps: int) -> None:
-        """Warns that the steps of a run begin at 0. In T5X they continue from the step of the initial checkpoint."""
+        """Warns that the steps of a run start at 0. In T5X they continue from the step of the initial checkpoint."""
         if self._initial is None or not self._initial.t5x or not distributed.is_primary_process():
             return
         step = self.identity["step"]
@@ -180,7 +180,7 @@ class Start:
             require_same_vocabulary(what, opened.vocabulary, self._vocabulary)
 
     def warn_of_unreadable_checkpoint(self) -> None:
-        """Warns that the run continues without the checkpoint that it began with."""
+        """Warns that the run continues without its initial checkpoint."""
         if self._unreadable is not None and distributed.is_primary_process():
             print(
                 f"jaxalign: the initial checkpoint cannot be read, and is no longer needed: {self._unreadable}",
@@ -191,7 +191,7 @@ class Start:
         shapes, axes = network.abstract_params(), network.logical_axes()
         places = role_shardings(self._mesh, shapes, axes, self._rules.get(role, ()))
         from_checkpoint = (self._initial or self._unreadable) is not None
-        # Read before the mesh is active: under an active mesh JAX refuses arrays without a sharding on it.
+        # This is read before the mesh is active, because JAX refuses arrays without a sharding on an active mesh.
         policy = self.policy if role != "policy" and from_checkpoint else None
         with partitioning.set_mesh(self._mesh):
             if policy is not None:

@@ -1,4 +1,4 @@
-"""The train state: what a step changes and a checkpoint holds."""
+"""The train state, which a step changes and a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jaxalign.training.optimizers import Optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """Step counter, parameters and optimizer states, the latter two by role. Frozen roles and frozen leaves are not in it.
+    """The step counter, and parameters and optimizer states by role. Frozen roles and frozen leaves are not part of it.
 
     Attributes:
       step: int32 scalar, the number of finished updates.
-      params: role -> parameters, float32; the role ``statistics`` holds what an objective carries from step to step.
+      params: role -> parameters, float32; the role ``statistics`` holds the statistics that an objective carries from step to step.
       opt_state: trained role -> optax state.
     """
 
@@ -34,7 +34,7 @@ class TrainState:
 def build_transformations(
     optimizers: Mapping[str, Optimizer], update_scales: Mapping[str, float]
 ) -> dict[str, optax.GradientTransformation]:
-    """One optax transformation per role, with the objective's factor on its learning rate."""
+    """Returns one optax transformation per role, with the objective's factor on its learning rate."""
     return {
         role: optimizer.build(update_scales.get(role, 1.0))
         for role, optimizer in optimizers.items()
@@ -44,7 +44,7 @@ def build_transformations(
 def create_state(
     params: Mapping[str, Any], transformations: Mapping[str, optax.GradientTransformation]
 ) -> TrainState:
-    """A fresh state at step 0."""
+    """Returns a fresh state at step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=dict(params),
@@ -58,7 +58,7 @@ def state_shardings(
     logical_axes: Mapping[str, Any],
     rules: Mapping[str, AxisRules] | None = None,
 ) -> TrainState:
-    """The sharding of every leaf of a state.
+    """Returns the sharding of every leaf of a state.
 
     Args:
       mesh: the mesh.
@@ -90,7 +90,7 @@ def state_shardings(
 def role_shardings(
     mesh: Mesh | AbstractMesh, shapes: Any, logical_axes: Any | None, rules: AxisRules = ()
 ) -> Any:
-    """The shardings of one role's parameters; replicated if it has no logical axes."""
+    """Returns the shardings of one role's parameters, replicated if the role has no logical axes."""
     if logical_axes is None:
         return jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), shapes)
     shardings = partitioning.parameter_shardings(mesh, logical_axes, rules)

@@ -33,15 +33,15 @@ def make_train_step(
     microbatches and divided once by the summed weights, so the number of microbatches does not change the result.
 
     Args:
-      objective: what to minimise.
+      objective: the objective to minimise.
       transformations: one optax transformation per trained role.
-      seed: of dropout.
-      microbatches: parts into which the batch's rows are split.
-      dropout: whether networks get a key at all.
+      seed: the seed of dropout.
+      microbatches: the number of parts into which the batch's rows are split.
+      dropout: whether networks get a dropout key.
 
     Returns:
       A function of state, frozen parameters by role, and batch. Its metrics include, per role, the norms of gradient, update and new
-      parameters, and ``finite``: 1 if loss and norms are.
+      parameters, and ``finite``, which is 1 if the loss and the norms are finite.
     """
 
     def step(
@@ -68,7 +68,7 @@ def make_train_step(
                 norm = jnp.asarray(optax.tree.norm(tree[role]), jnp.float32)
                 metrics[f"{role}/{what}_norm"] = _scalar(norm)
                 measured.append(norm)
-        # The new parameters count too: a step whose update overflows must not reach a checkpoint.
+        # The new parameters are checked too, because a step whose update overflows must not reach a checkpoint.
         finite = jnp.all(jnp.isfinite(jnp.stack(measured)))
         metrics["finite"] = _scalar(finite.astype(jnp.float32))
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
@@ -77,7 +77,7 @@ def make_train_step(
 
 
 def make_eval_step(objective: Objective) -> Callable[[Mapping[str, Any], Batch], Metrics]:
-    """The metrics of a batch, without gradient or dropout, as a pure function of all parameters by role and the batch."""
+    """Returns a pure function from all parameters by role and a batch to metrics, without gradient or dropout."""
 
     def step(params: Mapping[str, Any], batch: Batch) -> Metrics:
         return objective.loss(params, batch, None).metrics
@@ -117,10 +117,11 @@ def jit_eval_step(
 def split_microbatches(batch: Batch, microbatches: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits a batch's rows into strided microbatches ``[microbatches, rows / microbatches, ...]``.
 
-    Strided, because the rows of a sharded batch lie in contiguous blocks: a contiguous microbatch would live on few devices.
+    The microbatches are strided because the rows of a sharded batch lie in contiguous blocks. A contiguous microbatch would lie on few
+    devices.
 
     Returns:
-      The arrays with rows, split; and the scalars (statistics of the whole batch), as they are.
+      The arrays with rows, split; and the scalars (statistics of the whole batch), unchanged.
     """
     arrays = {name: array for name, array in batch.items() if jnp.ndim(array) > 0}
     scalars = {name: array for name, array in batch.items() if jnp.ndim(array) == 0}

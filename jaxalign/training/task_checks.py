@@ -1,4 +1,4 @@
-"""Does a task have what an objective needs? Answered from the cache's metadata, before parameters are made or anything compiles."""
+"""Checks from the cache's metadata that a task has what an objective needs, before parameters are made or anything compiles."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jaxalign.errors import UserError, require_range
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
 
-# Batch fields by the field of the cache that they come from.
+# Field of the cache -> the batch fields that come from it.
 _FIELDS_OF = {
     "feedback": ("feedback", "rewards"),
     "scores": ("scores",),
     "reference_feedback": ("reference_rewards",),
 }
-# In every batch, or computed before training.
+# These fields are in every batch or are computed before training.
 _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
 _GROUPS = "join the records of each prompt with --gin.TaskData.responses_per_example=4 and another CACHE_DIR"
 
@@ -32,29 +32,29 @@ def check_numbers(batch_size: int, random_seed: int) -> None:
     """Checks the plain arguments of a run.
 
     Raises:
-      UserError: naming the argument.
+      UserError: an argument is out of range; the message names it.
     """
     require_range("train", "[1, inf)", batch_size=batch_size)
-    # NumPy's generators and grain take 32 bits.
+    # NumPy's generators and grain accept 32 bits.
     require_range("train", "[0, 4294967295]", random_seed=random_seed)
 
 
 def check(
     objective: Objective, data: TaskData, metadata: CacheMetadata, *, quiet: bool = False
 ) -> TaskData:
-    """Checks the task for the objective, says on standard error what is trained on, and returns the data to train on.
+    """Checks the task for the objective, describes the training data on standard error, and returns the data to train on.
 
     Args:
       objective: the method.
-      data: the task, prepared.
-      metadata: of its cache.
-      quiet: leave out the line about the data; warnings stay.
+      data: the prepared task.
+      metadata: the metadata of its cache.
+      quiet: whether to omit the line about the data; warnings are still printed.
 
     Returns:
-      ``data``, with the choices of responses and of ties that 'auto' stands for.
+      ``data``, with 'auto' replaced by the actual choices of responses and of ties.
 
     Raises:
-      UserError: naming the objective, the task and what to do.
+      UserError: the task does not suit the objective; the message names both and a remedy.
     """
     best_only = _best_only(objective, data, metadata)
     skip_ties = _skip_ties(objective, data, metadata)
@@ -97,7 +97,7 @@ def check_vocabulary_size(objective: Objective, data: TaskData) -> None:
 
 
 def check_batch(objective: Objective, batch: Batch, task: str) -> None:
-    """`Objective.check_batch`, whose errors name the task as well."""
+    """Calls `Objective.check_batch`, and adds the task to the messages of its errors."""
     try:
         objective.check_batch(batch)
     except UserError as error:
@@ -105,7 +105,7 @@ def check_batch(objective: Objective, batch: Batch, task: str) -> None:
 
 
 def describe(data: TaskData, metadata: CacheMetadata) -> str:
-    """One line: the task, its examples by split, and the records that were rejected."""
+    """Returns one line with the task, its examples by split, and the number of rejected records."""
     examples = ", ".join(f"{count} {split}" for split, count in metadata.num_examples.items())
     text = f"task {data.task}: {examples} examples"
     reasons: dict[str, int] = {}
@@ -119,7 +119,7 @@ def describe(data: TaskData, metadata: CacheMetadata) -> str:
 
 
 def warnings(objective: Objective, data: TaskData, metadata: CacheMetadata) -> Iterator[str]:
-    """What makes training pointless although nothing forbids it: feedback that is all alike, or all on one side of a threshold."""
+    """Yields warnings about valid data that make training useless: feedback that is constant, or all on one side of a threshold."""
     split = metadata.splits.get(data.train_split)
     found = split.feedback_range if split else None
     reads = {"feedback", "rewards"}.intersection(objective.required_fields())
@@ -138,7 +138,7 @@ def warnings(objective: Objective, data: TaskData, metadata: CacheMetadata) -> I
     name, field = threshold
     chosen = hyperparameters(objective)
     value = chosen.get(name)
-    # Relative to the mean of a prompt's responses, no range says what is above.
+    # A range cannot show which feedback lies above the mean of a prompt's responses.
     if not isinstance(value, (int, float)) or chosen.get("baseline", "none") != "none":
         return
     statistics = metadata.reward_statistics
@@ -160,7 +160,7 @@ def _best_only(objective: Objective, data: TaskData, metadata: CacheMetadata) ->
 
 
 def _skip_ties(objective: Objective, data: TaskData, metadata: CacheMetadata) -> bool:
-    """Whether ties are left out: there are some, and the objective reads from the position of two responses which is better."""
+    """Returns whether ties are left out: there are ties, and the objective infers the better response from the position in the pair."""
     if not metadata.noted("ties"):
         return False
     if data.ties != "auto":
@@ -289,7 +289,7 @@ def _check_ranges(objective: Objective, data: TaskData, metadata: CacheMetadata)
 def _range_of(
     name: str, split: str, data: TaskData, metadata: CacheMetadata
 ) -> tuple[float, float] | None:
-    """Least and largest value of a field in a split; None where only the batches can tell."""
+    """Returns the least and largest value of a field in a split; None if only the batches can show them."""
     facts = metadata.splits.get(split)
     ranges = (
         {"feedback": facts.feedback_range, "chosen_feedback": facts.chosen_feedback_range}
@@ -300,7 +300,7 @@ def _range_of(
     if found is not None:
         return found.min, found.max
     if name not in data.stored or metadata.responses_per_example > 1:
-        # Where responses are missing, a stored array holds any number.
+        # A stored array holds arbitrary numbers for missing responses.
         return None
     values = data.cache().stored(split, data.stored[name]).values
     return float(values.min()), float(values.max())

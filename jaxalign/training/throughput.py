@@ -1,4 +1,4 @@
-"""How many responses and tokens a run trains on, in total and per second."""
+"""Counts the responses and tokens that a run trains on, in total and per second."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Count(NamedTuple):
-    """What a batch holds; padding is what packing saves, so it is not counted."""
+    """The numbers of responses and tokens of a batch. Padding, which packing removes, is not counted."""
 
     examples: int
     tokens: int
@@ -23,7 +23,7 @@ class Count(NamedTuple):
 
 
 class Throughput:
-    """Responses and tokens, in total and per second of training; compilation, evaluation and saving are not training."""
+    """A counter of responses and tokens, in total and per second of training, without compilation, evaluation and saving."""
 
     def __init__(self) -> None:
         self.examples = self.tokens = 0
@@ -32,7 +32,7 @@ class Throughput:
         self._counted = Count(0, 0)
 
     def add(self, count: Count) -> None:
-        """Adds a finished step; the first one only starts the clock, for it includes compilation."""
+        """Adds a finished step. The first step only starts the clock, because it includes compilation."""
         self.examples, self.tokens = self.examples + count.examples, self.tokens + count.tokens
         if self._since is not None:
             self._seconds += time.perf_counter() - self._since
@@ -41,11 +41,11 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Leaves out the time since the last `add`."""
+        """Excludes the time since the last `add`."""
         self._since = time.perf_counter()
 
     def report(self) -> dict[str, float]:
-        """Rates since the last call; none before the second step."""
+        """Returns the rates since the last call; none before the second step."""
         seconds, counted = self._seconds, self._counted
         self._seconds, self._counted = 0.0, Count(0, 0)
         if not counted.examples or seconds <= 0:
