@@ -1,6 +1,6 @@
 """Offline alignment of T5 encoder-decoder models from logged feedback.
 
-Importing the package costs nothing; import the part you need: `jaxalign.losses`,
+Importing the package loads nothing else. Import the part that you need: `jaxalign.losses`,
 `jaxalign.networks`, `jaxalign.objectives`, `jaxalign.data`, `jaxalign.training`,
 `jaxalign.evaluation`.
 """

@@ -1,4 +1,4 @@
-"""`python -m jaxalign COMMAND` is `jaxalign COMMAND`."""
+"""Runs `python -m jaxalign COMMAND` as `jaxalign COMMAND`."""
 
 import sys
 

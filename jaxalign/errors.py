@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix, not the program's."""
+"""Errors that the user can fix, and checks that raise them."""
 
 import math
 import numbers
@@ -6,23 +6,23 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in data, configuration or a checkpoint path, told in one sentence.
+    """An error in data, configuration or a checkpoint path, described in one sentence.
 
-    The message names the file and line, the gin binding, or the array with its shape, and says
-    what to do. The command line prints it without a traceback and exits with code 2.
+    The message names the file and line, the gin binding, or the array with its shape, and gives
+    a remedy. The command line prints it without a traceback and exits with code 2.
     """
 
 
 def require_range(owner: str, interval: str, **values: float | int | None) -> None:
-    """Refuses settings outside an interval, NaN among them. None passes: it stands for a setting that is off.
+    """Refuses settings that are NaN or outside an interval. None is accepted, because it stands for a setting that is off.
 
     Args:
-      owner: the class or function whose settings they are.
-      interval: as in mathematics: ``[0, inf)``, ``(0, 1]``.
+      owner: the class or function that the settings belong to.
+      interval: the interval in mathematical notation, such as ``[0, inf)`` or ``(0, 1]``.
       **values: the settings by name.
 
     Raises:
-      UserError: naming the setting.
+      UserError: a setting is outside the interval; the message names it.
 
     >>> require_range("adamw", "[0, 1)", b1=2.0)
     Traceback (most recent call last):
@@ -42,10 +42,10 @@ def require_range(owner: str, interval: str, **values: float | int | None) -> No
 
 
 def require_one_of(owner: str, choices: Iterable[str], **values: str) -> None:
-    """Refuses a setting that is none of the choices.
+    """Refuses a setting that is not one of the choices.
 
     Raises:
-      UserError: naming the setting and the choices.
+      UserError: the setting is not among the choices; the message names the setting and the choices.
     """
     for name, value in values.items():
         if value not in choices:

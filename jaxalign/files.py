@@ -1,4 +1,4 @@
-"""Files and folders on a real disk: writing that leaves the old file or the new one, room, and the words for a full disk."""
+"""Writes files atomically, checks disk space, and explains the errors of full, read-only or failing disks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DISK_WORDS = re.compile(
     r"input/output error",
     re.IGNORECASE,
 )
-# The end of the name under which `replacing` writes; the name begins with a dot and the final name.
+# The suffix of the temporary files of `replacing`. Their names start with a dot and the final name.
 PARTIAL = ".partial"
 
 
@@ -28,7 +28,7 @@ PARTIAL = ".partial"
 def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yields a file that takes the name ``path`` when the block ends without an error.
 
-    A process that is killed leaves the old file. What it wrote has the name ``.<name>.<random>.partial``.
+    If the process is killed, the old file remains. The unfinished file has the name ``.<name>.<random>.partial``.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
@@ -46,21 +46,21 @@ def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Replaces a text file at once, see `replacing`."""
+    """Replaces a text file atomically, see `replacing`."""
     with replacing(path, "w") as file:
         file.write(text)
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Replaces a file at once, see `replacing`."""
+    """Replaces a file atomically, see `replacing`."""
     with replacing(path) as file:
         file.write(content)
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What the disk says, if an error comes from a full, read-only or failing disk; None if it does not.
+    """Returns the message of the disk if an error comes from a full, read-only or failing disk; otherwise None.
 
-    Libraries wrap the system's error in errors of their own, so the words are looked for too.
+    Libraries wrap the system's error in their own errors, so the text of the error is searched too.
     """
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = f" ({error.filename})" if error.filename else ""
@@ -72,10 +72,10 @@ def disk_problem(error: BaseException) -> str | None:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Makes a run folder and writes a file there, before anything expensive.
+    """Creates a run folder and checks that a file can be written there, before any expensive work.
 
     Raises:
-      UserError: with the system's reason.
+      UserError: the folder cannot be written; the message gives the system's reason.
     """
     probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
     try:
@@ -92,12 +92,12 @@ def check_space(folder: Path, checkpoint_bytes: int, more: int) -> None:
     """Refuses a run whose checkpoints will not fit on the disk.
 
     Args:
-      folder: where they go.
-      checkpoint_bytes: of one, parameters and optimizer states.
-      more: how many will be there at a time that are not there yet.
+      folder: the folder of the checkpoints.
+      checkpoint_bytes: the size of one checkpoint, with parameters and optimizer states.
+      more: the number of checkpoints that will exist at one time in addition to the present ones.
 
     Raises:
-      UserError: naming sizes.
+      UserError: the checkpoints do not fit; the message gives the sizes.
     """
     free = shutil.disk_usage(folder).free
     if free < checkpoint_bytes * more:

@@ -1,4 +1,4 @@
-"""Locks of folders and files that one process at a time writes. A lock names its owner; that of a dead process is taken over."""
+"""Locks for folders and files that one process at a time writes. A lock names its owner. The lock of a dead process is taken over."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from typing import Any
 from jaxalign import untrusted
 from jaxalign.errors import UserError
 
-# The owner touches its lock so often. From another machine this is the only sign of its life.
+# The period at which the owner touches its lock. On another machine this is the only sign that the owner is alive.
 HEARTBEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 35.0
 
 
 @dataclasses.dataclass
 class _Held:
-    """A lock of this process, and how many `Lock` objects share it."""
+    """A lock of this process, and the number of `Lock` objects that share it."""
 
     path: str
     descriptor: int
@@ -38,14 +38,14 @@ _held: dict[str, _Held] = {}
 
 
 class Lock:
-    """A lock that this process holds until it is released, forgotten or the process ends.
+    """A lock that this process holds until it is released or garbage-collected, or until the process ends.
 
-    The file says host, process and start time of its owner. On one machine the system knows whether the owner is alive: it holds the file's
-    ``flock``. An owner on another machine is alive if the file's time changes while we wait. The same process may take a lock twice.
+    The file holds the host, process and start time of its owner. On the same machine, an owner that is alive holds the ``flock`` of the
+    file. An owner on another machine is alive if the file's time changes during a wait. The same process may take a lock twice.
 
     Args:
-      path: the file.
-      what: what is locked, for messages: ``MODEL_DIR /runs/x``.
+      path: the lock file.
+      what: the name of the locked object for messages, such as ``MODEL_DIR /runs/x``.
 
     Raises:
       UserError: another process holds it.
@@ -62,7 +62,7 @@ class Lock:
         self._release = weakref.finalize(self, _release, key)
 
     def release(self) -> None:
-        """Lets the next one have it."""
+        """Releases the lock."""
         self._release()
 
     def __enter__(self) -> Lock:
@@ -86,13 +86,13 @@ def _take(path: Path, what: str) -> int:
 
 
 def _taken(descriptor: int, path: Path, what: str) -> bool:
-    """Locks the open file; False if its former owner removed it meanwhile."""
+    """Locks the open file; returns False if its former owner has removed it in the meantime."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise _refusal(what, path, _owner(path)) from None
     except OSError:
-        pass  # a file system without flock: what the file says has to do
+        pass  # a file system without flock: only the content of the file is checked
     try:
         if os.stat(path).st_ino != os.fstat(descriptor).st_ino:
             return False
@@ -117,17 +117,17 @@ def _myself() -> dict[str, Any]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in clock ticks since the machine did; None if it does not run or the system does not say."""
+    """Returns the start time of a local process in clock ticks since boot; None if it does not run or its start time is unknown."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
-    # The name in parentheses may hold anything.
+    # The name in parentheses may contain any characters.
     return status.rpartition(")")[2].split()[19]
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """What the file says; nothing if it is empty or torn."""
+    """Returns the owner that the file records; an empty dict if the file is empty or incomplete."""
     try:
         return untrusted.read_json_object(path, limit=4096)
     except UserError:
@@ -136,7 +136,7 @@ def _owner(path: Path) -> dict[str, Any]:
 
 def _alive(owner: dict[str, Any], path: Path, what: str) -> bool:
     if owner.get("host") == socket.gethostname():
-        # With flock its death is known already; without it the process is looked for.
+        # With flock the owner is known to be dead. Without it, the process is looked up.
         pid = owner.get("pid")
         started = _started(pid) if isinstance(pid, int) else None
         return pid != os.getpid() and started is not None and started == owner.get("started")
@@ -171,7 +171,7 @@ def _beat(descriptor: int, stop: threading.Event) -> None:
 def _release(key: str) -> None:
     held = _held[key]
     held.owners -= 1
-    # A forked child has a copy of its parent's locks, which are not its own.
+    # A forked child has copies of its parent's locks, but it does not own them.
     if held.owners or held.process != os.getpid():
         return
     del _held[key]

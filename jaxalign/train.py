@@ -1,4 +1,4 @@
-"""`python -m jaxalign.train --gin_file=...`, as users of T5X type it, is `jaxalign train --gin_file=...`."""
+"""Runs `python -m jaxalign.train --gin_file=...`, the form that T5X users know, as `jaxalign train --gin_file=...`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Reading files that somebody else made: only regular files, of a bounded size, inside the folder that is read.
+"""Reads untrusted files safely: only regular files of a bounded size inside the folder that is read.
 
-A run folder or checkpoint may come from anywhere. Nothing in it is executed; these helpers see to it that it cannot make a command read a
-device or a pipe, follow a link to another folder, or fill the memory.
+A run folder or checkpoint may come from an untrusted source. Nothing in it is executed. These helpers ensure that it cannot make a
+command read a device or a pipe, follow a link to another folder, or exhaust the memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def open_regular(path: Path | str, *, inside: Path | str | None = None) -> IO[by
     """Opens a regular file for reading.
 
     Args:
-      path: the file. Opening a pipe or a device does not wait.
-      inside: the folder that it must lie in when all links are followed; None to follow links anywhere.
+      path: the file. Opening a pipe or a device does not block.
+      inside: the folder that the file must lie in after all links are resolved; None to follow links anywhere.
 
     Raises:
-      UserError: it is a device, a pipe, a folder, or lies elsewhere.
-      FileNotFoundError: there is none.
-      OSError: the system cannot read it.
+      UserError: the path is a device, a pipe or a folder, or lies elsewhere.
+      FileNotFoundError: the file does not exist.
+      OSError: the system cannot read the file.
     """
     path = Path(path)
     if inside is not None:
@@ -43,10 +43,10 @@ def open_regular(path: Path | str, *, inside: Path | str | None = None) -> IO[by
 
 
 def read_bytes(path: Path | str, limit: int, *, inside: Path | str | None = None) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes; arguments and errors as `open_regular`.
+    """Returns the content of a regular file of at most ``limit`` bytes. Arguments and errors are those of `open_regular`.
 
     Raises:
-      UserError: it is longer, or no regular file, or lies elsewhere.
+      UserError: the file is longer, is not a regular file, or lies elsewhere.
     """
     with open_regular(path, inside=inside) as file:
         size = os.fstat(file.fileno()).st_size
@@ -59,10 +59,10 @@ def read_bytes(path: Path | str, limit: int, *, inside: Path | str | None = None
 def read_json_object(
     path: Path | str, *, inside: Path | str | None = None, limit: int = JSON_BYTES
 ) -> dict[str, Any]:
-    """A JSON object of a run folder, without repeated keys and without integers of more than 40 digits.
+    """Reads a JSON object of a run folder. Repeated keys and integers of more than 40 digits are refused.
 
     Raises:
-      UserError: the file is missing, cannot be read, is too large, is no regular file, or is malformed.
+      UserError: the file is missing, cannot be read, is too large, is not a regular file, or is malformed.
     """
     path = Path(path)
     try:
@@ -87,14 +87,14 @@ def read_json_object(
 
 
 def check_tree(folder: Path | str, *, inside: Path | str | None = None) -> int:
-    """Looks at everything below a folder before a library reads it; returns the bytes of its files.
+    """Checks all files and links below a folder before a library reads it; returns the total size of the files in bytes.
 
     Args:
-      folder: what will be read.
+      folder: the folder that will be read.
       inside: the folder that links must not leave; ``folder`` by default.
 
     Raises:
-      UserError: there is a link that leads outside, a device, a pipe, or far too much of anything.
+      UserError: the folder contains a link that leads outside, a device, a pipe, or far too many or too deeply nested entries.
     """
     folder = Path(folder)
     root = Path(os.path.realpath(folder if inside is None else inside))
@@ -123,7 +123,7 @@ def check_tree(folder: Path | str, *, inside: Path | str | None = None) -> int:
 
 
 def file_name(value: Any) -> str | None:
-    """A name of a file directly inside a folder; None if it is anything else, such as an absolute path or one with '..'."""
+    """Returns the value if it names a file directly inside a folder; None otherwise, for example for an absolute path or '..'."""
     plain = isinstance(value, str) and value not in ("", ".", "..") and len(value) <= 255
     return value if plain and not set(value) & {"/", "\\", "\0", "\n"} else None
 
@@ -142,10 +142,10 @@ def _require_inside(path: Path, root: Path) -> None:
 
 
 def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON text, for `json.loads(..., object_pairs_hook=...)`.
+    """Returns the object of a JSON text, for `json.loads(..., object_pairs_hook=...)`.
 
     Raises:
-      ValueError: naming a field that occurs twice. JSON itself lets the last one win.
+      ValueError: a field occurs twice; the message names it. By default, Python's JSON parser keeps the last value.
     """
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -1,1 +1,1 @@
-"""What puts a number on a response: judges, reward models, stored scores and advantages."""
+"""Assigns numbers to responses: judges, reward models, stored scores and advantages."""

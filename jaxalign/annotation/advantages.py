@@ -1,4 +1,4 @@
-"""Advantages A = r - V(x) of logged responses, computed once with a trained value network and stored beside the cache."""
+"""Computes advantages A = r - V(x) of logged responses once, with a trained value network, and stores them beside the cache."""
 
 from __future__ import annotations
 
@@ -35,19 +35,21 @@ def advantages(
     batch_size: int = 32,
     step: str = "",
 ) -> dict[str, float]:
-    """Stores the advantage of every response of a cached task, its feedback minus its prompt's value.
+    """Stores the advantage of every response of a cached task, which is its feedback minus the value of its prompt.
 
-    The value network reads prompts only and without dropout, so an advantage is one number for the whole of training, as A-LoL wants it
+    The value network reads only prompts, without dropout. Therefore an advantage stays constant throughout training, as in A-LoL
     (Baheti et al. 2023, arXiv 2305.14718).
 
     Args:
-      value_checkpoint: run folder of a value network, trained with objectives/value_regression.gin.
+      value_checkpoint: the run folder of a value network that was trained with objectives/value_regression.gin.
       cache_dir: the cached task.
-      name: name of the stored array; training reads it with STORED_FIELDS = {'advantages': NAME}. One of that name is replaced.
-      units: 'rewards' for units of standardised reward, the deviation of the cache's training split; 'feedback' for those of the data.
-      splits: splits to compute; all that the cache has by default.
-      batch_size: rows per forward pass; short prompts share rows.
-      step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
+      name: the name of the stored array. Training reads it with STORED_FIELDS = {'advantages': NAME}. An existing array of that name is
+        replaced.
+      units: 'rewards' for units of standardised reward, the deviation of the cache's training split; 'feedback' for the units of the
+        data.
+      splits: the splits to compute; by default all splits of the cache.
+      batch_size: the number of rows per forward pass; short prompts share rows.
+      step: the checkpoint: a number, 'best' or 'latest'; by default the best if one was kept, else the latest.
 
     Returns:
       The share of responses with a positive advantage, by split.
@@ -100,7 +102,7 @@ def _of_split(
     batch_size: int,
     mesh: Mesh,
 ) -> tuple[Float[np.ndarray, "examples responses"], np.ndarray]:
-    """Feedback minus value in units of raw feedback, 0 where a response is absent, and which are present."""
+    """Returns feedback minus value in units of raw feedback, 0 for absent responses, and a mask of the present responses."""
     shape = (len(cache.split(split)), cache.metadata.responses_per_example)
     found, present = np.zeros(shape), np.zeros(shape, bool)
     compiled = jax.jit(trained.network.values)
@@ -121,13 +123,13 @@ def _of_split(
 
 
 def _statistics(run: Run) -> RewardStatistics:
-    """What the value network's outputs are multiplied by and added to in order to be raw feedback."""
+    """Returns the deviation and mean that convert the value network's outputs to raw feedback."""
     in_feedback = run.description.units == "feedback"
     return (None if in_feedback else run.description.reward) or RewardStatistics()
 
 
 def _scale(cache: TaskCache, units: str) -> float:
-    """Raw feedback per unit of the stored advantages."""
+    """Returns the amount of raw feedback per unit of the stored advantages."""
     if units not in UNITS:
         raise UserError(f"units must be 'rewards' or 'feedback', not {units!r}")
     fields, statistics = cache.metadata.fields, cache.metadata.reward_statistics
@@ -147,9 +149,9 @@ def _scale(cache: TaskCache, units: str) -> float:
 def packed_batches(
     cache: TaskCache, split: str, batch_size: int, row_lengths: Mapping[str, int] | None
 ) -> Iterator[Any]:
-    """All examples of a split once, in order, several short ones in a row, with raw feedback.
+    """Yields all examples of a split once, in order, with raw feedback. Several short examples share a row.
 
-    Rows are as long as the longest example, or as the run says (``row_lengths``) if that is more.
+    The row length is that of the longest example, or the run's ``row_lengths`` if that is greater.
     """
     data = cache.split(split)
     lengths = {
@@ -166,7 +168,7 @@ def packed_batches(
 
 
 def say_other_cut(cache: TaskCache, run: Run) -> None:
-    """Says on standard error that a cache's prompts were cut on another side than the run's, or shorter."""
+    """Prints a warning on standard error if a cache's prompts were cut on another side than the run's, or to a shorter length."""
     cut = cache.metadata.describe_cut("by `jaxalign cache`")
     limits = cache.metadata.limits
     recorded = run.description.long_prompts or limits.long_prompts
@@ -180,7 +182,7 @@ def say_other_cut(cache: TaskCache, run: Run) -> None:
 
 
 def check_vocabulary(metadata: CacheMetadata, cache_dir: str, run: Run) -> None:
-    """UserError if a run was trained with another vocabulary than a cache's; one that was converted without a vocabulary may pass."""
+    """Raises UserError if a run and a cache have different vocabularies. A run converted without a vocabulary may pass."""
     recorded = run.recorded_vocabulary
     if recorded is not None:
         cached = RecordedVocabulary(metadata.vocabulary, cache_dir)

@@ -1,4 +1,4 @@
-"""Density ratios of prompts between desirable and undesirable responses, stored beside a cache for BCO."""
+"""Stores density ratios of prompts between desirable and undesirable responses beside a cache, for BCO."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ def density_ratios(
 ) -> None:
     """Stores p(prompt | desirable) / p(prompt | undesirable) for every response of a cached task.
 
-    A balanced logistic regression on mean-pooled encoder states tells the prompts of both kinds apart; it is fitted on the training split
-    (BCO's underlying distribution matching, arXiv 2404.04656).
+    A balanced logistic regression on mean-pooled encoder states distinguishes the prompts of both kinds. It is fitted on the training
+    split (BCO's underlying distribution matching, arXiv 2404.04656).
 
     Args:
-      checkpoint: run folder of the policy whose encoder embeds the prompts, usually the reference.
+      checkpoint: the run folder of the policy whose encoder embeds the prompts, usually the reference.
       cache_dir: the cached task.
-      name: name of the stored array; training reads it with STORED_FIELDS = {'density_ratios': NAME}. One of that name is replaced.
-      threshold: a response is desirable if its feedback, in its own units, exceeds this; as in the loss.
-      regularization: of the classifier, the inverse of scikit-learn's C.
-      batch_size: rows per forward pass; short prompts share rows.
-      step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
+      name: the name of the stored array. Training reads it with STORED_FIELDS = {'density_ratios': NAME}. An existing array of that name
+        is replaced.
+      threshold: a response is desirable if its feedback, in the units of the feedback, exceeds this value, as in the loss.
+      regularization: the regularization of the classifier, the inverse of scikit-learn's C.
+      batch_size: the number of rows per forward pass; short prompts share rows.
+      step: the checkpoint: a number, 'best' or 'latest'; by default the best if one was kept, else the latest.
 
     Raises:
       UserError: the cache has no feedback, no training split or another vocabulary, or all responses are of one kind.

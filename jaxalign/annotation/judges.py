@@ -1,7 +1,7 @@
-"""Judges: plug-ins that score responses, higher is better.
+"""Judges, which are plug-ins that score responses. A higher score is better.
 
-A judge is named on the command line as `name`, `name:argument`, or `module:function` for one of your
-own: any importable function (prompts, responses, references) -> one number a response.
+The command line names a judge as `name`, `name:argument`, or `module:function`. The last form is for
+your own judges: any importable function (prompts, responses, references) -> one number per response.
 
     @register_judge("polite")
     def polite(argument):
@@ -36,7 +36,7 @@ JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
 class Judge(Protocol):
     """Scores responses to prompts.
 
-    A judge that cannot judge every prompt may have a method ``check(prompts, references)`` that raises `UserError`: it is called before
+    A judge that cannot judge every prompt may have a method ``check(prompts, references)`` that raises `UserError`. It is called before
     anything is generated.
     """
 
@@ -48,21 +48,21 @@ class Judge(Protocol):
         responses: Sequence[str],
         references: References | None = None,
     ) -> Float[np.ndarray, " items"]:
-        """One finite number for each (prompt, response), higher is better.
+        """Returns one finite number for each (prompt, response). A higher number is better.
 
         Args:
           prompts, responses: [items].
-          references: [items][any number], reference responses of each prompt, if there are any.
+          references: [items][any number], the reference responses of each prompt, if there are any.
         """
 
 
-# A registered factory takes the text after the judge's name ("" if there is none).
+# A registered factory takes the text after the judge's name, "" by default.
 _REGISTRY: dict[str, Callable[[str], Judge]] = {}
 _Factory = TypeVar("_Factory", bound=Callable[[str], Judge])
 
 
 def register_judge(name: str) -> Callable[[_Factory], _Factory]:
-    """Decorator: makes a factory (argument text -> Judge) known under a name."""
+    """Returns a decorator that registers a factory (argument text -> Judge) under a name."""
 
     def register(factory: _Factory) -> _Factory:
         if name in _REGISTRY:
@@ -74,15 +74,15 @@ def register_judge(name: str) -> Callable[[_Factory], _Factory]:
 
 
 def judge_names() -> list[str]:
-    """Names of the registered judges."""
+    """Returns the names of the registered judges."""
     return sorted(_REGISTRY)
 
 
 def get_judge(spec: str) -> Judge:
-    """The judge that a command line names: `name`, `name:argument` or `module:function`.
+    """Returns the judge that a command line names: `name`, `name:argument` or `module:function`.
 
     Raises:
-      UserError: an unknown name, a module that cannot be imported, or no such function in it.
+      UserError: the name is unknown, the module cannot be imported, or the module has no such function.
     """
     name, _, argument = spec.partition(":")
     if name in _REGISTRY:
@@ -104,7 +104,7 @@ def get_judge(spec: str) -> Judge:
 
 
 def check_prompts(judge: Judge, prompts: Sequence[str], references: References) -> None:
-    """Raises `UserError` if a judge says that it cannot judge responses to these prompts."""
+    """Raises `UserError` if a judge reports that it cannot judge responses to these prompts."""
     check = getattr(judge, "check", None)
     if check is not None:
         check(prompts, references)
@@ -116,7 +116,7 @@ def checked_scores(
     responses: Sequence[str],
     references: References | None = None,
 ) -> Float[np.ndarray, " items"]:
-    """A judge's scores as float64, refused unless they are one finite number a response."""
+    """Returns a judge's scores as float64; refuses them unless there is one finite number per response."""
     scores = np.asarray(judge.score(prompts, responses, references), np.float64)
     if scores.shape != (len(responses),):
         raise UserError(
@@ -133,7 +133,7 @@ def checked_scores(
 
 
 class FunctionJudge:
-    """A judge made of a function (prompts, responses, references) -> scores."""
+    """A judge that calls a function (prompts, responses, references) -> scores."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ def _no_argument(name: str, argument: str) -> None:
 
 @register_judge("slot_error")
 def slot_error_judge(argument: str) -> Judge:
-    """`slot_error` or `slot_error:<JSON Lines file with the training acts>`."""
+    """Builds the judge `slot_error` or `slot_error:<JSON Lines file with the training acts>`."""
     if not argument:
         return SlotErrorJudge()
     return SlotErrorJudge(
@@ -175,11 +175,11 @@ def slot_error_judge(argument: str) -> Judge:
 
 
 class SlotErrorJudge:
-    """Minus the fraction of an act's slots that a response leaves out or invents; an exact oracle.
+    """An exact oracle that scores minus the fraction of an act's slots that a response leaves out or invents.
 
-    It reads the acts of the bundled task and those of `jaxalign.data.slots`. There, values that were
-    invented are recognised by the values of other acts: those given, or else all acts it is asked
-    to judge together.
+    It reads the acts of the bundled task and those of `jaxalign.data.slots`. For the latter, it recognises
+    invented values by the values of other acts: the given acts, or otherwise all acts that it judges
+    together.
     """
 
     name = "slot_error"
@@ -188,10 +188,10 @@ class SlotErrorJudge:
         self._known_acts = None if known_acts is None else list(known_acts)
 
     def count(self, prompts: Sequence[str], responses: Sequence[str]) -> list[SlotErrors]:
-        """Missing and invented slots of every response, and the slots of its act.
+        """Counts the missing and invented slots of every response, and the slots of its act.
 
         Raises:
-          UserError: a prompt that is no dialogue act.
+          UserError: a prompt is not a dialogue act.
         """
         acts = prompts if self._known_acts is None else self._known_acts
         try:
@@ -206,7 +206,7 @@ class SlotErrorJudge:
             raise UserError(f"judge 'slot_error' needs dialogue acts as prompts: {error}") from None
 
     def check(self, prompts: Sequence[str], references: References) -> None:
-        """Raises `UserError` for a prompt that is no dialogue act."""
+        """Raises `UserError` for a prompt that is not a dialogue act."""
         del references
         self.count(prompts, [""] * len(prompts))
 
@@ -220,14 +220,14 @@ class SlotErrorJudge:
 
 
 def _is_bundled_act(prompt: str) -> bool:
-    """Whether a prompt reads `act domain ( slot = value ; ... )`, as the bundled task writes it."""
+    """Returns whether a prompt has the format `act domain ( slot = value ; ... )` of the bundled task."""
     words = prompt.split(" ", 3)
     return len(words) > 2 and words[1] in synthetic.DOMAINS and words[2] == "("
 
 
 @register_judge("exact_match")
 def exact_match_judge(argument: str) -> Judge:
-    """1 if a response equals one of the references up to white space, else 0."""
+    """Builds a judge that scores 1 if a response equals one of the references up to white space, else 0."""
     _no_argument("exact_match", argument)
 
     def check(prompts: Sequence[str], references: References | None) -> None:
@@ -251,14 +251,14 @@ def exact_match_judge(argument: str) -> Judge:
 
 @register_judge("length")
 def length_judge(argument: str) -> Judge:
-    """The longer response wins: its number of characters. A baseline that any judge must beat."""
+    """Builds a judge that scores the number of characters. It is a baseline that any judge must beat."""
     _no_argument("length", argument)
     return FunctionJudge("length", lambda _, responses, __: [len(text) for text in responses])
 
 
 @register_judge("reward_model")
 def reward_model_judge(argument: str) -> Judge:
-    """`reward_model:<run folder or checkpoint>`: a run that trained a network in the role `reward`."""
+    """Builds the judge `reward_model:<run folder or checkpoint>` from a run that trained a network in the role `reward`."""
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
     run = Run(argument).reward()
@@ -270,15 +270,15 @@ def reward_model_judge(argument: str) -> Judge:
 
 
 def _judging_encoder(run: TrainedNetwork) -> TextEncoder:
-    """The run's encoder; where it rejected long prompts they are cut, since a judge must say something of every response."""
+    """Returns the run's encoder. If the run rejected long prompts, they are cut, because a judge must score every response."""
     return encoder_of(run, long_prompts="truncate" if run.long_prompts == "reject" else "")
 
 
 class RewardModelJudge:
-    """A reward network on the tokens of prompt and response, laid out as in training.
+    """A judge that applies a reward network to the tokens of prompt and response, in the layout of training.
 
-    Prompts are cut as the run cut them. A response of more tokens than the run's longest is cut at its end, since a judge must say
-    something of every response; how many were cut is said on standard error.
+    Prompts are cut as in the run. A response that is longer than the run's limit is cut at its end, because a judge must score every
+    response. The number of cut texts is printed on standard error.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How much likelier a prompt is among desirable responses than among undesirable ones, from a classifier on prompt embeddings."""
+"""Estimates the density ratio of prompts between desirable and undesirable responses, with a classifier on prompt embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from jaxalign.errors import UserError
 from jaxalign.losses.hyperparameters import require_positive
 
-# exp of more than this is clipped away by every loss that reads density ratios.
+# Every loss that reads density ratios clips the exp of larger values.
 _MAX_LOGIT = 30.0
 _MAX_STEPS = 100
 
@@ -23,7 +23,7 @@ class LogisticRegression:
     intercept: float
 
     def logits(self, features: Float[np.ndarray, "rows features"]) -> Float[np.ndarray, " rows"]:
-        """Log-odds of the label."""
+        """Returns the log-odds of the label."""
         return np.asarray(features, np.float64) @ self.weights + self.intercept
 
 
@@ -35,13 +35,13 @@ def fit_logistic_regression(
 ) -> LogisticRegression:
     """Fits a classifier with balanced classes by Newton's method, in float64.
 
-    Minimises ``regularization/2 |weights|^2 + sum_i c_i (-log P(label_i))``, where ``c_i = rows / (2 rows of the label)`` makes both labels
-    weigh the same; the intercept is not regularised. That is scikit-learn's ``LogisticRegression(class_weight='balanced')``.
+    Minimises ``regularization/2 |weights|^2 + sum_i c_i (-log P(label_i))``, where ``c_i = rows / (2 rows of the label)`` gives both labels
+    the same weight. The intercept is not regularised. This equals scikit-learn's ``LogisticRegression(class_weight='balanced')``.
 
     Args:
       features: any real numbers.
       labels: true or false; both must occur.
-      regularization: inverse of scikit-learn's ``C``.
+      regularization: the inverse of scikit-learn's ``C``.
 
     Raises:
       UserError: if only one label occurs, a feature is not finite, or regularization is not positive.
@@ -74,7 +74,7 @@ def fit_logistic_regression(
         hessian = (inputs.T * curvature) @ inputs + np.diag(penalties + 1e-12)
         step = np.linalg.solve(hessian, gradient)
         scale = 1.0
-        # The loss is convex, so a step short enough lowers it until rounding is all that is left.
+        # The loss is convex, so a sufficiently short step lowers it until only rounding errors remain.
         while scale > 1e-8 and loss(parameters - scale * step) > current:
             scale /= 2
         parameters = parameters - scale * step
@@ -93,18 +93,18 @@ def density_ratios(
     seed: int = 0,
     evaluate_on: Float[np.ndarray, "others features"] | None = None,
 ) -> Float[np.ndarray, " ratios"]:
-    """``p(desirable | x) / p(undesirable | x)`` of every response's prompt, for `unpaired.density_weighted_bco_loss`.
+    """Returns ``p(desirable | x) / p(undesirable | x)`` of every response's prompt, for `unpaired.density_weighted_bco_loss`.
 
     The classifier is balanced, so this estimates ``p(x | desirable) / p(x | undesirable)`` (arXiv 2404.04656, underlying distribution
-    matching; details as in public code, TRL). The loss clips the ratios.
+    matching; details follow the public code of TRL). The loss clips the ratios.
 
     Args:
-      prompt_embeddings: one row a response, for example mean-pooled encoder states of the reference policy.
-      desirable: the responses' labels.
+      prompt_embeddings: one row per response, for example mean-pooled encoder states of the reference policy.
+      desirable: the labels of the responses.
       regularization: as in `fit_logistic_regression`.
-      max_rows: at most so many responses of each label are fitted, drawn without replacement; None for all.
-      seed: of that draw.
-      evaluate_on: other prompts' embeddings whose ratios are wanted instead.
+      max_rows: the maximum number of responses of each label to fit, drawn without replacement; None for all.
+      seed: the seed of that draw.
+      evaluate_on: the embeddings of other prompts, whose ratios are returned instead.
 
     Raises:
       UserError: as `fit_logistic_regression`.

@@ -1,6 +1,6 @@
-"""Q-values of prefixes of responses by a goal-conditioned reward model, and what its reward head says of the same prefixes.
+"""Scores prefixes of responses with the Q-values and with the reward head of a goal-conditioned reward model.
 
-Where the head read at a prefix is as good as Q, the goal adds nothing: look at both (arXiv 2407.13887).
+If the reward head at a prefix is as accurate as Q, the goal adds no information, so compare both (arXiv 2407.13887).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from jaxalign.losses import goal_conditioning
 
 
 class PrefixScores(NamedTuple):
-    """Scores of every prefix of every response; entry t belongs to the first t tokens.
+    """The scores of every prefix of every response; entry t belongs to the first t tokens.
 
     Attributes:
-      values: Q, cosines with the goal.
-      rewards: the reward head's.
-      mask: which prefixes there are; the last one of a response lacks its EOS only.
+      values: Q-values, which are cosines with the goal.
+      rewards: the outputs of the reward head.
+      mask: marks the prefixes that exist; the last prefix of a response lacks only its EOS.
     """
 
     values: Float[np.ndarray, "responses length"]
@@ -38,12 +38,12 @@ def goal_vector(
     *,
     batch_size: int = 32,
 ) -> Float[np.ndarray, " emb"]:
-    """The mean last state of good responses, for example of all preferred ones in the training data.
+    """Returns the mean last state of good responses, for example of all preferred responses in the training data.
 
     Args:
-      network: with ``prefix_states(params, batch)``, as `jaxalign.networks.reward.DecoderRewardNetwork`.
-      params: its parameters; after any training the vector has to be made again.
-      prompts, responses: token ids, EOS included; one response a prompt.
+      network: a network with ``prefix_states(params, batch)``, such as `jaxalign.networks.reward.DecoderRewardNetwork`.
+      params: its parameters; the vector must be recomputed after any training.
+      prompts, responses: token ids, EOS included; one response per prompt.
     """
     total, count = 0.0, 0
     for index, batch in by_batch(prompts, [[response] for response in responses], batch_size):
@@ -63,7 +63,7 @@ def score_prefixes(
     *,
     batch_size: int = 32,
 ) -> PrefixScores:
-    """Q and reward of every prefix; arguments as in `goal_vector`."""
+    """Computes Q and the reward of every prefix; arguments as in `goal_vector`."""
     shape = (len(responses), max((len(response) for response in responses), default=0))
     values, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     mask = np.arange(shape[1]) < np.array([len(response) for response in responses])[:, None]

@@ -1,4 +1,4 @@
-"""Reference log-probabilities and rewards: computed once, stored beside the cached examples."""
+"""Computes reference log-probabilities and rewards once, and stores them beside the cached examples."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def score(
     role: str = "policy",
     top_tokens: int = 0,
 ) -> None:
-    """Adds a policy's log-probabilities, a reward model's rewards, or a teacher's likeliest tokens to a cached task, once.
+    """Adds a policy's log-probabilities, a reward model's rewards, or a teacher's most likely tokens to a cached task, once.
 
     Args:
-      checkpoint: run folder of the reference policy or of the reward model.
+      checkpoint: the run folder of the reference policy or of the reward model.
       cache_dir: the cached task.
-      name: name of the set of scores; by default made of the checkpoint's run id and step, which training finds by itself for a
-        reference policy; a set of rewards is given to a run as ``TaskData.stored = {'margin_rewards': NAME}``.
-      splits: splits to score; all that the cache has by default.
-      batch_size: rows per forward pass.
-      max_input_length: tokens of a prompt; the checkpoint's training length by default.
-      max_target_length: tokens of a response; the checkpoint's training length by default.
-      step: which checkpoint: a number, 'best' or 'latest'; best, or else latest, by default.
+      name: the name of the set of scores. The default is made from the checkpoint's run id and step, and training finds it
+        automatically for a reference policy. A run reads a set of rewards with ``TaskData.stored = {'margin_rewards': NAME}``.
+      splits: the splits to score; by default all splits of the cache.
+      batch_size: the number of rows per forward pass.
+      max_input_length: the maximum number of tokens of a prompt; the checkpoint's training length by default.
+      max_target_length: the maximum number of tokens of a response; the checkpoint's training length by default.
+      step: the checkpoint: a number, 'best' or 'latest'; by default the best if one was kept, else the latest.
       role: 'policy' for log-probabilities, 'reward' for rewards.
-      top_tokens: store the policy's so many likeliest tokens at every position instead; distillation reads them with
+      top_tokens: the number of the policy's most likely tokens to store at every position instead. Distillation reads them with
         ``TEACHER_SOURCE = 'stored'`` and ``STORED_FIELDS = {'teacher_top': NAME}``.
     """
     require_range("score", "[1, inf)", batch_size=batch_size)
@@ -92,7 +92,7 @@ def score(
 
 
 def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
-    """The default name of a reference policy's scores: its run and step, and what else of the policy changes log-probabilities."""
+    """Returns the default name of a reference policy's scores: run, step, and policy options that change log-probabilities."""
     name = f"{info.get('run_id', 'unnamed')}-{info['step']}-{policy.config.dtype}"
     return name if policy.value_token is None else f"{name}-without-{policy.value_token}"
 
@@ -111,20 +111,20 @@ def score_splits(
     row_lengths: Mapping[str, int] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Scores every response of a cache with a network; splits that have these scores already are left alone.
+    """Scores every response of a cache with a network; skips splits that already have these scores.
 
     Args:
       network: a policy, for log-probabilities, or a network with ``rewards(params, batch)``.
       params: its parameters.
       cache: the cached task.
-      name: name of the set of scores.
-      splits: names; all by default.
-      feature_lengths: ``inputs`` and ``targets`` in tokens.
-      batch_size: global rows per forward pass; short examples share rows.
-      mesh: where to compute.
-      info: JSON kept beside the scores.
-      row_lengths: of packed rows, made longer where an example needs it; ``feature_lengths`` by default.
-      overwrite: score again what is there.
+      name: the name of the set of scores.
+      splits: the names of the splits; all by default.
+      feature_lengths: the lengths of ``inputs`` and ``targets`` in tokens.
+      batch_size: the number of global rows per forward pass; short examples share rows.
+      mesh: the mesh to compute on.
+      info: JSON that is stored beside the scores.
+      row_lengths: the lengths of packed rows, extended if an example needs it; ``feature_lengths`` by default.
+      overwrite: whether to recompute existing scores.
 
     Raises:
       UserError: if a response has no finite score.
@@ -138,7 +138,7 @@ def score_splits(
             values = network.score(params, batch).log_probs
         return values, batch["example_ids"], batch["response_mask"]
 
-    # Every process sees the numbers of all rows; the first one writes them.
+    # Every process has the numbers of all rows; the first process writes them.
     compiled = jax.jit(compute, out_shardings=partitioning.replicated_sharding(mesh))
     rows = distributed.process_local_rows(mesh, batch_size)
     metadata = cache.metadata
@@ -152,7 +152,7 @@ def score_splits(
             split,
             feature_lengths=feature_lengths,
             batch_size=batch_size,
-            # A reward network may unpack what is packed, and then empty places cost as much as full ones.
+            # A reward network may unpack packed rows, and then empty places cost as much as full ones.
             pack=not gives_rewards,
             row_lengths=None if gives_rewards else covering(data, row_lengths),
             local_rows=rows,
@@ -175,7 +175,7 @@ def score_splits(
 
 
 def unscored(cache: TaskCache, splits: Sequence[str], name: str) -> list[str]:
-    """The splits of a cache that have no such set of scores; as the first process finds them."""
+    """Returns the splits of a cache that have no such set of scores, as determined by the first process."""
 
     def find() -> list[str]:
         return [split for split in splits if name not in cache.stored_names(split)]

@@ -1,4 +1,4 @@
-"""A teacher's likeliest tokens at every target position of a cached task, computed once for distillation."""
+"""Computes a teacher's most likely tokens at every target position of a cached task, once, for distillation."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def store_top_tokens(
     info: Mapping[str, Any],
     row_lengths: Mapping[str, int] | None = None,
 ) -> None:
-    """Stores the ``count`` likeliest tokens of a teacher, and their log-probabilities, at every target position of a cache.
+    """Stores the ``count`` most likely tokens of a teacher, and their log-probabilities, at every target position of a cache.
 
-    Eight bytes a token and position: at 32 tokens, 256 bytes a position.
+    Storage takes eight bytes per token and position. With 32 tokens, a position takes 256 bytes.
 
     Args:
       policy: the teacher's network.
       params: its parameters.
       cache: the cached task.
-      name: of the set; one of that name is replaced.
+      name: the name of the set; an existing set of that name is replaced.
       count: k, at most the vocabulary's size.
-      splits: names; all by default.
-      feature_lengths: ``inputs`` and ``targets`` in tokens.
-      batch_size: global rows per forward pass; short examples share rows.
-      mesh: where to compute.
-      info: JSON kept beside the tokens.
-      row_lengths: of packed rows, made longer where an example needs it; ``feature_lengths`` by default.
+      splits: the names of the splits; all by default.
+      feature_lengths: the lengths of ``inputs`` and ``targets`` in tokens.
+      batch_size: the number of global rows per forward pass; short examples share rows.
+      mesh: the mesh to compute on.
+      info: JSON that is stored beside the tokens.
+      row_lengths: the lengths of packed rows, extended if an example needs it; ``feature_lengths`` by default.
 
     Raises:
       UserError: ``count`` is out of range, or log-probabilities are not finite.
@@ -60,7 +60,7 @@ def store_top_tokens(
         tokens = top_log_probs(policy, params, batch, count)
         return tokens, batch["decoder_segment_ids"], batch["example_ids"]
 
-    # Every process sees the tokens of all rows; the first one writes them.
+    # Every process has the tokens of all rows; the first process writes them.
     compiled = jax.jit(compute, out_shardings=partitioning.replicated_sharding(mesh))
     rows = distributed.process_local_rows(mesh, batch_size)
     for split in splits or list(cache.metadata.splits):

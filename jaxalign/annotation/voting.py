@@ -1,4 +1,4 @@
-"""Majority voting among sampled solutions, some of which a reward model has dropped early (arXiv 2407.13887)."""
+"""Majority voting among sampled solutions, some of which a reward model has filtered out early (arXiv 2407.13887)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Vote:
     """The outcome of a vote.
 
     Attributes:
-      winners: the answers with the most votes, several if tied, in the order of their first vote; none if nobody voted.
-      votes: of each winner.
-      filtered: whether only kept samples voted; false where none was kept and so all of them did.
-      correct: probability that a winner drawn at random is right; None where the right answer was not given.
-      correct_or_tied: whether the right answer is among the winners, which public code counts as correct.
+      winners: the answers with the most votes, several if tied, in the order of their first vote; none if there are no votes.
+      votes: the number of votes of each winner.
+      filtered: whether only kept samples voted; false if no sample was kept, so that all samples voted.
+      correct: the probability that a winner drawn at random is correct; None if the correct answer was not given.
+      correct_or_tied: whether the correct answer is among the winners, which the public code counts as correct.
     """
 
     winners: tuple[Hashable, ...]
@@ -29,12 +29,12 @@ class Vote:
 def filtered_vote(
     answers: Sequence[Hashable], kept: Sequence[bool], *, correct: Hashable = None
 ) -> Vote:
-    """Counts the answers of the samples that a filter kept; of all samples where it kept none.
+    """Counts the answers of the samples that a filter kept, or of all samples if it kept none.
 
     Args:
-      answers: one a sample; None where a sample has no answer, and no vote.
-      kept: one a sample, from `jaxalign.losses.goal_conditioning.prefix_filter`.
-      correct: the right answer, if known.
+      answers: one per sample; None for a sample that has no answer and therefore no vote.
+      kept: one per sample, from `jaxalign.losses.goal_conditioning.prefix_filter`.
+      correct: the correct answer, if known.
     """
     if len(answers) != len(kept):
         raise ValueError(f"{len(answers)} answers and {len(kept)} decisions of the filter")

@@ -1,1 +1,1 @@
-"""From rows of text to sampled, greedy or beam-searched responses."""
+"""Generates sampled, greedy or beam-searched responses to rows of text."""

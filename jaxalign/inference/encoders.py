@@ -1,4 +1,4 @@
-"""From a run to the encoder of its texts: with the run's vocabulary and lengths, cutting prompts as the run did."""
+"""Builds the text encoder of a run, with the run's vocabulary and lengths and its treatment of long prompts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def encoder_of(
     max_target_length: int = 0,
     long_prompts: str = "",
 ) -> TextEncoder:
-    """The encoder of a run's texts.
+    """Returns the encoder of a run's texts.
 
     Args:
       run: the run.
-      max_input_length, max_target_length: tokens, EOS included; 0 takes the run's own.
-      long_prompts: 'truncate', 'truncate_left' or 'reject'; '' takes the run's own.
+      max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's length.
+      long_prompts: 'truncate', 'truncate_left' or 'reject'; '' takes the run's setting.
 
     Raises:
       UserError: a length is neither recorded nor given, or `long_prompts` is unknown.

@@ -1,8 +1,8 @@
-"""`jaxalign generate`: responses of a policy to a JSON Lines file of prompts, resumable.
+"""Implements `jaxalign generate`, which writes a policy's responses to a JSON Lines file of prompts. It can be resumed.
 
-Output lines come in the order of the input. A run that was interrupted is started again with the
-same command: complete lines are kept, a torn last line is dropped, and the rest is exactly what the
-uninterrupted run would have written.
+Output lines have the order of the input. To resume an interrupted run, give the same command again.
+Complete lines are kept, an incomplete last line is dropped, and the remaining lines are exactly those
+that the uninterrupted run would have written.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _WRITTEN = ("id", "responses", "log_probs")
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """How responses are made.
+    """The settings of response generation.
 
     Attributes:
-      decoding: how to decode.
-      batch_size: prompts decoded together. Samples depend on it, and on the seed.
+      decoding: the decoding settings.
+      batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
       seed: batch b samples with fold_in(seed, b).
     """
 
@@ -56,7 +56,7 @@ class Prompts:
     """The prompts of a file.
 
     Attributes:
-      texts: one a line.
+      texts: the prompts, one per line.
       records: the other fields of each line.
     """
 
@@ -85,30 +85,30 @@ def generate(
     overwrite: bool = False,
     prompt_field: str = "prompt",
 ) -> dict[str, Any]:
-    """Writes `num_samples` responses for every prompt.
+    """Writes `num_samples` responses for every prompt to a file.
 
     Args:
-      checkpoint: run folder or checkpoint.
-      input: JSON Lines with one prompt a line; blank lines are passed over.
+      checkpoint: a run folder or checkpoint.
+      input: JSON Lines with one prompt per line; blank lines are skipped.
       output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
         [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included)
-        and the other fields of the input line. An input field `id` is kept as `source_id`;
-        `responses` and `log_probs` of the input are replaced.
+        and the other fields of the input line. An input field `id` is kept as `source_id`.
+        Input fields `responses` and `log_probs` are replaced.
       num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
-      batch_size: prompts decoded together. Samples depend on it, and on the seed.
-      max_input_length, max_target_length: tokens, EOS included; 0 takes the run's own lengths.
-      long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" its
-        end, "reject" stops; as the run was trained by default.
+      batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
+      max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
+      long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
+        its end, and "reject" stops with an error; by default the setting of the run's training.
       seed: batch b samples with fold_in(seed, b).
-      role: which of the run's networks answers, such as `policy`.
-      step: a step number, `best` or `latest`; by default the best where one was kept, else the latest.
-      overwrite: start afresh although the output exists.
-      prompt_field: name of the input field with the prompt.
+      role: the network of the run that generates, such as `policy`.
+      step: a step number, `best` or `latest`; by default the best if one was kept, else the latest.
+      overwrite: whether to start again if the output exists.
+      prompt_field: the name of the input field with the prompt.
 
     Returns:
-      `prompts`: lines in the output; `generated`: those written by this call; `output`; `cut_prompts`, `unknown_pieces`,
-      `unfinished`: shares of the prompts that were cut, of their pieces that the vocabulary does not know, and of this call's
-      responses that did not end before the length limit.
+      `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
+      `unknown_pieces`, `unfinished`: the shares of prompts that were cut, of prompt pieces that the vocabulary does not contain, and
+      of this call's responses that did not end before the length limit.
 
     Raises:
       UserError: a malformed input line (with file and line), an output that was written from
@@ -156,7 +156,7 @@ def write_responses(
     origin: Mapping[str, Any],
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """`generate` for an open run; see there. `origin` says which policy it is, and is compared when a file is continued."""
+    """Does the work of `generate` for an open run. `origin` identifies the policy and is compared when a file is continued."""
     encoded = encoder.prompts(prompts.texts)
     fingerprint = {
         **origin,
@@ -212,10 +212,10 @@ def write_responses(
 
 
 def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
-    """The prompts of a file, one a line.
+    """Reads the prompts of a file, one per line.
 
     Raises:
-      UserError: a line is malformed, or there is none.
+      UserError: a line is malformed, or the file has no prompts.
     """
     records, texts = [], []
     for number, record in read_json_objects(path):

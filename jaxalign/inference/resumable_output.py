@@ -1,4 +1,4 @@
-"""A file of JSON Lines that an interrupted run goes on with: complete lines are kept, a torn last line is dropped."""
+"""Resumes an interrupted JSON Lines output file. Complete lines are kept, and an incomplete last line is dropped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxalign.errors import UserError
 
 
 def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
-    """Prepares the output and returns the number of complete lines it already holds.
+    """Prepares the output file and returns the number of complete lines that it already holds.
 
     Args:
       output: the file.
-      fingerprint: the settings it is written with, kept beside it.
-      prompts: of all lines.
-      overwrite: start afresh.
+      fingerprint: the settings of the file, which are stored beside it.
+      prompts: the prompts of all lines.
+      overwrite: whether to start again from an empty file.
 
     Raises:
       UserError: the file was written with other settings or from other prompts.
@@ -57,7 +57,7 @@ def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) 
 
 
 def _drop_torn_line(output: Path) -> None:
-    """Cuts what follows the last newline: a line that was being written when the run died."""
+    """Removes the text after the last newline, which is a line that was being written when the run ended."""
     content = output.read_bytes()
     complete = content.rfind(b"\n") + 1
     if complete < len(content):

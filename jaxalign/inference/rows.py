@@ -1,6 +1,6 @@
-"""Prompts and responses as token rows of few lengths, and what networks say of them.
+"""Arranges prompts and responses in token rows of a few lengths, and computes network outputs for them.
 
-Inference never packs: one prompt a row, with its K responses one after another in the decoder row, in the layout of training
+Inference never packs. Each row has one prompt, and the decoder row has its K responses one after another, in the layout of training
 (`data.batches.make_batch`).
 """
 
@@ -23,9 +23,9 @@ Tokens = Sequence[int]
 
 
 def bucket_length(longest: int, maximum: int) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, ... that holds `longest`, but at most `maximum`.
+    """Returns the smallest of 16, 24, 32, 48, 64, 96, ... that is at least `longest`, but at most `maximum`.
 
-    Padding to few lengths bounds the number of compilations, at a third of waste at most.
+    Padding to a few lengths bounds the number of compilations. It wastes at most a third.
     """
     power = 16
     while True:
@@ -36,7 +36,7 @@ def bucket_length(longest: int, maximum: int) -> int:
 
 
 def decode_tokens(vocabulary: Any, tokens: Tokens) -> str:
-    """Text of a response, up to EOS and without padding."""
+    """Returns the text of a response, up to EOS and without padding."""
     ids = [int(token) for token in tokens]
     if EOS in ids:
         ids = ids[: ids.index(EOS)]
@@ -44,7 +44,7 @@ def decode_tokens(vocabulary: Any, tokens: Tokens) -> str:
 
 
 def response_tokens(row: Int[np.ndarray, " length"]) -> list[int]:
-    """The tokens of one generated row: to the first EOS inclusive, or to the padding."""
+    """Returns the tokens of one generated row, up to and including the first EOS, or up to the padding."""
     ids = [int(token) for token in row]
     if EOS in ids:
         return ids[: ids.index(EOS) + 1]
@@ -61,13 +61,13 @@ def response_batch(
     input_length: int,
     target_length: int,
 ) -> Batch:
-    """A batch with one prompt a row and its responses (equally many for every prompt), laid out as in training.
+    """Builds a batch with one prompt per row and its responses (the same number for every prompt), in the layout of training.
 
     Args:
-      prompts: token ids ending in EOS.
-      responses: [prompts][K] token ids, EOS included where the response ended.
-      rows: of the batch; those without a prompt are empty.
-      input_length, target_length: row lengths; the decoder row holds the K responses together.
+      prompts: token ids that end with EOS.
+      responses: [prompts][K] token ids, with EOS if the response ended.
+      rows: the number of rows of the batch; rows without a prompt are empty.
+      input_length, target_length: the row lengths; the decoder row holds all K responses.
     """
     per_prompt = len(responses[0]) if responses else 0
     if any(len(group) != per_prompt for group in responses):
@@ -88,14 +88,14 @@ def response_batch(
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` items that cover `count` items."""
+    """Yields slices of at most `size` items that cover `count` items."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
 @functools.lru_cache(maxsize=32)
 def jitted(network: Any, method: str) -> Callable[..., Any]:
-    """A compiled method of a (hashable) network description, shared by all calls."""
+    """Returns a compiled method of a (hashable) network description, shared by all calls."""
     return jax.jit(getattr(network, method))
 
 
@@ -104,9 +104,9 @@ def by_batch(
     responses: Sequence[Sequence[Tokens]],
     batch_size: int,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Batches of prompts of similar length, each with the indices of its prompts.
+    """Yields batches of prompts of similar length, each with the indices of its prompts.
 
-    Every batch has `batch_size` rows, which is cheaper than compiling for another shape; the last rows of the last one are empty.
+    Every batch has `batch_size` rows, which is cheaper than compilation for another shape. The last batch may end with empty rows.
     """
     totals = np.array([len(p) + sum(map(len, r)) for p, r in zip(prompts, responses, strict=True)])
     order = np.argsort(totals, kind="stable")
@@ -135,7 +135,7 @@ def score_responses(
     *,
     batch_size: int = 32,
 ) -> tuple[Float[np.ndarray, "prompts responses"], Float[np.ndarray, "prompts responses"]]:
-    """Log-probabilities (nats, sums over tokens) and lengths (tokens) of given responses.
+    """Computes log-probabilities (nats, sums over tokens) and lengths (tokens) of given responses.
 
     Args:
       policy: any network with `score(params, batch) -> (log_probs, lengths)`, [examples, K] each.
@@ -158,7 +158,7 @@ def predict_rewards(
     *,
     batch_size: int = 32,
 ) -> Float[np.ndarray, " prompts"]:
-    """Rewards of responses, one a prompt.
+    """Computes the rewards of responses, one response per prompt.
 
     Args:
       network: any network with `rewards(params, batch) -> [examples, responses]`.
@@ -175,9 +175,9 @@ def predict_rewards(
 def predict_values(
     value: Any, params: Any, prompts: Sequence[Tokens], *, batch_size: int = 32
 ) -> Float[np.ndarray, " prompts"]:
-    """V(x) of every prompt, in units of the reward the value network was trained on."""
+    """Computes V(x) of every prompt, in units of the reward that the value network was trained on."""
     values = np.zeros(len(prompts), np.float64)
-    # A value network sees the prompt only; an empty response keeps the batch layout complete.
+    # A value network reads only the prompt. An empty response completes the batch layout.
     responses = [[[EOS]] for _ in prompts]
     for index, batch in by_batch(prompts, responses, batch_size):
         values[index] = np.asarray(jitted(value, "values")(params, batch))[: len(index)]

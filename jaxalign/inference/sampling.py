@@ -1,4 +1,4 @@
-"""Responses of a policy to prompts, in process: for files, evaluation and training-time checks."""
+"""Generates a policy's responses to prompts within the process, for files, evaluation and checks during training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_t
 
 @dataclasses.dataclass(frozen=True)
 class DecodingSettings:
-    """How to decode.
+    """The settings of decoding.
 
     Attributes:
-      max_target_length: tokens of a response at most, EOS included.
-      num_samples: responses a prompt.
+      max_target_length: the maximum number of tokens of a response, EOS included.
+      num_samples: the number of responses per prompt.
       temperature: 0 is greedy; 1 samples from the policy itself.
-      top_k: sample among the k likeliest tokens only; 0 is off.
-      top_p: sample among the likeliest tokens of this total probability; 1 is off.
-      num_beams: beams of a beam search; 0 is off. Its best `num_samples` beams are returned.
-      alpha: length penalty of the beam search.
+      top_k: sample only among the k most likely tokens; 0 turns this off.
+      top_p: sample only among the most likely tokens with this total probability; 1 turns this off.
+      num_beams: the number of beams of a beam search, whose best `num_samples` beams are returned; 0 turns this off.
+      alpha: the length penalty of the beam search.
     """
 
     max_target_length: int
@@ -60,7 +60,7 @@ class DecodingSettings:
 
 
 def decoder(policy: Any, settings: DecodingSettings) -> Callable[..., Any]:
-    """(params, encoder tokens [rows, S], key) -> tokens and log-probabilities, best response first."""
+    """Returns a function (params, encoder tokens [rows, S], key) -> tokens and log-probabilities, best response first."""
     from jaxalign.networks import decoding
 
     def beam(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
@@ -73,7 +73,7 @@ def decoder(policy: Any, settings: DecodingSettings) -> Callable[..., Any]:
             alpha=settings.alpha,
             max_decode_len=settings.max_target_length,
         )
-        # Beams come best last, as T5X orders them.
+        # T5X orders beams from worst to best.
         return found.tokens[:, ::-1], found.log_probs[:, ::-1]
 
     def sample(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
@@ -105,11 +105,11 @@ def generate_batches(
 ) -> Iterator[
     tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]
 ]:
-    """Decodes batch after batch, in order.
+    """Decodes all batches in order.
 
-    Batch b is always the prompts [b * batch_size, (b + 1) * batch_size), padded to a length that
-    depends on those prompts alone, with the key fold_in(seed, b). A run that starts at `first_batch`
-    therefore gives exactly the responses that an uninterrupted run would have given.
+    Batch b always consists of the prompts [b * batch_size, (b + 1) * batch_size), padded to a length
+    that depends only on those prompts, with the key fold_in(seed, b). Therefore a run that starts at
+    `first_batch` returns exactly the responses of an uninterrupted run.
 
     Yields:
       The slice of prompts, their response tokens (EOS, then padding) and log-probabilities under the
@@ -139,7 +139,7 @@ def generate_tokens(
     batch_size: int = 32,
     seed: int = 0,
 ) -> tuple[Int[np.ndarray, "prompts samples length"], Float[np.ndarray, "prompts samples"]]:
-    """All batches of `generate_batches` together."""
+    """Returns the results of all batches of `generate_batches` together."""
     parts = list(
         generate_batches(policy, params, prompts, settings, batch_size=batch_size, seed=seed)
     )
@@ -159,13 +159,13 @@ def generate_responses(
     batch_size: int = 32,
     seed: int = 0,
 ) -> tuple[list[list[str]], Float[np.ndarray, "prompts samples"]]:
-    """Texts of a policy's responses, for use inside a program.
+    """Returns the texts of a policy's responses, for use inside a program.
 
     Args:
       policy, params: a policy and its parameters.
-      encoder: of the run, from `jaxalign.inference.encoders.encoder_of`.
-      prompts: texts.
-      settings: how to decode.
+      encoder: the encoder of the run, from `jaxalign.inference.encoders.encoder_of`.
+      prompts: the texts of the prompts.
+      settings: the decoding settings.
       batch_size, seed: as in `generate_batches`.
 
     Returns:

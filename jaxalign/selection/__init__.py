@@ -1,1 +1,1 @@
-"""Pure functions from annotated candidates to records."""
+"""Pure functions that turn annotated candidates into records."""

@@ -1,4 +1,4 @@
-"""Records selected by their feedback: pairs, filtered sets, best-of-n. Pure and deterministic."""
+"""Selects records by their feedback: pairs, filtered sets, best-of-n. All functions are pure and deterministic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxalign.data.records import Record
 def _answers(
     records: Iterable[Record],
 ) -> dict[str, list[tuple[Record, str, float]]]:
-    """(record, response, feedback) of every response, by prompt in the order of first sight."""
+    """Groups (record, response, feedback) of every response by prompt, in the order in which prompts first occur."""
     by_prompt: dict[str, list[tuple[Record, str, float]]] = {}
     for record in records:
         if record.feedback is None:
@@ -24,15 +24,15 @@ def _answers(
 
 
 def pairs_from_groups(records: Iterable[Record], *, mode: str = "best_worst") -> list[Record]:
-    """Preference pairs among the responses to one prompt.
+    """Builds preference pairs from the responses to each prompt.
 
     Args:
-      records: any kind with feedback.
-      mode: "best_worst" gives at most one pair a prompt (first of the best against first of the worst); "all" gives every
-        pair whose feedback differs, better first.
+      records: records of any kind with feedback.
+      mode: "best_worst" returns at most one pair per prompt (the first of the best against the first of the worst); "all" returns
+        every pair whose feedback differs, with the better response first.
 
     Returns:
-      `pair` records with feedback (difference, 0), and so without `reference_feedback`, which is not a difference. Ties give no pair.
+      `pair` records with feedback (difference, 0). They have no `reference_feedback`, because it is not a difference. Ties give no pair.
     """
     if mode not in ("best_worst", "all"):
         raise ValueError(f"Unknown pair mode {mode!r}; known: 'best_worst', 'all'.")
@@ -65,11 +65,12 @@ def pairs_from_groups(records: Iterable[Record], *, mode: str = "best_worst") ->
 def filter_by_feedback(
     records: Iterable[Record], *, threshold: float | None = None, quantile: float | None = None
 ) -> list[Record]:
-    """seq2seq records of the responses whose feedback exceeds a threshold, for filtered SFT.
+    """Returns seq2seq records of the responses whose feedback exceeds a threshold, for filtered SFT.
 
     Args:
       threshold: keep feedback > threshold.
-      quantile: instead, leave out this share (0 to 1) of all responses, those with the lowest feedback, and what ties with them.
+      quantile: instead of a threshold, the share (0 to 1) of responses to leave out. These are the responses with the lowest feedback
+        and those that tie with them.
     """
     if (threshold is None) == (quantile is None):
         raise ValueError("Give either threshold or quantile to filter_by_feedback.")
@@ -85,7 +86,7 @@ def filter_by_feedback(
 
 
 def best_of_n(records: Iterable[Record]) -> list[Record]:
-    """One seq2seq record a prompt: its response with the highest feedback, the first of equals."""
+    """Returns one seq2seq record per prompt, with the response that has the highest feedback. The first response wins a tie."""
     best = (max(group, key=lambda item: item[2]) for group in _answers(records).values())
     return [_seq2seq(record, response) for record, response, _ in best]
 

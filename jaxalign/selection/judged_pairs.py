@@ -1,4 +1,4 @@
-"""Pairs with soft labels from a pairwise judge, in the manner of OSP (arXiv 2405.14103; a reconstruction, its details are ours)."""
+"""Pairs with soft labels from a pairwise judge, after OSP (arXiv 2405.14103). This is a reconstruction; its details are our own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _CLIP = 1e-4
 
 
 class RankedPairs(NamedTuple):
-    """All pairs of a prompt's responses, the one that ranks higher first; all ``[prompts, pairs]`` with N (N - 1) / 2 pairs.
+    """All pairs of a prompt's responses, the higher-ranked first. All arrays are ``[prompts, pairs]`` with N (N - 1) / 2 pairs.
 
     Attributes:
-      first: index of the response that ranks higher.
-      second: index of the other.
+      first: the index of the response that ranks higher.
+      second: the index of the other response.
       probabilities: P(first preferred to second); below 1/2 where the judge is intransitive.
       weights: 0 for pairs that do not exist or lie in the band around 1/2, else 1.
     """
@@ -34,11 +34,11 @@ class RankedPairs(NamedTuple):
 def debias(
     first_order: Float[Array, "*pairs"], second_order: Float[Array, "*pairs"]
 ) -> Float[Array, "*pairs"]:
-    """``P(a > b) = (s(a, b) + 1 - s(b, a)) / 2``: what a judge with a taste for one position says when asked in both orders.
+    """Returns ``P(a > b) = (s(a, b) + 1 - s(b, a)) / 2``, which removes a judge's position bias by averaging both orders.
 
     Args:
-      first_order: ``s(a, b)``, the judge's probability for a, shown first.
-      second_order: ``s(b, a)``, its probability for b when b is shown first.
+      first_order: ``s(a, b)``, the judge's probability for a when a is shown first.
+      second_order: ``s(b, a)``, the judge's probability for b when b is shown first.
     """
     first_order, second_order = as_float32(first_order, second_order)
     return 0.5 * (first_order + 1 - second_order)
@@ -47,9 +47,9 @@ def debias(
 def preferences_over_baseline(
     probabilities: Float[Array, "prompts responses"],
 ) -> Float[Array, "prompts responses responses"]:
-    """``P_ij = sigmoid(logit p_i - logit p_j)`` from comparisons with one baseline, ``p_i = P(i preferred to it)``.
+    """Returns ``P_ij = sigmoid(logit p_i - logit p_j)`` from comparisons with one baseline, ``p_i = P(i preferred to baseline)``.
 
-    Exact if preferences are Bradley-Terry, whatever the baseline; 2 N judge calls for N responses in place of N (N - 1).
+    The result is exact for any baseline if preferences are Bradley-Terry. It needs 2 N judge calls for N responses, not N (N - 1).
     """
     (probabilities,) = as_float32(probabilities)
     clipped = jnp.clip(probabilities, _CLIP, 1 - _CLIP)
@@ -63,11 +63,11 @@ def ranked_pairs(
     *,
     band: float = 0.0,
 ) -> RankedPairs:
-    """Sorts the responses of a prompt by their mean probability of winning, and pairs each with all that rank lower.
+    """Sorts the responses of a prompt by their mean probability of winning, and pairs each response with all lower-ranked ones.
 
     Args:
       preferences: ``P_ij``, the probability that i is preferred to j; the diagonal is not read.
-      mask: which responses exist.
+      mask: marks the responses that exist.
       band: pairs with ``|P_ij - 1/2| < band`` get weight 0.
     """
     require_nonnegative("ranked_pairs", band=band)

@@ -19,10 +19,10 @@ class SelfLabels(NamedTuple):
     """Labels of sampled responses, all ``[prompts]``.
 
     Attributes:
-      chosen: index of the preferred sample.
-      rejected: index of the other one; equal to ``chosen`` where a prompt has fewer than two samples, or only equal ones.
-      margins: implicit-reward difference in nats (divided by beta), at least 0.
-      probabilities: that the chosen one is preferred.
+      chosen: the index of the preferred sample.
+      rejected: the index of the other sample; equal to ``chosen`` if a prompt has fewer than two samples, or only equal ones.
+      margins: the implicit-reward difference in nats (divided by beta), at least 0.
+      probabilities: the probability that the chosen sample is preferred.
     """
 
     chosen: Int[Array, " prompts"]
@@ -38,16 +38,16 @@ def self_labels(
     *,
     beta: float,
 ) -> SelfLabels:
-    """Labels samples by the implicit reward of the policy that drew them: highest against lowest (arXiv 2406.04412, equations 7-8).
+    """Labels the samples with the highest and lowest implicit reward of the sampling policy (arXiv 2406.04412, equations 7-8).
 
-    The reward is measured against the *initial* policy in every round. Measured against the previous round's policy, labels lose their
-    information and the rounds collapse.
+    The reward is measured against the *initial* policy in every round. If it is measured against the policy of the previous round, the
+    labels lose their information and the rounds collapse.
 
     Args:
       log_probs: log pi(y|x) under the policy of the previous round, summed over tokens, in nats.
-      initial_log_probs: under the fine-tuned model that all rounds started from.
-      mask: which samples exist and are distinct.
-      beta: inverse temperature, per nat; it does not change the labels.
+      initial_log_probs: the same under the fine-tuned model that all rounds started from.
+      mask: marks the samples that exist and are distinct.
+      beta: the inverse temperature, per nat; it does not change the labels.
     """
     require_positive("self_labels", beta=beta)
     log_probs, initial_log_probs = as_float32(log_probs, initial_log_probs)
