@@ -1,1 +1,1 @@
-"""The run folder: its description of networks and vocabulary, its checkpoints, manifests and metrics."""
+"""Reads and writes run folders: the description of networks and vocabulary, checkpoints, manifests and metrics."""

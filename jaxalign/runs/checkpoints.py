@@ -1,4 +1,4 @@
-"""Reading the checkpoints of a run folder."""
+"""Reads the checkpoints of a run folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxalign.runs import manifests, stored_arrays
 from jaxalign.runs.description import NETWORKS_FILE, read_description
 
 CHECKPOINTS = "checkpoints"
-# Frozen parameters of trained roles, which are the same in every checkpoint.
+# The item with the frozen parameters of trained roles, which are the same in every checkpoint.
 FROZEN_LEAVES = "frozen_leaves"
 _STEP = re.compile(r"[0-9]{1,12}")
 
@@ -42,8 +42,8 @@ def restore_params(
       role: 'policy', 'value', ...
       step: a number, 'best', 'latest' or None (best if a best metric was kept, else latest).
       abstract: expected shapes, or a function that computes them; checked.
-      least_arrays: how many arrays there must be at least, which is looked at before ``abstract`` is computed.
-      shardings: where to put them; the host's first device by default.
+      least_arrays: the minimum number of arrays, which is checked before ``abstract`` is computed.
+      shardings: the shardings of the parameters; the host's first device by default.
 
     Raises:
       UserError: if there is no such checkpoint or role, or shapes differ.
@@ -84,10 +84,10 @@ def restore_params(
 
 
 def restore_frozen_leaves(run: Path, shapes: Any, shardings: Any) -> dict[str, Any]:
-    """The frozen leaves of a run's trained roles, by role; nothing if it has none.
+    """Restores the frozen leaves of a run's trained roles, by role; an empty dict if there are none.
 
     Raises:
-      UserError: they are missing, damaged or of other shapes.
+      UserError: the leaves are missing or damaged, or have other shapes.
     """
     if not shapes:
         return {}
@@ -133,7 +133,7 @@ def _restore_role(
 
 
 def _like(tree: Any, shapes: Any) -> Any:
-    """The part of a tree that has the branches of another one."""
+    """Returns the part of a tree that has the branches of another tree."""
     if not isinstance(shapes, dict):
         return tree
     return {name: _like(tree[name], branch) for name, branch in shapes.items()}
@@ -157,7 +157,7 @@ def _check_leaves(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _malformed_refused(folder: Path) -> Iterator[None]:
-    """Tells errors of libraries that read a malformed checkpoint as a UserError."""
+    """Converts the errors of libraries that read a malformed checkpoint to a UserError."""
     try:
         yield
     except UserError:
@@ -174,13 +174,13 @@ def _malformed_refused(folder: Path) -> Iterator[None]:
 
 
 def refuse_damaged(run: Path | str, step: int) -> int:
-    """Refuses a checkpoint whose parameters are damaged, of another step or run, or no plain files.
+    """Refuses a checkpoint whose parameters are damaged, belong to another step or run, or are not plain files.
 
     Returns:
       The number of arrays that it holds.
 
     Raises:
-      UserError: naming the file and what is wrong with it.
+      UserError: the checkpoint is refused; the message names the file and the problem.
     """
     return distributed.broadcast_from_first(lambda: _check_parameters(Path(run), step))
 
@@ -205,7 +205,7 @@ def _check_parameters(run: Path, step: int) -> int:
 
 
 def recorded_origin(run: Path) -> manifests.Origin:
-    """Which run the checkpoints of a folder must be of, as far as the folder says."""
+    """Returns the run that the checkpoints of a folder must belong to, as far as the folder records it."""
     if not (run / NETWORKS_FILE).exists():
         return manifests.Origin()
     described = read_description(run)
@@ -217,7 +217,7 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
     """Resolves a run folder or checkpoint folder to ``(run folder, step)``.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no such checkpoint.
     """
     # Orbax finds no metadata under a relative path.
     path = Path(path).expanduser().absolute()
@@ -245,22 +245,22 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run folder holds a finished checkpoint."""
+    """Returns whether a run folder holds a finished checkpoint."""
     return bool(checkpoint_steps(run / CHECKPOINTS))
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the finished checkpoints; Orbax renames a folder to its step when it is complete."""
+    """Returns the steps of the finished checkpoints. Orbax renames a folder to its step when it is complete."""
     if not folder.is_dir():
         return []
     return sorted(int(entry.name) for entry in folder.iterdir() if _STEP.fullmatch(entry.name))
 
 
 def checked_step(step: int | str | None) -> int | str | None:
-    """A number, 'best', 'latest' or None, from any of these or from a number in text.
+    """Returns a number, 'best', 'latest' or None, from any of these or from a number as text.
 
     Raises:
-      UserError: it is anything else.
+      UserError: the value is anything else.
     """
     if step is None or step == "":
         return None
@@ -298,7 +298,7 @@ def _check_shapes(folder: Path, role: str, stored: Any, expected: Any) -> None:
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """The tree of abstract arrays, each with its sharding."""
+    """Returns the tree of abstract arrays, each with its sharding."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -307,5 +307,5 @@ def with_shardings(abstract: Any, shardings: Any) -> Any:
 
 
 def quieten_orbax() -> None:
-    """Orbax warns of files that a checkpoint item, unlike a whole checkpoint, never has, and prints the errors that it raises."""
+    """Silences Orbax, which warns about files that a checkpoint item never has, and which prints the errors that it raises."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)

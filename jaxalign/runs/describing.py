@@ -1,4 +1,4 @@
-"""What an objective is, as JSON for a run's ``networks.json``."""
+"""Describes an objective as JSON for a run's ``networks.json``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxalign.runs.recorded_hyperparameters import hyperparameters
 
 
 def describe_networks(objective: Objective) -> dict[str, Any]:
-    """JSON for ``networks.json``: every trained network and the method."""
+    """Returns JSON for ``networks.json`` that describes every trained network and the method."""
     description: dict[str, Any] = {
         "networks": {role: network.description() for role, network in objective.trained().items()},
         **describe_method(objective),
@@ -20,7 +20,7 @@ def describe_networks(objective: Objective) -> dict[str, Any]:
 
 
 def describe_method(objective: Objective) -> dict[str, Any]:
-    """JSON: the method's name, its temperature if it has one as an option, and all its hyperparameters."""
+    """Returns JSON with the method's name, its temperature if that is an option, and all its hyperparameters."""
     described: dict[str, Any] = {"objective": objective.name}
     if objective.temperature is not None:
         described["temperature"] = objective.temperature

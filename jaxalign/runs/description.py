@@ -1,4 +1,4 @@
-"""What a run folder says of itself: the file ``networks.json``, typed, with bounds for every number; written and read here only."""
+"""Reads and writes ``networks.json``, the typed description of a run folder, with bounds for every number. Only this module does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from jaxalign.runs.typed_json import JsonReader
 
 NETWORKS_FILE = "networks.json"
 LONG_PROMPTS = ("truncate", "truncate_left", "reject")
-MAX_LENGTH = 1 << 17  # tokens; attention over more does not fit on any device
+MAX_LENGTH = 1 << 17  # tokens; attention over more tokens does not fit on any device
 MAX_STEP = 10**12
 _MAX_ROLES = 32
 _MAX_HIDDEN_LAYERS, _MAX_SIZE = 64, 1 << 24
-# Fields of networks besides their T5.
+# The fields of networks besides their T5 configuration.
 _WHOLE = ("value_token", "max_length", "num_features")
 _NUMBERS = ("max_value", "scale")
 _MAX_EXTRA_IDS = 1 << 16
@@ -45,9 +45,9 @@ class VocabularyDescription:
 
     Attributes:
       kind: 'bytes' or 'sentencepiece'.
-      extra_ids: sentinels after the vocabulary's own pieces.
-      file: name of the SentencePiece model in the folder; None for bytes.
-      sha256: of that file, if it is recorded.
+      extra_ids: the number of sentinels after the vocabulary's own pieces.
+      file: the name of the SentencePiece model in the folder; None for bytes.
+      sha256: the digest of that file, if it is recorded.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class VocabularyDescription:
     sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `jaxalign.data.vocabularies.vocabulary_from_dict` reads it."""
+        """Returns the JSON that `jaxalign.data.vocabularies.vocabulary_from_dict` reads."""
         described: dict[str, Any] = {"kind": self.kind, "extra_ids": self.extra_ids}
         if self.file is not None:
             described |= {"path": self.file, "sha256": self.sha256}
@@ -65,7 +65,7 @@ class VocabularyDescription:
 
 @dataclasses.dataclass(frozen=True)
 class RewardStatistics:
-    """Mean and deviation of the training split's feedback, by which rewards are standardised."""
+    """The mean and deviation of the training split's feedback, which standardise rewards."""
 
     mean: float = 0.0
     std: float = 1.0
@@ -73,22 +73,22 @@ class RewardStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class RunDescription:
-    """What a run records of itself.
+    """The description that a run records of itself.
 
     Attributes:
       networks: role -> the JSON from which its network is built; checked when it is built.
       vocabulary: None for a checkpoint that was converted without one.
-      feature_lengths: tokens of ``inputs`` and ``targets``, EOS included; a converted checkpoint may lack them.
-      long_prompts: what was done with prompts that are too long; None where it is not recorded.
-      row_lengths: lengths of packed rows where they are not ``feature_lengths``.
+      feature_lengths: the lengths of ``inputs`` and ``targets`` in tokens, EOS included; a converted checkpoint may lack them.
+      long_prompts: the treatment of prompts that are too long; None if it is not recorded.
+      row_lengths: the lengths of packed rows, if they differ from ``feature_lengths``.
       method: the objective's name.
-      temperature: its tau or beta, if it has one.
+      temperature: the tau or beta of the objective, if it has one.
       hyperparameters: all of the objective's options by name.
-      reward: None where rewards are not standardised.
+      reward: the statistics that standardise rewards; None if rewards are not standardised.
       units: 'rewards' or 'feedback', the unit of a value network.
-      run_id: of the run.
-      manifests: every checkpoint of this run has a manifest, so one without is damaged.
-      content: the whole JSON object, checked.
+      run_id: the id of the run.
+      manifests: whether every checkpoint of this run has a manifest, so that one without is damaged.
+      content: the whole checked JSON object.
     """
 
     networks: Mapping[str, Mapping[str, Any]]
@@ -110,7 +110,7 @@ def read_description(run: Path) -> RunDescription:
     """Reads and checks a run folder's ``networks.json``.
 
     Raises:
-      UserError: naming the file and the key.
+      UserError: the file is missing or invalid; the message names the file and the key.
     """
     file = run / NETWORKS_FILE
     return parse_description(untrusted.read_json_object(file, inside=run), str(file))
@@ -120,7 +120,7 @@ def write_description(run: Path, content: Mapping[str, Any]) -> None:
     """Checks and writes ``networks.json``.
 
     Raises:
-      UserError: naming the key that could not be read back.
+      UserError: the content is invalid; the message names the key that could not be read back.
     """
     file = run / NETWORKS_FILE
     text = json.dumps(content, indent=2) + "\n"
@@ -129,14 +129,14 @@ def write_description(run: Path, content: Mapping[str, Any]) -> None:
 
 
 def parse_description(content: Mapping[str, Any], where: str) -> RunDescription:
-    """The description that a JSON object holds.
+    """Parses the description in a JSON object.
 
     Args:
       content: the object.
       where: the file, for messages.
 
     Raises:
-      UserError: naming the file and the key.
+      UserError: the content is invalid; the message names the file and the key.
     """
     read = JsonReader(content, where)
     networks = read.objects("networks", required=True)
@@ -167,10 +167,10 @@ def parse_description(content: Mapping[str, Any], where: str) -> RunDescription:
 
 
 def check_network(described: Mapping[str, Any], where: str, *, nested: bool = False) -> None:
-    """Checks types and sizes of what `jaxalign.networks.registry.build` is given.
+    """Checks the types and sizes of the arguments of `jaxalign.networks.registry.build`.
 
     Raises:
-      UserError: naming the file, the network and the key.
+      UserError: a value is invalid; the message names the file, the network and the key.
     """
     read = JsonReader(described, where)
     read.text("kind", None, required=True)
@@ -193,10 +193,10 @@ def check_network(described: Mapping[str, Any], where: str, *, nested: bool = Fa
 
 
 def parse_config(fields: Any, where: str) -> T5Config:
-    """The T5 that a JSON object describes.
+    """Returns the T5 configuration that a JSON object describes.
 
     Raises:
-      UserError: naming the file, the network and the key.
+      UserError: a value is invalid; the message names the file, the network and the key.
     """
     if not isinstance(fields, Mapping):
         raise UserError(f"{where}: must be an object")

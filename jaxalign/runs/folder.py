@@ -1,4 +1,4 @@
-"""A run folder as an object: what it records of itself, and its trained networks."""
+"""Opens a run folder as an object with its recorded description and its trained networks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _VOCABULARY_BYTES = 256 << 20
 
 
 class Run:
-    """A run folder with one of its checkpoints chosen.
+    """A run folder with one chosen checkpoint.
 
     Args:
       path: a run folder, or ``<run>/checkpoints/<step>``.
@@ -40,8 +40,8 @@ class Run:
 
     Attributes:
       folder: the run folder.
-      step: of the checkpoint.
-      description: what ``networks.json`` says.
+      step: the step of the checkpoint.
+      description: the content of ``networks.json``.
 
     Raises:
       UserError: files are missing or malformed.
@@ -54,12 +54,12 @@ class Run:
     def policy(
         self, step: int | str | None = None, *, role: str = "policy", shardings: Any = None
     ) -> TrainedNetwork:
-        """The policy with its parameters.
+        """Returns the policy with its parameters.
 
         Args:
-          step: another checkpoint than the chosen one.
-          role: of the parameters.
-          shardings: where to put the parameters; the first local device by default.
+          step: a checkpoint to use in place of the chosen one.
+          role: the role of the parameters.
+          shardings: the shardings of the parameters; the first local device by default.
 
         Raises:
           UserError: there is no such network, or its checkpoint is damaged, not finite, or of another shape.
@@ -69,24 +69,24 @@ class Run:
     def value(
         self, step: int | str | None = None, *, role: str = "value", shardings: Any = None
     ) -> TrainedNetwork:
-        """A value network with parameters of its own, of prompts or of prefixes; arguments and errors as `policy`."""
+        """Returns a value network of prompts or prefixes with its own parameters. Arguments and errors are those of `policy`."""
         return self._restore(role, PromptValuePredictor, "separate value", role, step, shardings)
 
     def reward(
         self, step: int | str | None = None, *, role: str = "reward", shardings: Any = None
     ) -> TrainedNetwork:
-        """A reward network of any kind; arguments and errors as `policy`."""
+        """Returns a reward network of any kind. Arguments and errors are those of `policy`."""
         return self._restore(role, RewardPredictor, "reward", role, step, shardings)
 
     def has_value_network(self) -> bool:
-        """Whether the run trained a value network of its own on a T5."""
+        """Returns whether the run trained a separate value network based on a T5."""
         if "value" not in self.description.networks:
             return False
         network = self.network("value")
         return isinstance(network, PromptValuePredictor) and network.vocab_size is not None
 
     def network(self, role: str) -> Network:
-        """The network that the run records for a role, without parameters; UserError if there is none."""
+        """Returns the network that the run records for a role, without parameters. Raises UserError if there is none."""
         if role not in self.description.networks:
             raise UserError(
                 f"run {self.folder} has no {role} network; its roles: {', '.join(self.description.networks)}"
@@ -100,7 +100,7 @@ class Run:
             raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
 
     def config(self, role: str) -> T5Config:
-        """The T5 that the run records for a role; UserError if there is none."""
+        """Returns the T5 configuration that the run records for a role. Raises UserError if there is none."""
         config = getattr(self.network(role), "config", None)
         if not isinstance(config, T5Config):
             raise UserError(f"run {self.folder}: the {role} network is no T5")
@@ -108,10 +108,10 @@ class Run:
 
     @property
     def vocabulary_file(self) -> Path | None:
-        """The SentencePiece model in the folder; None for bytes or where no vocabulary is recorded.
+        """Returns the path of the SentencePiece model in the folder; None for bytes or if no vocabulary is recorded.
 
         Raises:
-          UserError: it is missing, too large, no regular file, or a link to elsewhere.
+          UserError: the file is missing, too large, not a regular file, or a link to elsewhere.
         """
         recorded = self.description.vocabulary
         if recorded is None or recorded.file is None:
@@ -127,10 +127,10 @@ class Run:
 
     @functools.cached_property
     def vocabulary(self) -> Any:
-        """encode(text) -> ids and decode(ids) -> text.
+        """Returns the vocabulary, with encode(text) -> ids and decode(ids) -> text.
 
         Raises:
-          UserError: none is recorded, or its file is missing or another one.
+          UserError: no vocabulary is recorded, or its file is missing or is a different one.
         """
         recorded = self.recorded_vocabulary
         if recorded is None:
@@ -144,10 +144,10 @@ class Run:
 
     @property
     def recorded_vocabulary(self) -> RecordedVocabulary | None:
-        """The vocabulary as it is recorded, its file checked but not read; None if none is recorded.
+        """Returns the recorded vocabulary; None if none is recorded. Its file is checked but not read.
 
         Raises:
-          UserError: its file is missing, too large, no regular file, or a link to elsewhere.
+          UserError: its file is missing, too large, not a regular file, or a link to elsewhere.
         """
         described = self.description.vocabulary
         if described is None:
@@ -156,10 +156,10 @@ class Run:
         return RecordedVocabulary(described.to_json(), str(self.folder))
 
     def length(self, feature: str, override: int = 0) -> int:
-        """Tokens of `inputs` or `targets`, EOS included: `override` unless 0, else the run's own.
+        """Returns the length of `inputs` or `targets` in tokens, EOS included: `override` unless it is 0, else the run's length.
 
         Raises:
-          UserError: neither is known.
+          UserError: neither length is known.
         """
         length = override or self.description.feature_lengths.get(feature, 0)
         if length < 1:
@@ -169,16 +169,16 @@ class Run:
 
     @property
     def long_prompts(self) -> str:
-        """What the run did with prompts that are too long; 'truncate' where it does not say."""
+        """Returns the run's treatment of prompts that are too long; 'truncate' if it is not recorded."""
         return self.description.long_prompts or "truncate"
 
     @property
     def temperature(self) -> float:
-        """The tau (or beta) of the run's objective, 1 where it has none."""
+        """Returns the tau (or beta) of the run's objective; 1 if it has none."""
         return self.description.temperature or 1.0
 
     def standardized(self, feedback: Any) -> Any:
-        """Feedback in the units of the run's rewards, by its training split's mean and deviation."""
+        """Converts feedback to the units of the run's rewards, with the mean and deviation of its training split."""
         statistics = self.description.reward or RewardStatistics()
         return (feedback - statistics.mean) / statistics.std
 
@@ -204,10 +204,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
-    """A network of a run with its parameters.
+    """A network of a run, with its parameters.
 
     Attributes:
-      run: the run, at the step whose parameters these are.
+      run: the run, at the step of the parameters.
       network, params: the network and its parameters.
     """
 
@@ -217,26 +217,26 @@ class TrainedNetwork:
 
     @property
     def vocabulary(self) -> Any:
-        """The run's vocabulary."""
+        """Returns the run's vocabulary."""
         return self.run.vocabulary
 
     @property
     def long_prompts(self) -> str:
-        """What the run did with prompts that are too long."""
+        """Returns the run's treatment of prompts that are too long."""
         return self.run.long_prompts
 
     def length(self, feature: str, override: int = 0) -> int:
-        """Tokens of a feature, see `Run.length`."""
+        """Returns the length of a feature in tokens, see `Run.length`."""
         return self.run.length(feature, override)
 
     @property
     def step(self) -> int:
-        """The step of the parameters."""
+        """Returns the step of the parameters."""
         return self.run.step
 
 
 def learning_curve(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics; empty where there are none.
+    """Returns the records of a run's metrics; an empty list if there are none.
 
     Args:
       path: a run folder or one of its checkpoints.
@@ -249,7 +249,7 @@ def learning_curve(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _least_arrays(network: Network) -> int:
-    """Arrays that a network has in any case; tracing hundreds of layers that do not exist takes minutes."""
+    """Returns a lower bound of a network's number of arrays. It saves minutes of tracing if recorded layers do not exist."""
     config = getattr(network, "config", None)
     if not isinstance(config, T5Config) or config.scan_layers:
         return 1

@@ -1,4 +1,4 @@
-"""Removes what killed processes leave in a run folder, recognised by names that only jaxalign gives.
+"""Removes the leftover files of killed processes from a run folder. It recognises them by names that only jaxalign uses.
 
 Only the process that holds the lock of the folder may call this.
 """
@@ -19,10 +19,10 @@ _PARTIAL = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(files.PARTIAL)}")
 
 
 def remove_from_run(run: Path) -> list[str]:
-    """Removes files that were not written to their end, and checkpoints whose deletion was interrupted.
+    """Removes incompletely written files, and checkpoints whose deletion was interrupted.
 
     Returns:
-      One line for each.
+      One line for each removed file or folder.
     """
     found = [entry for entry in _entries(run) if _PARTIAL.fullmatch(entry.name) and entry.is_file()]
     found += [
@@ -34,10 +34,10 @@ def remove_from_run(run: Path) -> list[str]:
 
 
 def remove_older_damaged(checkpoints: Path) -> list[str]:
-    """Removes damaged checkpoints but the newest, which is kept to be looked at.
+    """Removes damaged checkpoints except the newest, which is kept for inspection.
 
     Returns:
-      One line for each that is removed.
+      One line for each removed checkpoint.
     """
     named = [(_DAMAGED.fullmatch(entry.name), entry) for entry in _entries(checkpoints)]
     ordered = sorted(

@@ -1,6 +1,6 @@
-"""Finding damaged checkpoints. A checkpoint lists its files with size and CRC-32; the list is written before it gets its final name.
+"""Finds damaged checkpoints with a list of files, sizes and CRC-32 values, written before a checkpoint gets its final name.
 
-Zarr and OCDBT check their indices only: a changed byte of an array would be read as a changed parameter.
+Zarr and OCDBT check only their indices. Without the list, a changed byte of an array would be read as a changed parameter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxalign.errors import UserError
 
 MANIFEST = "jaxalign_manifest.json"
 ITEMS = ("params", "optimizer", "data", "metadata")
-# Orbax writes the time of the last renaming into it.
+# Orbax writes the time of the last renaming into this file.
 _ORBAX = "_CHECKPOINT_METADATA"
 _BLOCK = 1 << 22
 _MANIFEST_BYTES = 64 << 20
@@ -24,11 +24,11 @@ _MANIFEST_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What the folder of a run says of its checkpoints.
+    """What a run folder records about its checkpoints.
 
     Attributes:
-      run_id: of the run; None if the folder does not say.
-      manifests: every checkpoint of the run has a manifest.
+      run_id: the id of the run; None if it is not recorded.
+      manifests: whether every checkpoint of the run has a manifest.
     """
 
     run_id: str | None = None
@@ -36,7 +36,7 @@ class Origin:
 
 
 def write_manifest(folder: Path, *, step: int | None = None, run_id: str | None = None) -> None:
-    """Lists every file below a checkpoint's folder, with the step and the run that they belong to, for `find_damage`."""
+    """Writes a list of every file below a checkpoint's folder, with their step and run, for `find_damage`."""
     listed = {
         path.relative_to(folder).as_posix(): [path.stat().st_size, _crc(path)]
         for path in sorted(folder.rglob("*"))
@@ -49,16 +49,16 @@ def write_manifest(folder: Path, *, step: int | None = None, run_id: str | None 
 def find_damage(
     folder: Path, item: str = "", *, content: bool = True, origin: Origin = Origin()
 ) -> str | None:
-    """What is wrong with a checkpoint, or with one of its items; None if nothing is.
+    """Describes the damage of a checkpoint or of one of its items; returns None if there is no damage.
 
     Args:
       folder: ``<run>/checkpoints/<step>``.
-      item: a subfolder, for example ``params``; everything by default.
-      content: compare contents too, not only sizes.
-      origin: what the run folder says of its checkpoints.
+      item: a subfolder, for example ``params``; the whole checkpoint by default.
+      content: whether to compare contents in addition to sizes.
+      origin: what the run folder records about its checkpoints.
 
     Raises:
-      UserError: a file cannot be read for a reason that is no damage, or is no plain file of this folder.
+      UserError: a file cannot be read for a reason other than damage, or is not a plain file of this folder.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -95,7 +95,7 @@ def find_damage(
         except OSError as error:
             raise _unreadable(file, error) from error
     if not (folder / _ORBAX).exists():
-        # Converted checkpoints have parameters only, and no file of Orbax's beside them.
+        # Converted checkpoints have only parameters, and no file of Orbax beside them.
         return None if item else f"{_ORBAX} is missing"
     try:
         untrusted.read_json_object(folder / _ORBAX, inside=folder)
@@ -107,7 +107,7 @@ def find_damage(
 
 
 def _other_origin(manifest: dict[str, Any], folder: Path, origin: Origin) -> str | None:
-    """What is wrong if a manifest is of another step or another run than the folder that it lies in."""
+    """Describes the mismatch if a manifest belongs to another step or run than its folder; otherwise returns None."""
     step, run_id = manifest.get("step"), manifest.get("run_id")
     if step is not None and str(step) != folder.name and folder.name.isdigit():
         return f"it is the checkpoint of step {step}"
@@ -119,25 +119,25 @@ def _other_origin(manifest: dict[str, Any], folder: Path, origin: Origin) -> str
 
 
 def _unreadable(file: Path, error: OSError) -> UserError:
-    """The error for a file that cannot be read now, or by this user, which does not make it damaged."""
+    """Returns the error for a file that cannot be read at present or by this user. Such a file is not damaged."""
     return UserError(f"{file} cannot be read ({error.strerror}); nothing was changed, try again")
 
 
 def set_damaged_aside(checkpoints: Path, steps: list[int], origin: Origin = Origin()) -> list[str]:
     """Renames damaged checkpoints to ``<step>.damaged``.
 
-    Contents are compared down to the newest whole checkpoint. Of older ones only sizes are compared.
+    Contents are compared from the newest checkpoint down to the newest intact one. For older checkpoints, only sizes are compared.
 
     Args:
       checkpoints: the folder of a run's checkpoints.
-      steps: those that are there, ascending.
-      origin: what the run folder says of its checkpoints.
+      steps: the steps of the existing checkpoints, ascending.
+      origin: what the run folder records about its checkpoints.
 
     Returns:
-      One line for each damaged one.
+      One line for each damaged checkpoint.
 
     Raises:
-      UserError: if none is whole; then none is renamed.
+      UserError: if no checkpoint is intact; in this case none is renamed.
     """
     damaged: dict[int, str] = {}
     whole: int | None = None

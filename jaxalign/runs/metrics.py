@@ -1,4 +1,4 @@
-"""The metrics file of a run folder."""
+"""Reads and truncates the metrics file of a run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def keep_lines_up_to(path: Path, step: int) -> None:
-    """Drops lines of a ``metrics.jsonl`` that lie after a step, and a torn last line."""
+    """Removes the lines of a ``metrics.jsonl`` that belong to later steps, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
@@ -27,7 +27,7 @@ def keep_lines_up_to(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``, of one split if it is named; none if there is no file, nor for a torn last line."""
+    """Reads the records of a ``metrics.jsonl``, optionally of one split. Skips an incomplete last line; empty without a file."""
     if not path.exists():
         return []
     with untrusted.open_regular(path) as file:
@@ -42,7 +42,7 @@ def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """The record of a line; None if it is torn or is no record with a step and a split."""
+    """Parses the record of a line; returns None if it is incomplete or is not a record with a step and a split."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The hyperparameters of an objective by name: its own options, and those that `functools.partial` binds to its loss function."""
+"""Collects an objective's hyperparameters by name: its options, and values that `functools.partial` binds to its loss function."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from jaxalign.objectives.base import Objective
 
-# How a method is computed, not what it optimises.
+# These options determine how a method is computed, not what it optimises.
 _NOT_HYPERPARAMETERS = ("reference", "total_steps")
 
 
 def hyperparameters(objective: Objective) -> dict[str, Any]:
-    """Plain values (numbers, text, truth values, None and lists of them) by name, as JSON can hold them."""
+    """Returns plain values (numbers, text, booleans, None and lists of them) by name, which JSON can hold."""
     found = {
         field.name: getattr(objective, field.name)
         for field in dataclasses.fields(objective)
@@ -29,7 +29,7 @@ def hyperparameters(objective: Objective) -> dict[str, Any]:
 
 
 def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
-    """Values of a function's keyword-only parameters: those that a partial binds, else the defaults."""
+    """Returns the values of a function's keyword-only parameters: the values bound by a partial, or otherwise the defaults."""
     given: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         given = {**function.keywords, **given}

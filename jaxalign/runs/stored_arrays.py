@@ -1,4 +1,4 @@
-"""Checks of stored arrays before their values are read (names, types, shapes, chunks), and that values are finite."""
+"""Checks stored arrays before their values are read (names, types, shapes, chunks), and checks that values are finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARRAY_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "int32", "int64", "uint32", "int8", "bool")
 _MAX_ARRAYS = 100_000
 _KEY = re.compile(r"[A-Za-z0-9_]{1,128}")
-# Trained parameters compress by far less; only zeros, such as those of new heads, compress more.
+# Trained parameters compress by a far smaller factor. Only zeros, such as those of new heads, compress more.
 _MAX_COMPRESSION = 1000
 _SPARE_BYTES = 64 << 20
 
@@ -29,14 +29,14 @@ def check_item(item: Path, stored_bytes: int) -> int:
     """Checks the arrays of an Orbax item without reading their values.
 
     Args:
-      item: for example ``<run>/checkpoints/<step>/params``.
-      stored_bytes: of all its files.
+      item: the folder of the item, for example ``<run>/checkpoints/<step>/params``.
+      stored_bytes: the total size of its files.
 
     Returns:
       The number of arrays.
 
     Raises:
-      UserError: naming the array, and what is wrong with it.
+      UserError: an array is invalid; the message names the array and the problem.
     """
     if (item / _INDEX).exists():
         _check_names(item)
@@ -67,10 +67,10 @@ def check_item(item: Path, stored_bytes: int) -> int:
 
 
 def check_array(where: str, name: str, store: Any) -> int:
-    """Checks one opened array; returns its size in bytes.
+    """Checks one opened array, and returns its size in bytes.
 
     Raises:
-      UserError: its type is not a parameter's, or its chunks are larger than the array, so that reading one would fill the memory.
+      UserError: its type is not that of a parameter, or its chunks are larger than the array, so that reading one would exhaust memory.
     """
     if store.dtype.name not in _DTYPES:
         raise UserError(f"{where}: array {name} has dtype {store.dtype.name}")
@@ -86,7 +86,7 @@ def refuse_not_finite(where: str, params: Any) -> None:
     """Refuses parameters that are NaN or infinite.
 
     Raises:
-      UserError: naming the first such array.
+      UserError: an array is not finite; the message names the first such array.
     """
     named = {
         jax.tree_util.keystr(path): leaf
@@ -107,7 +107,7 @@ def _finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _check_names(item: Path) -> None:
-    """Names become paths: none may lead out of the folder."""
+    """Checks that no array name leads out of the folder, because names become paths."""
     index = untrusted.read_json_object(item / _INDEX, limit=64 << 20)
     tree = index.get("tree_metadata")
     try:

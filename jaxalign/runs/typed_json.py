@@ -1,4 +1,4 @@
-"""Typed, bounded values of a JSON object that somebody else may have written."""
+"""Reads typed, bounded values from an untrusted JSON object."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxalign.errors import UserError
 
 
 class JsonReader:
-    """Typed values of a JSON object; what is wrong is told with the file and the key."""
+    """A reader of typed values from a JSON object. Its errors name the file and the key."""
 
     def __init__(self, content: Mapping[str, Any], where: str) -> None:
         self._content, self.where = content, where
 
     def wrong(self, key: str, expected: str) -> UserError:
-        """The error for a key that is not what it should be."""
+        """Returns the error for a key that has an invalid value."""
         found = self._content.get(key)
         shown = repr(found) if isinstance(found, (str, int, float)) else type(found).__name__
         return UserError(f"{self.where}: '{key}' must be {expected}, not {shown[:80]}")
@@ -29,7 +29,7 @@ class JsonReader:
         *,
         required: bool = False,
     ) -> str | None:
-        """Text, one of those allowed if they are given; the default if there is none and none is required."""
+        """Returns a text, limited to the allowed values if they are given; the default if it is absent and not required."""
         value = self._content.get(key)
         if value is None and not required:
             return default
@@ -38,7 +38,7 @@ class JsonReader:
         return value
 
     def integer(self, key: str, least: int, most: int) -> int | None:
-        """A whole number in a range; None if there is none."""
+        """Returns an integer in a range; None if it is absent."""
         value = self._content.get(key)
         if value is None:
             return None
@@ -47,7 +47,7 @@ class JsonReader:
         return value
 
     def number(self, key: str, *, above_zero: bool = False) -> float | None:
-        """A finite number; None if there is none."""
+        """Returns a finite number; None if it is absent."""
         value = self._content.get(key)
         if value is None:
             return None
@@ -61,21 +61,21 @@ class JsonReader:
         return float(value)
 
     def truth(self, key: str) -> bool:
-        """True or false; false if there is none."""
+        """Returns true or false; false if it is absent."""
         value = self._content.get(key, False)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
 
     def optional_object(self, key: str) -> Mapping[str, Any] | None:
-        """An object; None if there is none."""
+        """Returns an object; None if it is absent."""
         value = self._content.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise self.wrong(key, "an object")
         return value
 
     def objects(self, key: str, *, required: bool = False) -> Mapping[str, Mapping[str, Any]]:
-        """An object of objects; empty if there is none and none is required."""
+        """Returns an object of objects; an empty one if it is absent and not required."""
         value = self.optional_object(key)
         if value is None and required:
             raise UserError(f"{self.where} lacks the object '{key}'")
@@ -85,7 +85,7 @@ class JsonReader:
         return value
 
     def whole_numbers(self, key: str, most: int) -> Mapping[str, int] | None:
-        """An object of whole numbers from 1 to ``most``; None if there is none."""
+        """Returns an object of integers from 1 to ``most``; None if it is absent."""
         value = self.optional_object(key)
         if value is None:
             return None
