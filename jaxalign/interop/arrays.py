@@ -1,7 +1,7 @@
-"""Arrays that are read when they are needed, in the layout in which they are needed.
+"""Lazy arrays, which are read on demand in the required layout.
 
 A checkpoint's parameters are a flat dict from T5X's dotted names, layer by layer (``encoder.layers_0.mlp.wo.kernel``), to lazy
-arrays. Converting is then: rename, wrap, and read one after the other.
+arrays. A conversion renames them, wraps them, and reads them one after another.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DTYPES = {"float32": np.dtype("float32"), "bfloat16": BFLOAT16, "float16": np.dt
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazyArray:
-    """An array that has a shape and a dtype, and reads its values, or a block of them, when asked.
+    """An array that has a shape and a dtype, and reads its values or a block of them on demand.
 
     Attributes:
-      shape, dtype: of the whole array.
-      reader: from one slice a dimension, with explicit bounds, to the block.
-      layer_of: the stacked array, layer and axis that this is a slice of, if it is one.
+      shape, dtype: the shape and dtype of the whole array.
+      reader: a function from one slice per dimension, with explicit bounds, to the block.
+      layer_of: the stacked array, the layer and the axis, if this array is a slice of a stacked array.
     """
 
     shape: tuple[int, ...]
@@ -39,11 +39,11 @@ class LazyArray:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Returns the size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, index: Sequence[slice] | None = None) -> np.ndarray:
-        """The values at one slice a dimension (steps of 1); all of them by default."""
+        """Returns the values at one slice per dimension (with steps of 1); all values by default."""
         given = (slice(None),) * len(self.shape) if index is None else tuple(index)
         bounded = tuple(
             slice(*part.indices(size)) for part, size in zip(given, self.shape, strict=True)
@@ -56,27 +56,29 @@ class LazyArray:
 
 
 class LastRead:
-    """Keeps the one stacked array that was read last, so that its layers are not each read with all the others."""
+    """A cache of the stacked array that was read last, so that reading each layer does not read all layers again."""
 
     def __init__(self) -> None:
         self._array: LazyArray | None = None
         self._values: Any = None
 
     def read(self, array: LazyArray) -> np.ndarray:
-        """All of an array's values."""
+        """Returns all values of an array."""
         if self._array is not array:
-            self._array = self._values = None  # before reading: one at a time
+            self._array = self._values = (
+                None  # cleared before reading, so that only one array is in memory
+            )
             self._array, self._values = array, array.read()
         return self._values
 
 
 def from_numpy(values: np.ndarray) -> LazyArray:
-    """An array that is in memory already."""
+    """Returns a lazy array of values that are already in memory."""
     return LazyArray(values.shape, values.dtype, lambda index: values[index])
 
 
 def finite(array: LazyArray, where: str) -> LazyArray:
-    """The array, whose values are refused with a UserError naming ``where`` if any that is read is NaN or infinite."""
+    """Returns the array with a check: reading a NaN or infinite value raises a UserError that names ``where``."""
 
     def read(index: Index) -> np.ndarray:
         values = array.read(index)
@@ -88,12 +90,12 @@ def finite(array: LazyArray, where: str) -> LazyArray:
 
 
 def transposed(array: LazyArray) -> LazyArray:
-    """The array with its dimensions reversed."""
+    """Returns the array with its dimensions reversed."""
     return LazyArray(array.shape[::-1], array.dtype, lambda index: array.read(index[::-1]).T)
 
 
 def cast(array: LazyArray, dtype: Any) -> LazyArray:
-    """The array in another dtype."""
+    """Returns the array in another dtype."""
     dtype = np.dtype(dtype)
     if dtype == array.dtype:
         return array
@@ -105,7 +107,7 @@ def cast(array: LazyArray, dtype: Any) -> LazyArray:
 
 
 def layers(array: LazyArray, axis: int, last: LastRead) -> list[LazyArray]:
-    """The slices of a stacked array along its layer axis."""
+    """Returns the slices of a stacked array along its layer axis."""
     shape = array.shape[:axis] + array.shape[axis + 1 :]
 
     def layer(number: int) -> LazyArray:
@@ -118,7 +120,7 @@ def layers(array: LazyArray, axis: int, last: LastRead) -> list[LazyArray]:
 
 
 def stacked(parts: Sequence[LazyArray], axis: int) -> LazyArray:
-    """Layers as one array, which is what they are slices of if they are."""
+    """Stacks layers to one array. If they are all the slices of one stacked array, returns that array."""
     origins = [part.layer_of for part in parts]
     first = origins[0]
     if (
@@ -143,7 +145,7 @@ def stacked(parts: Sequence[LazyArray], axis: int) -> LazyArray:
 
 
 def reading_order(arrays: Mapping[str, LazyArray]) -> list[str]:
-    """Names in an order in which slices of one stacked array follow each other."""
+    """Returns the names in an order in which the slices of one stacked array are adjacent."""
     first: dict[int, int] = {}
     keys = {}
     for place, (name, array) in enumerate(arrays.items()):
@@ -153,7 +155,7 @@ def reading_order(arrays: Mapping[str, LazyArray]) -> list[str]:
 
 
 def put(array: LazyArray, dtype: Any, sharding: Any) -> jax.Array:
-    """The array on devices; each process reads the blocks that its devices hold, each of them once."""
+    """Places the array on devices. Each process reads each block that its devices hold once."""
     wanted = cast(array, dtype)
     blocks: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 

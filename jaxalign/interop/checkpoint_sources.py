@@ -1,4 +1,4 @@
-"""Checkpoints of policies in any format that jaxalign reads, as lazy parameters under T5X's names, layer by layer."""
+"""Opens policy checkpoints of all formats that jaxalign reads, as lazy parameters with T5X's names, layer by layer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Source:
 
     Attributes:
       format: one of `FORMATS`.
-      path: its folder; of a run, the run's.
-      step: in its run; 0 for Hugging Face's, which have none.
-      params: under T5X's names, layer by layer.
-      config: what it says of its network; None for T5X, which says nothing.
-      left_out: what else it holds, in words.
-      run: the run folder, if it is one.
-      evidence: reads a little of everything, to tell checkpoints apart.
+      path: the folder of the checkpoint; for a run, the run folder.
+      step: the step in its run; 0 for Hugging Face checkpoints, which have no step.
+      params: the parameters with T5X's names, layer by layer.
+      config: the recorded network configuration; None for T5X checkpoints, which record none.
+      left_out: a description of the other contents of the checkpoint.
+      run: the run folder, if the checkpoint belongs to a run.
+      evidence: a function that reads a small sample of all content, to distinguish checkpoints.
     """
 
     format: str
@@ -51,7 +51,7 @@ class Source:
     evidence: Callable[[], Iterable[bytes]]
 
     def run_id(self) -> str:
-        """The id of the run, or for checkpoints of other systems a digest of a sample of their content, wherever they are."""
+        """Returns the id of the run. For other systems, returns a digest of a sample of the content, independent of the location."""
         if self.run is not None:
             return self.run.description.run_id
         config = {} if self.config is None else self.config.to_dict()
@@ -65,16 +65,16 @@ class Source:
         return digest.hexdigest()[:12]
 
     def configured(self, model: T5Config | None) -> tuple[T5Config, str]:
-        """The network that these are the parameters of, all of them and nothing else.
+        """Returns the configuration of the network that has exactly these parameters.
 
         Args:
-          model: what the caller takes it for, if it says.
+          model: the configuration that the caller expects, if any.
 
         Returns:
-          `model`, or else what the checkpoint says or its shapes tell; and what had to be assumed, in words.
+          `model`, or otherwise the configuration that is recorded or inferred from shapes; and a description of the assumptions.
 
         Raises:
-          UserError: a parameter is missing, unknown, or of another shape, or the configurations differ.
+          UserError: a parameter is missing, unknown, or has another shape, or the configurations differ.
         """
         assumed = ""
         if model is not None and self.config is not None:
@@ -89,15 +89,15 @@ class Source:
 def open_source(
     path: str | os.PathLike[str], step: int | str | None = None, *, role: str = "policy"
 ) -> Source:
-    """Opens a checkpoint; arrays are read later, and refused then if they hold NaN or infinity.
+    """Opens a checkpoint. Arrays are read later, and are then refused if they hold NaN or infinity.
 
     Args:
       path: a run folder or one of its checkpoints; a T5X checkpoint or a folder with several; a Hugging Face folder.
-      step: a number, 'latest', or (of runs) 'best', where there are several.
-      role: of a run's parameters.
+      step: a number, 'latest', or (for runs) 'best', if there are several.
+      role: the role of the parameters, for a run.
 
     Raises:
-      UserError: there is none, or it is malformed.
+      UserError: there is no checkpoint, or it is malformed.
     """
     return _open(storage.absolute(path), checkpoints.checked_step(step), role)
 
@@ -137,7 +137,7 @@ def _open(folder: str, step: int | str | None, role: str) -> Source:
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a run folder of jaxalign or of one of its checkpoints."""
+    """Returns whether a path is a run folder of jaxalign or one of its checkpoints."""
     folder = storage.absolute(path)
     return not storage.is_remote(folder) and _is_run(folder, storage.children(folder))
 
@@ -175,7 +175,7 @@ def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
     _same_step(folder, own_step, step)
     slots = len([name for name in others if name != "state.step"])
     left_out = [f"{slots} arrays of the optimizer"] if slots else []
-    # What `interop.t5x_model` trains beside the policy.
+    # The parameters that `interop.t5x_model` trains in addition to the policy.
     values = {name for name in params if name.startswith(_VALUE)}
     params = {name: array for name, array in params.items() if name not in values}
     left_out += [f"a value network ({len(values)} arrays under target.value)"] if values else []
@@ -198,7 +198,7 @@ def _same_step(folder: str, own: int, wanted: int | str | None) -> None:
 
 
 def _first_rows(params: dict[str, LazyArray]) -> Callable[[], Iterable[bytes]]:
-    """Of safetensors: what is first in each tensor's data, which is a column of a transposed one."""
+    """Samples safetensors: reads the first data of each tensor. For a transposed tensor, this is a column."""
 
     def read() -> Iterable[bytes]:
         for name in sorted(params):
@@ -212,7 +212,7 @@ def _first_rows(params: dict[str, LazyArray]) -> Callable[[], Iterable[bytes]]:
 
 
 def _first_bytes(folder: str, params: dict[str, LazyArray]) -> Callable[[], Iterable[bytes]]:
-    """Of zarr: the index, and the beginning of every array's first chunk, as it is stored; of OCDBT: the root, which names random ids."""
+    """Samples zarr or OCDBT: the zarr index and the stored start of each array's first chunk, or the OCDBT root with its random ids."""
 
     def read() -> Iterable[bytes]:
         store = ts.KvStore.open(storage.kvstore(folder)).result()
@@ -227,7 +227,7 @@ def _first_bytes(folder: str, params: dict[str, LazyArray]) -> Callable[[], Iter
         for key, future in futures:
             try:
                 yield future.result().value
-            except ValueError:  # shorter than the sample
+            except ValueError:  # the chunk is shorter than the sample
                 yield store.read(key).result().value
 
     return read

@@ -1,4 +1,4 @@
-"""`jaxalign convert`: a checkpoint of a policy from one format into another, one array in memory at a time."""
+"""Implements `jaxalign convert`, which converts a policy checkpoint to another format with one array in memory at a time."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ def convert(
 ) -> dict[str, Any]:
     """Converts a policy between run folders of jaxalign, T5X checkpoints (legacy and Orbax) and Hugging Face folders.
 
-    Every parameter is used exactly once, or the command stops and names it. Values are only renamed, transposed and stacked; they
-    change if --dtype rounds them. Optimizer states and networks other than the policy are left out, and the command says so.
+    Every parameter is used exactly once; otherwise the command stops and names the parameter. Arrays are only renamed, transposed and
+    stacked. Values change only if --dtype rounds them. Optimizer states and networks other than the policy are left out and reported.
 
-    The new folder appears under its name when it is complete. Given again, the command finds that its output is there; a run folder gets
-    the vocabulary and the lengths that were not given before.
+    The new folder gets its final name when it is complete. If the command is repeated, it recognises its existing output. It then adds
+    the vocabulary and the lengths to a run folder if they were not given before.
 
     Args:
       checkpoint: a run folder, a T5X checkpoint or a folder of several, or a Hugging Face folder with config.json and safetensors;
         local or gs://.
-      output: the new folder; for T5X, checkpoint_<step> inside it unless it has such a name itself.
+      output: the new folder; for T5X, checkpoint_<step> inside it, unless the folder itself has such a name.
       to: jaxalign, t5x (msgpack and zarr, which every version of T5X reads), t5x_orbax, or huggingface.
-      step: which checkpoint, where there are several: a number, 'latest' or (of runs) 'best'.
+      step: the checkpoint, if there are several: a number, 'latest' or (for runs) 'best'.
       role: the network of a run to convert.
-      model: what the checkpoint is taken for; from gin: --gin_file=models/FILE.
-      dtype: float32 or bfloat16; by default as it is, and float32 in a run folder.
-      scan_layers: whether a run folder has its layers stacked; by default as the model says.
-      vocabulary: a SentencePiece model or 'bytes', for a run folder or a Hugging Face folder; by default the checkpoint's own where it
-        has one.
-      extra_ids: sentinels after the vocabulary's own pieces; 100 for T5's. By default as many as the checkpoint says.
-      max_input_length: tokens of a prompt, which a run folder records for generating and scoring.
-      max_target_length: tokens of a response, likewise.
+      model: the model configuration of the checkpoint, from gin: --gin_file=models/FILE.
+      dtype: float32 or bfloat16; by default the dtype of the checkpoint, and float32 in a run folder.
+      scan_layers: whether a run folder has its layers stacked; by default the setting of the model.
+      vocabulary: a SentencePiece model or 'bytes', for a run folder or a Hugging Face folder; by default the checkpoint's own
+        vocabulary, if it has one.
+      extra_ids: the number of sentinels after the vocabulary's own pieces; 100 for T5. By default the number that the checkpoint records.
+      max_input_length: the maximum number of tokens of a prompt, which a run folder records for generation and scoring.
+      max_target_length: the maximum number of tokens of a response, which is recorded likewise.
 
     Returns:
       ``message``, ``output``, ``step``, ``arrays``, ``parameters``, ``left_out`` and ``assumed``.
@@ -127,7 +127,7 @@ def convert(
 
 
 def _place(output: str, to: str, step: int) -> tuple[str, int]:
-    """Where the checkpoint goes, and its step."""
+    """Returns the path of the new checkpoint, and its step."""
     if to in (RUN, HUGGING_FACE):
         return output, step
     named = t5x.step_of(output)
@@ -137,7 +137,7 @@ def _place(output: str, to: str, step: int) -> tuple[str, int]:
 
 
 def _common_dtype(params: dict[str, LazyArray]) -> str:
-    """bfloat16 where everything is; float32, which holds the others' values exactly, otherwise."""
+    """Returns bfloat16 if all arrays have it; otherwise float32, which represents the values of the other types exactly."""
     only = {array.dtype.name for array in params.values()} == {"bfloat16"}
     return "bfloat16" if only else "float32"
 
@@ -151,7 +151,7 @@ def _write_foreign(
     dtype: str,
     vocabulary: RecordedVocabulary | None,
 ) -> list[str]:
-    """Writes a folder for another program, and returns what its user should know."""
+    """Writes a folder for another program, and returns notes for its user."""
     if to != HUGGING_FACE:
         marker = t5x.INDEX if to == T5X else f"{t5x.ORBAX_ITEM}/_METADATA"
         with storage.new_folder(path, marker) as folder:
@@ -177,10 +177,10 @@ def _require_same(
     config: T5Config,
     source: Source,
 ) -> None:
-    """Refuses an output that is not what this command would make, by every value of it.
+    """Refuses an existing output unless every value equals what this command would write.
 
     Raises:
-      UserError: something else is there.
+      UserError: the output has other content.
     """
     refused = UserError(f"{path} exists already; choose another output")
     try:
@@ -201,7 +201,7 @@ def _require_same(
         one, other = there.params[name], arrays[name]
         if (one.shape, one.dtype) != (other.shape, other.dtype):
             raise refused
-        # As bytes, so that a NaN equals itself.
+        # Values are compared as bytes, so that a NaN equals itself.
         if not np.array_equal(_bytes(one), _bytes(other)):
             raise refused
 

@@ -1,7 +1,7 @@
-"""T5 parameters between jaxalign's (T5X's) tree and the names and layouts of Hugging Face transformers.
+"""Converts T5 parameters between jaxalign's (T5X's) tree and the names and layouts of Hugging Face transformers.
 
-Pure renaming and transposing of arrays: reading and writing files is the caller's job. Both directions are strict: a parameter
-that is missing, left over or of the wrong shape is an error that names it.
+The functions only rename and transpose arrays; the caller reads and writes files. Both directions are strict: a parameter that is
+missing, left over or of the wrong shape raises an error that names it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from jaxalign.networks.shapes import Params
 from jaxalign.networks.stacking import stack_layers, unstack_layers
 
 SHARED, HEAD = "shared.weight", "lm_head.weight"
-# The shared table again, under the names of the modules that use it.
+# Copies of the shared table, under the names of the modules that use it.
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# Files made from the first T5 checkpoints have this table, which no T5 reads.
+# Files that were made from the first T5 checkpoints contain this table, which no T5 reads.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
 class Pair(NamedTuple):
-    """A parameter's path here, its name there, and whether one is the other's transpose."""
+    """A parameter's path in jaxalign, its name in transformers, and whether one is the transpose of the other."""
 
     path: tuple[str, ...]
     name: str
@@ -35,15 +35,16 @@ class Pair(NamedTuple):
 def from_huggingface(
     state_dict: Mapping[str, np.ndarray], config: T5Config, *, tied: bool = False
 ) -> Params:
-    """Parameters from a state dict of NumPy arrays, in the layout (scanned or not) that `config` asks for.
+    """Returns parameters from a state dict of NumPy arrays, in the layout (scanned or not) that `config` specifies.
 
     Args:
       state_dict: the arrays by transformers' names.
-      config: of the network.
-      tied: whether the head is the table although `config` has one of its own (tied logits without scaling): it is copied where missing.
+      config: the configuration of the network.
+      tied: whether the head equals the embedding table although `config` has a separate head (tied logits without scaling). The table
+        is then copied if the head is missing.
 
     Raises:
-      ValueError: a parameter is missing, unknown, or has another shape than `config` says.
+      ValueError: a parameter is missing, unknown, or has another shape than `config` specifies.
     """
     remaining = dict(state_dict)
     for alias in ALIASES:
@@ -80,7 +81,7 @@ def from_huggingface(
 
 
 def to_huggingface(params: Params, config: T5Config) -> dict[str, np.ndarray]:
-    """A state dict of float32 NumPy arrays; inverse of `from_huggingface`.
+    """Returns a state dict of float32 NumPy arrays. This is the inverse of `from_huggingface`.
 
     Raises:
       ValueError: a parameter is missing or unknown.
@@ -101,7 +102,7 @@ def to_huggingface(params: Params, config: T5Config) -> dict[str, np.ndarray]:
 
 
 def pairs(config: T5Config) -> Iterator[Pair]:
-    """Every parameter's path here and name there."""
+    """Yields the path in jaxalign and the name in transformers of every parameter."""
     path: tuple[str, ...]
     yield Pair(("token_embedder", "embedding"), SHARED, False)
     if not config.logits_via_embedding:

@@ -1,4 +1,4 @@
-"""``config.json`` of transformers' T5 and mT5, read into a `T5Config` and written from one: everything in it is obeyed or refused."""
+"""Converts between a `T5Config` and the ``config.json`` of transformers' T5 and mT5. Every field is either applied or refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _FEED_FORWARD = {
     "gated-gelu": ("gelu", "linear"),
     "gated-silu": ("silu", "linear"),
 }
-# What transformers calls the first of the two activations.
+# The names that transformers uses for the first of the two activations.
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu_new", "silu": "silu"}
-# The layout of tokens is T5's everywhere in jaxalign.
+# All of jaxalign uses T5's layout of tokens.
 TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 EPSILON = 1e-6
 
@@ -22,16 +22,16 @@ EPSILON = 1e-6
 def config_from_huggingface(
     fields: Mapping[str, Any], *, head_differs: bool = False, **changes: Any
 ) -> T5Config:
-    """The `T5Config` of a parsed ``config.json``.
+    """Returns the `T5Config` of a parsed ``config.json``.
 
     Args:
       fields: the parsed JSON object.
-      head_differs: whether the folder has a head that is not the embedding table, which says more than the file where transformers 5
-        wrote it.
-      **changes: fields of `T5Config` that the file does not determine, like ``dtype`` and ``scan_layers``.
+      head_differs: whether the folder has a head that differs from the embedding table. If transformers 5 wrote the file, this is more
+        reliable than the file.
+      **changes: fields of `T5Config` that the file does not determine, such as ``dtype`` and ``scan_layers``.
 
     Raises:
-      ValueError: the file describes no T5, or one with features that jaxalign does not have.
+      ValueError: the file does not describe a T5, or describes one with features that jaxalign does not have.
     """
     if fields.get("model_type") not in ("t5", "mt5", "umt5"):
         raise ValueError(f"model_type is {fields.get('model_type')!r}, not a T5's ('t5' or 'mt5').")
@@ -66,10 +66,10 @@ def config_from_huggingface(
 
 
 def check_token_ids(fields: Mapping[str, Any]) -> None:
-    """Refuses other ids of padding, end and start than T5's; also those of a ``generation_config.json``.
+    """Refuses ids of padding, end and start that differ from T5's, also those of a ``generation_config.json``.
 
     Raises:
-      ValueError: naming the field.
+      ValueError: an id differs; the message names the field.
     """
     for name, expected in TOKEN_IDS.items():
         given = fields.get(name)
@@ -80,18 +80,18 @@ def check_token_ids(fields: Mapping[str, Any]) -> None:
 
 
 def is_tied(fields: Mapping[str, Any], head_differs: bool = False) -> bool:
-    """Whether the head is the embedding table.
+    """Returns whether the head is the embedding table.
 
-    transformers 5 writes ``tie_word_embeddings`` true for every mT5, whose head is its own: there the tensors decide.
+    transformers 5 writes ``tie_word_embeddings`` true for every mT5, although mT5 has a separate head. In this case the tensors decide.
     """
     tied = bool(fields.get("tie_word_embeddings", True))
     return tied and not (fields.get("model_type") == "mt5" and head_differs)
 
 
 def _is_scaled(fields: Mapping[str, Any], head_differs: bool) -> bool:
-    """Whether logits are divided by sqrt(d_model), as T5 1.0's are.
+    """Returns whether logits are divided by sqrt(d_model), as in T5 1.0.
 
-    transformers 5 says so in a field of its own, and never scales an mT5; before, whatever was tied was scaled.
+    transformers 5 has a separate field for this, and never scales an mT5. Earlier versions scale all tied logits.
     """
     tied = is_tied(fields, head_differs)
     scaled = tied and not (fields["model_type"] == "mt5" and _major_version(fields) >= 5)
@@ -115,11 +115,11 @@ def _require(fields: Mapping[str, Any], name: str, expected: Any, where: str) ->
 
 
 def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
-    """The content of a ``config.json``, for transformers' `T5ForConditionalGeneration`, whatever the family (mT5 and ByT5 are T5s).
+    """Returns the content of a ``config.json`` for transformers' `T5ForConditionalGeneration`. mT5 and ByT5 are T5s there too.
 
     Args:
-      config: of the network.
-      dtype: of the parameters.
+      config: the configuration of the network.
+      dtype: the dtype of the parameters.
 
     Raises:
       ValueError: transformers has no such T5.

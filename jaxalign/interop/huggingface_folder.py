@@ -1,4 +1,4 @@
-"""Hugging Face folders: ``config.json`` and safetensors, read and written tensor by tensor."""
+"""Reads and writes Hugging Face folders with ``config.json`` and safetensors, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jaxalign.networks.config import T5Config
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
-_ROWS = 4096  # of a table, compared at a time
-# Prefixes that tools put before all names, and whose they are.
+_ROWS = 4096  # the number of table rows that are compared at a time
+# Prefixes that tools add to all names, and the names of these tools.
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "module.": "DistributedDataParallel",
@@ -25,10 +25,10 @@ _VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")
 
 
 def refuse_pickle(path: str, names: set[str]) -> None:
-    """Says how to get safetensors where there are only files of other frameworks.
+    """Refuses a folder that has only files of other frameworks, and explains how to get safetensors.
 
     Raises:
-      UserError: there are.
+      UserError: the folder has only such files.
     """
     others = sorted(
         name for name in names if name.endswith(_PICKLED) and "training_args" not in name
@@ -42,10 +42,10 @@ def refuse_pickle(path: str, names: set[str]) -> None:
 
 
 def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
-    """The parameters, under T5X's names and layer by layer, their configuration, and what of the folder no network uses.
+    """Reads the parameters with T5X's names, layer by layer, their configuration, and a list of unused contents of the folder.
 
     Raises:
-      UserError: the folder holds no T5 in safetensors, or other tensors than its configuration says.
+      UserError: the folder holds no T5 in safetensors, or its tensors do not match its configuration.
     """
     content = storage.read(folder, CONFIG)
     path = storage.join(folder, CONFIG)
@@ -72,11 +72,11 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
             _require_equal(folder, name, copy, tensors[huggingface.SHARED])
             unused.append(f"{name} (the same as {huggingface.SHARED})")
         elif copy is not None and huggingface.SHARED not in tensors:
-            # Some files have the shared table only under the name of one of its users.
+            # Some files have the shared table only under the name of a module that uses it.
             tensors[huggingface.SHARED] = copy
     if huggingface_config.is_tied(fields, head_differs) and huggingface.SHARED in tensors:
         if not config.logits_via_embedding:
-            # Tied logits that are not scaled are those of a head that equals the table.
+            # Tied logits without scaling equal the logits of a separate head that is a copy of the table.
             tensors.setdefault(huggingface.HEAD, tensors[huggingface.SHARED])
     elif huggingface.HEAD not in tensors:
         raise UserError(
@@ -98,13 +98,13 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
 
 
 def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype: str) -> None:
-    """Writes a folder that transformers loads.
+    """Writes a folder that transformers can load.
 
     Args:
       folder: an existing, empty folder.
-      params: under T5X's names and layer by layer, checked, of one dtype.
-      config: of the network.
-      dtype: theirs.
+      params: the checked parameters with T5X's names, layer by layer, all of one dtype.
+      config: the configuration of the network.
+      dtype: the dtype of the parameters.
     """
     fields = huggingface_config.config_to_huggingface(config, dtype)
     names = {".".join(pair.path): pair for pair in huggingface.pairs(config)}
@@ -119,7 +119,7 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
 def _without_wrappers(
     folder: str, tensors: dict[str, LazyArray], unused: list[str]
 ) -> dict[str, LazyArray]:
-    """Tensors under T5's own names, where a tool has put its prefix before every one."""
+    """Returns the tensors under T5's own names, without the prefix that a tool may have added to all of them."""
     stripped: list[str] = []
     while prefix := _wrapper_of(tensors):
         inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -145,7 +145,7 @@ def _wrapper_of(tensors: Mapping[str, LazyArray]) -> str | None:
 
 
 def _head_differs(tensors: Mapping[str, LazyArray]) -> bool:
-    """Whether there is a head that is not the embedding table."""
+    """Returns whether there is a head that differs from the embedding table."""
     head = tensors.get(huggingface.HEAD)
     tables = [tensors[n] for n in (huggingface.SHARED, *huggingface.ALIASES) if n in tensors]
     return head is not None and bool(tables) and not _equal(head, tables[0])

@@ -1,4 +1,4 @@
-"""Orbax items written array by array: Orbax itself wants all of them in memory."""
+"""Writes Orbax items array by array. Orbax itself requires all arrays in memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write(path: str, tree: Any) -> None:
     """Writes nested dicts of lazy arrays as an Orbax item, which Orbax restores as arrays.
 
     Args:
-      path: a folder that does not exist yet.
-      tree: the arrays.
+      path: the new folder, which must not exist yet.
+      tree: the nested dicts of arrays.
     """
-    # It warns of metadata that arrays on devices have and these do not, and prints the errors that it raises.
+    # Orbax warns about metadata that only arrays on devices have, and prints the errors that it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     registry = ocp.type_handlers.create_type_handler_registry((LazyArray, _OneByOne(tree)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
@@ -30,7 +30,7 @@ def write(path: str, tree: Any) -> None:
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Reads and writes the arrays of a batch in turn."""
+    """A handler that reads and writes the arrays of a batch one after another."""
 
     def __init__(self, tree: Any) -> None:
         super().__init__(deepcopy_host_arrays=False)
@@ -49,13 +49,13 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
 
 
 class _Writing:
-    """A future whose work is done by whoever waits for it, which Orbax does once the folder exists."""
+    """A future that does its work when its result is requested. Orbax requests it after the folder exists."""
 
     def __init__(self, serialize: Any, items: Sequence[tuple[LazyArray, Any, Any]]) -> None:
         self._serialize, self._items = serialize, items
 
     def result(self, timeout: float | None = None) -> None:
-        """Reads and writes everything."""
+        """Reads and writes all arrays."""
         for lazy, info, args in self._items:
             array = np.asarray(lazy.read(), order="C")
             for future in asyncio.run(self._serialize([array], [info], [args])):

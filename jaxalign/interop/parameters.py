@@ -1,4 +1,4 @@
-"""What parameters a T5 has, layer by layer under T5X's dotted names, and what of its configuration they determine."""
+"""Defines the parameters of a T5, layer by layer with T5X's dotted names, and infers its configuration from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxalign.networks.stacking import STACKS
 EMBEDDING, HEAD = "token_embedder.embedding", "decoder.logits_dense.kernel"
 _QUERY = "encoder.layers_0.attention.query.kernel"
 _LAYER = re.compile(r"(encoder|decoder)\.layers_(\d+)\.(.+)")
-# What says what the network computes; the rest of a T5Config says how.
+# The fields that determine what the network computes. The other fields of a T5Config determine how.
 ARCHITECTURE = (
     "vocab_size",
     "emb_dim",
@@ -42,13 +42,13 @@ ARCHITECTURE = (
 
 
 def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of an unrolled T5, by its dotted name."""
+    """Returns the shape of every parameter of an unrolled T5, by its dotted name."""
     return dict(_shapes(config))
 
 
 @functools.lru_cache(maxsize=16)
 def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    # A scanned network is traced once for all layers.
+    # A scanned network is traced only once for all layers.
     tree = Policy(config.replace(scan_layers=True, param_scan_axis=0)).abstract_params()
     found: dict[str, tuple[int, ...]] = {}
     for name, leaf in flatten(tree).items():
@@ -62,10 +62,10 @@ def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
 
 
 def check(where: str, params: Mapping[str, LazyArray], config: T5Config) -> None:
-    """Compares names and shapes with those of a T5.
+    """Checks that names and shapes are those of a T5.
 
     Raises:
-      UserError: naming what is missing, unknown, or of another shape.
+      UserError: a parameter is missing, unknown, or has another shape; the message names it.
     """
     expected = shapes(config)
     missing = sorted(expected.keys() - params.keys(), key=_natural)
@@ -85,10 +85,10 @@ def check(where: str, params: Mapping[str, LazyArray], config: T5Config) -> None
 
 
 def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config, str]:
-    """The configuration of a T5 from its parameters, and in words what they do not determine.
+    """Infers the configuration of a T5 from its parameters; also returns a description of what they do not determine.
 
     Raises:
-      UserError: they are not those of a T5.
+      UserError: the parameters are not those of a T5.
     """
     needed = (EMBEDDING, "encoder.relpos_bias.rel_embedding", _QUERY)
     missing = [name for name in needed if name not in params or len(params[name].shape) != 2]
@@ -134,10 +134,10 @@ def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config,
 
 
 def same_architecture(where: str, theirs: T5Config, ours: T5Config) -> None:
-    """Compares what two configurations compute.
+    """Checks that two configurations describe the same computation.
 
     Raises:
-      UserError: naming the first difference.
+      UserError: the configurations differ; the message names the first difference.
     """
     for name in ARCHITECTURE:
         if getattr(theirs, name) != getattr(ours, name):
@@ -147,15 +147,16 @@ def same_architecture(where: str, theirs: T5Config, ours: T5Config) -> None:
 
 
 def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict[str, LazyArray]:
-    """Parameters layer by layer, whether the checkpoint stacks them or not.
+    """Returns the parameters layer by layer, whether or not the checkpoint stacks them.
 
     Args:
       where: the checkpoint, for messages.
-      params: under T5X's names; stacked ones under ``encoder.layers`` as here, or ``encoder.encoder`` as in T5X's scalable T5.
-      axis: where the layer axis of stacked ones is.
+      params: the parameters with T5X's names. Stacked ones are under ``encoder.layers`` as in jaxalign, or under ``encoder.encoder`` as
+        in T5X's scalable T5.
+      axis: the position of the layer axis of stacked parameters.
 
     Raises:
-      UserError: a stack's parameters have different numbers of layers, or a table of relative positions in each.
+      UserError: a stack's parameters have different numbers of layers, or each layer has a table of relative positions.
     """
     last = LastRead()
     flat: dict[str, LazyArray] = {}
@@ -181,7 +182,7 @@ def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict
 
 
 def in_layout(params: Mapping[str, LazyArray], config: T5Config) -> dict[str, LazyArray]:
-    """Parameters as a network of this configuration has them: layer by layer, or stacked."""
+    """Returns the parameters in the layout of a network of this configuration: layer by layer, or stacked."""
     if not config.scan_layers:
         return dict(params)
     counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
@@ -198,11 +199,11 @@ def in_layout(params: Mapping[str, LazyArray], config: T5Config) -> dict[str, La
 
 
 def put_all(params: Mapping[str, LazyArray], config: T5Config, shardings: Any) -> Any:
-    """The parameters of a network on its devices, in float32, read one after the other.
+    """Reads the parameters of a network one after another, and places them on its devices in float32.
 
     Args:
-      params: layer by layer, checked.
-      config: of the network, which says whether layers are stacked.
+      params: the checked parameters, layer by layer.
+      config: the configuration of the network, which determines whether layers are stacked.
       shardings: a tree with a sharding for each parameter.
     """
     laid_out = in_layout(params, config)
@@ -212,7 +213,7 @@ def put_all(params: Mapping[str, LazyArray], config: T5Config, shardings: Any) -
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by their dotted names."""
+    """Returns the leaves of nested dicts by their dotted names."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     flat: dict[str, Any] = {}
@@ -222,7 +223,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of leaves with dotted names."""
+    """Returns nested dicts of leaves with dotted names."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, key = name.split(".")
@@ -234,7 +235,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _natural(name: str) -> list[Any]:
-    """Sorts ``layers_2`` before ``layers_10``."""
+    """Returns a sort key that puts ``layers_2`` before ``layers_10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

@@ -1,4 +1,4 @@
-"""Run folders made of checkpoints: written, and completed where a vocabulary or lengths are given later."""
+"""Writes run folders from checkpoints, and completes them if a vocabulary or lengths are given later."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from jaxalign.runs.folder import Run
 def describe(
     source: Source, config: T5Config, vocabulary: RecordedVocabulary | None, lengths: dict[str, int]
 ) -> dict[str, Any]:
-    """The content of ``networks.json``.
+    """Returns the content of ``networks.json``.
 
     Args:
-      source: what is converted.
-      config: of its network.
+      source: the checkpoint that is converted.
+      config: the configuration of its network.
       vocabulary: its vocabulary, if it is known.
-      lengths: tokens of ``inputs`` and ``targets`` that the user gives; 0 for what the source records.
+      lengths: the lengths of ``inputs`` and ``targets`` in tokens, as given by the user; 0 takes the length that the source records.
     """
     recorded = {} if source.run is None else dict(source.run.description.feature_lengths)
     described = {} if source.run is None else source.run.description.networks
     value_token = described.get("policy", {}).get("value_token")
     description: dict[str, Any] = {
-        # The same numbers, so the same reference policy.
+        # The parameters have the same values, so this is the same reference policy.
         "run_id": source.run_id(),
         "converted_from": {"format": source.format, "path": source.path, "step": source.step},
         "jaxalign": __version__,
@@ -58,7 +58,7 @@ def write(
     description: Mapping[str, Any],
     vocabulary: RecordedVocabulary | None,
 ) -> None:
-    """Writes a run folder with one checkpoint of a policy, which has a manifest like those of training."""
+    """Writes a run folder with one checkpoint of a policy. The checkpoint has a manifest, as in training."""
     if storage.is_remote(path):
         raise UserError(f"{path}: run folders are local, like MODEL_DIR")
     with storage.new_folder(path) as folder:
@@ -72,13 +72,13 @@ def write(
 def complete(
     path: str, description: Mapping[str, Any], vocabulary: RecordedVocabulary | None
 ) -> list[str]:
-    """Adds to a run folder of the same checkpoint what was not known when it was made.
+    """Adds information to a run folder of the same checkpoint that was not known when the folder was made.
 
     Returns:
-      What was added, in words.
+      A description of what was added.
 
     Raises:
-      UserError: it records another vocabulary or other lengths.
+      UserError: the folder records another vocabulary or other lengths.
     """
     there = dict(read_description(Path(path)).content)
     added = []
@@ -107,7 +107,7 @@ def complete(
 
 
 def lacking(description: Mapping[str, Any]) -> list[str]:
-    """The flags by which what a folder does not record would be given."""
+    """Returns the flags that supply the values which a folder does not record."""
     flags = {"inputs": "--max_input_length", "targets": "--max_target_length"}
     missing = [] if description.get("vocabulary") else ["--vocabulary"]
     known = description.get("feature_lengths") or {}

@@ -1,7 +1,7 @@
-"""safetensors files, tensor by tensor: eight bytes of header length, a JSON header, raw little-endian data.
+"""Reads and writes safetensors files tensor by tensor: eight bytes of header length, a JSON header, raw little-endian data.
 
-The public package writes only what is in memory as a whole and reads neither bfloat16 into NumPy nor from a bucket. The format has no
-code in it, and the header is checked before anything is believed: https://github.com/huggingface/safetensors#format
+The public package writes only files whose tensors are all in memory, and it reads neither bfloat16 into NumPy nor files from a bucket.
+The format contains no code, and the header is checked before it is used: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from jaxalign.interop.arrays import DTYPES, Index, LazyArray
 
 FILE = "model.safetensors"
 INDEX_FILE = f"{FILE}.index.json"
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 MAX_SHARD_BYTES = 5_000_000_000
 _NAMES = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "F16": DTYPES["float16"]}
 
 
 def read_folder(folder: str) -> tuple[dict[str, LazyArray], list[str]]:
-    """The tensors of a folder with ``model.safetensors``, or with shards and their index; and files of it that are not read.
+    """Opens the tensors of a folder with ``model.safetensors`` or with shards and their index; also returns the files it does not read.
 
-    Where there are both, an index is left over from an earlier download, and transformers does not look at it either.
+    If a folder has both, the index is left over from an earlier download. transformers ignores it too.
 
     Raises:
       UserError: a file is missing or malformed, or index and shards differ.
@@ -59,10 +59,10 @@ def read_folder(folder: str) -> tuple[dict[str, LazyArray], list[str]]:
 
 
 def read_file(folder: str, name: str) -> dict[str, LazyArray]:
-    """The tensors of one file, in the order of its data.
+    """Opens the tensors of one file, in the order of its data.
 
     Raises:
-      UserError: the file is missing, or its header is not that of a safetensors file of its length.
+      UserError: the file is missing, or its header is not a valid header of a safetensors file of its length.
     """
     path = storage.join(folder, name)
     local_size = (
@@ -104,13 +104,13 @@ def write_folder(
     *,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes tensors, one in memory at a time, as one file, or as shards and their index if they are many.
+    """Writes tensors with one in memory at a time, as one file, or as shards with an index if they exceed the size of a shard.
 
     Args:
       folder: an existing folder.
-      tensors: float32 or bfloat16.
-      order: their names, as they shall follow each other.
-      max_shard_bytes: of data in a file.
+      tensors: the tensors, in float32 or bfloat16.
+      order: their names, in the order in which they are written.
+      max_shard_bytes: the maximum number of bytes of data in a file.
     """
     shards: list[list[str]] = [[]]
     size = 0
@@ -134,10 +134,10 @@ def write_folder(
 
 
 def parse_json(content: bytes, path: str) -> dict[str, Any]:
-    """A JSON object without a key that occurs twice.
+    """Parses a JSON object, and refuses repeated keys.
 
     Raises:
-      UserError: naming the file.
+      UserError: the content is malformed; the message names the file.
     """
 
     try:
@@ -184,7 +184,7 @@ def _tensor(
     row = math.prod(shape[1:]) * dtype.itemsize
 
     def read(index: Index) -> np.ndarray:
-        # Rows are contiguous, so only those asked for are read; columns are then cut out of them.
+        # Rows are contiguous, so only the requested rows are read. Columns are then selected from them.
         first, count = (index[0].start, index[0].stop - index[0].start) if shape else (0, 1)
         begin, end = start + first * row, start + (first + count) * row
         content = storage.read(folder, name, begin, end) if end > begin else b""
@@ -204,7 +204,7 @@ def _write_file(
     folder: str, name: str, tensors: Mapping[str, LazyArray], order: Sequence[str]
 ) -> None:
     codes = {dtype: code for code, dtype in _NAMES.items()}
-    # transformers refuses files that do not say for which framework they are; to it, PyTorch means any.
+    # transformers refuses files that do not name their framework. It accepts PyTorch as the name for any framework.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for key in order:
@@ -220,6 +220,6 @@ def _write_file(
     with storage.open_for_writing(folder, name) as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for key in order:
-            # As bytes: NumPy's buffers know no bfloat16.
+            # The data are written as bytes, because NumPy's buffers do not support bfloat16.
             values: Any = np.ascontiguousarray(tensors[key].read()).view(np.uint8)
             file.write(memoryview(values))

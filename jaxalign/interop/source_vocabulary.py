@@ -1,4 +1,4 @@
-"""The vocabulary of a checkpoint: its own, or the one that a command gives it."""
+"""Determines the vocabulary of a checkpoint: its own, or the one that the user of a command specifies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jaxalign.networks.config import T5Config
 
 
 def own_vocabulary(source: Source) -> RecordedVocabulary | None:
-    """What a checkpoint says of its vocabulary; None if it says nothing, as T5X's never do.
+    """Returns the vocabulary that a checkpoint records; None if it records none. T5X checkpoints never record one.
 
     Raises:
-      UserError: its tokenizer is none that jaxalign can obey, or lies outside of its folder.
+      UserError: jaxalign does not support its tokenizer, or the tokenizer lies outside of its folder.
     """
     if source.format == HUGGING_FACE:
         return tokenizer_files.read(source.path)
@@ -24,19 +24,19 @@ def own_vocabulary(source: Source) -> RecordedVocabulary | None:
 def choose_vocabulary(
     source: Source, config: T5Config, given: str, extra_ids: int | None
 ) -> RecordedVocabulary | None:
-    """The vocabulary that goes with a checkpoint into its new folder.
+    """Returns the vocabulary that is written with a checkpoint into its new folder.
 
     Args:
       source: the checkpoint.
-      config: of its network.
-      given: a SentencePiece model or 'bytes', as the user says; '' for the checkpoint's own.
-      extra_ids: the number of sentinels, as the user says.
+      config: the configuration of its network.
+      given: a SentencePiece model or 'bytes', as specified by the user; '' for the checkpoint's own vocabulary.
+      extra_ids: the number of sentinels, as specified by the user.
 
     Returns:
-      None if the checkpoint has none, and none is given.
+      The vocabulary; None if the checkpoint has none and none is given.
 
     Raises:
-      UserError: what is given is not the checkpoint's own, or has more tokens than the embedding table rows.
+      UserError: the given vocabulary is not the checkpoint's own, or has more tokens than the embedding table has rows.
     """
     own = own_vocabulary(source)
     chosen = own if not given else _given(given, _sentinels(own, extra_ids))
@@ -63,7 +63,7 @@ def choose_vocabulary(
 
 
 def _sentinels(own: RecordedVocabulary | None, extra_ids: int | None) -> int:
-    """Of a given vocabulary: as many as the user says, or else as the checkpoint's own has."""
+    """Returns the number of sentinels of a given vocabulary: the user's number, or otherwise that of the checkpoint's vocabulary."""
     if extra_ids is not None:
         return extra_ids
     return 0 if own is None else int(own.spec.get("extra_ids", 0))
@@ -84,7 +84,7 @@ def _given(given: str, extra_ids: int) -> RecordedVocabulary:
 def _counted_otherwise(
     source: Source, own: RecordedVocabulary, extra_ids: int
 ) -> RecordedVocabulary:
-    """The checkpoint's own vocabulary with as many sentinels as the user says, where the checkpoint does not say how many."""
+    """Returns the checkpoint's own vocabulary with the user's number of sentinels, if the checkpoint does not record a number."""
     vocabulary = own.load()
     if vocabulary.sentinels != extra_ids and (own.counted or own.model is None):
         raise UserError(

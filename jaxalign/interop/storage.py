@@ -1,6 +1,6 @@
-"""Folders with checkpoints, on this machine or on Google Cloud Storage (``gs://``), read through TensorStore.
+"""Accesses folders with checkpoints on this machine or on Google Cloud Storage (``gs://``), through TensorStore.
 
-Nothing here decides what a checkpoint is: it reads whole files and parts of them, lists folders, and makes new ones.
+This module does not interpret checkpoints. It reads whole files and parts of files, lists folders, and makes new folders.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names a bucket.
+    """Returns whether a path names a bucket.
 
     Raises:
-      UserError: it has a scheme other than ``gs://``.
+      UserError: the path has a scheme other than ``gs://``.
     """
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", path)
     if scheme and scheme[1] != "gs":
@@ -37,7 +37,7 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The path without a slash at its end, and a local one from the root."""
+    """Returns the path without a slash at its end. A local path is made absolute."""
     text = os.fspath(path)
     if is_remote(text):
         return text.rstrip("/")
@@ -45,12 +45,12 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """A path inside a folder."""
+    """Returns a path inside a folder."""
     return f"{folder.rstrip('/')}/{name}"
 
 
 def kvstore(folder: str) -> dict[str, Any]:
-    """TensorStore's description of a folder as a store of files."""
+    """Returns TensorStore's description of a folder as a store of files."""
     if not is_remote(folder):
         return {"driver": "file", "path": f"{folder.rstrip('/')}/"}
     bucket, _, path = folder.removeprefix("gs://").partition("/")
@@ -60,10 +60,10 @@ def kvstore(folder: str) -> dict[str, Any]:
 
 
 def read(folder: str, name: str, start: int = 0, stop: int | None = None) -> bytes | None:
-    """A file of a folder, or the bytes of it from `start` to `stop`; None if there is no such file.
+    """Returns the content of a file, or its bytes from `start` to `stop`; None if there is no such file.
 
     Raises:
-      UserError: it cannot be read, or ends before `stop`.
+      UserError: the file cannot be read, or ends before `stop`.
     """
     part = slice(start, stop) if start or stop is not None else None
     try:
@@ -74,7 +74,7 @@ def read(folder: str, name: str, start: int = 0, stop: int | None = None) -> byt
 
 
 def children(folder: str) -> set[str]:
-    """Names of the files and folders directly inside a folder; none if it does not exist.
+    """Returns the names of the files and folders directly inside a folder; an empty set if the folder does not exist.
 
     Raises:
       UserError: the bucket cannot be listed.
@@ -85,12 +85,12 @@ def children(folder: str) -> set[str]:
 
 
 def files(folder: str) -> list[str]:
-    """All files below a folder, as paths relative to it."""
+    """Returns all files below a folder, as paths relative to it."""
     return _keys(_open(folder), folder)
 
 
 def ocdbt_keys(folder: str) -> list[str]:
-    """The keys of the OCDBT database in a folder."""
+    """Returns the keys of the OCDBT database in a folder."""
     try:
         return _keys(ts.KvStore.open(ocdbt(folder)).result(), folder)
     except ValueError as error:
@@ -100,23 +100,24 @@ def ocdbt_keys(folder: str) -> list[str]:
 
 
 def ocdbt(folder: str) -> dict[str, Any]:
-    """TensorStore's description of the OCDBT database in a folder."""
+    """Returns TensorStore's description of the OCDBT database in a folder."""
     return {"driver": "ocdbt", "base": kvstore(folder)}
 
 
 @contextlib.contextmanager
 def new_folder(path: str, marker: str = "") -> Iterator[str]:
-    """Yields the folder to write a new checkpoint into, which appears under its name when all of it has been written.
+    """Yields the folder to write a new checkpoint into. The folder gets its final name when it is complete.
 
-    It is written as ``.<name>.converting`` beside its place and locked meanwhile. What a killed process left under such a name is cleared.
-    A bucket has no renaming: there the folder is written in place, so write the file that makes it a checkpoint last.
+    It is written as ``.<name>.converting`` beside its final path, and is locked during this time. Leftover files of killed processes under
+    such a name are removed. A bucket does not support renaming, so there the folder is written in place. Therefore write the file that
+    makes it a checkpoint last.
 
     Args:
-      path: the folder; nothing but an empty folder may be there yet.
-      marker: a file that a finished folder has, by which one is recognised in a bucket.
+      path: the folder; at most an empty folder may exist there.
+      marker: the name of a file that every finished folder has. It identifies a finished folder in a bucket.
 
     Raises:
-      UserError: something is there, another process is writing it, or the disk refuses.
+      UserError: the path is occupied, another process is writing the folder, or the disk reports an error.
     """
     if is_remote(path):
         if marker and read(path, marker) is not None:
@@ -145,12 +146,12 @@ def new_folder(path: str, marker: str = "") -> Iterator[str]:
 
 
 def occupied(path: str) -> bool:
-    """Whether something other than an empty folder is at a local path."""
+    """Returns whether something other than an empty folder is at a local path."""
     return os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path))
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes what killed processes left of folders that they were writing; those that a process is still writing are locked."""
+    """Removes unfinished folders of killed processes. Folders that a process is still writing are locked and are kept."""
     for entry in folder.glob(f".*{_UNFINISHED}"):
         with contextlib.suppress(UserError, OSError), _locked(entry):
             shutil.rmtree(entry)
@@ -158,18 +159,18 @@ def clear_unfinished(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Makes a folder, or takes one over that no process holds, and holds it; the system lets go of it when the process ends."""
+    """Makes a folder, or takes over an unlocked one, and locks it. The system releases the lock when the process ends."""
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         free = True
-        # Where a file system has no locks, one convert at a time is up to the user.
+        # If a file system has no locks, the user must run only one conversion at a time.
         with contextlib.suppress(OSError):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 free = False
-        # Whoever held it may have finished and renamed it just now.
+        # The previous owner may have just finished and renamed the folder.
         if (
             not free
             or not folder.exists()
@@ -186,7 +187,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def write(folder: str, name: str, content: bytes) -> None:
-    """Writes a small file of a folder.
+    """Writes a small file in a folder.
 
     Raises:
       UserError: the bucket cannot be written to.
@@ -201,12 +202,12 @@ def write(folder: str, name: str, content: bytes) -> None:
 
 
 def open_for_writing(folder: str, name: str) -> Any:
-    """A new binary file in a folder, for more than memory should hold; in a bucket it needs TensorFlow or gcsfs."""
+    """Opens a new binary file in a folder, for data too large for memory. In a bucket, this needs TensorFlow or gcsfs."""
     return epath.Path(join(folder, name)).open("wb")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, and not all of a long one."""
+    """Returns the first line of an error's message, shortened if it is long."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""T5X's two checkpoint formats: a msgpack index beside zarr arrays (all public ones), and Orbax (T5X's default today)."""
+"""Reads and writes T5X's two checkpoint formats: a msgpack index beside zarr arrays (all public checkpoints), and Orbax (the default)."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ INDEX = "checkpoint"  # the msgpack file
 ORBAX_ITEM = "state"
 _FOLDER = re.compile(r"checkpoint_(\d+)")
 _TARGET, _STATE = "target.", "state."
-# T5X writes other drivers' names for the same files, and a bucket that does not exist.
+# T5X records the names of different drivers for the same files, and a bucket that does not exist.
 _KVSTORES = ("file", "gfile", "gcs")
 _SPEC_KEYS = {"driver", "dtype", "kvstore", "metadata", "path", "transform"}
 
 
 def step_of(path: str) -> int | None:
-    """The step in the name of a checkpoint's folder."""
+    """Returns the step in the name of a checkpoint's folder."""
     match = _FOLDER.fullmatch(path.rpartition("/")[2])
     return int(match[1]) if match else None
 
 
 def steps(names: set[str]) -> list[int]:
-    """Steps of the checkpoints among the names in a folder; unfinished ones have other names."""
+    """Returns the steps of the checkpoints among the names in a folder. Unfinished checkpoints have other names."""
     return sorted(int(match[1]) for match in map(_FOLDER.fullmatch, names) if match)
 
 
 def read_legacy(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
-    """The parameters of a checkpoint with a msgpack index, what it has besides, and its step.
+    """Opens a checkpoint with a msgpack index; returns its parameters, a description of its other contents, and its step.
 
     Raises:
-      UserError: the index is malformed, or refers to anything but zarr arrays beside it.
+      UserError: the index is malformed, or refers to anything other than zarr arrays beside it.
     """
     path = storage.join(folder, INDEX)
     content = storage.read(folder, INDEX)
@@ -47,7 +47,7 @@ def read_legacy(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
     try:
         index = flax.serialization.msgpack_restore(content)
         leaves = _leaves(index.get("optimizer", {}))
-    except Exception as error:  # whatever a decoder says of bytes that are no index
+    except Exception as error:  # any error of a decoder for bytes that are not an index
         raise UserError(
             f"{path} is not the msgpack index of a T5X checkpoint: {storage.first_line(error)}"
         ) from error
@@ -75,7 +75,7 @@ def read_legacy(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
 
 
 def read_orbax(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
-    """The parameters of a checkpoint in T5X's Orbax layout, what it has besides, and its step."""
+    """Opens a checkpoint in T5X's Orbax layout; returns its parameters, a description of its other contents, and its step."""
     arrays = zarr.read_tree(storage.join(folder, ORBAX_ITEM))
     params = {
         name.removeprefix(_TARGET): array
@@ -94,8 +94,8 @@ def write_legacy(folder: str, params: Mapping[str, LazyArray], step: int) -> Non
 
     Args:
       folder: an existing, empty folder.
-      params: layer by layer, checked.
-      step: the checkpoint's.
+      params: the checked parameters, layer by layer.
+      step: the step of the checkpoint.
     """
     specs = {}
     for name in reading_order(params):
@@ -108,18 +108,18 @@ def write_legacy(folder: str, params: Mapping[str, LazyArray], step: int) -> Non
             "state": {"step": np.asarray(step, np.int32), "param_states": {}},
         },
     }
-    # Last: by this file T5X knows a checkpoint.
+    # This file is written last, because T5X recognises a checkpoint by it.
     storage.write(folder, INDEX, flax.serialization.msgpack_serialize(index))
 
 
 def write_orbax(folder: str, params: Mapping[str, LazyArray], step: int) -> None:
-    """Writes T5X's Orbax layout, one array in memory at a time; arguments as in `write_legacy`."""
+    """Writes T5X's Orbax layout, one array in memory at a time. Arguments are those of `write_legacy`."""
     tree = {"target": nest(params), "state": {"step": from_numpy(np.asarray(step, np.int32))}}
     orbax_writer.write(storage.join(folder, ORBAX_ITEM), tree)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-    """Arrays and references to arrays by their dotted names."""
+    """Returns arrays and references to arrays by their dotted names."""
 
     def close(branch: Any) -> Any:
         if not isinstance(branch, dict):
@@ -140,7 +140,7 @@ class _Reference:
 
 
 def _array_folder(path: str, name: str, spec: dict[str, Any]) -> str:
-    """The folder of a referenced array, if it is one beside the index and read as it is."""
+    """Returns the folder of a referenced array, which must be a plain zarr array beside the index."""
     store = spec.get("kvstore")
     place = store.get("path", spec.get("path")) if isinstance(store, dict) else None
     unknown = spec.keys() - _SPEC_KEYS
@@ -173,7 +173,7 @@ def _check_spec(path: str, name: str, spec: Any, array: LazyArray) -> None:
 
 
 def _plain(transform: dict[str, Any]) -> dict[str, Any]:
-    """A transform's entries, with the implicit bounds of a whole array (``[n]`` in a list) as numbers."""
+    """Returns a transform's entries, with the implicit bounds of a whole array (``[n]`` in a list) as numbers."""
     return {
         key: [bound[0] if isinstance(bound, list) and len(bound) == 1 else bound for bound in value]
         if key.startswith("input_") and isinstance(value, list)

@@ -1,9 +1,9 @@
-"""An objective of jaxalign inside T5X's own trainer: an `EncoderDecoderModel` whose loss is the objective's.
+"""Runs an objective of jaxalign inside T5X's trainer, as an `EncoderDecoderModel` that uses the objective's loss.
 
-Importing this module needs T5X, which jaxalign does not depend on. docs/t5x.md has the gin file for ``python -m t5x.train``.
+This module imports T5X, which is not a dependency of jaxalign. docs/t5x.md has the gin file for ``python -m t5x.train``.
 
-The policy's parameters are at the root of T5X's tree, as in every checkpoint of T5X, and those of a value network under ``value``. T5X's
-module initialises, decodes and names axes; the loss scores with the objective's own policy network, which has the same tree.
+The policy's parameters are at the root of T5X's tree, as in every checkpoint of T5X. The parameters of a value network are under
+``value``. T5X's module initialises, decodes and names axes. The loss uses the objective's own policy network, which has the same tree.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.responses import Responses, WholeBatch
 
 VALUE = "value"
-# An axis that T5X neither shards nor factorises; its rules know no None.
+# An axis that T5X neither shards nor factorises. T5X's rules do not accept None.
 _PLAIN_AXIS = "relpos_buckets"
-# Fields of T5X's network.T5Config that have the same name in ours.
+# The fields of T5X's network.T5Config that have the same name in jaxalign's T5Config.
 _SAME_FIELDS = (
     "vocab_size",
     "emb_dim",
@@ -43,7 +43,7 @@ _SAME_FIELDS = (
 
 
 class ObjectiveModel(models.EncoderDecoderModel):
-    """T5X's encoder-decoder model, trained by an objective on single responses with stored rewards and reference log-probabilities."""
+    """A T5X encoder-decoder model that an objective trains on single responses with stored rewards and reference log-probabilities."""
 
     def __init__(
         self,
@@ -58,13 +58,14 @@ class ObjectiveModel(models.EncoderDecoderModel):
         """Makes the model.
 
         Args:
-          module, input_vocabulary, output_vocabulary, optimizer_def: as T5X's model has them.
-          objective: DROP, DROV, or another on single responses; `check_objective` says which.
-          rows: of the whole batch (T5X's BATCH_SIZE). The loss is divided by it in every microbatch, whose gradients T5X adds up.
-          **options: further ones of T5X's model, such as ``decode_fn``.
+          module, input_vocabulary, output_vocabulary, optimizer_def: the arguments of T5X's model.
+          objective: DROP, DROV, or another objective on single responses that `check_objective` accepts.
+          rows: the number of rows of the whole batch (T5X's BATCH_SIZE). The loss of every microbatch is divided by it, because T5X adds
+            up the gradients of microbatches.
+          **options: further arguments of T5X's model, such as ``decode_fn``.
 
         Raises:
-          UserError: the objective cannot run inside of T5X's trainer, or its network is another than the module.
+          UserError: the objective cannot run inside T5X's trainer, or its network differs from the module.
         """
         check_objective(objective)
         _check_same_network(objective.policy, module)
@@ -85,7 +86,7 @@ class ObjectiveModel(models.EncoderDecoderModel):
     def get_initial_variables(
         self, rng: Any, input_shapes: Mapping[str, Any], input_types: Any = None
     ) -> Any:
-        """T5X's variables, with those of a value network under ``params['value']`` and ``params_axes['value']``."""
+        """Returns T5X's variables, with those of a value network under ``params['value']`` and ``params_axes['value']``."""
         made = super().get_initial_variables(rng, input_shapes, input_types)
         value = self.objective.trained().get(VALUE)
         if value is None:
@@ -101,7 +102,7 @@ class ObjectiveModel(models.EncoderDecoderModel):
     def loss_fn(
         self, params: Any, batch: Mapping[str, Any], dropout_rng: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """The objective's loss on a (micro)batch over the rows of the whole batch, and its metrics as clu's averages."""
+        """Returns the objective's loss on a (micro)batch divided by the rows of the whole batch, and its metrics as clu averages."""
         roles = by_role(params)
         ours = to_batch(batch, passthrough_features(self.objective))
         prepared = self.objective.prepare(roles, ours)
@@ -123,7 +124,7 @@ def check_objective(objective: Objective) -> None:
     """Refuses objectives that T5X's trainer cannot run.
 
     Raises:
-      UserError: naming what the objective needs.
+      UserError: the objective is refused; the message names what it needs.
     """
     reasons = {
         "it is T5X's own loss; use models.EncoderDecoderModel": objective.name == "sft",
@@ -152,20 +153,20 @@ def check_objective(objective: Objective) -> None:
 
 
 def passthrough_features(objective: Objective) -> dict[str, Any]:
-    """The features that a seqio task gives besides inputs and targets: each an array of one number, for seqio cuts no scalars."""
+    """Returns the features of a seqio task besides inputs and targets, as one-number arrays, because seqio does not trim scalars."""
     spec = seqio.FeatureConverter.FeatureSpec(dtype=tf.float32, rank=1)
     return dict.fromkeys(objective.required_fields(), spec)
 
 
 def by_role(params: Any) -> dict[str, Any]:
-    """T5X's parameters as objectives read them: by role."""
+    """Returns T5X's parameters by role, the form that objectives read."""
     tree = dict(flax.core.unfreeze(params))
     value = tree.pop(VALUE, None)
     return {"policy": tree} if value is None else {"policy": tree, VALUE: value}
 
 
 def to_batch(batch: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch of T5X's, one prompt and one response a row, in the layout of jaxalign.
+    """Converts a T5X batch with one prompt and one response per row to the layout of jaxalign.
 
     Raises:
       UserError: rows hold several examples, or a field is missing.
@@ -212,7 +213,7 @@ def _check_same_network(policy: Any, module: Any) -> None:
 
 
 def _axes_tree(params: Any, axes: Any) -> Any:
-    """Axis names beside every parameter, in the way of flax's `param_with_axes`."""
+    """Returns axis names for every parameter, in the format of flax's `param_with_axes`."""
     if not isinstance(params, Mapping):
         raise AssertionError("a parameter without a name")
     tree: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: read as a vocabulary of ours, and written so that transformers gives text the same ids."""
+"""Reads the tokenizer of a Hugging Face folder as a jaxalign vocabulary, and writes tokenizer files that give the same ids."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _BYTES = "ByT5Tokenizer"
 
 
 def read(folder: str) -> RecordedVocabulary | None:
-    """The vocabulary of a Hugging Face folder; None if it has no tokenizer files.
+    """Returns the vocabulary of a Hugging Face folder; None if it has no tokenizer files.
 
     Raises:
-      UserError: its tokenizer is none of T5's, mT5's or ByT5's, or has tokens that were added later.
+      UserError: its tokenizer is not that of T5, mT5 or ByT5, or has tokens that were added later.
     """
     names = storage.children(folder)
     config = _object(folder, TOKENIZER_CONFIG) if TOKENIZER_CONFIG in names else {}
     stated = _stated_sentinels(folder, config)
     if str(config.get("tokenizer_class")).removesuffix("Fast") == _BYTES:
         bytes_only = ByteVocabulary(_BYT5_SENTINELS if stated is None else stated)
-        # No text has a sentinel among its bytes, so a task need not have as many.
+        # The bytes of a text never include a sentinel, so a task may have a different number of sentinels.
         return RecordedVocabulary(bytes_only.to_dict(), counted=False)
     if SENTENCEPIECE in names:
         path = storage.join(folder, SENTENCEPIECE)
@@ -55,11 +55,11 @@ def write(folder: str, vocabulary: Vocabulary) -> list[str]:
     """Writes the files from which transformers makes a tokenizer with the same ids.
 
     Args:
-      folder: that of the weights.
-      vocabulary: theirs.
+      folder: the folder of the weights.
+      vocabulary: the vocabulary of the weights.
 
     Returns:
-      What transformers will do otherwise, in words.
+      A description of the differences that remain in transformers.
     """
     config: dict[str, Any] = {
         "extra_ids": vocabulary.sentinels,
@@ -90,7 +90,7 @@ def write(folder: str, vocabulary: Vocabulary) -> list[str]:
 
 
 def _is_t5s(proto: Any) -> bool:
-    """Whether transformers' own T5 tokenizer gives this model's ids: it knows unigram models without symbols of the user's."""
+    """Returns whether transformers' T5 tokenizer gives this model's ids. It supports unigram models without user-defined symbols."""
     types = sentencepiece_models.model_proto().SentencePiece
     symbols = any(
         piece.type == types.USER_DEFINED and not sentencepiece_models.is_sentinel(piece.piece)
@@ -105,7 +105,7 @@ def _object(folder: str, name: str) -> dict[str, Any]:
 
 
 def _stated_sentinels(folder: str, config: dict[str, Any]) -> int | None:
-    """The number of sentinels that a tokenizer's configuration gives, in one way or another."""
+    """Returns the number of sentinels that a tokenizer's configuration specifies in any of the known ways."""
     stated = config.get("extra_ids")
     if stated is not None:
         if type(stated) is not int or stated < 0:
@@ -124,7 +124,7 @@ def _stated_sentinels(folder: str, config: dict[str, Any]) -> int | None:
 def _added_tokens(
     folder: str, names: set[str], config: dict[str, Any]
 ) -> dict[str, dict[Any, Any]]:
-    """Ids of added tokens by text, by the file that gives them."""
+    """Returns the ids of added tokens by text, grouped by the file that lists them."""
     found: dict[str, dict[Any, Any]] = {}
     if _ADDED_TOKENS in names:
         found[_ADDED_TOKENS] = _object(folder, _ADDED_TOKENS)

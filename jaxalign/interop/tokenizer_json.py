@@ -1,6 +1,6 @@
-"""``tokenizer.json`` of the tokenizers library: T5's Unigram read into a SentencePiece model, and SentencePiece models written as one.
+"""Converts between SentencePiece models and ``tokenizer.json`` of the tokenizers library. It reads only T5's Unigram tokenizers.
 
-The library's files can say far more than SentencePiece does. What is read here is what T5's say, and everything else is refused.
+The library's files can express far more than SentencePiece. This module reads what T5's files contain, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 from jaxalign.data.sentencepiece_models import SPACE, is_sentinel, model_proto
 from jaxalign.errors import UserError
 
-_SPECIAL = ("<pad>", "</s>", "<unk>")  # by id
-_UNIGRAM, _BPE = 1, 2  # SentencePiece's numbers
-_SPACES = {"Regex": " {2,}"}  # what transformers 4 replaces by one space
+_SPECIAL = ("<pad>", "</s>", "<unk>")  # in the order of their ids
+_UNIGRAM, _BPE = 1, 2  # the numbers that SentencePiece uses
+_SPACES = {"Regex": " {2,}"}  # the pattern that transformers 4 replaces by one space
 
 
 def read(parsed: dict[str, Any], path: str) -> tuple[bytes, int]:
-    """The SentencePiece model that a Unigram ``tokenizer.json`` was made from, without its sentinels, and their number.
+    """Returns the SentencePiece model that a Unigram ``tokenizer.json`` was made from, without its sentinels, and their number.
 
     Args:
-      parsed: the content.
-      path: of the file, for messages.
+      parsed: the parsed content.
+      path: the path of the file, for messages.
 
     Raises:
-      UserError: it does something that a T5 tokenizer does not.
+      UserError: the tokenizer does something that a T5 tokenizer does not.
     """
     model = parsed.get("model")
     if not isinstance(model, dict) or model.get("type") != "Unigram":
@@ -70,14 +70,14 @@ def read(parsed: dict[str, Any], path: str) -> tuple[bytes, int]:
 
 
 def write(proto: Any, sentinels: int) -> bytes | None:
-    """The content of a ``tokenizer.json`` with the ids of a SentencePiece model, </s> at the end of every text.
+    """Returns the content of a ``tokenizer.json`` that gives the ids of a SentencePiece model, with </s> at the end of every text.
 
     Args:
-      proto: the model, its own sentinels included if it has some.
-      sentinels: in all.
+      proto: the model, including its own sentinels if it has some.
+      sentinels: the total number of sentinels.
 
     Returns:
-      None where the library cannot do what the model does: its algorithm or its treatment of spaces is another than T5's.
+      The content; None if the library cannot reproduce the model, because its algorithm or its treatment of spaces differs from T5's.
     """
     spec = proto.normalizer_spec
     usual_spaces = spec.add_dummy_prefix and spec.remove_extra_whitespaces
@@ -111,7 +111,7 @@ def write(proto: Any, sentinels: int) -> bytes | None:
     }
     splits = []
     if symbols:
-        # As added tokens they would swallow the space before them, which SentencePiece keeps as a piece of its own.
+        # As added tokens they would remove the preceding space, which SentencePiece keeps as a separate piece.
         pattern = "|".join(map(re.escape, sorted(symbols, key=len, reverse=True)))
         splits = [
             {
@@ -142,7 +142,7 @@ def write(proto: Any, sentinels: int) -> bytes | None:
 
 
 def _plain(piece: str) -> str:
-    """A sentinel without the space that SentencePiece may have before it."""
+    """Returns a sentinel without the space that SentencePiece may have before it."""
     return piece.removeprefix(SPACE) if is_sentinel(piece) else piece
 
 
@@ -152,7 +152,7 @@ def _unigram(proto: Any, vocab: list[tuple[str, float]]) -> dict[str, Any]:
 
 
 def _bpe(proto: Any, vocab: list[tuple[str, float]], symbols: bool) -> dict[str, Any]:
-    """Byte-pair merges in the order of their results' scores, as SentencePiece chooses among them."""
+    """Returns a model with byte-pair merges in the order of the scores of their results, by which SentencePiece chooses."""
     ids = {piece: token_id for token_id, (piece, _) in enumerate(vocab)}
     types = model_proto().SentencePiece
     merges = []
@@ -173,7 +173,7 @@ def _bpe(proto: Any, vocab: list[tuple[str, float]], symbols: bool) -> dict[str,
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": proto.trainer_spec.byte_fallback,
-        # A symbol that is one piece by definition has no merges that make it.
+        # A symbol that is a single piece by definition has no merges that produce it.
         "ignore_merges": symbols,
         "vocab": ids,
         "merges": [list(pair) for _, _, pair in merges],
@@ -210,7 +210,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _charsmap(normalizer: Any, path: str) -> bytes:
-    """SentencePiece's own table of characters, which the library carries along; empty if there is none."""
+    """Returns SentencePiece's character table, which the library's file contains; empty if there is none."""
     steps = _steps(normalizer, "normalizers")
     found = b""
     for step in steps:
@@ -248,7 +248,7 @@ def _check_post_processor(post_processor: Any, path: str) -> None:
 
 
 def _check_added_tokens(added: Any, pieces: list[str], path: str) -> set[str]:
-    """The added tokens' texts; each must be a piece of the vocabulary, or a sentinel in its place."""
+    """Returns the texts of the added tokens. Each must be a piece of the vocabulary, or a sentinel with its expected id."""
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise UserError(f"{path}: added_tokens is no list of tokens")
     given = {token.get("content"): token.get("id") for token in added}
@@ -257,16 +257,16 @@ def _check_added_tokens(added: Any, pieces: list[str], path: str) -> set[str]:
 
 
 def check_added(path: str, given: dict[Any, Any], pieces: list[str], sentinels: int) -> None:
-    """Compares added tokens with the vocabulary that they were added to.
+    """Checks added tokens against the vocabulary that they were added to.
 
     Args:
       path: the file that lists them.
-      given: ids by text.
-      pieces: of the vocabulary, its own sentinels included if it has some.
-      sentinels: in all.
+      given: the ids by text.
+      pieces: the pieces of the vocabulary, including its own sentinels if it has some.
+      sentinels: the total number of sentinels.
 
     Raises:
-      UserError: a token is none of the vocabulary's pieces, nor a sentinel.
+      UserError: a token is neither a piece of the vocabulary nor a sentinel.
     """
     size = len(pieces)
     own = any(map(is_sentinel, pieces))
@@ -284,7 +284,7 @@ def check_added(path: str, given: dict[Any, Any], pieces: list[str], sentinels: 
 
 
 def _steps(component: Any, plural: str) -> list[dict[str, Any]]:
-    """The parts of a normaliser or pre-tokenizer, of which there may be one or a sequence."""
+    """Returns the parts of a normaliser or pre-tokenizer, which may be a single part or a sequence."""
     if component is None:
         return []
     if not isinstance(component, dict):

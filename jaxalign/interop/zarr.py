@@ -1,4 +1,4 @@
-"""Zarr arrays, each in a folder of its own or all in one OCDBT database, through TensorStore."""
+"""Reads and writes zarr arrays through TensorStore, each in a separate folder or all in one OCDBT database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxalign.interop.arrays import DTYPES, Index, LazyArray, finite
 from jaxalign.runs import stored_arrays
 
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
-# A chunk that is not there would otherwise be read as zeros, silently.
+# Without this setting, a missing chunk would silently be read as zeros.
 _COMPLETE = {"fill_missing_data_reads": False}
 _CHUNK_BYTES = 64 * 2**20
 # Norms, steps and optimizer counters may be of other types; parameters may not.
@@ -22,10 +22,10 @@ _COUNTERS = ("int32", "int64", "uint32")
 
 
 def read_tree(folder: str) -> dict[str, LazyArray]:
-    """All arrays of an Orbax item, by their dotted names.
+    """Opens all arrays of an Orbax item, by their dotted names.
 
     Raises:
-      UserError: there is none, or one cannot be read.
+      UserError: there are no arrays, or an array cannot be read.
     """
     is_database = storage.read(folder, "manifest.ocdbt") is not None
     keys = storage.ocdbt_keys(folder) if is_database else storage.files(folder)
@@ -45,12 +45,12 @@ def read_tree(folder: str) -> dict[str, LazyArray]:
 
 
 def open_arrays(folder: str, specs: Mapping[str, dict[str, Any]]) -> dict[str, LazyArray]:
-    """Opens arrays side by side.
+    """Opens several arrays concurrently.
 
     Raises:
-      UserError: naming one that cannot be opened, or is of a type that no checkpoint of a T5 has.
+      UserError: an array cannot be opened, or has a type that no checkpoint of a T5 has; the message names the array.
     """
-    # One context for all, so that they share limits and connections.
+    # All arrays use one context, so that they share limits and connections.
     context = ts.Context()
     opening = {
         name: ts.open(spec, open=True, read=True, context=context) for name, spec in specs.items()
@@ -59,12 +59,12 @@ def open_arrays(folder: str, specs: Mapping[str, dict[str, Any]]) -> dict[str, L
 
 
 def spec_for(folder: str, name: str) -> dict[str, Any]:
-    """TensorStore's description of a zarr array in a folder of a checkpoint."""
+    """Returns TensorStore's description of a zarr array in a folder of a checkpoint."""
     return {"driver": "zarr", "kvstore": _inside(storage.kvstore(folder), name), **_COMPLETE}
 
 
 def write(folder: str, name: str, values: np.ndarray) -> dict[str, Any]:
-    """Writes a new array as T5X does, and returns the description that T5X keeps of it."""
+    """Writes a new array in T5X's format, and returns the description that T5X stores for it."""
     metadata = {
         "chunks": chunks(values.shape, values.dtype.itemsize),
         "compressor": {"id": "gzip", "level": 1},
@@ -80,7 +80,7 @@ def write(folder: str, name: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def chunks(shape: Iterable[int], itemsize: int) -> list[int]:
-    """The shape of chunks of at most about 64 MiB: whole rows where they fit."""
+    """Returns the shape of chunks of at most about 64 MiB, with whole rows if they fit."""
     sizes = list(shape)
     for axis in range(len(sizes)):
         rest = itemsize * int(np.prod(sizes[axis + 1 :], dtype=np.int64))
