@@ -1,4 +1,7 @@
-"""The checks of `jaxalign train --dry_run` beyond the configuration: files, folders, an existing cache. They read and compute nothing."""
+"""Checks files, folders and an existing cache for `jaxalign train --dry_run`, beyond the configuration.
+
+The module reads no arrays and computes nothing.
+"""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
     """Refuses to continue a run with another method, or with other hyperparameters.
 
     Raises:
-      UserError: naming both.
+      UserError: they differ; the message names both.
     """
     ours_by_name = describing.describe_method(objective)
     hyperparameters = ours_by_name.pop("hyperparameters")
@@ -100,7 +100,7 @@ def check_same_vocabulary(
     """Refuses to continue a run if the task is now tokenised differently than at the start of the run.
 
     Raises:
-      UserError: naming both.
+      UserError: they differ; the message names both.
     """
     if earlier.get("vocabulary"):
         theirs = RecordedVocabulary(earlier["vocabulary"], str(folder))
@@ -113,7 +113,7 @@ def check_same_origin(
     """Refuses to continue a run whose reference or teacher differs from the one at the start of the run.
 
     Raises:
-      UserError: naming both.
+      UserError: they differ; the message names both.
     """
     if before is None:
         return
@@ -132,7 +132,7 @@ def check_same_teacher(
     """Refuses to continue a run with different stored teacher tokens.
 
     Raises:
-      UserError: naming both.
+      UserError: they differ; the message names both.
     """
     if before != now:
         raise UserError(
