@@ -24,6 +24,12 @@ _DISK_WORDS = re.compile(
 PARTIAL = ".partial"
 
 
+def absolute_path(path: Path | str) -> Path:
+    """Returns the absolute path, with ``~`` expanded and without ``..``, which TensorStore does not accept in a path."""
+    expanded = Path(path).expanduser()
+    return expanded.resolve() if ".." in expanded.parts else expanded.absolute()
+
+
 @contextlib.contextmanager
 def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yields a file that takes the name ``path`` when the block ends without an error.

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +50,9 @@ def test_a_command_tells_it_in_one_line(capsys):
     assert run_with_one_line_errors(run) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No space left on device; make room" in said
+
+
+def test_a_path_with_two_dots_becomes_one_without(tmp_path):
+    (tmp_path / "a").mkdir()
+    assert files.absolute_path(tmp_path / "a" / ".." / "run") == (tmp_path / "run").resolve()
+    assert files.absolute_path("run") == Path.cwd() / "run"

@@ -79,11 +79,19 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     bound = gin.config._CONFIG.get(("", selector), {})
     missing = [f"--{name}" for name in required if name not in bound]
     if missing:
-        raise UsageError(
-            f"{command.name} needs {' and '.join(missing)}; see jaxalign {command.name} --help"
-        )
+        raise UsageError(_missing_text(command, missing))
     _set_data_folders(flags)
     return gin.get_configurable(function)
+
+
+def _missing_text(command: Command, missing: list[str]) -> str:
+    if "--objective" in missing:
+        # A command whose arguments are objects, which gin files build.
+        return (
+            f"{command.name} needs a configuration: --gin_file=FILE (`jaxalign inspect` writes one for your data, and "
+            f"gin_configs/experiments has others) and its macros, such as --MODEL_DIR=runs/x; see jaxalign {command.name} --help"
+        )
+    return f"{command.name} needs {' and '.join(missing)}; see jaxalign {command.name} --help"
 
 
 def _take_bindings(command: Command, signature: Signature) -> str | None:

@@ -45,9 +45,7 @@ class Found:
         if self.fields:
             options["fields"] = self.fields_text
         plain = " ".join(f"--{name}={value}" for name, value in options.items())
-        bound = " ".join(
-            f"--gin.task_data.TaskData.{name}=\"'{value}'\"" for name, value in options.items()
-        )
+        bound = " ".join(f"--gin.TaskData.{name}={value}" for name, value in options.items())
         return f"{plain} (jaxalign cache) or {bound} (jaxalign train)"
 
 
@@ -59,6 +57,9 @@ def layout_of(obj: Any) -> Found | None:
     if {"instruction", "completions"} <= names:
         return Found("triplet", "ultrafeedback")
     feedback = _alias(obj, "feedback", _is_feedback)
+    if feedback is None and obj.get("feedback") is not None:
+        # Feedback that cannot be read is a mistake to report. Without it, bad responses would be imitated.
+        feedback = "feedback"
     if is_messages(obj.get("messages", obj.get("conversations"))):
         return Found("triplet" if feedback in ("feedback", "label") else "seq2seq", "trl")
     prompt = _alias(obj, "prompt", lambda value: isinstance(value, str))

@@ -17,6 +17,7 @@ _BATCH = 16
 _TOKENS = (
     16384  # maximum of a batch, on the longer side: attention needs the square of a row's length
 )
+_MOST_REJECTED = 0.5
 TOLERATED = 0.05  # share of rejected records, as in `TaskData.max_rejected_fraction`
 # The method that suits each kind; docs/methods.md describes the others.
 _OBJECTIVES = {"triplet": "dro_v", "multi": "dro_v", "seq2seq": "sft", "pair": "dpo"}
@@ -129,7 +130,7 @@ def _rejected_fraction(share: float, held_out: float) -> float:
     wanted = share + (3 * math.sqrt(share * held_out) + 1) / max(held_out, 1)
     if share > 0.6 * TOLERATED:
         wanted = max(wanted, 1.5 * share + TOLERATED)
-    return min(1.0, max(TOLERATED, math.ceil(100 * wanted) / 100))
+    return min(_MOST_REJECTED, max(TOLERATED, math.ceil(100 * wanted) / 100))
 
 
 def _limit(lengths: Sequence[int], percentile: float, most: int) -> int:

@@ -19,6 +19,7 @@ import tensorstore as ts
 from etils import epath
 
 from jaxalign.errors import UserError
+from jaxalign.files import absolute_path
 
 _UNFINISHED = ".converting"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -41,7 +42,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if is_remote(text):
         return text.rstrip("/")
-    return str(Path(text).expanduser().absolute())
+    return str(absolute_path(text))
 
 
 def join(folder: str, name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jaxalign import untrusted
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.parallel import distributed
@@ -220,7 +220,7 @@ def find_checkpoint(path: Path | str, step: int | str | None = None) -> tuple[Pa
       UserError: if there is no such checkpoint.
     """
     # Orbax finds no metadata under a relative path.
-    path = Path(path).expanduser().absolute()
+    path = files.absolute_path(path)
     step = checked_step(step)
     if path.parent.name == CHECKPOINTS and _STEP.fullmatch(path.name):
         own = int(path.name)

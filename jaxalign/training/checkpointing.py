@@ -86,7 +86,7 @@ class Checkpointer:
         self, model_dir: Path | str, policy: CheckpointPolicy = CheckpointPolicy()
     ) -> None:
         self.policy = policy
-        self._folder = Path(model_dir).absolute() / CHECKPOINTS
+        self._folder = files.absolute_path(model_dir) / CHECKPOINTS
         # The step and the run of the checkpoint that is being written.
         self._saving: tuple[int, str | None] | None = None
         self._kept = _LatestAndNamed(policy.keep_latest)
@@ -310,7 +310,9 @@ def _iterator_state(folder: Path) -> Any:
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     quieten_orbax()
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_names=manifests.ITEMS)
+    return ocp.CheckpointManager(
+        files.absolute_path(folder), options=options, item_names=manifests.ITEMS
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -51,12 +51,13 @@ def open_launch(
     """Reads the records of earlier launches, and refuses to continue a different run.
 
     Raises:
-      UserError: the folder holds a run with another method, other hyperparameters, another vocabulary or other teacher tokens.
+      UserError: the folder holds a run with another method, hyperparameters, vocabulary, examples or teacher tokens.
     """
     earlier = distributed.broadcast_from_first(lambda: earlier_launch(folder))
     check_same_method(folder, earlier, objective)
     vocabulary = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
     check_same_vocabulary(folder, earlier, vocabulary)
+    check_same_task(folder, earlier, data, metadata)
     teacher = data.teacher()
     check_same_teacher(folder, earlier.get("teacher_tokens", teacher), teacher)
     run_id = distributed.broadcast_from_first(
@@ -105,6 +106,22 @@ def check_same_vocabulary(
     if earlier.get("vocabulary"):
         theirs = RecordedVocabulary(earlier["vocabulary"], str(folder))
         require_same_vocabulary(f"the run in {folder}", theirs, vocabulary)
+
+
+def check_same_task(
+    folder: Path, earlier: Mapping[str, Any], data: TaskData, metadata: CacheMetadata
+) -> None:
+    """Refuses to continue a run on other data: its position in the data would mean other examples.
+
+    Raises:
+      UserError: the examples differ from those that the run began with; the message names both tasks.
+    """
+    before = earlier.get("task_fingerprint")
+    if before is not None and before != metadata.fingerprint:
+        raise UserError(
+            f"{folder} holds a run on the task {earlier.get('task')!r} with other examples than {data.cache_dir} (task {data.task!r}) has; "
+            "choose another MODEL_DIR, and set INITIAL_CHECKPOINT_PATH to start from this run"
+        )
 
 
 def check_same_origin(

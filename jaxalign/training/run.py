@@ -88,6 +88,7 @@ def train(
         start = Start(launch, objective, placement, random_seed, start_from)
         if not launch.earlier:
             start.warn_of_t5x_steps(loop.train_steps)
+            start.warn_of_random_reference()
         frozen = start.frozen()
         transformations = build.make_transformations(objective, optimizers)
         abstract = build.abstract_state(objective, transformations)

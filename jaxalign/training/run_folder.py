@@ -77,7 +77,7 @@ def local_folder(model_dir: str) -> Path:
         )
     if not model_dir.strip():
         raise UserError("MODEL_DIR is empty; give the folder for the run")
-    return Path(model_dir).expanduser().absolute()
+    return files.absolute_path(model_dir)
 
 
 def write_description(
@@ -115,6 +115,7 @@ def write_description(
         if statistics and data.standardize_rewards
         else None,
         "task": data.task,
+        "task_fingerprint": metadata.fingerprint,
         "manifests": True,
     }
     write_networks(folder, description)

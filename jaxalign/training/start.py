@@ -159,6 +159,18 @@ class Start:
             frozen[role] = opened.restore(network, self._mesh)
         return frozen
 
+    def warn_of_random_reference(self) -> None:
+        """Warns that a method that compares with a reference policy begins with random parameters."""
+        compares = "reference_log_probs" in self._objective.required_fields()
+        if self._path is not None or not (compares or self._objective.frozen_roles()):
+            return
+        if distributed.is_primary_process():
+            print(
+                f"jaxalign: warning: {self._objective.name} compares with a reference policy, and INITIAL_CHECKPOINT_PATH names none: "
+                "policy and reference begin with random parameters",
+                file=sys.stderr,
+            )
+
     def warn_of_t5x_steps(self, train_steps: int) -> None:
         """Warns that the steps of a run start at 0. In T5X they continue from the step of the initial checkpoint."""
         if self._initial is None or not self._initial.t5x or not distributed.is_primary_process():

@@ -119,6 +119,10 @@ def test_every_layout_is_recognised_and_read(name):
 
 def test_prompts_alone_and_strange_objects_are_recognised_as_such():
     assert recognition.layout_of({"prompt": "p", "domain": "x"}) == Found("prompts")
+    # Feedback that cannot be read is reported, record by record; the responses are not taken for good ones.
+    unread = {"prompt": "p", "response": "r", "feedback": "yes"}
+    assert recognition.layout_of(unread) == Found("triplet")
+    assert recognition.layout_of(unread | {"feedback": None}) == Found("seq2seq")
     for strange in (None, [], 3, {}, {"a": 1}, {"prompt": 3, "response": "r"}):
         assert recognition.layout_of(strange) is None
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,3 +144,13 @@ def test_other_hyperparameters_do_not_continue_a_run(tmp_path):
     # A run of before; its `beta` is something else.
     written = {"objective": "dpo", "beta": {"mean": 0.0}}
     earlier_runs.check_same_method(tmp_path, written, other)
+
+
+def test_other_examples_do_not_continue_a_run(tmp_path):
+    metadata = SimpleNamespace(fingerprint="new")
+    data = SimpleNamespace(cache_dir="cache", task="mine")
+    check = functools.partial(earlier_runs.check_same_task, tmp_path, data=data, metadata=metadata)
+    check({})
+    check({"task": "mine", "task_fingerprint": "new"})
+    with pytest.raises(UserError, match=r"the task 'other' with other examples than cache"):
+        check({"task": "other", "task_fingerprint": "old"})

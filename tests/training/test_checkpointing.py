@@ -88,5 +88,5 @@ def test_shapes_that_do_not_fit_are_reported(run):
 def test_a_folder_without_checkpoints_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint under .*finished or running training run"):
         find_checkpoint(tmp_path)
-    with pytest.raises(UserError, match="best_mode must be 'min' or 'max', not 'mean'"):
+    with pytest.raises(UserError, match="best_mode is 'mean'; it must be one of 'min', 'max'"):
         Checkpointer(tmp_path, CheckpointPolicy(best_mode="mean"))
