@@ -72,11 +72,12 @@ def _losses(metadata: Described) -> Iterator[str]:
             "file, knows them"
         )
     if noted("changed_prompts") or noted("changed_responses"):
-        share = noted("changed_responses") / max(responses, 1)
+        prompt_share = noted("changed_prompts") / max(prompts, 1)
+        response_share = noted("changed_responses") / max(responses, 1)
         yield (
-            f"{noted('changed_prompts')} of {prompts} prompts and {noted('changed_responses')} of {responses} responses ({share:.0%}) "
-            "decode to another text than they had (line breaks and repeated spaces become one space, unknown characters are lost); "
-            "VOCABULARY = 'bytes' keeps all text"
+            f"the vocabulary changes {noted('changed_prompts')} of {prompts} prompts ({prompt_share:.0%}) and "
+            f"{noted('changed_responses')} of {responses} responses ({response_share:.0%}): line breaks and repeated spaces become one "
+            "space, unknown characters are lost; VOCABULARY = 'bytes' keeps all text"
         )
     if reordered := noted("reordered"):
         yield (

@@ -31,7 +31,8 @@ def describe(
     if inspection.feedback:
         yield _feedback(inspection)
     if notes["without_margin"] or notes["without_feedback"]:
-        yield "feedback: none is stated in some records; the order of their responses implies it"
+        unstated = notes["without_margin"] + notes["without_feedback"]
+        yield f"feedback: {unstated} records state none; the order of their responses implies it"
     if notes["reordered"]:
         yield f"feedback contradicts the order of the responses in {notes['reordered']} records; it is followed"
     if notes["ties"]:

@@ -267,7 +267,7 @@ class TestLosses:
         options = {"kind": "seq2seq", "train_file": write_lines(rows), "max_unknown_fraction": 0.5}
         pieces = cache.cache("m", str(tmp_path / "a"), vocabulary=small_vocabulary, **options)
         assert pieces.noted("changed_responses") == pieces.noted("unknown_responses") == 20
-        assert "20 of 80 responses (25%) decode to another text" in pieces.report
+        assert "20 of 80 responses (25%): line breaks" in pieces.report
         whole = cache.cache("m", str(tmp_path / "b"), **options)
         assert whole.noted("changed_responses") == whole.noted("unknown_responses") == 0
 
