@@ -135,4 +135,10 @@ def test_a_policy_of_another_vocabulary_scores_nothing(data, tmp_path):
     (run / "networks.json").write_text(json.dumps(description))
     for top_tokens in (0, 4):
         with pytest.raises(UserError, match=r"another vocabulary than the run .*other"):
-            score.score(checkpoint=str(run), cache_dir=data.cache_dir, top_tokens=top_tokens)
+            score.score(
+                checkpoint=str(run),
+                cache_dir=data.cache_dir,
+                top_tokens=top_tokens,
+                max_input_length=8,
+                max_target_length=8,
+            )

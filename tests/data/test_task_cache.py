@@ -201,15 +201,18 @@ def test_the_rest_of_an_interrupted_cache_is_removed(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "tripel"}, "kind='tripel'; known: triplet, pair"),
-        ({"responses_per_example": -2}, "responses_per_example must be at least 1"),
-        ({"max_rejected_fraction": float("nan")}, r"max_rejected_fraction must be in \[0, 1\]"),
-        ({"long_prompts": "x"}, "long_prompts='x'; known"),
+        ({"kind": "tripel"}, "cache.kind is 'tripel'; it must be one of 'triplet', 'pair'"),
+        ({"responses_per_example": -2}, "responses_per_example is -2; it must be at least 1"),
+        (
+            {"max_rejected_fraction": float("nan")},
+            r"max_rejected_fraction is nan; it must lie in \[0, 1\]",
+        ),
+        ({"long_prompts": "x"}, "long_prompts is 'x'; it must be one of"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, message, write_lines, tmp_path):
     path = write_lines([{"prompt": "a", "response": "b", "feedback": 1}])
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         cache.cache("mine", str(tmp_path / "c"), train_file=path, **options)
 
 

@@ -13,6 +13,8 @@ from jaxalign.data.examples import best_response
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
 from jaxalign.objectives import distillation
 
 LENGTHS = {"inputs": 32, "targets": 40}
@@ -79,7 +81,18 @@ def test_every_position_has_the_tokens_that_were_stored_for_it(make_cache, optio
 
 
 def test_the_fields_are_those_that_the_objective_reads():
-    assert distillation.Distillation(policy=None, source="stored").required_fields() == (
+    policy = Policy(
+        T5Config(
+            vocab_size=8,
+            emb_dim=4,
+            num_heads=1,
+            head_dim=4,
+            mlp_dim=4,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+        )
+    )
+    assert distillation.Distillation(policy=policy, source="stored").required_fields() == (
         "teacher_top_ids",
         "teacher_top_log_probs",
     )

@@ -98,6 +98,6 @@ def test_a_run_goes_on_when_what_it_began_with_is_gone(start_run, whole, tmp_pat
     shutil.copytree(whole, start)
     finish(start_run(folder, STEPS, 6, start), -signal.SIGKILL)
     shutil.rmtree(start)
-    assert "is not needed any more" in finish(start_run(folder, STEPS, 0, start))
+    assert "is no longer needed" in finish(start_run(folder, STEPS, 0, start))
     origin = json.loads((folder / "networks.json").read_text())["initial_checkpoint"]
     assert origin["path"] == str(start) and origin["step"] == STEPS

@@ -99,7 +99,10 @@ def test_its_rewards_are_stored_beside_another_task_and_calibrated(world, capsys
         [TaskCache(folder).stored(split, "rm").values[:, 0] for split in ("train", "validation")]
     )
     np.testing.assert_allclose(np.sort(stored), np.sort(judged), rtol=1e-4, atol=1e-4)
-    assert main(["calibrate", f"--cache_dir={folder}", "--name=rm", "--fit_split=train"]) == 0
+    method = "--method=isotonic"
+    assert (
+        main(["calibrate", f"--cache_dir={folder}", "--name=rm", "--fit_split=train", method]) == 0
+    )
     assert "isotonic  calibration error" in capsys.readouterr().out
     mapped = TaskCache(folder).stored("train", "rm-isotonic").values
     np.testing.assert_allclose(np.unique(np.round(mapped, 5)), [2, 3])

@@ -266,10 +266,10 @@ def test_what_cannot_be_compared_is_refused(toy, feature_model):
     [
         ({"preferred": "second"}, "preferred must be 'first' or 'feedback'"),
         ({"preferred": "feedback"}, "it reads pairs"),
-        ({"margin": -1.0}, "margin must be at least 0"),
+        ({"margin": -1.0}, "margin is -1.0; it must be at least 0"),
         ({"form": "paper"}, "form must be 'matched' or 'released'"),
-        ({"num_samples": 0}, "num_samples >= 1"),
-        ({"contrast_weight": -1.0}, "contrast_weight >= 0"),
+        ({"num_samples": 0}, "num_samples is 0; it must be at least 1"),
+        ({"contrast_weight": -1.0}, "contrast_weight is -1.0; it must be at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(toy, change, message):
