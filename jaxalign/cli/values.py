@@ -36,13 +36,6 @@ def alternatives(annotation: str) -> list[str]:
     return [part.strip() for part in [*parts, current]]
 
 
-def is_plain(kind: str) -> bool:
-    """Returns whether one alternative of an annotation is made of plain types, so that a literal can be compared with it."""
-    if kind in ("None", "bool", "int", "float", *_TEXT) or _LITERAL.fullmatch(kind):
-        return True
-    return bool(_SEQUENCE.fullmatch(kind) or _MAPPING.fullmatch(kind))
-
-
 def fits(value: Any, annotation: str) -> bool:
     """Returns whether a value matches an annotation; True if the annotation is not made of plain types."""
     return any(_fits_one(value, kind) for kind in alternatives(annotation))
