@@ -11,6 +11,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
 from jaxalign.runs.folder import Run
 from jaxalign.training import run_folder
+from jaxalign.training.launch import open_launch
 
 POLICY = Policy(
     T5Config(
@@ -37,7 +38,9 @@ def test_cutting_and_rows_are_recorded_and_read(pack, row_lengths, tmp_path):
     )
     metadata = data.prepare()
     (tmp_path / "run").mkdir()
-    run_folder.write_description(tmp_path / "run", SFT(policy=POLICY), data, metadata, {})
+    objective = SFT(policy=POLICY)
+    launch = open_launch(tmp_path / "run", objective, data, metadata)
+    run_folder.write_description(launch, objective, data, metadata, {})
     info = json.loads((tmp_path / "run" / "networks.json").read_text())
     assert info["long_prompts"] == "truncate_left"
     assert info["row_lengths"] == (row_lengths if pack else None)
