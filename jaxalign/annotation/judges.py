@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.annotation.llm_scores import LLMScores
 from jaxalign.data import slots, synthetic
 from jaxalign.data.encoding import EncodedTexts, TextEncoder, describe_cut
 from jaxalign.data.evaluation_set import prompt_of
@@ -317,6 +318,9 @@ class RewardModelJudge:
                 f"(max_target_length={limits.max_target_length} of its training)",
                 file=sys.stderr,
             )
+
+
+register_judge("llm")(LLMScores)
 
 
 def _squeezed(text: str) -> str:

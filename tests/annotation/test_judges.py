@@ -107,7 +107,7 @@ def test_a_function_of_ones_own_is_a_judge(tmp_path, monkeypatch):
 
 
 def test_unknown_judges_are_told_with_the_known_names():
-    with pytest.raises(UserError, match="exact_match, length, reward_model, slot_error"):
+    with pytest.raises(UserError, match="exact_match, length, llm, reward_model, slot_error"):
         judges.get_judge("elo")
     with pytest.raises(UserError, match="cannot import module 'no_such_module'"):
         judges.get_judge("no_such_module:f")
