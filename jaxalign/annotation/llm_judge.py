@@ -1,4 +1,4 @@
-"""The annotator `llm`: a language model behind an OpenAI-compatible endpoint compares or rates responses.
+"""A language model behind an OpenAI-compatible endpoint compares or rates responses.
 
 Every pair is judged in both orders, because models prefer a position. A reply without a verdict is counted and becomes a missing value.
 """
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation import llm_verdicts
-from jaxalign.annotation.annotators import register_annotator
 from jaxalign.annotation.chat_cache import Reply, ReplyCache, default_folder
 from jaxalign.annotation.chat_client import ChatClient
 from jaxalign.annotation.chat_endpoint import endpoint_from_environment
@@ -41,7 +40,6 @@ class _Verdict:
     end: str = ""
 
 
-@register_annotator("llm")
 @dataclasses.dataclass
 class LLMJudge:
     """Judges by a language model. Server, model and key come from the environment, see `endpoint_from_environment`.
@@ -116,7 +114,7 @@ class LLMJudge:
 
     def identity(self) -> Mapping[str, Any]:
         """Returns what the verdicts depend on. How they are fetched (concurrency, retries, cache) is not part of it."""
-        names = ("mode", "temperature", "max_tokens", "seed", "reminders")
+        names: tuple[str, ...] = ("mode", "temperature", "max_tokens", "seed", "reminders")
         names += ("pairs", "baseline") if self.mode == "pairwise" else ("low", "high", "normalise")
         return {
             "base_url": self.client.endpoint.base_url,

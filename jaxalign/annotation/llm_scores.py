@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.annotation.annotators import get_annotator
 from jaxalign.annotation.llm_judge import LLMJudge
 from jaxalign.data.candidates import Candidates
 from jaxalign.errors import UserError
+from jaxalign.plugins import Registry
+
+_SETTINGS: Registry[LLMJudge] = Registry("judge", lambda name, function: LLMJudge())
+_SETTINGS.register("llm")(LLMJudge)
 
 
 class LLMScores:
@@ -26,8 +29,8 @@ class LLMScores:
         settings = (
             argument.replace(";", ",") if "=" in argument else f"mode={argument or 'pointwise'}"
         )
-        annotator = get_annotator(f"llm:mode=pointwise,{settings}")
-        if not isinstance(annotator, LLMJudge) or annotator.mode != "pointwise":
+        annotator = _SETTINGS.build(f"llm:mode=pointwise,{settings}")
+        if annotator.mode != "pointwise":
             raise UserError(
                 "judge 'llm' scores responses, so its mode is pointwise; pairwise is for jaxalign annotate"
             )

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.annotation import annotators, judges
+from jaxalign.annotation import annotators, judges, llm_annotator
 from jaxalign.annotation.llm_judge import LLMJudge
 from jaxalign.data.candidates import Candidates
 from jaxalign.errors import UserError
@@ -204,6 +204,14 @@ def test_ratings_by_a_scale(environment):
     assert "from 1 (useless) to 5" in requests[0]["messages"][0]["content"]
     values, counts, _ = judged(environment, respond, group, **settings, normalise=True)
     np.testing.assert_equal(values[0], [0.875, 0, NAN])
+
+
+def test_the_annotator_has_a_name(environment):
+    with serving(prefer_longer) as server:
+        environment(server)
+        assert llm_annotator and "llm" in annotators.annotator_names()
+        assert annotators.get_annotator("llm").kind == "preferences"
+        assert annotators.get_annotator("llm:pointwise").kind == "scores"
 
 
 def test_template_rubric_and_settings_reach_the_server(environment, tmp_path):
