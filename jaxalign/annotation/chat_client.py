@@ -36,6 +36,7 @@ class ChatClient:
       timeout: seconds for one try of a request, from the connection to the last byte.
       retries: how often a request is tried again after 408, 425, 429, a status from 500, a timeout or a broken connection.
       max_reply_bytes: longer replies are refused.
+      server: the name of the server in the cache, for one that moves between ports or machines; empty for its URL.
       wait: waits for a number of seconds; None to sleep until another request fails.
     """
 
@@ -48,12 +49,14 @@ class ChatClient:
         timeout: float = 120.0,
         retries: int = 8,
         max_reply_bytes: int = 4 << 20,
+        server: str = "",
         wait: Callable[[float], Any] | None = None,
     ) -> None:
         require_range("llm", "[1, 256]", concurrency=concurrency)
         require_range("llm", "(0, 86400]", timeout=timeout)
         require_range("llm", "[0, 100]", retries=retries)
         self.endpoint, self.cache = endpoint, cache
+        self.server = server or endpoint.base_url
         self._concurrency, self._retries = concurrency, retries
         self._connection = Connection(endpoint, timeout=timeout, max_reply_bytes=max_reply_bytes)
         self._stopped = threading.Event()
@@ -155,7 +158,7 @@ class ChatClient:
         return [results[index] for index in range(len(items))]
 
     def _digest(self, request: Mapping[str, Any]) -> str:
-        return digest_of({"url": self.endpoint.url, **request})
+        return digest_of({"server": self.server, **request})
 
     def _count(self, **amounts: int) -> None:
         with self._lock:

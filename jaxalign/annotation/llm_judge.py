@@ -54,6 +54,7 @@ class LLMJudge:
       low, high: the scale of `pointwise`.
       normalise: whether scores become (score - low) / (high - low).
       model: the model; empty for JAXALIGN_LLM_MODEL.
+      server: the name of the server in cache and identity, for one that moves between ports or machines; empty for its URL.
       temperature, max_tokens, seed: sent with each request unless None.
       token_limit: the name under which max_tokens is sent: `max_tokens`, or `max_completion_tokens` for servers that want it.
       reminders: how often a reply without a verdict is answered with a request for the verdict alone.
@@ -72,6 +73,7 @@ class LLMJudge:
     high: float = 10.0
     normalise: bool = False
     model: str = ""
+    server: str = ""
     temperature: float | None = 0.0
     max_tokens: int | None = 1024
     seed: int | None = None
@@ -110,6 +112,7 @@ class LLMJudge:
             concurrency=self.concurrency,
             timeout=self.timeout,
             retries=self.retries,
+            server=self.server,
         )
 
     def identity(self) -> Mapping[str, Any]:
@@ -117,7 +120,7 @@ class LLMJudge:
         names: tuple[str, ...] = ("mode", "temperature", "max_tokens", "seed", "reminders")
         names += ("pairs", "baseline") if self.mode == "pairwise" else ("low", "high", "normalise")
         return {
-            "base_url": self.client.endpoint.base_url,
+            "server": self.client.server,
             "model": self.client.endpoint.model,
             "template_sha256": hashlib.sha256(self._question.encode()).hexdigest(),
             "rubric": self._rubric,

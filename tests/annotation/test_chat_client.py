@@ -33,7 +33,7 @@ def client_of(server, cache=None, key="", waits=None, **settings):
     return ChatClient(
         Endpoint(server.url, "m", Key(key), "the key is that of X"),
         cache,
-        **{"timeout": 10.0, "wait": record.append, **settings},
+        **{"timeout": 60.0, "wait": record.append, **settings},
     )
 
 
@@ -107,10 +107,11 @@ def test_a_silent_server_is_tried_again():
     release = threading.Event()
     silent = Answer(body=GOOD.body, hold=release)
     with serving(in_turn(silent, GOOD)) as server:
-        client = client_of(server, timeout=0.05)
+        # On a busy machine, good answers may come too late too.
+        client = client_of(server, timeout=0.1, retries=100)
         assert client.ask(question(client)).text == "fine"
         release.set()
-    assert len(server.requests) == 2
+    assert client.counts()["retried"] >= 1
 
 
 def test_pauses_grow_to_a_bound_and_differ():
@@ -249,7 +250,7 @@ def test_results_keep_the_order_of_the_items():
 
         def ask(text):
             if text == "4":
-                others.wait(10)
+                others.wait(60)
             return client.ask(question(client, text)).text
 
         assert client.map(ask, list("01234"), seen.append) == list("01234")
@@ -290,6 +291,8 @@ def test_a_pause_ends_when_another_request_fails():
         client._wait = lambda seconds: (paused.set(), sleep(seconds))
         with pytest.raises(UserError, match="401"):
             client.map(lambda text: client.ask(question(client, text)), ["busy", "bad"])
+    # The paused request was not sent again.
+    assert len(server.requests) == 2
 
 
 def test_a_restart_asks_nothing_twice(tmp_path):
@@ -376,7 +379,7 @@ def test_after_a_kill_the_finished_requests_are_not_asked_again(tmp_path):
 
     with serving(respond) as server:
         process = subprocess.Popen([sys.executable, "-c", KILLED, server.url, str(tmp_path)])
-        assert reached.wait(30)
+        assert reached.wait(60)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         release.set()

@@ -141,9 +141,9 @@ def test_too_many_malformed_verdicts_stop_and_the_replies_are_kept(environment, 
     for _ in range(2):
         with serving(lambda *_: completion("sorry")) as server:
             environment(server)
-            # The second time, the server is another one with the same address for the cache.
-            judge = LLMJudge(retries=0, reminders=0, concurrency=1, max_malformed=0.1)
-            judge.client.endpoint = judge.client.endpoint.__class__("http://localhost/v1", "m")
+            judge = LLMJudge(
+                retries=0, reminders=0, concurrency=1, max_malformed=0.1, server="the same"
+            )
             with pytest.raises(UserError) as caught:
                 judge.annotate(many)
         asked.append(len(server.requests))
@@ -275,6 +275,18 @@ def test_a_restart_asks_nothing_twice_and_the_estimate_says_so(environment):
         again = LLMJudge()
         again.annotate(both)
         assert len(server.requests) == 4 and again.counts()["cached"] == 4
+
+
+def test_a_server_with_a_name_may_move(environment):
+    identities = []
+    for count in (2, 0):
+        with serving(prefer_longer) as server:
+            environment(server)
+            judge = LLMJudge(server="ours")
+            judge.annotate(candidates_of(["a", "bb"]))
+            identities.append(judge.identity())
+            assert len(server.requests) == count
+    assert identities[0] == identities[1]
 
 
 def test_a_refused_request_stops_or_is_missing_as_one_says(environment):
