@@ -100,8 +100,9 @@ def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]
 def start_jaxalign(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
     """Returns a function that decodes with a number of beams and returns the best response of each prompt."""
     from jaxalign.interop.huggingface import from_huggingface
+    from jaxalign.networks.beam_search import beam_search
     from jaxalign.networks.config import T5Config
-    from jaxalign.networks.decoding import beam_search, generate
+    from jaxalign.networks.decoding import generate
     from jaxalign.networks.policy import Policy
 
     config = T5Config(**MODEL)

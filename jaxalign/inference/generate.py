@@ -25,10 +25,12 @@ from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.resumable_output import resume
 from jaxalign.inference.rows import EOS, decode_tokens
-from jaxalign.inference.sampling import DecodingSettings, generate_batches
+from jaxalign.inference.sampling import DecodingSettings, generate_windows
 from jaxalign.locks import Lock
 from jaxalign.runs.folder import Run, TrainedNetwork
 
+# How the keys of samples follow from the seed: a file that was begun with others cannot be continued.
+SAMPLE_KEYS = "seed, prompt, sample"
 _WRITTEN = ("id", "responses", "log_probs")
 
 
@@ -38,8 +40,8 @@ class GenerationSettings:
 
     Attributes:
       decoding: the decoding settings.
-      batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
-      seed: batch b samples with fold_in(seed, b).
+      batch_size: the number of prompts decoded at a time. Responses do not depend on it, but for rounding.
+      seed: sample k of prompt i has the key fold_in(fold_in(seed, i), k).
     """
 
     decoding: DecodingSettings
@@ -87,32 +89,32 @@ def generate(
 ) -> dict[str, Any]:
     """Writes `num_samples` responses for every prompt to a file.
 
-    Args:
-      checkpoint: a run folder or checkpoint.
-      input: JSON Lines with one prompt per line; blank lines are skipped.
-      output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
-        [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included)
-        and the other fields of the input line. An input field `id` is kept as `source_id`.
-        Input fields `responses` and `log_probs` are replaced.
-      num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
-      batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
-      max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
-      long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
-        its end, and "reject" stops with an error; by default the setting of the run's training.
-      seed: batch b samples with fold_in(seed, b).
-      role: the network of the run that generates, such as `policy`.
-      step: a step number, `best` or `latest`; by default the best if one was kept, else the latest.
-      overwrite: whether to start again if the output exists.
-      prompt_field: the name of the input field with the prompt.
+      Args:
+        checkpoint: a run folder or checkpoint.
+        input: JSON Lines with one prompt per line; blank lines are skipped.
+        output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
+          [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included)
+          and the other fields of the input line. An input field `id` is kept as `source_id`.
+          Input fields `responses` and `log_probs` are replaced.
+        num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
+        batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
+        max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
+        long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
+          its end, and "reject" stops with an error; by default the setting of the run's training.
+    XX samples with fold_in(seed, b).
+        role: the network of the run that generates, such as `policy`.
+        step: a step number, `best` or `latest`; by default the best if one was kept, else the latest.
+        overwrite: whether to start again if the output exists.
+        prompt_field: the name of the input field with the prompt.
 
-    Returns:
-      `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
-      `unknown_pieces`, `unfinished`: the shares of prompts that were cut, of prompt pieces that the vocabulary does not contain, and
-      of this call's responses that did not end before the length limit.
+      Returns:
+        `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
+        `unknown_pieces`, `unfinished`: the shares of prompts that were cut, of prompt pieces that the vocabulary does not contain, and
+        of this call's responses that did not end before the length limit.
 
-    Raises:
-      UserError: a malformed input line (with file and line), an output that was written from
-        other prompts or with other settings, or a policy that gives NaN.
+      Raises:
+        UserError: a malformed input line (with file and line), an output that was written from
+          other prompts or with other settings, or a policy that gives NaN.
     """
     require_range("generate", "[1, inf)", batch_size=batch_size)
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
@@ -161,7 +163,7 @@ def write_responses(
     fingerprint = {
         **origin,
         "seed": settings.seed,
-        "batch_size": settings.batch_size,
+        "keys": SAMPLE_KEYS,
         "max_input_length": encoder.limits.max_input_length,
         "long_prompts": encoder.limits.long_prompts,
         **vars(settings.decoding),
@@ -174,14 +176,14 @@ def write_responses(
         print(cut, file=sys.stderr)
     written, unfinished = done, 0
     with output.open("ab") as file:
-        for part, tokens, log_probs in generate_batches(
+        for part, tokens, log_probs in generate_windows(
             run.network,
             run.params,
             encoded.tokens,
             settings.decoding,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            first_batch=done // settings.batch_size,
+            first=done,
         ):
             _check_finite(log_probs, run)
             for row, index in enumerate(range(part.start, part.stop)):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,7 +16,13 @@ from jaxtyping import Float, Int
 from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
+from jaxalign.inference import continuous
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
+from jaxalign.networks.beam_search import beam_search
+from jaxalign.networks.decoding import check_choice
+
+WINDOW = 16  # batches of prompts that are decoded together, and then returned
+FILLS = 4  # how often a group of prompts of similar length fills the rows, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,41 +68,87 @@ class DecodingSettings:
             )
 
 
-def decoder(policy: Any, settings: DecodingSettings) -> Callable[..., Any]:
-    """Returns a function (params, encoder tokens [rows, S], key) -> tokens and log-probabilities, best response first."""
-    from jaxalign.networks import decoding
+def decoder(policy: Any, settings: DecodingSettings, batch_size: int) -> Callable[..., Any]:
+    """Returns a function (params, prompts, indices, key) -> tokens and log-probabilities of the prompts, best response first.
 
-    def beam(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
-        del key
-        found = decoding.beam_search(
-            policy,
-            params,
-            tokens,
-            num_beams=settings.num_beams,
-            alpha=settings.alpha,
-            max_decode_len=settings.max_target_length,
-        )
-        # T5X orders beams from worst to best.
-        return found.tokens[:, ::-1], found.log_probs[:, ::-1]
+    Greedy responses and samples are decoded by `inference.continuous`, beam search in batches. Both take prompts of similar length
+    together.
+    """
+    length = settings.max_target_length
 
-    def sample(params: Any, tokens: jax.Array, key: jax.Array) -> Any:
-        found = decoding.generate(
-            policy,
-            params,
-            tokens,
-            max_decode_len=settings.max_target_length,
-            rng=key,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            num_samples=settings.num_samples,
-        )
-        return found.tokens, found.log_probs
+    def beam(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
+        del indices, key
+        tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
+        log_probs = np.zeros(tokens.shape[:2], np.float32)
+        rows = num_rows(len(prompts), batch_size)
+        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        for part in chunks(len(order), rows):
+            index = order[part]
+            batch = [prompts[i] for i in index] + [[EOS]] * (rows - len(index))
+            found = beam_search(
+                policy,
+                params,
+                prompt_rows(batch, _padded_length(max(map(len, batch)))),
+                num_beams=settings.num_beams,
+                alpha=settings.alpha,
+                max_decode_len=length,
+            )
+            # T5X orders beams from worst to best.
+            best_first = slice(None, -settings.num_samples - 1, -1)
+            tokens[index] = np.asarray(found.tokens)[: len(index), best_first]
+            log_probs[index] = np.asarray(found.log_probs)[: len(index), best_first]
+        return tokens, log_probs
+
+    def sample(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
+        check_choice(policy, settings.temperature, settings.top_k, settings.top_p)
+        tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
+        log_probs = np.zeros(tokens.shape[:2], np.float32)
+        choice = continuous.Choice(settings.temperature, settings.top_k, settings.top_p)
+        rows = num_rows(len(prompts), batch_size)
+        for input_length, index in by_length([len(prompt) for prompt in prompts], rows):
+            tokens[index], log_probs[index] = continuous.decode_prompts(
+                policy,
+                params,
+                [prompts[i] for i in index],
+                indices[index],
+                continuous.Shapes(rows, settings.num_samples, input_length, length),
+                choice,
+                key,
+            )
+        return tokens, log_probs
 
     return beam if settings.num_beams else sample
 
 
-def generate_batches(
+def by_length(
+    lengths: Sequence[int], num_rows: int
+) -> Iterator[tuple[int, Int[np.ndarray, " group"]]]:
+    """Yields groups of prompts, the longest first, each with the length to which its prompts are padded.
+
+    A group's last rows run with idle rows beside them, so that a group of few prompts costs more than padding: prompts join those of
+    the next longer group until it fills the rows several times.
+    """
+    order = np.argsort([-length for length in lengths], kind="stable")
+    padded = np.array([_padded_length(lengths[index]) for index in order])
+    start = 0
+    for stop in range(1, len(order) + 1):
+        rest = len(order) - stop
+        enough = stop - start >= FILLS * num_rows and rest >= FILLS * num_rows
+        if stop == len(order) or (padded[stop] < padded[stop - 1] and enough):
+            yield int(padded[start]), order[start:stop]
+            start = stop
+
+
+def num_rows(prompts: int, batch_size: int) -> int:
+    """The rows of a batch: `batch_size`, or for fewer prompts the next power of two."""
+    return min(batch_size, 1 << (prompts - 1).bit_length())
+
+
+def _padded_length(longest: int) -> int:
+    return bucket_length(longest, 2 * longest)
+
+
+def generate_windows(
     policy: Any,
     params: Any,
     prompts: Sequence[Tokens],
@@ -101,33 +156,56 @@ def generate_batches(
     *,
     batch_size: int = 32,
     seed: int = 0,
-    first_batch: int = 0,
+    first: int = 0,
 ) -> Iterator[
     tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]
 ]:
-    """Decodes all batches in order.
+    """Decodes windows of `WINDOW` * batch_size prompts, and yields them in order.
 
-    Batch b always consists of the prompts [b * batch_size, (b + 1) * batch_size), padded to a length
-    that depends only on those prompts, with the key fold_in(seed, b). Therefore a run that starts at
-    `first_batch` returns exactly the responses of an uninterrupted run.
+    Sample k of prompt i has the key fold_in(fold_in(seed, i), k) and its token t the key fold_in of that and t: a response depends on
+    the seed, its prompt and these numbers, and not on what is decoded beside it. (In another batch size the last bits of its
+    probabilities may differ, and with them, rarely, a token.) Within a window everything is done in one order, so that a run that
+    starts at a later window returns exactly the responses of an uninterrupted run.
+
+    Args:
+      policy, params, prompts, settings: the network, token ids, and how to decode.
+      batch_size: the number of prompts that are decoded at a time.
+      seed: the seed of all samples.
+      first: windows before the one with this prompt are left out.
 
     Yields:
       The slice of prompts, their response tokens (EOS, then padding) and log-probabilities under the
       policy at temperature 1 (nats, sums).
     """
-    decode = decoder(policy, settings)
-    for number, part in enumerate(chunks(len(prompts), batch_size)):
-        if number < first_batch:
-            continue
-        rows = list(prompts[part])
-        count = len(rows)
-        rows += [[EOS]] * (batch_size - count)
-        longest = max(map(len, rows))
-        length = bucket_length(longest, 2 * longest)
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        tokens, log_probs = decode(params, prompt_rows(rows, length), key)
-        keep = settings.num_samples
-        yield part, np.asarray(tokens)[:count, :keep], np.asarray(log_probs)[:count, :keep]
+    decode = decoder(policy, settings, batch_size)
+    key = jax.random.key(seed)
+
+    def one(part: slice) -> Any:
+        indices = np.arange(part.start, part.stop)
+        return part, *decode(params, list(prompts[part]), indices, key)
+
+    parts = [part for part in chunks(len(prompts), WINDOW * batch_size) if part.stop > first]
+    lanes = _lanes() if len(parts) > 1 else 1
+    if lanes == 1:
+        yield from map(one, parts)
+        return
+    with ThreadPoolExecutor(lanes) as pool:
+        running: deque[Any] = deque()
+        for part in parts:
+            running.append(pool.submit(one, part))
+            if len(running) == lanes:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _lanes() -> int:
+    """The number of windows that are decoded at the same time.
+
+    A step of decoding is too small for the threads of XLA on a CPU, which runs it on one core. A mesh is set for one thread only.
+    """
+    on_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return max(1, min(2, len(os.sched_getaffinity(0)))) if on_cpu else 1
 
 
 def generate_tokens(
@@ -139,9 +217,9 @@ def generate_tokens(
     batch_size: int = 32,
     seed: int = 0,
 ) -> tuple[Int[np.ndarray, "prompts samples length"], Float[np.ndarray, "prompts samples"]]:
-    """Returns the results of all batches of `generate_batches` together."""
+    """Returns the results of all windows of `generate_windows` together."""
     parts = list(
-        generate_batches(policy, params, prompts, settings, batch_size=batch_size, seed=seed)
+        generate_windows(policy, params, prompts, settings, batch_size=batch_size, seed=seed)
     )
     if not parts:
         shape = (0, settings.num_samples)
@@ -166,7 +244,7 @@ def generate_responses(
       encoder: the encoder of the run, from `jaxalign.inference.encoders.encoder_of`.
       prompts: the texts of the prompts.
       settings: the decoding settings.
-      batch_size, seed: as in `generate_batches`.
+      batch_size, seed: as in `generate_windows`.
 
     Returns:
       [prompts][num_samples] texts and their log-probabilities under the untempered policy, in nats.

@@ -21,7 +21,7 @@ class Architecture:
     Attributes:
       module: the Flax module of a configuration, with the methods ``encode``, ``decode`` and ``embed`` of `t5.EncoderDecoder`.
       projection: the vocabulary projection and the factor on its logits.
-      read_prompts, empty_cache, next_states: one target position at a time, as in `networks.incremental`.
+      read_prompts, empty_cache, next_states, next_states_in_ring: one target position at a time, as in `networks.incremental`.
     """
 
     module: Callable[[Any], nn.Module]
@@ -29,6 +29,7 @@ class Architecture:
     read_prompts: Callable[..., Any]
     empty_cache: Callable[..., Any]
     next_states: Callable[..., Any]
+    next_states_in_ring: Callable[..., Any]
 
 
 def _t5_projection(config: T5Config, params: Params) -> tuple[Kernel, float]:
@@ -44,6 +45,7 @@ ARCHITECTURES: dict[type, Architecture] = {
         read_prompts=incremental.read_prompts,
         empty_cache=incremental.empty_cache,
         next_states=incremental.next_states,
+        next_states_in_ring=incremental.next_states_in_ring,
     )
 }
 

@@ -1,4 +1,7 @@
-"""Responses from a policy: greedy, sampled, or by beam search. Compiled once per shape; decoding stops when every row has ended."""
+"""Greedy and sampled responses of one batch of prompts. Compiled once per shape; decoding stops when every row has ended.
+
+This is the plain decoder. `networks.continuous` decodes many prompts, in place of rows that have ended.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from jaxalign.errors import UserError
-from jaxalign.networks.incremental import SequenceLogits, SequenceTokens
 from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
-
-PAD, EOS = 0, 1
-EMPTY = -1e7  # score of an empty beam, as in T5X
+from jaxalign.networks.token_choice import EOS, PAD, choose, sequence_keys
 
 PromptTokens = Int[AnyArray, "rows source"]
 SampleTokens = Int[AnyArray, "rows samples length"]
@@ -57,7 +57,7 @@ def generate(
       params: its parameters.
       encoder_input_tokens: one prompt per row, ending in EOS, then PAD. It is encoded once for all its samples.
       max_decode_len: tokens, EOS included, after which a response is cut.
-      rng: key of the random choices; needed unless `temperature` is 0.
+      rng: key of the random choices; needed unless `temperature` is 0. Sample k of row r uses fold_in(fold_in(rng, r), k).
       temperature: divides the logits before filtering; 0 is greedy.
       top_k: sample among the k most probable tokens; 0 is all.
       top_p: sample among the fewest most probable tokens (of those that `top_k` leaves) whose probability reaches this.
@@ -69,13 +69,9 @@ def generate(
       UserError: temperature, top_k or top_p out of range.
       ValueError: another argument is out of range, or sampling was asked for without `rng`.
     """
-    _require_positive("max_decode_len", max_decode_len)
-    _require_positive("num_samples", num_samples)
-    if temperature < 0 or not 0 < top_p <= 1 or not 0 <= top_k <= policy.vocab_size:
-        raise UserError(
-            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: temperature must not be negative, top_k must be in "
-            f"[0, {policy.vocab_size}] and top_p in (0, 1]."
-        )
+    require_positive("max_decode_len", max_decode_len)
+    require_positive("num_samples", num_samples)
+    check_choice(policy, temperature, top_k, top_p)
     greedy = temperature == 0
     if greedy and num_samples > 1:
         raise ValueError(
@@ -101,39 +97,19 @@ def generate(
     )
 
 
-def beam_search(
-    policy: DecodingPolicy,
-    params: Params,
-    encoder_input_tokens: PromptTokens,
-    *,
-    num_beams: int,
-    alpha: float = 0.6,
-    max_decode_len: int,
-) -> Generations:
-    """Beam search as in T5X: beams by increasing score, the best last. PAD is never chosen.
+def check_choice(policy: DecodingPolicy, temperature: float, top_k: int, top_p: float) -> None:
+    """Raises `UserError` if temperature, top_k or top_p is out of range."""
+    if temperature < 0 or not 0 < top_p <= 1 or not 0 <= top_k <= policy.vocab_size:
+        raise UserError(
+            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: temperature must not be negative, top_k must be in "
+            f"[0, {policy.vocab_size}] and top_p in (0, 1]."
+        )
 
-    A beam that has ended scores ``log_prob / ((5 + length) / 6) ** alpha`` (Wu et al. 2016, arXiv 1609.08144, equation 14). Where
-    fewer than `num_beams` have ended, the first ones are empty, with a score and log-probability of `EMPTY`; where none has,
-    the unfinished beams are returned, scored by their log-probability.
 
-    Args:
-      policy: the network.
-      params: its parameters.
-      encoder_input_tokens: one prompt per row, ending in EOS, then PAD.
-      num_beams: beams per prompt.
-      alpha: strength of the length penalty; 0 compares log-probabilities.
-      max_decode_len: tokens, EOS included, after which a beam is cut.
-    """
-    _require_positive("max_decode_len", max_decode_len)
-    _require_positive("num_beams", num_beams)
-    return _beam_search(
-        policy,
-        params,
-        jnp.asarray(encoder_input_tokens),
-        jnp.float32(alpha),
-        num_beams=num_beams,
-        max_decode_len=max_decode_len,
-    )
+def require_positive(name: str, value: int) -> None:
+    """Raises ValueError if a number is below 1."""
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1.")
 
 
 class _Samples(NamedTuple):
@@ -174,27 +150,30 @@ def _generate(
 ) -> Generations:
     rows = encoder_input_tokens.shape[0]
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
+    keys = sequence_keys(rng, jnp.arange(rows), num_samples)
 
     def not_ended(state: _Samples) -> AnyArray:
         return (state.position < max_decode_len) & ~jnp.all(state.finished)
 
     def extend(state: _Samples) -> _Samples:
         logits, cache = policy.next_logits(prompt, state.cache, state.last, state.position)
-        log_normalizers = jax.nn.logsumexp(logits, axis=-1)
-        allowed = logits if choose_pad else _without_pad(logits)
-        if greedy:
-            chosen: AnyArray = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
-        else:
-            key = jax.random.fold_in(rng, state.position)
-            chosen = _sample(key, allowed / temperature, top_k, top_p if nucleus else None)
+        chosen, log_probs = choose(
+            logits,
+            keys,
+            jnp.broadcast_to(state.position, (rows,)),
+            temperature,
+            top_p,
+            greedy=greedy,
+            top_k=top_k,
+            nucleus=nucleus,
+            choose_pad=choose_pad,
+        )
         chosen = jnp.where(state.finished, PAD, chosen)
-        log_probs = jnp.take_along_axis(logits, chosen[..., None], axis=-1)[..., 0]
-        log_probs = jnp.where(state.finished, 0.0, log_probs - log_normalizers)
         return _Samples(
             state.position + 1,
             chosen,
             state.finished | (chosen == EOS),
-            state.log_probs + log_probs,
+            state.log_probs + jnp.where(state.finished, 0.0, log_probs),
             jax.lax.dynamic_update_index_in_dim(state.tokens, chosen, state.position, axis=2),
             cache,
         )
@@ -210,155 +189,3 @@ def _generate(
     )
     state = jax.lax.while_loop(not_ended, extend, state)
     return Generations(state.tokens, state.log_probs)
-
-
-def _sample(key: Any, logits: SequenceLogits, top_k: int, top_p: AnyArray | None) -> SequenceTokens:
-    ids = None
-    if top_k:
-        logits, ids = jax.lax.top_k(logits, top_k)
-    if top_p is not None:
-        logits = jnp.where(nucleus_mask(jax.nn.softmax(logits, axis=-1), top_p), logits, -jnp.inf)
-    chosen = jax.random.categorical(key, logits, axis=-1)
-    if ids is not None:
-        chosen = jnp.take_along_axis(ids, chosen[..., None], axis=-1)[..., 0]
-    return chosen.astype(jnp.int32)
-
-
-def nucleus_mask(probs: SequenceLogits, top_p: AnyArray) -> AnyArray:
-    """True on the fewest most probable tokens whose probability reaches `top_p` (Holtzman et al. 2019, arXiv 1904.09751).
-
-    Found by bisection of the smallest probability kept, over the bits of a float32, which is exact and much cheaper than
-    sorting the vocabulary. Tokens equally probable with the last one kept are kept too.
-    """
-    bits = jax.lax.bitcast_convert_type(probs.astype(jnp.float32), jnp.int32)  # monotone for x >= 0
-
-    def halve(_: Any, bounds: Any) -> Any:
-        low, high = bounds  # low is a threshold that keeps enough, high + 1 one that does not
-        middle = low + (high - low + 1) // 2
-        mass = jnp.sum(jnp.where(bits >= middle, probs, 0.0), axis=-1, keepdims=True)
-        enough = mass >= top_p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
-
-    bounds = (jnp.zeros_like(bits[..., :1]), jnp.max(bits, axis=-1, keepdims=True))
-    threshold, _ = jax.lax.fori_loop(0, 31, halve, bounds)
-    return bits >= threshold
-
-
-class _Ranked(NamedTuple):
-    tokens: AnyArray  # [rows, beams, length]
-    log_probs: AnyArray  # [rows, beams]
-    scores: AnyArray  # [rows, beams]
-
-
-class _Beams(NamedTuple):
-    position: AnyArray
-    last: AnyArray  # [rows, beams], of the live beams, best first
-    log_probs: AnyArray  # [rows, beams]
-    tokens: AnyArray  # [rows, beams, length]
-    ancestors: AnyArray  # [rows, beams, length]: whose slot holds each position of a live beam
-    ended: _Ranked  # beams that have ended, best first
-    cache: Any
-
-
-@functools.partial(jax.jit, static_argnames=("policy", "num_beams", "max_decode_len"))
-def _beam_search(
-    policy: Any,
-    params: Any,
-    encoder_input_tokens: Any,
-    alpha: Any,
-    *,
-    num_beams: Any,
-    max_decode_len: Any,
-) -> Generations:
-    rows, vocab_size = encoder_input_tokens.shape[0], policy.vocab_size
-    prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
-    beams = jnp.arange(num_beams)
-
-    def penalty(length: AnyArray) -> AnyArray:
-        return jnp.power((5.0 + length) / 6.0, alpha)
-
-    def not_ended(state: _Beams) -> AnyArray:
-        # Log-probabilities only decrease, so no live beam can reach a better score than this.
-        best_possible = state.log_probs[:, 0] / penalty(jnp.float32(max_decode_len))
-        worst_ended = jnp.min(state.ended.scores, axis=1)
-        return (state.position < max_decode_len) & jnp.any(worst_ended <= best_possible)
-
-    def extend(state: _Beams) -> _Beams:
-        position = state.position
-        # A live beam writes its own slot at this position, and sees its ancestors' at earlier ones.
-        ancestors = jax.lax.dynamic_update_index_in_dim(
-            state.ancestors, jnp.broadcast_to(beams, (rows, num_beams)), position, axis=2
-        )
-        visible = (ancestors[..., None] == beams).reshape(rows, num_beams, -1)
-        logits, cache = policy.next_logits(prompt, state.cache, state.last, position, visible)
-        log_probs = _without_pad(jax.nn.log_softmax(logits)) + state.log_probs[..., None]
-
-        # Twice as many candidates as beams: even if half of them end, enough beams stay live.
-        log_probs, flat = jax.lax.top_k(log_probs.reshape(rows, -1), 2 * num_beams)
-        parents, chosen = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
-        tokens = _gather(state.tokens, parents)
-        tokens = jax.lax.dynamic_update_index_in_dim(tokens, chosen, position, axis=2)
-        has_ended = chosen == EOS
-
-        live, order = jax.lax.top_k(log_probs + jnp.where(has_ended, EMPTY, 0.0), num_beams)
-        scores = log_probs / penalty(position + 1.0) + jnp.where(has_ended, 0.0, EMPTY)
-        ended = _Ranked(tokens, log_probs, scores)
-        return _Beams(
-            position + 1,
-            _gather(chosen, order),
-            live,
-            _gather(tokens, order),
-            _gather(ancestors, _gather(parents, order)),
-            _best(jax.tree.map(lambda *both: jnp.concatenate(both, 1), state.ended, ended)),
-            cache,
-        )
-
-    def _best(candidates: _Ranked) -> _Ranked:
-        _, order = jax.lax.top_k(candidates.scores, num_beams)
-        return jax.tree.map(lambda values: _gather(values, order), candidates)
-
-    shape = (rows, num_beams)
-    no_tokens = jnp.full((*shape, max_decode_len), PAD, jnp.int32)
-    nothing = jnp.full(shape, EMPTY, jnp.float32)
-    state = _Beams(
-        jnp.int32(0),
-        jnp.full(shape, PAD, jnp.int32),
-        # All beams are equal at first, so only one is kept.
-        jnp.where(beams == 0, 0.0, nothing),
-        no_tokens,
-        jnp.zeros((*shape, max_decode_len), jnp.int32),
-        _Ranked(no_tokens, nothing, nothing),
-        policy.empty_cache(rows, num_beams * max_decode_len),
-    )
-    state = jax.lax.while_loop(not_ended, extend, state)
-
-    is_empty = state.ended.scores <= EMPTY / 2
-    ended = _Ranked(
-        jnp.where(is_empty[..., None], PAD, state.ended.tokens),
-        jnp.where(is_empty, EMPTY, state.ended.log_probs),
-        jnp.where(is_empty, EMPTY, state.ended.scores),
-    )
-    live = _Ranked(state.tokens, state.log_probs, state.log_probs)
-    none_ended = jnp.all(is_empty, axis=1)
-
-    def choose(unfinished: Any, finished: Any) -> Any:
-        condition = none_ended.reshape(-1, *[1] * (finished.ndim - 1))
-        return jnp.flip(jnp.where(condition, unfinished, finished), axis=1)
-
-    return Generations(*jax.tree.map(choose, live, ended))
-
-
-def _gather(values: Any, indices: Any) -> Any:
-    """``values[row, indices[row]]`` along axis 1."""
-    return jnp.take_along_axis(
-        values, indices.reshape(*indices.shape, *[1] * (values.ndim - 2)), axis=1
-    )
-
-
-def _without_pad(logits: SequenceLogits) -> SequenceLogits:
-    return jnp.where(jnp.arange(logits.shape[-1]) == PAD, -jnp.inf, logits)
-
-
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1.")

@@ -8,7 +8,7 @@ its ancestor changes which slots it sees, and the cache itself never moves.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,15 @@ class Prompt(NamedTuple):
     cross: tuple[KeysAndValues, ...]
     cross_bias: AnyArray
     position_bias: AnyArray  # [1, heads, max_decode_len, max_decode_len]
+
+    @property
+    def by_row(self) -> tuple[Any, AnyArray]:
+        """The part that has an axis of rows, which comes first: rows of several prompts may be put together."""
+        return self.cross, self.cross_bias
+
+    def with_rows(self, by_row: tuple[Any, AnyArray]) -> Prompt:
+        """The same with other rows."""
+        return self._replace(cross=by_row[0], cross_bias=by_row[1])
 
 
 Cache = tuple[KeysAndValues, ...]  # of every layer, [groups, heads, slots, head_dim]
@@ -93,7 +102,6 @@ def next_states(
       position: target position, from 0.
       visible: the slots up to `position` that each sequence of a group sees; None: all.
     """
-    dtype = config.activation_dtype
     num_groups, _, num_slots, _ = cache[0][0].shape
     group_size = tokens.size // num_groups
     # A padded query axis of the bias is broadcast over the sequences of a group.
@@ -102,8 +110,48 @@ def next_states(
     seen = (jnp.arange(num_slots) < (position + 1) * group_size)[None, None, None, :]
     if visible is not None:
         seen &= visible[:, None]
-    self_bias = jnp.where(seen, bias, jnp.asarray(MASKED, dtype))
+    self_bias = jnp.where(seen, bias, jnp.asarray(MASKED, config.activation_dtype))
+    return _states(config, prompt, cache, tokens, position * group_size, self_bias)
 
+
+def next_states_in_ring(
+    config: T5Config,
+    prompt: Prompt,
+    cache: Cache,
+    tokens: SequenceTokens,
+    step: AnyArray,
+    positions: AnyArray,
+) -> tuple[SequenceStates, Cache]:
+    """`next_states` of rows that began at different times, for sequences with slots of their own.
+
+    The slots are a ring: all sequences write slot ``step % slots``. T5's position biases depend on the distance of key and query
+    alone, and in the ring this is the same for all rows; a row sees as many slots back as it has positions.
+
+    Args:
+      config, prompt, cache, tokens: as for `next_states`.
+      step: the number of earlier calls with this cache.
+      positions: target positions ``[rows]``, less than the number of slots.
+    """
+    num_slots, length = cache[0][0].shape[2], prompt.position_bias.shape[-1]
+    distances = (step - jnp.arange(num_slots)) % num_slots
+    by_distance = prompt.position_bias[0, :, -1, ::-1]
+    bias = jnp.take(by_distance, jnp.minimum(distances, length - 1), axis=1)
+    seen = jnp.repeat(distances <= positions[:, None], tokens.shape[1], axis=0)
+    self_bias = jnp.where(
+        seen[:, None, None, :], bias[None, :, None, :], jnp.asarray(MASKED, bias.dtype)
+    )
+    return _states(config, prompt, cache, tokens, step % num_slots, self_bias)
+
+
+def _states(
+    config: T5Config,
+    prompt: Prompt,
+    cache: Cache,
+    tokens: SequenceTokens,
+    slot: AnyArray,
+    self_bias: AnyArray,
+) -> tuple[SequenceStates, Cache]:
+    dtype = config.activation_dtype
     embedding = prompt.params["token_embedder"]["embedding"]
     x = jnp.take(embedding, tokens, axis=0, mode="clip").astype(dtype)
     updated = []
@@ -112,7 +160,7 @@ def next_states(
             {"params": layer},
             x,
             layer_cache,
-            position * group_size,
+            slot,
             self_bias,
             cross,
             prompt.cross_bias,

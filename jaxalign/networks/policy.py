@@ -227,6 +227,19 @@ class Policy(TokenPolicy, DecodingPolicy):
         )
         return scoring.project(self.distributions(prompt.params, states)), cache
 
+    def next_logits_in_ring(
+        self,
+        prompt: Prompt,
+        cache: Cache,
+        tokens: SequenceTokens,
+        step: AnyArray,
+        positions: AnyArray,
+    ) -> tuple[SequenceLogits, Cache]:
+        states, cache = self._architecture.next_states_in_ring(
+            self.config, prompt, cache, tokens, step, positions
+        )
+        return scoring.project(self.distributions(prompt.params, states)), cache
+
     def token_statistics_of(
         self, params: Params, hidden: Decoded, batch: Batch, with_mean_log_probs: bool = False
     ) -> TokenStatistics:

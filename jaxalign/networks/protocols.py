@@ -190,6 +190,12 @@ class DecodingPolicy(Network, Protocol):
         """Returns float32 logits of the token after `tokens`, and the cache with their keys and values in it."""
         ...
 
+    def next_logits_in_ring(
+        self, prompt: Any, cache: Any, tokens: Any, step: Any, positions: Any
+    ) -> tuple[Any, Any]:
+        """Returns the same for rows at different positions, which write slot ``step % slots`` of their caches."""
+        ...
+
 
 @runtime_checkable
 class ValuePredictor(Network, Protocol):

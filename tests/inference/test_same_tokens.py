@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from jaxalign.annotation import judges
@@ -44,12 +43,12 @@ def seen(monkeypatch):
         found = {tuple(int(token) for token in row if token) for row in tokens}
         return found - {(), (1,)}  # rows that fill a batch
 
-    def watched_decoder(policy, settings):
-        decode = decoder(policy, settings)
+    def watched_decoder(policy, settings, batch_size):
+        decode = decoder(policy, settings, batch_size)
 
-        def watched(params, tokens, key):
-            prompts["decode"] |= kept(np.asarray(tokens))
-            return decode(params, tokens, key)
+        def watched(params, tokens, indices, key):
+            prompts["decode"] |= kept(tokens)
+            return decode(params, tokens, indices, key)
 
         return watched
 

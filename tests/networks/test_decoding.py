@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.networks.decoding import EMPTY, beam_search, generate, nucleus_mask
+from jaxalign.networks.beam_search import EMPTY, beam_search
+from jaxalign.networks.decoding import generate
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.stacking import stack_layers
+from jaxalign.networks.token_choice import nucleus_mask
 
 
 @pytest.mark.parametrize("name", ["t5_1_1_f32", "t5_1_0_f32"])
