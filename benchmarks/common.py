@@ -45,13 +45,29 @@ class Worker:
     """A child process that answers JSON requests, one per line, and sleeps otherwise.
 
     The process is restricted to as many cores as it may have threads; XLA derives its number of threads from the cores.
+
+    Args:
+      script: the script that serves.
+      arguments: for the `start` of `serve`.
+      threads: of the process.
+      python: the interpreter.
+      package: a folder from which Python imports packages first, such as another checkout.
     """
 
-    def __init__(self, script: str, arguments: Mapping[str, Any], threads: int):
+    def __init__(
+        self,
+        script: str,
+        arguments: Mapping[str, Any],
+        threads: int,
+        python: str = sys.executable,
+        package: str | None = None,
+    ):
         environment = dict(os.environ, OMP_NUM_THREADS=str(threads), JAX_PLATFORMS="cpu")
+        if package is not None:
+            environment["PYTHONPATH"] = package
         cores = sorted(os.sched_getaffinity(0))[-threads:]
         self._process = subprocess.Popen(
-            [sys.executable, script, json.dumps(arguments)],
+            [python, script, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
