@@ -331,15 +331,8 @@ def generate_responses(
         temperature=1.0 if samples else 0.0,
     )
     encoded = text_encoder(vocabulary).prompts(prompts).tokens
-    # Batches of prompts with similar lengths need the least padding.
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
-    tokens, _ = generate_tokens(
-        policy, params, [encoded[index] for index in order], settings, batch_size=128, seed=seed
-    )
-    found: list[list[list[int]]] = [[] for _ in prompts]
-    for row, index in enumerate(order):
-        found[index] = [response_tokens(sample) for sample in tokens[row]]
-    return found
+    tokens, _ = generate_tokens(policy, params, encoded, settings, batch_size=128, seed=seed)
+    return [[response_tokens(sample) for sample in samples] for samples in tokens]
 
 
 def text_encoder(vocabulary: Any) -> TextEncoder:

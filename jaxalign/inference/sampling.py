@@ -23,6 +23,7 @@ from jaxalign.networks.decoding import check_choice
 
 WINDOW = 16  # batches of prompts that are decoded together, and then returned
 FILLS = 4  # how often a group of prompts of similar length fills the rows, at least
+_compiled: set[Any] = set()  # policies and settings that a window has been decoded with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +186,13 @@ def generate_windows(
         return part, *decode(params, list(prompts[part]), indices, key)
 
     parts = [part for part in chunks(len(prompts), WINDOW * batch_size) if part.stop > first]
-    lanes = _lanes() if len(parts) > 1 else 1
-    if lanes == 1:
+    lanes = _lanes()
+    programs = (policy, settings, batch_size)
+    if parts and (lanes == 1 or programs not in _compiled):
+        # Alone, so that two threads do not compile the same programs.
+        yield one(parts.pop(0))
+        _compiled.add(programs)
+    if lanes == 1 or len(parts) < 2:
         yield from map(one, parts)
         return
     with ThreadPoolExecutor(lanes) as pool:
