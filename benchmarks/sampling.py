@@ -68,7 +68,11 @@ def main() -> None:
         "--before", help="a checkout of an earlier version, in place of transformers"
     )
     options = parser.parse_args()
-    rows = [measure(name, kind, options) for name in options.models for kind in options.lengths]
+    rows = []
+    for name in options.models:
+        for kind in options.lengths:
+            rows.append(measure(name, kind, options))
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)  # a later one may take long
     other = "before" if options.before else "transformers"
     header = ("model, lengths", "responses/s", other, "ratio", "range", "CPU-time ratio")
     header += ("mean length", other, "peak MiB", other)
