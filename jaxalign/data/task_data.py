@@ -17,7 +17,7 @@ from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.records import KINDS
-from jaxalign.data.rejections import DataError
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION, DataError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import DUPLICATES, LONG_PROMPTS, Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
@@ -75,7 +75,7 @@ class TaskData:
     responses_per_example: int = 1
     duplicates: str = "reject"
     long_prompts: str = "truncate"
-    max_rejected_fraction: float = 0.05
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION
     pack: bool = False
     max_examples_per_row: int = 8
     row_lengths: Mapping[str, int] | None = None
