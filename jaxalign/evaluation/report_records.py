@@ -6,7 +6,6 @@ that was evaluated several times counts as one seed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import untrusted
 from jaxalign.errors import UserError
 from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.tables import format_interval, format_spread
@@ -26,6 +26,7 @@ CONDITIONS = ("judge", "prompts", "split", "temperature", NUMBER)
 CHECKPOINT = "checkpoint"
 _SEED = re.compile(r"[-_/.]?(?:seed|s)[-_=]?(\d+)$")
 _NORMAL_95 = 1.96
+_RESULT_BYTES = 64 << 20
 
 
 def without_seed(name: str) -> str:
@@ -234,13 +235,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the content of a result file.
 
     Raises:
-      UserError: the file is not JSON, or is an evaluation.json without the parts of an evaluation.
+      UserError: the file holds no JSON object, or is an evaluation.json without the parts of an evaluation.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}.") from None
+    content = untrusted.read_json_object(path, limit=_RESULT_BYTES)
     wanted = ("settings", "policies", "win_rates") if path.name == EVALUATION else ()
-    if not isinstance(content, dict) or any(key not in content for key in wanted):
-        raise UserError(f"{path}: is not an evaluation; it lacks {', '.join(wanted)}.")
+    lacking = [key for key in wanted if not isinstance(content.get(key), dict)]
+    if lacking:
+        raise UserError(f"{path}: is not an evaluation; it lacks {', '.join(lacking)}.")
+    if wanted and not (isinstance(content["settings"].get("judges"), list) and content["policies"]):
+        raise UserError(f"{path}: is not an evaluation; it lists no judges or no policies.")
     return content

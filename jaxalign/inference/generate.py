@@ -29,7 +29,7 @@ from jaxalign.inference.sampling import DecodingSettings, generate_batches
 from jaxalign.locks import Lock
 from jaxalign.runs.folder import Run, TrainedNetwork
 
-_WRITTEN = ("id", "responses", "log_probs")
+_WRITTEN = ("id", "responses", "log_probs", "finished")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,9 @@ def generate(
       checkpoint: a run folder or checkpoint.
       input: JSON Lines with one prompt per line; blank lines are skipped.
       output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
-        [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included)
-        and the other fields of the input line. An input field `id` is kept as `source_id`.
-        Input fields `responses` and `log_probs` are replaced.
+        [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included), `finished` [num_samples] (whether
+        the response ended before the length limit) and the other fields of the input line. An input field `id` is kept as `source_id`.
+        Input fields `responses`, `log_probs` and `finished` are replaced.
       num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
       batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
       max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
@@ -108,7 +108,7 @@ def generate(
     Returns:
       `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
       `unknown_pieces`, `unfinished`: the shares of prompts that were cut, of prompt pieces that the vocabulary does not contain, and
-      of this call's responses that did not end before the length limit.
+      of responses that did not end before the length limit. The shares are those of the whole output, whoever wrote its lines.
 
     Raises:
       UserError: a malformed input line (with file and line), an output that was written from
@@ -168,11 +168,12 @@ def write_responses(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
-    done = resume(output, fingerprint, list(prompts.texts), overwrite)
+    kept = resume(output, fingerprint, list(prompts.texts), overwrite)
+    done = kept.lines
     cut = encoder.describe_cut(encoded)
     if cut:
         print(cut, file=sys.stderr)
-    written, unfinished = done, 0
+    written, unfinished = done, kept.unfinished
     with output.open("ab") as file:
         for part, tokens, log_probs in generate_batches(
             run.network,
@@ -187,20 +188,22 @@ def write_responses(
             for row, index in enumerate(range(part.start, part.stop)):
                 if index < done:
                     continue
+                finished = [bool(ended) for ended in (tokens[row] == EOS).any(axis=-1)]
                 line = {
                     **prompts.records[index],
                     "id": index,
                     "prompt": prompts.texts[index],
                     "responses": [decode_tokens(run.vocabulary, sample) for sample in tokens[row]],
                     "log_probs": [float(value) for value in log_probs[row]],
+                    "finished": finished,
                 }
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 written += 1
-                unfinished += int((tokens[row] != EOS).all(axis=-1).sum())
+                unfinished += finished.count(False)
             file.flush()
             os.fsync(file.fileno())
     lock.release()
-    responses = (written - done) * settings.decoding.num_samples
+    responses = written * settings.decoding.num_samples
     return {
         "output": str(output),
         "prompts": written,

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
 
 
-def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
-    """Prepares the output file and returns the number of complete lines that it already holds.
+class Resumed(NamedTuple):
+    """What an output file already holds: the number of complete lines, and of their responses that did not end."""
+
+    lines: int = 0
+    unfinished: int = 0
+
+
+def resume(
+    output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool
+) -> Resumed:
+    """Prepares the output file and returns what it already holds.
 
     Args:
       output: the file.
@@ -21,12 +30,12 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
       overwrite: whether to start again from an empty file.
 
     Raises:
-      UserError: the file was written with other settings or from other prompts.
+      UserError: the file was written with other settings or from other prompts, or its settings cannot be read.
     """
     side_file = output.with_name(output.name + ".settings.json")
     if overwrite:
         output.unlink(missing_ok=True)
-    done = 0
+    done = Resumed()
     if output.exists() and output.stat().st_size:
         _check_settings(output, side_file, fingerprint)
         _drop_torn_line(output)
@@ -42,9 +51,9 @@ def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) 
             f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}"
         )
     try:
-        before = json.loads(side_file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"{side_file}: not JSON; {advice}") from None
+        before = untrusted.read_json_object(side_file)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
     changed = [
         f"{key}: {before.get(key)!r} then, {fingerprint.get(key)!r} now"
         for key in sorted({*before, *fingerprint})
@@ -65,8 +74,8 @@ def _drop_torn_line(output: Path) -> None:
             file.truncate(complete)
 
 
-def _check_lines(output: Path, prompts: list[str]) -> int:
-    done = 0
+def _check_lines(output: Path, prompts: list[str]) -> Resumed:
+    done = unfinished = 0
     for number, record in read_json_objects(output):
         if done >= len(prompts):
             raise UserError(
@@ -78,5 +87,12 @@ def _check_lines(output: Path, prompts: list[str]) -> int:
                 f"{output}:{number}: its prompt is not prompt {done} of the input; "
                 "give another --output, or --overwrite."
             )
+        finished = record.get("finished")
+        if not isinstance(finished, list) or not all(isinstance(each, bool) for each in finished):
+            raise UserError(
+                f"{output}:{number}: has no list of truth values 'finished', so it is not a line of this version; give another --output, "
+                "or --overwrite."
+            )
         done += 1
-    return done
+        unfinished += finished.count(False)
+    return Resumed(done, unfinished)

@@ -199,6 +199,12 @@ def test_what_is_no_result_is_told(tmp_path):
         report([str(tmp_path / "absent")])
     with pytest.raises(UserError, match="holds neither"):
         report([str(tmp_path)])
-    (tmp_path / "evaluation.json").write_text("{}")
-    with pytest.raises(UserError, match="lacks settings"):
-        report([str(tmp_path)])
+    for content, message in (
+        ("{}", "lacks settings, policies, win_rates"),
+        ("[]", "must hold a JSON object"),
+        ('{"settings": {}, "policies": 1, "win_rates": {}}', "lacks policies"),
+        ('{"settings": {}, "policies": {}, "win_rates": {}}', "lists no judges"),
+    ):
+        (tmp_path / "evaluation.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            report([str(tmp_path)])
