@@ -121,7 +121,7 @@ COMMANDS = {
             "jaxalign.data.train_vocabulary",
             "train_vocabulary",
             "train a small SentencePiece model on a task",
-            "trained {result.size} pieces",
+            "{result.path} holds {result.size} pieces",
         ),
         Command(
             "convert",

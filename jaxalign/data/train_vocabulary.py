@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import filecmp
 import glob
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.data import sentencepiece_models, sources, task_registry
 from jaxalign.data.rejections import DataError
 from jaxalign.data.sources import RecordSource
@@ -41,6 +40,27 @@ def train_sentencepiece(
         unigram trainer, which only considers strings that occur in two of them, ends below `vocab_size`.
       character_coverage: the share of characters that get a piece; the others are unknown.
     """
+    model = _train(
+        texts,
+        output,
+        vocab_size=vocab_size,
+        user_defined_symbols=user_defined_symbols,
+        model_type=model_type,
+        character_coverage=character_coverage,
+    )
+    return _write(output, model)
+
+
+def _train(
+    texts: Iterable[str],
+    output: str,
+    *,
+    vocab_size: int,
+    user_defined_symbols: Sequence[str],
+    model_type: str,
+    character_coverage: float,
+) -> bytes:
+    """Returns the trained model. It prints which model was made and why, if it is not the one that was asked for."""
     import sentencepiece
 
     sentences = [" ".join(text.split()) for text in texts]
@@ -73,23 +93,48 @@ def train_sentencepiece(
     try:
         model = train("unigram" if model_type == "auto" else model_type)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"SentencePiece cannot train {vocab_size} pieces on this text: {reason}"
+            f"SentencePiece cannot train {vocab_size} pieces on this text for {output}: {_reason(error)}"
         ) from error
     size = _size(model)
-    if size < vocab_size and model_type == "auto":
-        # If byte pairs cannot reach the size either, the text is tiny and the smaller model is kept.
-        with contextlib.suppress(RuntimeError):
-            model = train("bpe")
-            _say(
-                f"a unigram model, as T5's, has only {size} of {vocab_size} pieces on this text, so {output} is a byte-pair model "
-                "(BPE); --model_type=unigram makes the smaller one"
-            )
-    if _size(model) < vocab_size:
-        _say(
-            f"this text gives {_size(model)} of the {vocab_size} pieces asked for; more text gives more"
-        )
+    if size >= vocab_size:
+        return model
+    why = (
+        f"a unigram model, as T5's, has only {size} of the {vocab_size} pieces asked for, because its pieces are the characters of the "
+        "text and strings that occur in several of its words"
+    )
+    if model_type != "auto":
+        _say(f"{output}: {why}; more text gives more")
+        return model
+    try:
+        model = train("bpe")
+    except RuntimeError as error:
+        # Byte pairs cannot reach the size either: the text is tiny, and the smaller model is kept.
+        most = _largest(error)
+        remedy = f" and --vocab_size={most} a byte-pair model (BPE) of that size" if most else ""
+        _say(f"{output} is smaller than asked for: {why}; more text gives more{remedy}")
+        return model
+    _say(
+        f"{output} is a byte-pair model (BPE) of {_size(model)} pieces: {why}; --model_type=unigram makes the smaller one"
+    )
+    return model
+
+
+def _reason(error: RuntimeError) -> str:
+    """Returns SentencePiece's explanation without the place in its source."""
+    most = _largest(error)
+    if most is not None:
+        return f"at most {most}; lower --vocab_size, or give more text"
+    return re.sub(r"^.*\.(cc|h)\(\d+\) *(\[.*?\] *)?", "", str(error).strip().splitlines()[-1])
+
+
+def _largest(error: RuntimeError) -> int | None:
+    """Returns the largest possible number of pieces, if SentencePiece's error says it."""
+    found = re.search(r"size too high .* set it to a value <= (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _write(output: str, model: bytes) -> SentencePieceVocabulary:
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     files.write_bytes(output, model)
     return SentencePieceVocabulary(output)
@@ -143,20 +188,18 @@ def train_vocabulary(
             for text in (record.prompt, *record.responses):
                 yield from _short_enough(text)
 
-    kept = os.path.exists(output) and not overwrite
-    written = f"{output}.new" if kept else output
-    vocabulary = train_sentencepiece(
+    model = _train(
         texts(),
-        written,
+        output,
         vocab_size=vocab_size,
         user_defined_symbols=user_defined_symbols,
         model_type=model_type,
         character_coverage=character_coverage,
     )
-    if not kept:
-        return vocabulary
-    same = filecmp.cmp(written, output, shallow=False)
-    os.remove(written)
+    if overwrite or not os.path.exists(output):
+        return _write(output, model)
+    with untrusted.open_regular(output) as file:
+        same = file.read(len(model) + 1) == model
     if not same:
         raise UserError(
             f"{output} exists already and is another model; --overwrite replaces it, and the ids of every run that reads it"
