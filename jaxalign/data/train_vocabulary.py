@@ -111,7 +111,9 @@ def _train(
     except RuntimeError as error:
         # Byte pairs cannot reach the size either: the text is tiny, and the smaller model is kept.
         most = _largest(error)
-        remedy = f" and --vocab_size={most} a byte-pair model (BPE) of that size" if most else ""
+        remedy = (
+            f", or --vocab_size={most} gives a byte-pair model (BPE) of that size" if most else ""
+        )
         _say(f"{output} is smaller than asked for: {why}; more text gives more{remedy}")
         return model
     _say(

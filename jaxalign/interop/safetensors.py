@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign import untrusted
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.interop import storage
 from jaxalign.interop.arrays import DTYPES, Index, LazyArray
 
@@ -145,7 +145,7 @@ def parse_json(content: bytes, path: str) -> dict[str, Any]:
             content.decode("utf-8"), object_pairs_hook=untrusted.without_repeated_keys
         )
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its JSON cannot be read: {storage.first_line(error)}") from error
+        raise UserError(f"{path}: its JSON cannot be read: {first_line(error)}") from error
     if not isinstance(parsed, dict):
         raise UserError(f"{path} must hold a JSON object")
     return parsed

@@ -18,7 +18,7 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.files import absolute_path
 
 _UNFINISHED = ".converting"
@@ -205,12 +205,6 @@ def write(folder: str, name: str, content: bytes) -> None:
 def open_for_writing(folder: str, name: str) -> Any:
     """Opens a new binary file in a folder, for data too large for memory. In a bucket, this needs TensorFlow or gcsfs."""
     return epath.Path(join(folder, name)).open("wb")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, shortened if it is long."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _open(folder: str) -> Any:

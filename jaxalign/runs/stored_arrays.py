@@ -13,7 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from jaxalign import untrusted
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 
 _INDEX = "_METADATA"
 _ARRAY_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
@@ -58,7 +58,7 @@ def check_item(item: Path, stored_bytes: int) -> int:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(f"{item} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{item} cannot be read: {first_line(error)}") from error
     if sum(sizes) > stored_bytes * _MAX_COMPRESSION + _SPARE_BYTES:
         raise UserError(
             f"{item} says that its arrays have {sum(sizes):,} bytes, but its files have {stored_bytes:,}"
@@ -117,8 +117,3 @@ def _check_names(item: Path) -> None:
     for key in keys:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise UserError(f"{item / _INDEX}: {str(key)[:60]!r} is no name of a parameter")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -149,7 +149,7 @@ def test_fewer_pieces_than_asked_for_and_byte_pairs_are_said(tmp_path, capsys):
         r"a.model is smaller than asked for: a unigram .* has only \d+ of the 5000", said
     )
     # The size that it names can be trained.
-    most = int(re.search(r"--vocab_size=(\d+) a byte-pair model", said)[1])
+    most = int(re.search(r"--vocab_size=(\d+) gives a byte-pair model", said)[1])
     assert train_sentencepiece(texts, str(tmp_path / "a.model"), vocab_size=most).size == most
     assert f"a.model is a byte-pair model (BPE) of {most} pieces" in capsys.readouterr().err
     train_sentencepiece(texts, str(tmp_path / "u.model"), vocab_size=5000, model_type="unigram")
