@@ -47,11 +47,10 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
     Raises:
       UserError: the folder holds no T5 in safetensors, or its tensors do not match its configuration.
     """
-    content = storage.read(folder, CONFIG)
     path = storage.join(folder, CONFIG)
-    if content is None:
+    fields = storage.read_json(folder, CONFIG)
+    if fields is None:
         raise UserError(f"{path} is missing")
-    fields = safetensors.parse_json(content, path)
     tensors, unused = safetensors.read_folder(folder)
     tensors = _without_wrappers(folder, tensors, unused)
     head_differs = _head_differs(tensors)
@@ -152,12 +151,12 @@ def _head_differs(tensors: Mapping[str, LazyArray]) -> bool:
 
 
 def _check_generation(folder: str) -> None:
-    content = storage.read(folder, GENERATION_CONFIG)
+    content = storage.read_json(folder, GENERATION_CONFIG)
     if content is None:
         return
     path = storage.join(folder, GENERATION_CONFIG)
     try:
-        huggingface_config.check_token_ids(safetensors.parse_json(content, path))
+        huggingface_config.check_token_ids(content)
     except UserError:
         raise
     except ValueError as error:

@@ -9,7 +9,7 @@ from jaxalign.data import sentencepiece_models
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from jaxalign.errors import UserError
-from jaxalign.interop import safetensors, storage, tokenizer_json
+from jaxalign.interop import storage, tokenizer_json
 
 SENTENCEPIECE = "spiece.model"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -101,7 +101,7 @@ def _is_t5s(proto: Any) -> bool:
 
 
 def _object(folder: str, name: str) -> dict[str, Any]:
-    return safetensors.parse_json(storage.read(folder, name) or b"", storage.join(folder, name))
+    return storage.read_json(folder, name) or {}
 
 
 def _stated_sentinels(folder: str, config: dict[str, Any]) -> int | None:
