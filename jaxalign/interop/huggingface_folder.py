@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,13 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
     return params, config, unused
 
 
-def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype: str) -> None:
+def write(
+    folder: str,
+    params: Mapping[str, LazyArray],
+    config: T5Config,
+    dtype: str,
+    generation: Mapping[str, Any],
+) -> None:
     """Writes a folder that transformers can load.
 
     Args:
@@ -104,6 +111,7 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
       params: the checked parameters with T5X's names, layer by layer, all of one dtype.
       config: the configuration of the network.
       dtype: the dtype of the parameters.
+      generation: the defaults of generation; if there are none, no configuration of generation is written.
     """
     fields = huggingface_config.config_to_huggingface(config, dtype)
     names = {".".join(pair.path): pair for pair in huggingface.pairs(config)}
@@ -112,6 +120,9 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
         pair = names[name]
         tensors[pair.name] = transposed(params[name]) if pair.transposed else params[name]
     safetensors.write_folder(folder, tensors, list(tensors))
+    if generation:
+        content = json.dumps({**huggingface_config.TOKEN_IDS, **generation}, indent=2) + "\n"
+        storage.write(folder, GENERATION_CONFIG, content.encode())
     storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.data import sentencepiece_models
@@ -51,12 +52,13 @@ def read(folder: str) -> RecordedVocabulary | None:
     return RecordedVocabulary(vocabulary.to_dict(), folder, model, counted)
 
 
-def write(folder: str, vocabulary: Vocabulary) -> list[str]:
+def write(folder: str, vocabulary: Vocabulary, more: Mapping[str, Any]) -> list[str]:
     """Writes the files from which transformers makes a tokenizer with the same ids.
 
     Args:
       folder: the folder of the weights.
       vocabulary: the vocabulary of the weights.
+      more: further fields of the tokenizer's configuration.
 
     Returns:
       A description of the differences that remain in transformers.
@@ -66,6 +68,7 @@ def write(folder: str, vocabulary: Vocabulary) -> list[str]:
         "pad_token": "<pad>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
+        **more,
     }
     notes = []
     if isinstance(vocabulary, ByteVocabulary):
