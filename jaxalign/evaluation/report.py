@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError, require_range
 from jaxalign.evaluation.report_records import (
     CONDITIONS,
@@ -80,9 +80,11 @@ def report(
       The Markdown text.
 
     Raises:
-      UserError: there is nothing to report, or a file does not have the expected content.
+      UserError: there is nothing to report, a file does not have the expected content, or `output` is a file that is not a report.
     """
     require_range("report", "[0, 10]", digits=digits)
+    if output:
+        _require_report_or_nothing(Path(output))
     evaluations, summaries = find_results(runs)
     blocks = [f"# {title}"] if title else []
     records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]
@@ -108,6 +110,17 @@ def report(
     else:
         print(text)
     return text
+
+
+def _require_report_or_nothing(output: Path) -> None:
+    """Refuses to replace a file that somebody wrote by hand, or a table that stands in a page."""
+    if not output.exists():
+        return
+    with untrusted.open_regular(output) as file:
+        if file.read(len(_HEADER.encode())) != _HEADER.encode():
+            raise UserError(
+                f"{output} exists already and was not written by `jaxalign report`; give another --output"
+            )
 
 
 def find_results(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:

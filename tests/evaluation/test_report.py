@@ -194,6 +194,17 @@ def test_text_that_differs_is_a_dash_and_a_single_seed_has_no_deviation():
     ]
 
 
+def test_a_file_that_is_no_report_is_not_replaced(tmp_path):
+    run = write_evaluation(tmp_path / "e", evaluation({"sft": 0.0}))
+    page = tmp_path / "page.md"
+    report([run], str(page))
+    assert report([run], str(page)) == page.read_text()
+    page.write_text("# My notes\n")
+    with pytest.raises(UserError, match="was not written by `jaxalign report`"):
+        report([run], str(page))
+    assert page.read_text() == "# My notes\n"
+
+
 def test_what_is_no_result_is_told(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         report([str(tmp_path / "absent")])
