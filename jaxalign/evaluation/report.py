@@ -175,8 +175,10 @@ def _tables(
     keys = [name for name in _KEYS if name in known]
     columns = [name for name in columns if name in known]
     blocks = []
-    for first in range(0, len(columns), _WIDEST):
-        part = columns[first : first + _WIDEST]
+    parts = -(-len(columns) // _WIDEST)
+    width = -(-len(columns) // max(parts, 1))
+    for first in range(0, len(columns), max(width, 1)):
+        part = columns[first : first + width]
         shown = [
             {name: row.get(name) for name in keys}
             | {name.removeprefix(prefix): row.get(name) for name in part}
@@ -189,6 +191,8 @@ def _tables(
 
 def _policy_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     blocks = [_tables(title, rows, columns) for title, columns in _POLICY_TABLES.items()]
+    if any(row.get("KL") == "reference" for row in rows):
+        blocks.append(["A policy whose KL is given as `reference` is the reference itself."])
     return [block for table in blocks for block in table]
 
 

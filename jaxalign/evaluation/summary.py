@@ -79,7 +79,9 @@ def _policies(result: Mapping[str, Any]) -> str:
         row["tokens"] = format_cell(report["length"], 1)
         row["dist-1"], row["dist-2"] = report["distinct_1"], report["distinct_2"]
         rows.append(row)
-    notes = f"reward: judge {judge}; win rate: ties half, 95 % bootstrap interval over prompts"
+    notes = f"reward: judge {judge}"
+    if len(policies) > 1:
+        notes += "; win rate: ties half, 95 % bootstrap interval over prompts"
     if any("kl" in report for report in policies.values()):
         names = [_short(name) for name, report in policies.items() if report.get("is_reference")]
         reference = names[0] if names else result["settings"]["reference"]

@@ -91,7 +91,9 @@ def test_evaluations_on_fewer_prompts_are_never_averaged(tmp_path):
 def test_the_reference_has_no_distance_from_itself(tmp_path):
     content = evaluation({"sft": 0.0})
     content["policies"]["sft"]["is_reference"] = True
-    assert "| sft | 40 | 1 | reference |" in report([write_evaluation(tmp_path / "e", content)])
+    text = report([write_evaluation(tmp_path / "e", content)])
+    assert "| sft | 40 | 1 | reference |" in text
+    assert "`reference` is the reference itself" in text
 
 
 def test_no_table_is_wider_than_a_page_and_columns_are_chosen_by_their_names(tmp_path):
