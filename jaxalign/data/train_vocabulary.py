@@ -29,18 +29,8 @@ def train_sentencepiece(
     model_type: str = "auto",
     character_coverage: float = 1.0,
 ) -> SentencePieceVocabulary:
-    """Trains a SentencePiece model with T5's ids and writes it to `output`. It is deterministic: one thread, no sampling.
-
-    Args:
-      texts: the sentences; a line break inside a sentence is read as a space.
-      output: the path of the `.model` file.
-      vocab_size: the number of pieces with PAD, EOS, unknown and the user-defined symbols; an upper bound if the text is small.
-      user_defined_symbols: strings that are always one piece.
-      model_type: "unigram" (as T5's), "bpe", or "auto": unigram unless the text has so few distinct words that the
-        unigram trainer, which only considers strings that occur in two of them, ends below `vocab_size`.
-      character_coverage: the share of characters that get a piece; the others are unknown.
-    """
-    model = _train(
+    """Trains a SentencePiece model (`train_model`), writes it to `output`, and returns its vocabulary."""
+    model = train_model(
         texts,
         output,
         vocab_size=vocab_size,
@@ -51,22 +41,37 @@ def train_sentencepiece(
     return _write(output, model)
 
 
-def _train(
+def train_model(
     texts: Iterable[str],
-    output: str,
+    name: str,
     *,
-    vocab_size: int,
-    user_defined_symbols: Sequence[str],
-    model_type: str,
-    character_coverage: float,
+    vocab_size: int = 1000,
+    user_defined_symbols: Sequence[str] = (),
+    model_type: str = "auto",
+    character_coverage: float = 1.0,
 ) -> bytes:
-    """Returns the trained model. It prints which model was made and why, if it is not the one that was asked for."""
+    """Returns a SentencePiece model with T5's ids. The training is deterministic: one thread, no sampling.
+
+    If the model is not the one that was asked for, this prints which one it is and why.
+
+    Args:
+      texts: the sentences; a line break inside a sentence is read as a space.
+      name: the path that the model will have, for messages.
+      vocab_size: the number of pieces with PAD, EOS, unknown and the user-defined symbols; an upper bound if the text is small.
+      user_defined_symbols: strings that are always one piece.
+      model_type: "unigram" (as T5's), "bpe", or "auto": unigram unless the text has so few distinct words that the
+        unigram trainer, which only considers strings that occur in two of them, ends below `vocab_size`.
+      character_coverage: the share of characters that get a piece; the others are unknown.
+
+    Raises:
+      UserError: there is no text, or no model of this size can be trained on it.
+    """
     import sentencepiece
 
     sentences = [" ".join(text.split()) for text in texts]
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
-        raise UserError(f"No text to train the vocabulary {output} on.")
+        raise UserError(f"No text to train the vocabulary {name} on.")
 
     def train(model_type: str) -> bytes:
         buffer = io.BytesIO()
@@ -94,7 +99,7 @@ def _train(
         model = train("unigram" if model_type == "auto" else model_type)
     except RuntimeError as error:
         raise UserError(
-            f"SentencePiece cannot train {vocab_size} pieces on this text for {output}: {_reason(error)}"
+            f"SentencePiece cannot train {vocab_size} pieces on this text for {name}: {_reason(error)}"
         ) from error
     size = _size(model)
     if size >= vocab_size:
@@ -104,7 +109,7 @@ def _train(
         "text and strings that occur in several of its words"
     )
     if model_type != "auto":
-        _say(f"{output}: {why}; more text gives more")
+        _say(f"{name}: {why}; more text gives more")
         return model
     try:
         model = train("bpe")
@@ -114,10 +119,11 @@ def _train(
         remedy = (
             f", or --vocab_size={most} gives a byte-pair model (BPE) of that size" if most else ""
         )
-        _say(f"{output} is smaller than asked for: {why}; more text gives more{remedy}")
+        _say(f"{name} is smaller than asked for: {why}; more text gives more{remedy}")
         return model
     _say(
-        f"{output} is a byte-pair model (BPE) of {_size(model)} pieces: {why}; --model_type=unigram makes the smaller one"
+        f"{name} is a byte-pair model (BPE) of {_size(model)} pieces: {why}; `jaxalign vocabulary --model_type=unigram` makes the smaller "
+        "one"
     )
     return model
 
@@ -172,7 +178,7 @@ def train_vocabulary(
       kind: record kind of the file (triplet, pair, ranked, seq2seq, multi); ignored for a task.
       layout, fields: how to read the file, as for `jaxalign cache`.
       user_defined_symbols: strings that are always one piece.
-      model_type: "auto", "unigram" or "bpe"; see `train_sentencepiece`.
+      model_type: "auto", "unigram" or "bpe"; see `train_model`.
       character_coverage: share of characters that get a piece of their own; the others become unknown.
       overwrite: replace an existing output.
 
@@ -190,7 +196,7 @@ def train_vocabulary(
             for text in (record.prompt, *record.responses):
                 yield from _short_enough(text)
 
-    model = _train(
+    model = train_model(
         texts(),
         output,
         vocab_size=vocab_size,
