@@ -34,7 +34,13 @@ def prompt_of(record: dict[str, Any], field: str, path: str | Path, number: int)
         )
     prompt = record[field]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"{path}:{number}: field '{field}' must be a non-empty string.")
+        found = recognition.layout_of(record)
+        foreign = (
+            f"; the record looks like {found.describe()}, whose prompts are read by `jaxalign cache` only: write them as text"
+            if found is not None and found.layout != "records"
+            else ""
+        )
+        raise UserError(f"{path}:{number}: field '{field}' must be a non-empty string{foreign}.")
     return prompt
 
 

@@ -23,7 +23,7 @@ from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.tokenization import LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.resumable_output import resume
+from jaxalign.inference.resumable_output import count_unfinished, resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_batches
 from jaxalign.locks import Lock
@@ -168,12 +168,12 @@ def write_responses(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
-    kept = resume(output, fingerprint, list(prompts.texts), overwrite)
-    done = kept.lines
+    done = resume(output, fingerprint, list(prompts.texts), overwrite)
+    unfinished = count_unfinished(output) if done else 0
     cut = encoder.describe_cut(encoded)
     if cut:
         print(cut, file=sys.stderr)
-    written, unfinished = done, kept.unfinished
+    written = done
     with output.open("ab") as file:
         for part, tokens, log_probs in generate_batches(
             run.network,

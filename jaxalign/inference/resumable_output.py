@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxalign import files, untrusted
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
 
 
-class Resumed(NamedTuple):
-    """What an output file already holds: the number of complete lines, and of their responses that did not end."""
-
-    lines: int = 0
-    unfinished: int = 0
-
-
-def resume(
-    output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool
-) -> Resumed:
-    """Prepares the output file and returns what it already holds.
+def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
+    """Prepares the output file and returns the number of complete lines that it already holds.
 
     Args:
       output: the file.
@@ -35,7 +26,7 @@ def resume(
     side_file = output.with_name(output.name + ".settings.json")
     if overwrite:
         output.unlink(missing_ok=True)
-    done = Resumed()
+    done = 0
     if output.exists() and output.stat().st_size:
         _check_settings(output, side_file, fingerprint)
         _drop_torn_line(output)
@@ -74,8 +65,8 @@ def _drop_torn_line(output: Path) -> None:
             file.truncate(complete)
 
 
-def _check_lines(output: Path, prompts: list[str]) -> Resumed:
-    done = unfinished = 0
+def _check_lines(output: Path, prompts: list[str]) -> int:
+    done = 0
     for number, record in read_json_objects(output):
         if done >= len(prompts):
             raise UserError(
@@ -87,12 +78,23 @@ def _check_lines(output: Path, prompts: list[str]) -> Resumed:
                 f"{output}:{number}: its prompt is not prompt {done} of the input; "
                 "give another --output, or --overwrite."
             )
+        done += 1
+    return done
+
+
+def count_unfinished(output: Path) -> int:
+    """Returns the number of responses in an output of `generate` that did not end before the length limit.
+
+    Raises:
+      UserError: a line does not say whether its responses ended.
+    """
+    unfinished = 0
+    for number, record in read_json_objects(output):
         finished = record.get("finished")
         if not isinstance(finished, list) or not all(isinstance(each, bool) for each in finished):
             raise UserError(
                 f"{output}:{number}: has no list of truth values 'finished', so it is not a line of this version; give another --output, "
                 "or --overwrite."
             )
-        done += 1
         unfinished += finished.count(False)
-    return Resumed(done, unfinished)
+    return unfinished

@@ -125,6 +125,10 @@ def test_a_foreign_output_is_not_touched(fake_runs, prompts, tmp_path):
         ),
         ({"prompt": 3}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
         ({"prompt": "  "}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
+        (
+            {"prompt": [{"role": "user", "content": "hi"}]},
+            r"prompts.jsonl:2: .* looks like kind 'seq2seq' in the layout 'trl'",
+        ),
     ],
 )
 def test_a_malformed_line_is_named(fake_runs, write_lines, tmp_path, bad, message):
