@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign import untrusted
+from jaxalign import files, untrusted
 from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.errors import UserError
 from jaxalign.locks import Lock
@@ -53,8 +53,9 @@ def check(folder: Path, request: Mapping[str, Any]) -> None:
 
 def lock(folder: Path) -> Lock:
     """Returns a lock that keeps other processes from writing an evaluation into the folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return Lock(folder.with_name(f".{folder.name}.lock"), f"output {folder}")
+    place = files.absolute_path(folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return Lock(place.parent / f".{place.name}.lock", f"output {folder}")
 
 
 def clear(folder: Path) -> None:
@@ -64,8 +65,8 @@ def clear(folder: Path) -> None:
         names = [f"{name}.jsonl" for name in before.get("policies", {})]
         plots = [Path(str(plot)).name for plot in before.get("plots", [])]
         (folder / EVALUATION).unlink()
-        for subfolder, files in (("responses", names), ("plots", plots)):
-            for name in filter(untrusted.file_name, files):
+        for subfolder, listed in (("responses", names), ("plots", plots)):
+            for name in filter(untrusted.file_name, listed):
                 (folder / subfolder / name).unlink(missing_ok=True)
 
 

@@ -134,6 +134,14 @@ def test_another_evaluation_is_replaced_only_if_asked_for(
         again("b=run2")
 
 
+def test_the_current_folder_is_a_folder_for_results(
+    fake_runs, feedback_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    evaluate(["a=run1"], feedback_file, ".", ranking_only=True, bootstrap=10)
+    assert (tmp_path / "evaluation.json").exists()
+
+
 def test_a_policy_that_is_its_own_reference_is_said_to_be(
     fake_runs, feedback_file, tmp_path, capsys
 ):
