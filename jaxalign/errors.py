@@ -13,6 +13,18 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Returns the beginning of a library's error for a message: its first line, and the second if the first only announces it.
+
+    >>> first_line(ValueError("Trees do not match:\\n\\n  params.kernel"))
+    'Trees do not match: params.kernel'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:limit]
+
+
 def require_range(owner: str, interval: str, **values: float | int | None) -> None:
     """Refuses settings that are NaN or outside an interval. None is accepted, because it stands for a setting that is off.
 

@@ -71,6 +71,19 @@ def read_json_object(
         raise UserError(f"{path} is missing: is {path.parent} a run folder?") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_json_object(content, str(path))
+
+
+def parse_json_object(content: bytes, where: str) -> dict[str, Any]:
+    """Parses a JSON object. Repeated keys and integers of more than 40 digits are refused.
+
+    Args:
+      content: the text in UTF-8.
+      where: the file, for messages.
+
+    Raises:
+      UserError: the text is malformed.
+    """
     try:
         value = json.loads(
             content.decode("utf-8"),
@@ -78,11 +91,11 @@ def read_json_object(
             parse_int=_parse_int,
         )
     except RecursionError as error:
-        raise UserError(f"{path} is not valid JSON: it is nested too deeply") from error
+        raise UserError(f"{where} is not valid JSON: it is nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
+        raise UserError(f"{where} must hold a JSON object")
     return value
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -87,8 +88,33 @@ def score(
             f"wrote the {top_tokens} likeliest tokens {name!r} of {run.folder} (step {run.step}) beside {cache_dir}"
         )
         return
+    wanted = list(splits or cache.metadata.splits)
+    missing = unscored(cache, wanted, name)
+    refuse_other_scores(cache, set(wanted) - set(missing), name, options["info"])
     score_splits(network, params, cache, name, **options)
-    print(f"wrote {role} scores {name!r} of {run.folder} (step {run.step}) beside {cache_dir}")
+    done = "wrote" if missing else "there were already"
+    print(f"{done} {role} scores {name!r} of {run.folder} (step {run.step}) beside {cache_dir}")
+
+
+def refuse_other_scores(
+    cache: TaskCache, present: Iterable[str], name: str, info: Mapping[str, Any]
+) -> None:
+    """Refuses a name under which a split has the scores of another checkpoint: they are kept, and would be taken for these."""
+    for split in sorted(present):
+        before = cache.stored(split, name).info
+        if "checkpoint" not in before:
+            # Training stores its reference's scores under a name that says whose they are.
+            continue
+        # A run folder may have moved since then; its name and step stay.
+        theirs, ours = (
+            (each.get("role"), Path(str(each.get("checkpoint"))).name, each.get("step"))
+            for each in (before, info)
+        )
+        if theirs != ours:
+            raise UserError(
+                f"{cache.path}, split {split} has scores {name!r} already, of {before.get('checkpoint')} (step {before.get('step')}); "
+                "give another --name"
+            )
 
 
 def reference_name(info: Mapping[str, Any], policy: Policy) -> str:

@@ -121,7 +121,7 @@ COMMANDS = {
             "jaxalign.data.train_vocabulary",
             "train_vocabulary",
             "train a small SentencePiece model on a task",
-            "trained {result.size} pieces",
+            "{result.path} holds {result.size} pieces",
         ),
         Command(
             "convert",
@@ -160,7 +160,7 @@ COMMANDS = {
             "jaxalign.inference.generate",
             "generate",
             "write a policy's responses to prompts as JSON Lines",
-            "{result[output]} holds {result[prompts]} prompts with responses, {result[generated]} of them new; prompts cut: "
+            "{result[output]} holds {result[prompts]} prompts with responses, {result[generated]} of them new; in all of it, prompts cut: "
             "{result[cut_prompts]:.1%}, unknown pieces: {result[unknown_pieces]:.1%}, unfinished responses: {result[unfinished]:.1%}",
         ),
         Command(

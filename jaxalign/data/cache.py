@@ -16,7 +16,7 @@ from jaxalign.data import cache_metadata, layouts, sources, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
 from jaxalign.data.records import KINDS
-from jaxalign.data.rejections import DataError
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION, DataError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
@@ -116,7 +116,7 @@ def cache_source(
     vocabulary: Vocabulary,
     splits: Sequence[str] = ("train", "validation"),
     limits: Limits | None = None,
-    max_rejected_fraction: float = 0.05,
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION,
     overwrite: bool = False,
 ) -> CacheMetadata:
     """Makes a cache from a source object; see `cache` for the options."""

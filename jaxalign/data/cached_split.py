@@ -12,6 +12,7 @@ from jaxalign.data import stored_fields
 from jaxalign.data.cache_metadata import CacheMetadata, SplitMetadata
 from jaxalign.data.examples import CachedExample, decode_example
 from jaxalign.data.rejections import DataError
+from jaxalign.errors import first_line
 
 _BLOCK = 1024
 
@@ -98,7 +99,7 @@ class CachedSplit:
         return [decode_example(item, with_text=with_text, where=self._file) for item in found]
 
     def _damaged(self, error: Exception) -> DataError:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         return DataError(
             f"{self._file} is damaged ({reason}); delete the folder and run `jaxalign cache` again."
         )

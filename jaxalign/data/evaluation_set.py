@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import json_lines, layouts, preferences, validation
+from jaxalign.data import json_lines, layouts, preferences, recognition, validation
 from jaxalign.data.encoding import TextEncoder
+from jaxalign.data.evaluation_form import Form
 from jaxalign.data.records import KINDS, Record, RecordError, field_value, parse_record
-from jaxalign.data.rejections import RejectionLog
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION, RejectionLog
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
-
-_MAX_REJECTED_FRACTION = 0.05
 
 
 def prompt_of(record: dict[str, Any], field: str, path: str | Path, number: int) -> str:
@@ -35,7 +34,13 @@ def prompt_of(record: dict[str, Any], field: str, path: str | Path, number: int)
         )
     prompt = record[field]
     if not isinstance(prompt, str) or not prompt.strip():
-        raise UserError(f"{path}:{number}: field '{field}' must be a non-empty string.")
+        found = recognition.layout_of(record)
+        foreign = (
+            f"; the record looks like {found.describe()}, whose prompts are read by `jaxalign cache` only: write them as text"
+            if found is not None and found.layout != "records"
+            else ""
+        )
+        raise UserError(f"{path}:{number}: field '{field}' must be a non-empty string{foreign}.")
     return prompt
 
 
@@ -104,12 +109,14 @@ class EvaluationRecords:
       records: the records; a line with only a prompt is a record without responses.
       references: for each record, further references from its fields `references` and `target`.
       rejected: the number of rejected records so far, by reason.
+      note: a sentence about lines of which only the prompt was read although they hold responses in another form; '' if there are none.
     """
 
     path: str
     records: Sequence[Record]
     references: Sequence[Sequence[str]]
     rejected: Mapping[str, int]
+    note: str = ""
 
     def readable(self, encoders: Sequence[TextEncoder]) -> EvaluationRecords:
         """Returns the records that a cache with every encoder's limits would hold, and counts the others.
@@ -135,6 +142,7 @@ class EvaluationRecords:
             [self.records[index] for index in kept],
             [self.references[index] for index in kept],
             dict(rejected),
+            self.note,
         )
 
     def to_set(self) -> EvaluationSet:
@@ -163,6 +171,7 @@ def read_evaluation_records(
     fields: str | Sequence[str] | Mapping[str, str] = (),
     prompt_field: str = "prompt",
     duplicates: str = "reject",
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION,
 ) -> EvaluationRecords:
     """Reads a data file, or a split of a cache folder.
 
@@ -174,17 +183,26 @@ def read_evaluation_records(
       layout, fields: how to read a file, see `layouts`.
       prompt_field: the name of the prompt in a file; a short form of `fields` with prompt=NAME.
       duplicates: 'reject' or 'keep' repeated records of a file.
+      max_rejected_fraction: the largest share of a file's lines that may be unusable.
 
     Raises:
-      UserError: the file is missing or empty, or too many lines are unusable (the message names the file and line of the first);
-        or the folder is not a cache or has no such split.
+      UserError: the file is missing or empty, too many lines are unusable, or the lines have another layout (the message names the
+        file and line, the layout, and the options that read it); or the folder is not a cache or has no such split.
     """
     if duplicates not in ("reject", "keep"):
         raise UserError(f"duplicates={duplicates!r}; known: 'reject', 'keep'.")
     if Path(path).is_dir():
         return _of_cache(str(path), split)
+    if kind and kind not in KINDS:
+        raise UserError(f"kind={kind!r}; known: {', '.join(KINDS)}, or nothing to recognise it.")
     names = {"prompt": prompt_field} | layouts.parse_fields(fields)
-    return _of_file(str(path), side_file, kind, layouts.check_layout(layout), names, duplicates)
+    form = Form(kind, layouts.check_layout(layout), names)
+    log = RejectionLog()
+    only_prompts: list[recognition.Found] = []
+    parsed = list(_parse(str(path), log, form, only_prompts))
+    log.check(max_rejected_fraction, side_file)
+    records = _of_file(str(path), log, parsed, duplicates)
+    return dataclasses.replace(records, note=form.note(records.path, only_prompts))
 
 
 def recognise_kind(obj: Mapping[str, Any]) -> str:
@@ -219,17 +237,10 @@ def _of_cache(path: str, split: str) -> EvaluationRecords:
 
 def _of_file(
     path: str,
-    side_file: str,
-    kind: str,
-    layout: str,
-    fields: Mapping[str, str],
+    log: RejectionLog,
+    parsed: Sequence[tuple[Record, tuple[str, ...]]],
     duplicates: str,
 ) -> EvaluationRecords:
-    if kind and kind not in KINDS:
-        raise UserError(f"kind={kind!r}; known: {', '.join(KINDS)}, or nothing to recognise it.")
-    log = RejectionLog()
-    parsed = list(_parse(path, log, kind, layout, fields))
-    log.check(_MAX_REJECTED_FRACTION, side_file)
     if not parsed:
         raise UserError(f"{path}: holds no prompts.")
     if duplicates == "reject":
@@ -245,24 +256,34 @@ def _of_file(
 
 
 def _parse(
-    path: str, log: RejectionLog, kind: str, layout: str, fields: Mapping[str, str]
+    path: str, log: RejectionLog, form: Form, only_prompts: list[recognition.Found]
 ) -> Iterator[tuple[Record, tuple[str, ...]]]:
+    """Yields each record with its references; appends to `only_prompts` the form of each line whose responses are not read."""
+    beginning = validation.Beginning(path)
     for line, given, text in json_lines.read_json_lines(path, log=log):
         try:
             if not isinstance(given, Mapping):
                 raise RecordError("wrong_type", "the line holds no object")
-            obj = _with_our_names(given, layout, fields)
-            found = kind or recognise_kind(obj)
+            obj = _with_our_names(given, form.layout, form.fields)
+            found = form.kind or recognise_kind(obj)
             if found:
                 record = parse_record(obj, found, file=path, line=line)
             else:
                 # A prompt alone is checked like the prompt of a record with a response.
                 record = parse_record({**obj, "response": "-"}, "seq2seq", file=path, line=line)
                 record = dataclasses.replace(record, responses=())
+                unread = form.other_with_responses(given)
+                only_prompts += [unread] if unread is not None else []
             record, _, _ = preferences.ordered(record, record.responses, found)
-            yield record, _references(obj)
+            references = _references(obj)
         except RecordError as error:
+            other = form.other(given) if beginning else None
+            if other is not None:
+                error = beginning.explain(error, other, form.remedy(other), line)
             log.reject(error.reason, str(error), file=path, line=line, record=text)
+            continue
+        beginning.end()
+        yield record, references
 
 
 def _with_our_names(

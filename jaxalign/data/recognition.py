@@ -37,13 +37,18 @@ class Found:
         named = f" with the fields {self.fields_text}" if self.fields else ""
         return f"kind {self.kind!r}{layout}{named}"
 
-    def flags(self) -> str:
-        """Returns the options for reading the file, as typed for `jaxalign cache` and for `jaxalign train`."""
+    def options(self) -> dict[str, str]:
+        """Returns the options for reading the file by name; those that keep their default are left out, except ``kind``."""
         options = {"kind": self.kind}
         if self.layout != "records":
             options["layout"] = self.layout
         if self.fields:
             options["fields"] = self.fields_text
+        return options
+
+    def flags(self) -> str:
+        """Returns the options for reading the file, as typed for `jaxalign cache` and for `jaxalign train`."""
+        options = self.options()
         plain = " ".join(f"--{name}={value}" for name, value in options.items())
         bound = " ".join(f"--gin.TaskData.{name}={value}" for name, value in options.items())
         return f"{plain} (jaxalign cache) or {bound} (jaxalign train)"

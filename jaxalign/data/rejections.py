@@ -12,6 +12,8 @@ from jaxalign.data.records import (
 )
 from jaxalign.errors import UserError
 
+# The share of rejected records that every command allows unless it is told otherwise.
+MAX_REJECTED_FRACTION = 0.05
 _MAX_QUOTED = 2000
 # Advice for rejected records that are valid in other settings, by reason; options as typed for `jaxalign train` and `cache`.
 _REMEDIES = {

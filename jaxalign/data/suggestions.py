@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxalign.data.inspected import Inspection
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 
 _FIRST_LIMIT = 512  # tokens of a prompt or response that are always allowed
 _LAST_LIMIT = 1024  # a longer prompt is cut, and a record with a longer response is left out
@@ -18,7 +19,7 @@ _TOKENS = (
     16384  # maximum of a batch, on the longer side: attention needs the square of a row's length
 )
 _MOST_REJECTED = 0.5
-TOLERATED = 0.05  # share of rejected records, as in `TaskData.max_rejected_fraction`
+TOLERATED = MAX_REJECTED_FRACTION
 # The method that suits each kind; docs/methods.md describes the others.
 _OBJECTIVES = {"triplet": "dro_v", "multi": "dro_v", "seq2seq": "sft", "pair": "dpo"}
 

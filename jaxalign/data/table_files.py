@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from jaxalign.data.elements import Element
 from jaxalign.data.rejections import DataError
+from jaxalign.errors import first_line
 
 _COLUMN_NAME = re.compile(r"[^\W\d][\w .\-/]{0,63}")
 # Columns of a table whose cells may be JSON lists or objects, written as text.
@@ -112,7 +113,7 @@ def parquet_rows(file: BinaryIO, path: str) -> Iterator[Element]:
                 value = _plain(row)
                 yield Element(number, json.dumps(value, ensure_ascii=False, default=str), value)
     except ArrowException as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{path} is not a Parquet file that can be read: {reason}.") from error
 
 

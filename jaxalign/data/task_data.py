@@ -17,7 +17,7 @@ from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.records import KINDS
-from jaxalign.data.rejections import DataError
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION, DataError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import DUPLICATES, LONG_PROMPTS, Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
@@ -75,7 +75,7 @@ class TaskData:
     responses_per_example: int = 1
     duplicates: str = "reject"
     long_prompts: str = "truncate"
-    max_rejected_fraction: float = 0.05
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION
     pack: bool = False
     max_examples_per_row: int = 8
     row_lengths: Mapping[str, int] | None = None
@@ -151,7 +151,7 @@ class TaskData:
             self._check_same_cache(metadata)
         else:
             metadata = self._make_cache()
-            self._check_same_vocabulary()
+            self.check_same_vocabulary()
         self._check_splits(metadata)
         self._check_stored()
         # Reports now if nothing can be drawn.
@@ -190,7 +190,12 @@ class TaskData:
                 "cache_dir, delete that one to have it made anew, or give the options that it was made with."
             )
 
-    def _check_same_vocabulary(self) -> None:
+    def vocabulary_exists(self) -> bool:
+        """Returns whether VOCABULARY names bytes, an address, or a file that exists; true if it is not given."""
+        name = self.vocabulary or "bytes"
+        return name == "bytes" or "://" in name or Path(name).exists()
+
+    def check_same_vocabulary(self) -> None:
         """Refuses a cache with another vocabulary that happens to give the ids of this run, for example with other EXTRA_IDS."""
         wanted, found = self._wanted_vocabulary(), self.load_vocabulary()
         if wanted is not None and wanted != found:
@@ -209,7 +214,7 @@ class TaskData:
                 return getattr(task_registry.resolve_source(self.task), "vocabulary", None)
             return None
         name = self.vocabulary or "bytes"
-        if name != "bytes" and not Path(name).exists():
+        if "://" in name or not self.vocabulary_exists():
             # The cache was moved here with its own copy of the model.
             return None
         return vocabulary_from_spec(name, self.extra_ids)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import filecmp
 import glob
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.data import sentencepiece_models, sources, task_registry
 from jaxalign.data.rejections import DataError
 from jaxalign.data.sources import RecordSource
@@ -30,23 +29,49 @@ def train_sentencepiece(
     model_type: str = "auto",
     character_coverage: float = 1.0,
 ) -> SentencePieceVocabulary:
-    """Trains a SentencePiece model with T5's ids and writes it to `output`. It is deterministic: one thread, no sampling.
+    """Trains a SentencePiece model (`train_model`), writes it to `output`, and returns its vocabulary."""
+    model = train_model(
+        texts,
+        output,
+        vocab_size=vocab_size,
+        user_defined_symbols=user_defined_symbols,
+        model_type=model_type,
+        character_coverage=character_coverage,
+    )
+    return _write(output, model)
+
+
+def train_model(
+    texts: Iterable[str],
+    name: str,
+    *,
+    vocab_size: int = 1000,
+    user_defined_symbols: Sequence[str] = (),
+    model_type: str = "auto",
+    character_coverage: float = 1.0,
+) -> bytes:
+    """Returns a SentencePiece model with T5's ids. The training is deterministic: one thread, no sampling.
+
+    If the model is not the one that was asked for, this prints which one it is and why.
 
     Args:
       texts: the sentences; a line break inside a sentence is read as a space.
-      output: the path of the `.model` file.
+      name: the path that the model will have, for messages.
       vocab_size: the number of pieces with PAD, EOS, unknown and the user-defined symbols; an upper bound if the text is small.
       user_defined_symbols: strings that are always one piece.
       model_type: "unigram" (as T5's), "bpe", or "auto": unigram unless the text has so few distinct words that the
         unigram trainer, which only considers strings that occur in two of them, ends below `vocab_size`.
       character_coverage: the share of characters that get a piece; the others are unknown.
+
+    Raises:
+      UserError: there is no text, or no model of this size can be trained on it.
     """
     import sentencepiece
 
     sentences = [" ".join(text.split()) for text in texts]
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
-        raise UserError(f"No text to train the vocabulary {output} on.")
+        raise UserError(f"No text to train the vocabulary {name} on.")
 
     def train(model_type: str) -> bytes:
         buffer = io.BytesIO()
@@ -73,23 +98,51 @@ def train_sentencepiece(
     try:
         model = train("unigram" if model_type == "auto" else model_type)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"SentencePiece cannot train {vocab_size} pieces on this text: {reason}"
+            f"SentencePiece cannot train {vocab_size} pieces on this text for {name}: {_reason(error)}"
         ) from error
     size = _size(model)
-    if size < vocab_size and model_type == "auto":
-        # If byte pairs cannot reach the size either, the text is tiny and the smaller model is kept.
-        with contextlib.suppress(RuntimeError):
-            model = train("bpe")
-            _say(
-                f"a unigram model, as T5's, has only {size} of {vocab_size} pieces on this text, so {output} is a byte-pair model "
-                "(BPE); --model_type=unigram makes the smaller one"
-            )
-    if _size(model) < vocab_size:
-        _say(
-            f"this text gives {_size(model)} of the {vocab_size} pieces asked for; more text gives more"
+    if size >= vocab_size:
+        return model
+    why = (
+        f"a unigram model, as T5's, has only {size} of the {vocab_size} pieces asked for, because its pieces are the characters of the "
+        "text and strings that occur in several of its words"
+    )
+    if model_type != "auto":
+        _say(f"{name}: {why}; more text gives more")
+        return model
+    try:
+        model = train("bpe")
+    except RuntimeError as error:
+        # Byte pairs cannot reach the size either: the text is tiny, and the smaller model is kept.
+        most = _largest(error)
+        remedy = (
+            f", or --vocab_size={most} gives a byte-pair model (BPE) of that size" if most else ""
         )
+        _say(f"{name} is smaller than asked for: {why}; more text gives more{remedy}")
+        return model
+    _say(
+        f"{name} is a byte-pair model (BPE) of {_size(model)} pieces: {why}; `jaxalign vocabulary --model_type=unigram` makes the smaller "
+        "one"
+    )
+    return model
+
+
+def _reason(error: RuntimeError) -> str:
+    """Returns SentencePiece's explanation without the place in its source."""
+    most = _largest(error)
+    if most is not None:
+        return f"at most {most}; lower --vocab_size, or give more text"
+    return re.sub(r"^.*\.(cc|h)\(\d+\) *(\[.*?\] *)?", "", str(error).strip().splitlines()[-1])
+
+
+def _largest(error: RuntimeError) -> int | None:
+    """Returns the largest possible number of pieces, if SentencePiece's error says it."""
+    found = re.search(r"size too high .* set it to a value <= (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _write(output: str, model: bytes) -> SentencePieceVocabulary:
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     files.write_bytes(output, model)
     return SentencePieceVocabulary(output)
@@ -125,7 +178,7 @@ def train_vocabulary(
       kind: record kind of the file (triplet, pair, ranked, seq2seq, multi); ignored for a task.
       layout, fields: how to read the file, as for `jaxalign cache`.
       user_defined_symbols: strings that are always one piece.
-      model_type: "auto", "unigram" or "bpe"; see `train_sentencepiece`.
+      model_type: "auto", "unigram" or "bpe"; see `train_model`.
       character_coverage: share of characters that get a piece of their own; the others become unknown.
       overwrite: replace an existing output.
 
@@ -143,20 +196,18 @@ def train_vocabulary(
             for text in (record.prompt, *record.responses):
                 yield from _short_enough(text)
 
-    kept = os.path.exists(output) and not overwrite
-    written = f"{output}.new" if kept else output
-    vocabulary = train_sentencepiece(
+    model = train_model(
         texts(),
-        written,
+        output,
         vocab_size=vocab_size,
         user_defined_symbols=user_defined_symbols,
         model_type=model_type,
         character_coverage=character_coverage,
     )
-    if not kept:
-        return vocabulary
-    same = filecmp.cmp(written, output, shallow=False)
-    os.remove(written)
+    if overwrite or not os.path.exists(output):
+        return _write(output, model)
+    with untrusted.open_regular(output) as file:
+        same = file.read(len(model) + 1) == model
     if not same:
         raise UserError(
             f"{output} exists already and is another model; --overwrite replaces it, and the ids of every run that reads it"

@@ -79,8 +79,7 @@ def parse_objects(
     """
     renamed = dict(fields or {})
     names = {} if layout != "records" else renamed
-    misread = 0
-    any_good = False
+    beginning = Beginning(file)
     for line, given, text in objects:
         try:
             obj = layouts.to_record_fields(given, layout, renamed)
@@ -94,18 +93,13 @@ def parse_objects(
                 line=line,
             )
         except RecordError as error:
-            found = None if any_good else recognition.readable_as(given, kind, layout, renamed)
-            if found is not None:
-                misread += 1
-                if misread == 1:
-                    error = RecordError(error.reason, f"{error}{_read_otherwise(found, file)}")
-                elif misread == _MISREAD and log is not None:
-                    raise DataError(
-                        f"{file}:{line}: {error}, as in {misread - 1} records before{_read_otherwise(found, file)}."
-                    ) from error
+            if beginning:
+                found = recognition.readable_as(given, kind, layout, renamed)
+                remedy = "" if found is None else f"read with {found.flags()}"
+                error = beginning.explain(error, found, remedy, line)
             _report(error, log, file, line, text, split)
             continue
-        any_good = True
+        beginning.end()
         if log is not None:
             if kind in ASSUMED_FEEDBACK and not states_feedback(obj, kind, names):
                 log.notes[ASSUMED_FEEDBACK[kind]] += 1
@@ -115,11 +109,48 @@ def parse_objects(
         yield record
 
 
-def _read_otherwise(found: recognition.Found, file: str) -> str:
-    return (
-        f"; the record looks like {found.describe()}, which is read with {found.flags()}; `jaxalign inspect {file}` writes a gin file "
-        "with the right options"
-    )
+class Beginning:
+    """The unreadable records at the beginning of a file; true until a record is readable.
+
+    If they are records of another kind or layout, the user gave the wrong options, and reading the rest of the file is useless.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._file, self._misread, self._lasts = file, 0, True
+
+    def __bool__(self) -> bool:
+        return self._lasts
+
+    def end(self) -> None:
+        """Records that a record was readable."""
+        self._lasts = False
+
+    def explain(
+        self, error: RecordError, found: recognition.Found | None, remedy: str, line: int
+    ) -> RecordError:
+        """Returns the error; for the first record of another form, with that form and the remedy.
+
+        Args:
+          error: the error of the record.
+          found: the form that the record has; None if it has no other known form.
+          remedy: what to do with a file of that form.
+          line: the line of the record.
+
+        Raises:
+          DataError: many records have another form.
+        """
+        if found is None:
+            return error
+        self._misread += 1
+        advice = (
+            f"; the record looks like {found.describe()}, which is {remedy}; `jaxalign inspect {self._file}` writes a gin file "
+            "with the right options"
+        )
+        if self._misread == _MISREAD:
+            raise DataError(
+                f"{self._file}:{line}: {error}, as in {_MISREAD - 1} records before{advice}."
+            ) from error
+        return RecordError(error.reason, f"{error}{advice}") if self._misread == 1 else error
 
 
 def parse_objects_with(

@@ -57,6 +57,7 @@ class Comparison:
         """Adds all results of one policy."""
         report: dict[str, Any] = {"checkpoint": path, "step": run.step}
         report["objective"] = run.run.description.method
+        report["is_reference"] = run is self.reference
         self.reports[name] = report
         shares, cut = self.evaluator.describe_prompts(run)
         report.update(shares)

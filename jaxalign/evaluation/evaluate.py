@@ -18,7 +18,7 @@ from jaxalign.data.evaluation_set import (
     read_evaluation_records,
 )
 from jaxalign.errors import UserError
-from jaxalign.evaluation import results
+from jaxalign.evaluation import output_folder, results
 from jaxalign.evaluation.comparison import Comparison
 from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.settings import EvaluationSettings
@@ -46,12 +46,14 @@ def evaluate(
     long_prompts: str = "",
     kind: str = "",
     duplicates: str = "reject",
+    max_rejected_fraction: float = 0.05,
     bootstrap: int = 1000,
     step: int | str | None = None,
     layout: str = "records",
     fields: str = "",
     prompt_field: str = "prompt",
     seed: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Compares policies, writes evaluation.json, responses and plots, and prints a table.
 
@@ -60,12 +62,13 @@ def evaluate(
         path without a name gets the name of its folder.
       prompts: a data file or a cache folder. Each distinct prompt is answered once; logged
         responses with feedback are used for the ranking and the calibration of V.
-      output_dir: the folder for evaluation.json, responses/<name>.jsonl and plots/*.png.
+      output_dir: the folder for evaluation.json, responses/<name>.jsonl and plots/*.png. The same evaluation may be repeated there;
+        another one is an error unless `overwrite` is set.
       split: the split of a cache folder.
       judges: `name`, `name:argument` or `module:function`, see `jaxalign.annotation.judges`; the
         score of the first judge is the reward in the table. The default is slot_error.
       reference: the policy against which KL and log-ratios are computed, as a name among the checkpoints
-        or as a path; the first policy by default.
+        or as a path; the first policy by default, so a policy that is evaluated alone is its own reference.
       num_prompts: use only the first num_prompts prompts; 0 uses all.
       temperature: temperature of the judged responses; 0 is greedy.
       kl_samples: number of responses to each prompt, sampled at temperature 1, for the KL; 0 leaves the KL out.
@@ -77,17 +80,19 @@ def evaluate(
       long_prompts: "truncate", "truncate_left" or "reject"; the setting of each run by default.
       kind: record kind of a file: triplet, pair, ranked, seq2seq or multi; detected from the fields by default.
       duplicates: "reject" or "keep" repeated records of a file, as for `jaxalign cache`.
+      max_rejected_fraction: the largest share of a file's lines that may be unusable, as for `jaxalign cache`.
       bootstrap: number of resamples for intervals (a fifth of them for rankings).
       step: a checkpoint's step, `best` or `latest`; by default `best` if a best checkpoint was kept.
       layout, fields: how to read a data file, as for `jaxalign cache`; fields such as response=completion,feedback=label.
       prompt_field: name of the prompt's field in a data file.
       seed: seed of sampling and of the bootstrap.
+      overwrite: replace another evaluation in `output_dir`.
 
     Returns:
       The content of evaluation.json.
 
     Raises:
-      UserError: names or paths are wrong, prompts are malformed, or a judge fails.
+      UserError: names or paths are wrong, prompts are malformed, a judge fails, or `output_dir` holds another evaluation.
     """
     settings = EvaluationSettings(
         prompts=prompts,
@@ -107,15 +112,23 @@ def evaluate(
         layout=layout,
         fields=fields,
         duplicates=duplicates,
+        max_rejected_fraction=max_rejected_fraction,
         bootstrap=bootstrap,
         step=step,
         prompt_field=prompt_field,
         seed=seed,
     )
-    return compare(named_checkpoints(checkpoints), settings, Path(output_dir).expanduser())
+    return compare(
+        named_checkpoints(checkpoints),
+        settings,
+        Path(output_dir).expanduser(),
+        overwrite=overwrite,
+    )
 
 
-def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path) -> dict[str, Any]:
+def compare(
+    named: Mapping[str, str], settings: EvaluationSettings, folder: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
     """Compares policies by name and path, writes the results into a folder and prints a table.
 
     Returns:
@@ -125,49 +138,79 @@ def compare(named: Mapping[str, str], settings: EvaluationSettings, folder: Path
       UserError: as in `evaluate`.
     """
     reference_path = named.get(settings.reference, settings.reference) or next(iter(named.values()))
+    opened = {
+        path: Run(path, settings.step) for path in dict.fromkeys([reference_path, *named.values()])
+    }
+    request: dict[str, Any] = {
+        "settings": settings.request(),
+        "policies": {name: [path, opened[path].step] for name, path in named.items()},
+        "reference": [reference_path, opened[reference_path].step],
+    }
+    if not overwrite:
+        output_folder.check(folder, request)
     records = _read(settings, settings.prompts, settings.split, folder)
     # Records that one of the policies cannot read are left out for all of them.
     reader = Evaluator(EvaluationSet(), settings)
-    described = [
-        Run(path, settings.step) for path in dict.fromkeys([reference_path, *named.values()])
-    ]
-    records = records.readable([reader.encoder(run) for run in described])
-    if records.rejected:
-        _progress(records.describe_rejected())
+    records = records.readable([reader.encoder(run) for run in opened.values()])
+    for note in filter(None, (records.describe_rejected(), records.note)):
+        _progress(note)
     data = records.to_set().first(settings.num_prompts)
     if settings.ranking_only and not data.feedback:
         raise UserError(f"{settings.prompts}: ranking_only needs logged responses with feedback.")
     panel = _panel(settings, data)
-    reference_run = Run(reference_path, settings.step).policy()
-    session = Comparison(data, settings, reference_run, list(panel.values()))
-    session.linear = _linear_baseline(data, settings, folder)
-    for name, path in named.items():
-        # The reference's parameters are already in memory.
-        same = path == reference_path
-        run = reference_run if same else Run(path, settings.step).policy()
-        session.measure(name, path, run)
-        _progress(f"measured {name} (step {run.step})")
+    request["data"] = output_folder.digest(data)
+    with output_folder.lock(folder):
+        if not overwrite:
+            output_folder.check(folder, request)
+        reference = opened[reference_path].policy()
+        session = Comparison(data, settings, reference, list(panel.values()))
+        session.linear = _linear_baseline(data, settings, folder)
+        for name, path in named.items():
+            # The reference's parameters are already in memory.
+            same = _same_checkpoint(opened[path], opened[reference_path])
+            run = reference if same else opened[path].policy()
+            session.measure(name, path, run)
+            _progress(f"measured {name} (step {run.step})")
+        described = {"rejected": dict(records.rejected), "reference": reference_path}
+        return _write(folder, session, named, panel, described, request)
+
+
+def _same_checkpoint(one: Run, other: Run) -> bool:
+    return (one.folder.resolve(), one.step) == (other.folder.resolve(), other.step)
+
+
+def _write(
+    folder: Path,
+    session: Comparison,
+    named: Mapping[str, str],
+    panel: Mapping[str, judging.Judge],
+    described: Mapping[str, Any],
+    request: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the results into the folder, prints the summary, and returns the content of evaluation.json."""
+    data, settings = session.data, session.settings
     result: dict[str, Any] = {
         "settings": {
             **settings.describe(),
             "num_prompts": len(data.prompts),
             "num_feedback": len(data.feedback),
-            "rejected": dict(records.rejected),
             "judges": [judge.name for judge in panel.values()],
             "judge_specs": list(panel),
-            "reference": reference_path,
+            **described,
         },
         "policies": session.reports,
         "win_rates": results.win_rates(
             session.scores, bootstrap=settings.bootstrap, seed=settings.seed
         ),
+        output_folder.REQUEST: request,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    output_folder.clear(folder)
     results.write_responses(folder, session, data)
     result["plots"] = results.draw(folder / "plots", named, session)
     result = results.finite_json(result)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-    files.write_text(folder / "evaluation.json", text + "\n")
+    files.write_text(folder / output_folder.EVALUATION, text + "\n")
     print(summary_text(result))
     return result
 
@@ -230,6 +273,7 @@ def _read(settings: EvaluationSettings, source: str, split: str, folder: Path) -
         fields=settings.fields,
         prompt_field=settings.prompt_field,
         duplicates=settings.duplicates,
+        max_rejected_fraction=settings.max_rejected_fraction,
     )
 
 

@@ -3,6 +3,9 @@
 Names that differ only in a trailing seed (`dro-seed0`, `dro_seed1`, `dro/seed2`, `dro-s3`) share one
 row, and so does the same policy name in several evaluations. Evaluations by different judges, on other prompts or at another
 temperature are never averaged, and a checkpoint that is evaluated twice counts as one seed.
+
+There is a table for each question that a reader has: how good the responses are, who wins, how long they are, how far a policy is from
+its reference, and how well it ranks logged responses.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError, require_range
 from jaxalign.evaluation.report_records import (
     CONDITIONS,
@@ -27,6 +30,28 @@ from jaxalign.evaluation.tables import markdown_table
 
 # A report writes this before its tables to tell a reader where the numbers come from.
 _HEADER = "<!-- Written by `jaxalign report`; do not edit by hand. -->"
+# The tables of policies: title -> columns.
+_POLICY_TABLES = {
+    "Quality": ("reward", "slot error"),
+    "Length and diversity": (
+        "tokens",
+        "unfinished",
+        "distinct-1",
+        "distinct-2",
+        "cut prompts",
+        "unknown pieces",
+    ),
+    "Distance from the reference (KL in nats a response), and value network": (
+        "KL",
+        "V correlation",
+        "mean residual",
+    ),
+}
+_RUN = ("objective", "step", "examples", "seconds")
+# These columns begin every table.
+_KEYS = ("policy", "run", *CONDITIONS, "seeds", "evaluations")
+_WIDEST = 8  # the largest number of metrics in a table
+_WIDEST_MATRIX = 6  # the largest number of policies in a table of all pairs
 
 
 def report(
@@ -45,8 +70,9 @@ def report(
         folders that hold any of these at any depth.
       output: the Markdown file; if empty, the tables are printed.
       title: heading of the page.
-      columns: metrics to show, by the names in the tables; by default all, except the training metrics of
-        runs (`train/...`).
+      columns: metrics to show in one table, by their names in the tables, such as `KL` or `win rate vs NAME`; a run's metrics begin
+        with the title of their table, such as `evaluation/validation/loss`. By default all are shown in several tables, except the
+        training metrics of runs (`train/...`).
       judge: the judge whose scores are shown as reward and win rate; the first judge of each evaluation by default.
       digits: number of decimals.
 
@@ -54,23 +80,28 @@ def report(
       The Markdown text.
 
     Raises:
-      UserError: there is nothing to report, or a file does not have the expected content.
+      UserError: there is nothing to report, a file does not have the expected content, or `output` is a file that is not a report.
     """
     require_range("report", "[0, 10]", digits=digits)
+    if output:
+        _require_report_or_nothing(Path(output))
     evaluations, summaries = find_results(runs)
     blocks = [f"# {title}"] if title else []
     records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]
     policies = aggregate(records, by=("policy",), digits=digits)
     trained = aggregate([summary_record(path) for path in summaries], by=("run",), digits=digits)
     _check_columns(columns, [*policies, *trained])
-    if policies:
-        blocks.append(markdown_table(policies, _chosen(policies, "policy", columns)))
+    if columns:
+        blocks += [
+            markdown_table(rows, [key, *(name for name in dict.fromkeys(columns) if name in known)])
+            for key, rows in (("policy", policies), ("run", trained))
+            if rows and (known := set(_known(rows)) - {key})
+        ]
+    else:
+        blocks += _policy_tables(policies)
         blocks += _win_tables(evaluations, judge, digits)
-        rankings = [record for path in evaluations for record in ranking_records(path)]
-        if rankings:
-            blocks.append(markdown_table(aggregate(rankings, by=("ranking",), digits=digits)))
-    if trained:
-        blocks.append(markdown_table(trained, _chosen(trained, "run", columns)))
+        blocks += _ranking_table(evaluations, digits)
+        blocks += _run_tables(trained)
     text = "\n\n".join([_HEADER, *blocks]) + "\n"
     if output:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +110,17 @@ def report(
     else:
         print(text)
     return text
+
+
+def _require_report_or_nothing(output: Path) -> None:
+    """Refuses to replace a file that somebody wrote by hand, or a table that stands in a page."""
+    if not output.exists():
+        return
+    with untrusted.open_regular(output) as file:
+        if file.read(len(_HEADER.encode())) != _HEADER.encode():
+            raise UserError(
+                f"{output} exists already and was not written by `jaxalign report`; give another --output"
+            )
 
 
 def find_results(paths: Sequence[str]) -> tuple[list[Path], list[Path]]:
@@ -114,28 +156,87 @@ def _check_columns(columns: Sequence[str] | None, rows: Sequence[Mapping[str, An
         raise UserError(f"no column {', '.join(missing)}; there are {', '.join(known)}.")
 
 
-def _chosen(
-    rows: Sequence[Mapping[str, Any]], key: str, columns: Sequence[str] | None
+def _titled(title: str, table: str) -> str:
+    return f"## {title}\n\n{table}"
+
+
+def _tables(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], prefix: str = ""
 ) -> list[str]:
-    """Returns the columns of a table: the requested ones, or all except the many training metrics."""
+    """Returns a table with the columns that have values, or several if it would be too wide; each begins with the key columns.
+
+    Args:
+      title: the heading.
+      rows: the rows by column.
+      columns: the columns; in the heads of the table they have no prefix.
+      prefix: the common beginning of the columns' names.
+    """
     known = _known(rows)
-    if columns:
-        return [key, *(name for name in dict.fromkeys(columns) if name in known and name != key)]
-    return [name for name in known if not name.startswith("train/")]
+    keys = [name for name in _KEYS if name in known]
+    columns = [name for name in columns if name in known]
+    blocks = []
+    parts = -(-len(columns) // _WIDEST)
+    width = -(-len(columns) // max(parts, 1))
+    for first in range(0, len(columns), max(width, 1)):
+        part = columns[first : first + width]
+        shown = [
+            {name: row.get(name) for name in keys}
+            | {name.removeprefix(prefix): row.get(name) for name in part}
+            for row in rows
+            if any(row.get(name) is not None for name in part)
+        ]
+        blocks.append(markdown_table(shown))
+    return [_titled(title, "\n\n".join(blocks))] if blocks else []
+
+
+def _policy_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    blocks = [_tables(title, rows, columns) for title, columns in _POLICY_TABLES.items()]
+    if any(row.get("KL") == "reference" for row in rows):
+        blocks.append(["A policy whose KL is given as `reference` is the reference itself."])
+    return [block for table in blocks for block in table]
+
+
+def _run_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a table of the runs, and one of the metrics of each of their evaluations."""
+    blocks = _tables("Runs", rows, _RUN)
+    by_title: dict[str, list[str]] = {}
+    for name in _known(rows):
+        title, _, metric = name.rpartition("/")
+        if metric and title and not name.startswith("train/"):
+            by_title.setdefault(title, []).append(name)
+    for title, columns in by_title.items():
+        blocks += _tables(f"`{title}`", rows, columns, f"{title}/")
+    return blocks
+
+
+def _ranking_table(paths: Sequence[Path], digits: int) -> list[str]:
+    records = [record for path in paths for record in ranking_records(path)]
+    rows = aggregate(records, by=("ranking",), digits=digits)
+    return [_titled("Ranking of logged responses", markdown_table(rows))] if rows else []
 
 
 def _win_tables(paths: Sequence[Path], judge: str, digits: int) -> list[str]:
-    """Returns win rates of the row over the column if more than two policies were compared; one table for each set of conditions."""
+    """Returns a table of win rates over the first policies of the evaluations, and a matrix of all pairs where there are a few policies.
+
+    There is one matrix for each set of conditions.
+    """
     records = [record for path in paths for record in win_records(path, judge=judge)]
     tables: dict[str, list[dict[str, Any]]] = {}
     for row in aggregate(records, by=("row", "column"), digits=digits):
         conditions = ", ".join(f"{name} {row[name]}" for name in CONDITIONS if name in row)
         tables.setdefault(conditions, []).append(row)
-    return [
-        markdown_table(rows)
-        for conditions, cells in tables.items()
-        if len(rows := _win_matrix(cells, conditions)) > 2
+    over_first = [r for path in paths for r in win_records(path, judge=judge, over_first=True)]
+    rows = [
+        {"policy": row.pop("row"), "over": row.pop("column"), **row}
+        for row in aggregate(over_first, by=("row", "column"), digits=digits)
     ]
+    blocks = [markdown_table(rows)] if rows else []
+    blocks += [
+        markdown_table(matrix)
+        for conditions, cells in tables.items()
+        if 2 < len(matrix := _win_matrix(cells, conditions)) <= _WIDEST_MATRIX
+    ]
+    return [_titled("Win rates", "\n\n".join(blocks))] if blocks else []
 
 
 def _win_matrix(cells: Sequence[Mapping[str, Any]], conditions: str) -> list[dict[str, Any]]:

@@ -1,12 +1,11 @@
 """Reads evaluation.json and summary.json for a report as flat records, and averages comparable records.
 
-Evaluations are averaged only if they used the same judge, prompts, split and temperature. A checkpoint that was evaluated several
-times counts as one seed.
+Evaluations are averaged only if they used the same judge, the same prompts (and as many of them), split and temperature. A checkpoint
+that was evaluated several times counts as one seed.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign import untrusted
 from jaxalign.errors import UserError
 from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.tables import format_interval, format_spread
 
 EVALUATION, SUMMARY = "evaluation.json", "summary.json"
-# The records of one row have equal values of these; a column shows those in which the rows differ.
-CONDITIONS = ("judge", "prompts", "split", "temperature")
+NUMBER = "number of prompts"
+# The records of one row have equal values of these; a column shows those in which the rows differ, and the number of prompts.
+CONDITIONS = ("judge", "prompts", "split", "temperature", NUMBER)
 # The network that a record is about: records of the same network count as one seed. It is not a column.
 CHECKPOINT = "checkpoint"
 _SEED = re.compile(r"[-_/.]?(?:seed|s)[-_=]?(\d+)$")
 _NORMAL_95 = 1.96
+_RESULT_BYTES = 64 << 20
 
 
 def without_seed(name: str) -> str:
@@ -49,8 +51,12 @@ def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
         record[f"win rate vs {without_seed(first)}"] = (
             content["win_rates"].get(judge, {}).get(name, {}).get(first)
         )
-        record["KL"] = _with_interval(policy.get("kl"))
+        is_reference = policy.get("is_reference", False)
+        record["KL"] = "reference" if is_reference else _with_interval(policy.get("kl"))
         record["tokens"] = policy.get("length")
+        record["unfinished"] = policy.get("unfinished")
+        record["cut prompts"] = policy.get("cut_prompts")
+        record["unknown pieces"] = policy.get("unknown_pieces")
         record["distinct-1"] = policy.get("distinct_1")
         record["distinct-2"] = policy.get("distinct_2")
         record["V correlation"] = policy.get("value", {}).get("correlation")
@@ -59,11 +65,18 @@ def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
     return records
 
 
-def win_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
-    """Returns one record for each pair of policies: the win rate of `row` over `column`."""
+def win_records(path: Path, *, judge: str = "", over_first: bool = False) -> list[dict[str, Any]]:
+    """Returns one record for each pair of policies: the win rate of `row` over `column`.
+
+    Args:
+      path: an evaluation.json.
+      judge: the judge; the first one by default.
+      over_first: whether to return only win rates over the first policy of the evaluation.
+    """
     content = read_json(path)
     judge, conditions = _conditions(path, content, judge)
     policies = content["policies"]
+    leading = next(iter(policies))
     return [
         {
             "row": without_seed(first),
@@ -74,6 +87,7 @@ def win_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
         }
         for first, opponents in content["win_rates"].get(judge, {}).items()
         for second, estimate in opponents.items()
+        if not over_first or second == leading
     ]
 
 
@@ -81,7 +95,7 @@ def ranking_records(path: Path) -> list[dict[str, Any]]:
     """Returns one record for each method that ranks the logged responses; a baseline, equal for all policies, has one in an evaluation."""
     content = read_json(path)
     _, conditions = _conditions(path, content, "")
-    conditions = {name: conditions[name] for name in ("prompts", "split")}
+    conditions = {name: conditions[name] for name in ("prompts", "split", NUMBER)}
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for name, policy in content["policies"].items():
         for method, result in policy.get("ranking", {}).items():
@@ -126,7 +140,10 @@ def aggregate(
     interval, if it has one. A text is kept if all records have the same text, and is a dash otherwise.
     """
     records = list(records)
-    varying = [name for name in CONDITIONS if len({str(r[name]) for r in records if name in r}) > 1]
+    values = {
+        name: {str(r[name]) for r in records if r.get(name) is not None} for name in CONDITIONS
+    }
+    shown = [name for name in CONDITIONS if len(values[name]) > (0 if name == NUMBER else 1)]
     groups: dict[Any, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault(tuple(str(record.get(name)) for name in (*by, *CONDITIONS)), []).append(
@@ -137,7 +154,7 @@ def aggregate(
         seeds: dict[Any, list[Mapping[str, Any]]] = {}
         for index, member in enumerate(members):
             seeds.setdefault(member.get(CHECKPOINT, index), []).append(member)
-        row = {name: members[0].get(name) for name in (*by, *varying)} | {"seeds": len(seeds)}
+        row = {name: members[0].get(name) for name in (*by, *shown)} | {"seeds": len(seeds)}
         if len(members) > len(seeds):
             row["evaluations"] = len(members)
         skipped = {*by, *CONDITIONS, CHECKPOINT}
@@ -176,8 +193,10 @@ def _conditions(path: Path, content: Mapping[str, Any], judge: str) -> tuple[str
         raise UserError(f"{path}: has no judge '{judge}', only {', '.join(judges)}.")
     # Two reward models have the same name but different specifications.
     specs = dict(zip(judges, settings.get("judge_specs", judges), strict=True))
-    return judge, {"judge": specs.get(judge)} | {
-        name: settings.get(name) for name in CONDITIONS if name != "judge"
+    return judge, {
+        "judge": specs.get(judge),
+        **{name: settings.get(name) for name in ("prompts", "split", "temperature")},
+        NUMBER: settings.get("num_prompts"),
     }
 
 
@@ -216,13 +235,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the content of a result file.
 
     Raises:
-      UserError: the file is not JSON, or is an evaluation.json without the parts of an evaluation.
+      UserError: the file holds no JSON object, or is an evaluation.json without the parts of an evaluation.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}.") from None
+    content = untrusted.read_json_object(path, limit=_RESULT_BYTES)
     wanted = ("settings", "policies", "win_rates") if path.name == EVALUATION else ()
-    if not isinstance(content, dict) or any(key not in content for key in wanted):
-        raise UserError(f"{path}: is not an evaluation; it lacks {', '.join(wanted)}.")
+    lacking = [key for key in wanted if not isinstance(content.get(key), dict)]
+    if lacking:
+        raise UserError(f"{path}: is not an evaluation; it lacks {', '.join(lacking)}.")
+    if wanted and not (isinstance(content["settings"].get("judges"), list) and content["policies"]):
+        raise UserError(f"{path}: is not an evaluation; it lists no judges or no policies.")
     return content

@@ -127,6 +127,10 @@ def calibrate(
       UserError: the method is unknown or predicts worse than a constant, or the task has no absolute feedback.
     """
     require_one_of("calibrate", ("best", *FITS), method=method)
+    if output_name == name:
+        raise UserError(
+            f"output_name {name!r} is the name of the rewards that are mapped, which it would replace; give another"
+        )
     cache = TaskCache(cache_dir)
     metadata = cache.metadata
     if "feedback" not in metadata.fields or metadata.kind == "pair":

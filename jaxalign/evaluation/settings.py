@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from jaxalign.data.records import KINDS
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 from jaxalign.data.tokenization import DUPLICATES, LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range
 
@@ -31,6 +33,7 @@ class EvaluationSettings:
       layout: the layout of a file, see `jaxalign.data.layouts`.
       fields: the names of a file's fields, such as ``response=completion,feedback=label``.
       duplicates: 'reject' or 'keep' repeated records of a file.
+      max_rejected_fraction: the largest share of a file's lines that may be unusable.
       bootstrap: the number of resamples for intervals (a fifth of them for rankings).
       step: a checkpoint's step, `best` or `latest`; None for `best` if a best checkpoint was kept.
       prompt_field: the name of the prompt's field in a JSON Lines file.
@@ -54,6 +57,7 @@ class EvaluationSettings:
     layout: str = "records"
     fields: str = ""
     duplicates: str = "reject"
+    max_rejected_fraction: float = MAX_REJECTED_FRACTION
     bootstrap: int = 1000
     step: int | str | None = None
     prompt_field: str = "prompt"
@@ -72,6 +76,7 @@ class EvaluationSettings:
             bootstrap=self.bootstrap,
             seed=self.seed,
         )
+        require_range("evaluate", "[0, 1]", max_rejected_fraction=self.max_rejected_fraction)
         require_one_of("evaluate", ("", *LONG_PROMPTS), long_prompts=self.long_prompts)
         require_one_of("evaluate", ("", *KINDS), kind=self.kind)
         require_one_of("evaluate", DUPLICATES, duplicates=self.duplicates)
@@ -82,3 +87,7 @@ class EvaluationSettings:
         """Returns the settings that a reader needs to compare an evaluation.json with another one."""
         kept = ("prompts", "split", "temperature", "kl_samples", "bootstrap", "seed")
         return {name: getattr(self, name) for name in kept}
+
+    def request(self) -> dict[str, Any]:
+        """Returns all settings as JSON, to recognise an evaluation that is repeated."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -30,6 +30,12 @@ def summary_text(result: Mapping[str, Any]) -> str:
 def _cautions(result: Mapping[str, Any]) -> list[str]:
     """Returns lines about records and prompts that were left out or cut before measuring; empty if there were none."""
     lines = []
+    policies = result["policies"]
+    if len(policies) == 1 and next(iter(policies.values())).get("is_reference"):
+        lines.append(
+            f"{_short(next(iter(policies)))} is its own reference, so its KL and log-ratios are 0 by definition; --reference=PATH "
+            "names another"
+        )
     if rejected := result["settings"]["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         lines.append(f"records left out: {reasons}")
@@ -68,13 +74,18 @@ def _policies(result: Mapping[str, Any]) -> str:
             rate = result["win_rates"][judge][name].get(first)
             row[f"win rate vs {_short(first)}"] = _interval(rate) if rate else "-"
         if "kl" in report:
-            row["KL"] = format_spread(report["kl"]["mean"], report["kl"]["standard_error"], 2)
+            spread = format_spread(report["kl"]["mean"], report["kl"]["standard_error"], 2)
+            row["KL"] = "0 (reference)" if report.get("is_reference") else spread
         row["tokens"] = format_cell(report["length"], 1)
         row["dist-1"], row["dist-2"] = report["distinct_1"], report["distinct_2"]
         rows.append(row)
-    notes = f"reward: judge {judge}; win rate: ties half, 95 % bootstrap interval over prompts"
+    notes = f"reward: judge {judge}"
+    if len(policies) > 1:
+        notes += "; win rate: ties half, 95 % bootstrap interval over prompts"
     if any("kl" in report for report in policies.values()):
-        notes += "\nKL: nats a response from the reference, ± standard error"
+        names = [_short(name) for name, report in policies.items() if report.get("is_reference")]
+        reference = names[0] if names else result["settings"]["reference"]
+        notes += f"\nKL: nats a response from the reference, {reference}; ± standard error"
     return f"{text_table(rows)}\n{notes}"
 
 

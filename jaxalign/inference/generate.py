@@ -23,7 +23,7 @@ from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.tokenization import LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.resumable_output import resume
+from jaxalign.inference.resumable_output import count_unfinished, resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_windows
 from jaxalign.locks import Lock
@@ -31,7 +31,7 @@ from jaxalign.runs.folder import Run, TrainedNetwork
 
 # How the keys of samples follow from the seed: a file that was begun with others cannot be continued.
 SAMPLE_KEYS = "seed, prompt, sample"
-_WRITTEN = ("id", "responses", "log_probs")
+_WRITTEN = ("id", "responses", "log_probs", "finished")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,32 +89,32 @@ def generate(
 ) -> dict[str, Any]:
     """Writes `num_samples` responses for every prompt to a file.
 
-      Args:
-        checkpoint: a run folder or checkpoint.
-        input: JSON Lines with one prompt per line; blank lines are skipped.
-        output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
-          [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included)
-          and the other fields of the input line. An input field `id` is kept as `source_id`.
-          Input fields `responses` and `log_probs` are replaced.
-        num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
-        batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
-        max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
-        long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
-          its end, and "reject" stops with an error; by default the setting of the run's training.
-    XX samples with fold_in(seed, b).
-        role: the network of the run that generates, such as `policy`.
-        step: a step number, `best` or `latest`; by default the best if one was kept, else the latest.
-        overwrite: whether to start again if the output exists.
-        prompt_field: the name of the input field with the prompt.
+    Args:
+      checkpoint: a run folder or checkpoint.
+      input: JSON Lines with one prompt per line; blank lines are skipped.
+      output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
+        [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included), `finished` [num_samples] (whether
+        the response ended before the length limit) and the other fields of the input line. An input field `id` is kept as `source_id`.
+        Input fields `responses`, `log_probs` and `finished` are replaced.
+      num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
+      batch_size: the number of prompts decoded together.
+      max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
+      long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
+        its end, and "reject" stops with an error; by default the setting of the run's training.
+      seed: sample k of prompt i uses the key fold_in(fold_in(seed, i), k), whatever the batch size.
+      role: the network of the run that generates, such as `policy`.
+      step: a step number, `best` or `latest`; by default the best if one was kept, else the latest.
+      overwrite: whether to start again if the output exists.
+      prompt_field: the name of the input field with the prompt.
 
-      Returns:
-        `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
-        `unknown_pieces`, `unfinished`: the shares of prompts that were cut, of prompt pieces that the vocabulary does not contain, and
-        of this call's responses that did not end before the length limit.
+    Returns:
+      `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
+      `unknown_pieces`, `unfinished`: the shares of prompts that were cut, of prompt pieces that the vocabulary does not contain, and
+      of responses that did not end before the length limit. The shares are those of the whole output, whoever wrote its lines.
 
-      Raises:
-        UserError: a malformed input line (with file and line), an output that was written from
-          other prompts or with other settings, or a policy that gives NaN.
+    Raises:
+      UserError: a malformed input line (with file and line), an output that was written from
+        other prompts or with other settings, or a policy that gives NaN.
     """
     require_range("generate", "[1, inf)", batch_size=batch_size)
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
@@ -171,10 +171,11 @@ def write_responses(
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
     done = resume(output, fingerprint, list(prompts.texts), overwrite)
+    unfinished = count_unfinished(output) if done else 0
     cut = encoder.describe_cut(encoded)
     if cut:
         print(cut, file=sys.stderr)
-    written, unfinished = done, 0
+    written = done
     with output.open("ab") as file:
         for part, tokens, log_probs in generate_windows(
             run.network,
@@ -189,20 +190,22 @@ def write_responses(
             for row, index in enumerate(range(part.start, part.stop)):
                 if index < done:
                     continue
+                finished = [bool(ended) for ended in (tokens[row] == EOS).any(axis=-1)]
                 line = {
                     **prompts.records[index],
                     "id": index,
                     "prompt": prompts.texts[index],
                     "responses": [decode_tokens(run.vocabulary, sample) for sample in tokens[row]],
                     "log_probs": [float(value) for value in log_probs[row]],
+                    "finished": finished,
                 }
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 written += 1
-                unfinished += int((tokens[row] != EOS).all(axis=-1).sum())
+                unfinished += finished.count(False)
             file.flush()
             os.fsync(file.fileno())
     lock.release()
-    responses = (written - done) * settings.decoding.num_samples
+    responses = written * settings.decoding.num_samples
     return {
         "output": str(output),
         "prompts": written,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
 
@@ -21,7 +21,7 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
       overwrite: whether to start again from an empty file.
 
     Raises:
-      UserError: the file was written with other settings or from other prompts.
+      UserError: the file was written with other settings or from other prompts, or its settings cannot be read.
     """
     side_file = output.with_name(output.name + ".settings.json")
     if overwrite:
@@ -42,9 +42,9 @@ def _check_settings(output: Path, side_file: Path, fingerprint: dict[str, Any]) 
             f"{output} exists without {side_file.name}, so it cannot be resumed; {advice}"
         )
     try:
-        before = json.loads(side_file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError(f"{side_file}: not JSON; {advice}") from None
+        before = untrusted.read_json_object(side_file)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
     changed = [
         f"{key}: {before.get(key)!r} then, {fingerprint.get(key)!r} now"
         for key in sorted({*before, *fingerprint})
@@ -80,3 +80,21 @@ def _check_lines(output: Path, prompts: list[str]) -> int:
             )
         done += 1
     return done
+
+
+def count_unfinished(output: Path) -> int:
+    """Returns the number of responses in an output of `generate` that did not end before the length limit.
+
+    Raises:
+      UserError: a line does not say whether its responses ended.
+    """
+    unfinished = 0
+    for number, record in read_json_objects(output):
+        finished = record.get("finished")
+        if not isinstance(finished, list) or not all(isinstance(each, bool) for each in finished):
+            raise UserError(
+                f"{output}:{number}: has no list of truth values 'finished', so it is not a line of this version; give another --output, "
+                "or --overwrite."
+            )
+        unfinished += finished.count(False)
+    return unfinished

@@ -12,8 +12,9 @@ import numpy as np
 import tensorstore as ts
 
 from jaxalign.errors import UserError
-from jaxalign.interop import huggingface_folder, parameters, storage, t5x, zarr
+from jaxalign.interop import huggingface_folder, parameters, reading_settings, storage, t5x, zarr
 from jaxalign.interop.arrays import LazyArray, finite
+from jaxalign.interop.reading_settings import ReadingSettings
 from jaxalign.networks.config import T5Config
 from jaxalign.runs import checkpoints
 from jaxalign.runs.description import NETWORKS_FILE
@@ -39,6 +40,7 @@ class Source:
       left_out: a description of the other contents of the checkpoint.
       run: the run folder, if the checkpoint belongs to a run.
       evidence: a function that reads a small sample of all content, to distinguish checkpoints.
+      reading: how its run reads text, as far as the checkpoint records it.
     """
 
     format: str
@@ -49,6 +51,7 @@ class Source:
     left_out: list[str]
     run: Run | None
     evidence: Callable[[], Iterable[bytes]]
+    reading: ReadingSettings
 
     def run_id(self) -> str:
         """Returns the id of the run. For other systems, returns a digest of a sample of the content, independent of the location."""
@@ -116,7 +119,8 @@ def _open(folder: str, step: int | str | None, role: str) -> Source:
         stored, config, unused = huggingface_folder.read(folder)
         params = {name: finite(array, f"{folder}: {name}") for name, array in stored.items()}
         evidence = _first_rows(params)
-        return Source(HUGGING_FACE, folder, 0, params, config, unused, None, evidence)
+        reading = reading_settings.read(folder) or reading_settings.of_transformers(folder)
+        return Source(HUGGING_FACE, folder, 0, params, config, unused, None, evidence, reading)
     if t5x.INDEX in names and any(name.startswith("model.ckpt") for name in names):
         raise UserError(
             f"{folder} is a TensorFlow checkpoint; T5X's versions of the public ones are under gs://t5-data/pretrained_models/t5x"
@@ -161,7 +165,8 @@ def _open_run(folder: str, step: int | str | None, role: str) -> Source:
     others = sorted({name.partition(".")[0] for name in arrays} - {role})
     params = parameters.unrolled(item, own, config.param_scan_axis)
     left_out = [f"role {other}" for other in others]
-    return Source(RUN, str(run.folder), run.step, params, config, left_out, run, list)
+    reading = reading_settings.of_run(run)
+    return Source(RUN, str(run.folder), run.step, params, config, left_out, run, list, reading)
 
 
 def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
@@ -189,6 +194,7 @@ def _open_t5x(folder: str, step: int | str | None, *, legacy: bool) -> Source:
         left_out,
         None,
         evidence,
+        reading_settings.read(folder),
     )
 
 

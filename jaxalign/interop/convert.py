@@ -14,6 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.interop import (
     huggingface_config,
     huggingface_folder,
+    reading_settings,
     run_writer,
     storage,
     t5x,
@@ -22,6 +23,7 @@ from jaxalign.interop import (
 from jaxalign.interop.arrays import DTYPES, LazyArray, cast, reading_order
 from jaxalign.interop.checkpoint_sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
 from jaxalign.interop.parameters import in_layout, same_architecture
+from jaxalign.interop.reading_settings import ReadingSettings
 from jaxalign.interop.source_vocabulary import choose_vocabulary, own_vocabulary
 from jaxalign.networks.config import T5Config
 from jaxalign.runs.description import read_description
@@ -47,6 +49,8 @@ def convert(
     Every parameter is used exactly once; otherwise the command stops and names the parameter. Arrays are only renamed, transposed and
     stacked. Values change only if --dtype rounds them. Optimizer states and networks other than the policy are left out and reported.
 
+    The lengths of a run and its treatment of long prompts are written beside the parameters (``jaxalign.json``) and read back.
+
     The new folder gets its final name when it is complete. If the command is repeated, it recognises its existing output. It then adds
     the vocabulary and the lengths to a run folder if they were not given before.
 
@@ -63,7 +67,8 @@ def convert(
       vocabulary: a SentencePiece model or 'bytes', for a run folder or a Hugging Face folder; by default the checkpoint's own
         vocabulary, if it has one.
       extra_ids: the number of sentinels after the vocabulary's own pieces; 100 for T5. By default the number that the checkpoint records.
-      max_input_length: the maximum number of tokens of a prompt, which a run folder records for generation and scoring.
+      max_input_length: the maximum number of tokens of a prompt, which a run folder records for generation and scoring; by default the
+        length that the checkpoint records, if any.
       max_target_length: the maximum number of tokens of a response, which is recorded likewise.
 
     Returns:
@@ -120,9 +125,9 @@ def convert(
                 "adds them"
             )
     elif is_there:
-        _require_same_vocabulary(path, to, chosen)
+        _require_same_texts(path, to, chosen, source.reading)
     else:
-        notes += _write_foreign(path, to, arrays, new_step, config, dtype, chosen)
+        notes += _write_foreign(path, to, arrays, new_step, config, dtype, chosen, source.reading)
     return _result(source, path, new_step, arrays, dtype, assumed, notes)
 
 
@@ -150,11 +155,13 @@ def _write_foreign(
     config: T5Config,
     dtype: str,
     vocabulary: RecordedVocabulary | None,
+    reading: ReadingSettings,
 ) -> list[str]:
     """Writes a folder for another program, and returns notes for its user."""
     if to != HUGGING_FACE:
         marker = t5x.INDEX if to == T5X else f"{t5x.ORBAX_ITEM}/_METADATA"
         with storage.new_folder(path, marker) as folder:
+            reading_settings.write(folder, reading)
             (t5x.write_legacy if to == T5X else t5x.write_orbax)(folder, arrays, step)
         return []
     try:
@@ -164,8 +171,9 @@ def _write_foreign(
     with storage.new_folder(path, huggingface_folder.CONFIG) as folder:
         notes = ["no tokenizer is in it, for the checkpoint has no vocabulary: give --vocabulary"]
         if vocabulary is not None:
-            notes = tokenizer_files.write(folder, vocabulary.load())
-        huggingface_folder.write(folder, arrays, config, dtype)
+            notes = tokenizer_files.write(folder, vocabulary.load(), reading.for_tokenizer())
+        reading_settings.write(folder, reading)
+        huggingface_folder.write(folder, arrays, config, dtype, reading.for_generation())
     return notes
 
 
@@ -210,8 +218,16 @@ def _bytes(array: LazyArray) -> np.ndarray:
     return np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8)
 
 
-def _require_same_vocabulary(path: str, to: str, vocabulary: RecordedVocabulary | None) -> None:
-    there = own_vocabulary(open_source(path)) if to == HUGGING_FACE else None
+def _require_same_texts(
+    path: str, to: str, vocabulary: RecordedVocabulary | None, reading: ReadingSettings
+) -> None:
+    """Refuses an existing output of the same parameters that reads text in another way."""
+    output = open_source(path)
+    if output.reading != reading:
+        raise UserError(
+            f"{path} exists already, with other lengths or another treatment of long prompts; choose another output"
+        )
+    there = own_vocabulary(output) if to == HUGGING_FACE else None
     if (there is None) != (vocabulary is None) or (
         there is not None and vocabulary is not None and not there.agrees_with(vocabulary)
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +48,10 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
     Raises:
       UserError: the folder holds no T5 in safetensors, or its tensors do not match its configuration.
     """
-    content = storage.read(folder, CONFIG)
     path = storage.join(folder, CONFIG)
-    if content is None:
+    fields = storage.read_json(folder, CONFIG)
+    if fields is None:
         raise UserError(f"{path} is missing")
-    fields = safetensors.parse_json(content, path)
     tensors, unused = safetensors.read_folder(folder)
     tensors = _without_wrappers(folder, tensors, unused)
     head_differs = _head_differs(tensors)
@@ -97,7 +97,13 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
     return params, config, unused
 
 
-def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype: str) -> None:
+def write(
+    folder: str,
+    params: Mapping[str, LazyArray],
+    config: T5Config,
+    dtype: str,
+    generation: Mapping[str, Any],
+) -> None:
     """Writes a folder that transformers can load.
 
     Args:
@@ -105,6 +111,7 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
       params: the checked parameters with T5X's names, layer by layer, all of one dtype.
       config: the configuration of the network.
       dtype: the dtype of the parameters.
+      generation: the defaults of generation; if there are none, no configuration of generation is written.
     """
     fields = huggingface_config.config_to_huggingface(config, dtype)
     names = {".".join(pair.path): pair for pair in huggingface.pairs(config)}
@@ -113,6 +120,9 @@ def write(folder: str, params: Mapping[str, LazyArray], config: T5Config, dtype:
         pair = names[name]
         tensors[pair.name] = transposed(params[name]) if pair.transposed else params[name]
     safetensors.write_folder(folder, tensors, list(tensors))
+    if generation:
+        content = json.dumps({**huggingface_config.TOKEN_IDS, **generation}, indent=2) + "\n"
+        storage.write(folder, GENERATION_CONFIG, content.encode())
     storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
 
@@ -152,12 +162,12 @@ def _head_differs(tensors: Mapping[str, LazyArray]) -> bool:
 
 
 def _check_generation(folder: str) -> None:
-    content = storage.read(folder, GENERATION_CONFIG)
+    content = storage.read_json(folder, GENERATION_CONFIG)
     if content is None:
         return
     path = storage.join(folder, GENERATION_CONFIG)
     try:
-        huggingface_config.check_token_ids(safetensors.parse_json(content, path))
+        huggingface_config.check_token_ids(content)
     except UserError:
         raise
     except ValueError as error:

@@ -32,7 +32,6 @@ def describe(
       vocabulary: its vocabulary, if it is known.
       lengths: the lengths of ``inputs`` and ``targets`` in tokens, as given by the user; 0 takes the length that the source records.
     """
-    recorded = {} if source.run is None else dict(source.run.description.feature_lengths)
     described = {} if source.run is None else source.run.description.networks
     value_token = described.get("policy", {}).get("value_token")
     description: dict[str, Any] = {
@@ -44,8 +43,13 @@ def describe(
         "objective": "converted",
         "reward": None,
         "manifests": True,
-        "feature_lengths": recorded | {name: length for name, length in lengths.items() if length},
+        "feature_lengths": {
+            **source.reading.lengths,
+            **{name: length for name, length in lengths.items() if length},
+        },
     }
+    if source.reading.long_prompts is not None:
+        description["long_prompts"] = source.reading.long_prompts
     if vocabulary is not None:
         description["vocabulary"] = _spec(vocabulary)
     return description
@@ -100,6 +104,15 @@ def complete(
         if name not in lengths:
             added.append(f"length of {name}")
             lengths[name] = length
+    long_prompts = description.get("long_prompts")
+    recorded_cut = there.get("long_prompts")
+    if long_prompts is not None and recorded_cut is None:
+        added.append("treatment of long prompts")
+        there["long_prompts"] = long_prompts
+    elif long_prompts not in (None, recorded_cut):
+        raise UserError(
+            f"{path} exists already, with long_prompts {recorded_cut!r} and not {long_prompts!r}; choose another output"
+        )
     if added:
         there["feature_lengths"] = lengths
         write_description(Path(path), there)

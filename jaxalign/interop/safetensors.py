@@ -39,9 +39,8 @@ def read_folder(folder: str) -> tuple[dict[str, LazyArray], list[str]]:
     if FILE in names or INDEX_FILE not in names:
         left = [f"{INDEX_FILE} (beside the whole {FILE})"] if INDEX_FILE in names else []
         return read_file(folder, FILE), left
-    index = storage.read(folder, INDEX_FILE) or b""
     path = storage.join(folder, INDEX_FILE)
-    weight_map = parse_json(index, path).get("weight_map")
+    weight_map = (storage.read_json(folder, INDEX_FILE) or {}).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{path} lacks the object weight_map")
     tensors: dict[str, LazyArray] = {}
@@ -78,7 +77,7 @@ def read_file(folder: str, name: str) -> dict[str, LazyArray]:
         raise UserError(
             f"{path} is no safetensors file, or is cut off: its header would be {length} bytes long"
         )
-    header = parse_json(storage.read(folder, name, 8, 8 + length) or b"", path)
+    header = untrusted.parse_json_object(storage.read(folder, name, 8, 8 + length) or b"", path)
     header.pop("__metadata__", None)
     tensors = {}
     position = 0
@@ -131,24 +130,6 @@ def write_folder(
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     storage.write(folder, INDEX_FILE, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
-
-
-def parse_json(content: bytes, path: str) -> dict[str, Any]:
-    """Parses a JSON object, and refuses repeated keys.
-
-    Raises:
-      UserError: the content is malformed; the message names the file.
-    """
-
-    try:
-        parsed = json.loads(
-            content.decode("utf-8"), object_pairs_hook=untrusted.without_repeated_keys
-        )
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its JSON cannot be read: {storage.first_line(error)}") from error
-    if not isinstance(parsed, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return parsed
 
 
 def _offsets(path: str, key: str, entry: Any) -> tuple[int, int]:

@@ -18,9 +18,12 @@ from typing import Any
 import tensorstore as ts
 from etils import epath
 
-from jaxalign.errors import UserError
+from jaxalign import untrusted
+from jaxalign.errors import UserError, first_line
 from jaxalign.files import absolute_path
 
+# The largest file that is read whole: an index, a tokenizer, a configuration. Arrays are read in parts.
+FILE_BYTES = 1 << 30
 _UNFINISHED = ".converting"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -64,14 +67,44 @@ def read(folder: str, name: str, start: int = 0, stop: int | None = None) -> byt
     """Returns the content of a file, or its bytes from `start` to `stop`; None if there is no such file.
 
     Raises:
-      UserError: the file cannot be read, or ends before `stop`.
+      UserError: the file cannot be read or is not a regular file, has more than `FILE_BYTES` bytes and is read whole, or ends before
+        `stop`.
     """
+    if not is_remote(folder):
+        return _read_local(Path(join(folder, name)), start, stop)
     part = slice(start, stop) if start or stop is not None else None
     try:
         found = _open(folder).read(name, byte_range=part).result()
     except ValueError as error:
         raise UserError(f"{join(folder, name)} cannot be read: {first_line(error)}") from error
     return None if found.state == "missing" else found.value
+
+
+def _read_local(path: Path, start: int, stop: int | None) -> bytes | None:
+    try:
+        # Links are followed, because the cache of the Hugging Face hub consists of links.
+        if stop is None and not start:
+            return untrusted.read_bytes(path, FILE_BYTES)
+        with untrusted.open_regular(path) as file:
+            file.seek(start)
+            content = file.read() if stop is None else file.read(stop - start)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if stop is not None and len(content) < stop - start:
+        raise UserError(f"{path} cannot be read: it ends before byte {stop}")
+    return content
+
+
+def read_json(folder: str, name: str) -> dict[str, Any] | None:
+    """Returns the JSON object in a file; None if there is no such file.
+
+    Raises:
+      UserError: the file cannot be read, or holds no valid JSON object.
+    """
+    content = read(folder, name)
+    return None if content is None else untrusted.parse_json_object(content, join(folder, name))
 
 
 def children(folder: str) -> set[str]:
@@ -205,12 +238,6 @@ def write(folder: str, name: str, content: bytes) -> None:
 def open_for_writing(folder: str, name: str) -> Any:
     """Opens a new binary file in a folder, for data too large for memory. In a bucket, this needs TensorFlow or gcsfs."""
     return epath.Path(join(folder, name)).open("wb")
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, shortened if it is long."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _open(folder: str) -> Any:

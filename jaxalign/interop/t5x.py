@@ -9,7 +9,7 @@ from typing import Any
 import flax.serialization
 import numpy as np
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.interop import orbax_writer, storage, zarr
 from jaxalign.interop.arrays import DTYPES, LazyArray, from_numpy, reading_order
 from jaxalign.interop.parameters import flatten, nest
@@ -49,7 +49,7 @@ def read_legacy(folder: str) -> tuple[dict[str, LazyArray], list[str], int]:
         leaves = _leaves(index.get("optimizer", {}))
     except Exception as error:  # any error of a decoder for bytes that are not an index
         raise UserError(
-            f"{path} is not the msgpack index of a T5X checkpoint: {storage.first_line(error)}"
+            f"{path} is not the msgpack index of a T5X checkpoint: {first_line(error)}"
         ) from error
     version = index.get("version") if isinstance(index, dict) else None
     if not isinstance(version, int) or version < 2 or "optimizer" not in index:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.data import sentencepiece_models
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from jaxalign.errors import UserError
-from jaxalign.interop import safetensors, storage, tokenizer_json
+from jaxalign.interop import storage, tokenizer_json
 
 SENTENCEPIECE = "spiece.model"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -51,12 +52,13 @@ def read(folder: str) -> RecordedVocabulary | None:
     return RecordedVocabulary(vocabulary.to_dict(), folder, model, counted)
 
 
-def write(folder: str, vocabulary: Vocabulary) -> list[str]:
+def write(folder: str, vocabulary: Vocabulary, more: Mapping[str, Any]) -> list[str]:
     """Writes the files from which transformers makes a tokenizer with the same ids.
 
     Args:
       folder: the folder of the weights.
       vocabulary: the vocabulary of the weights.
+      more: further fields of the tokenizer's configuration.
 
     Returns:
       A description of the differences that remain in transformers.
@@ -66,6 +68,7 @@ def write(folder: str, vocabulary: Vocabulary) -> list[str]:
         "pad_token": "<pad>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
+        **more,
     }
     notes = []
     if isinstance(vocabulary, ByteVocabulary):
@@ -101,7 +104,7 @@ def _is_t5s(proto: Any) -> bool:
 
 
 def _object(folder: str, name: str) -> dict[str, Any]:
-    return safetensors.parse_json(storage.read(folder, name) or b"", storage.join(folder, name))
+    return storage.read_json(folder, name) or {}
 
 
 def _stated_sentinels(folder: str, config: dict[str, Any]) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.interop import storage
 from jaxalign.interop.arrays import DTYPES, Index, LazyArray, finite
 from jaxalign.runs import stored_arrays
@@ -98,9 +98,7 @@ def _lazy(folder: str, name: str, future: Any) -> LazyArray:
     try:
         store = future.result()
     except ValueError as error:
-        raise UserError(
-            f"{folder}: array {name} cannot be opened: {storage.first_line(error)}"
-        ) from error
+        raise UserError(f"{folder}: array {name} cannot be opened: {first_line(error)}") from error
     dtype = store.dtype.name
     if dtype not in DTYPES and dtype not in _COUNTERS:
         raise UserError(f"{folder}: array {name} has dtype {dtype}; known: {', '.join(DTYPES)}")
@@ -112,7 +110,7 @@ def _lazy(folder: str, name: str, future: Any) -> LazyArray:
             return np.asarray(store[index].read().result() if index else store.read().result())
         except ValueError as error:
             raise UserError(
-                f"{folder}: array {name} cannot be read: {storage.first_line(error)}"
+                f"{folder}: array {name} cannot be read: {first_line(error)}"
             ) from error
 
     array = LazyArray(tuple(store.shape), np.dtype(store.dtype.numpy_dtype), read)

@@ -118,11 +118,6 @@ class Objective:
             raise UserError(
                 f"objective {self.name} needs {self.responses_per_prompt} response(s) per prompt, "
                 f"but the task has {responses}"
-                + (
-                    ": give it a task of pairs, such as tasks/jsonl_pairs.gin"
-                    if self.responses_per_prompt == 2
-                    else ""
-                )
             )
 
     def initial_statistics(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.parallel.accelerators import ACCELERATORS, Accelerator
 
 # The topologies of `--topology=auto`: slices that Google Cloud offers.
@@ -86,6 +86,6 @@ def describe(name: str) -> tuple[Accelerator, list[Any]]:
     try:
         described = topologies.get_topology_desc(base, platform="tpu", **options)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"libtpu has no topology {name}: {reason}") from error
     return accelerator, list(described.devices)

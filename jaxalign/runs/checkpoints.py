@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxalign import files, untrusted
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.parallel import distributed
 from jaxalign.runs import manifests, stored_arrays
@@ -167,10 +167,7 @@ def _malformed_refused(folder: Path) -> Iterator[None]:
             error, jax.errors.JaxRuntimeError
         ):
             raise
-        text = str(error).strip().splitlines()
-        raise UserError(
-            f"checkpoint {folder} cannot be read: {text[0][:300] if text else type(error).__name__}"
-        ) from error
+        raise UserError(f"checkpoint {folder} cannot be read: {first_line(error)}") from error
 
 
 def refuse_damaged(run: Path | str, step: int) -> int:
@@ -290,10 +287,15 @@ def _check_shapes(folder: Path, role: str, stored: Any, expected: Any) -> None:
         jax.tree_util.keystr(key): leaf.shape
         for key, leaf in jax.tree_util.tree_leaves_with_path(expected)
     }
+    where = f"checkpoint {folder}, role {role}"
     for name in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(name) != wanted.get(name):
+        if name not in shapes:
+            raise UserError(f"{where}: it lacks parameter {name}, which the model needs")
+        if name not in wanted:
+            raise UserError(f"{where}: it has parameter {name}, which the model does not have")
+        if shapes[name] != wanted[name]:
             raise UserError(
-                f"checkpoint {folder}, role {role}: parameter {name} has shape {shapes.get(name)}, the model expects {wanted.get(name)}"
+                f"{where}: parameter {name} has shape {shapes[name]}, the model expects {wanted[name]}"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxalign import untrusted
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.networks import registry
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.protocols import (
@@ -97,7 +97,7 @@ class Run:
         try:
             return registry.build(described)
         except ValueError as error:
-            raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{where}: {first_line(error)}") from error
 
     def config(self, role: str) -> T5Config:
         """Returns the T5 configuration that the run records for a role. Raises UserError if there is none."""

@@ -13,7 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from jaxalign import untrusted
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 
 _INDEX = "_METADATA"
 _ARRAY_FILES = {".zarray": "zarr", "zarr.json": "zarr3"}
@@ -23,6 +23,18 @@ _KEY = re.compile(r"[A-Za-z0-9_]{1,128}")
 # Trained parameters compress by a far smaller factor. Only zeros, such as those of new heads, compress more.
 _MAX_COMPRESSION = 1000
 _SPARE_BYTES = 64 << 20
+# TensorStore decompresses a chunk of these only up to the size that the array declares. For blosc it first allocates as much memory as the
+# chunk itself claims to need, up to 2 GiB. No version of T5X or Orbax writes blosc.
+_BOUNDED_CODECS = (
+    "gzip",
+    "zlib",
+    "bz2",
+    "zstd",
+    "bytes",
+    "transpose",
+    "crc32c",
+    "sharding_indexed",
+)
 
 
 def check_item(item: Path, stored_bytes: int) -> int:
@@ -58,7 +70,7 @@ def check_item(item: Path, stored_bytes: int) -> int:
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        raise UserError(f"{item} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"{item} cannot be read: {first_line(error)}") from error
     if sum(sizes) > stored_bytes * _MAX_COMPRESSION + _SPARE_BYTES:
         raise UserError(
             f"{item} says that its arrays have {sum(sizes):,} bytes, but its files have {stored_bytes:,}"
@@ -70,7 +82,8 @@ def check_array(where: str, name: str, store: Any) -> int:
     """Checks one opened array, and returns its size in bytes.
 
     Raises:
-      UserError: its type is not that of a parameter, or its chunks are larger than the array, so that reading one would exhaust memory.
+      UserError: its type is not that of a parameter, or its chunks are larger than the array or may become larger when they are
+        decompressed, so that reading one would exhaust memory.
     """
     if store.dtype.name not in _DTYPES:
         raise UserError(f"{where}: array {name} has dtype {store.dtype.name}")
@@ -79,7 +92,26 @@ def check_array(where: str, name: str, store: Any) -> int:
             raise UserError(
                 f"{where}: array {name} of shape {tuple(store.shape)} has chunks of shape {tuple(chunk)}, which are larger"
             )
+    for codec in _codecs(store.spec(retain_context=False).to_json().get("metadata", {})):
+        if codec not in _BOUNDED_CODECS:
+            raise UserError(
+                f"{where}: array {name} is compressed with {codec}, whose chunks can exhaust the memory; write it with gzip or zstd"
+            )
     return math.prod(store.shape) * np.dtype(store.dtype.numpy_dtype).itemsize
+
+
+def _codecs(metadata: dict[str, Any]) -> list[str]:
+    """Returns the names of the codecs of an array's chunks, and of the parts of its chunks, in zarr's version 2 or 3."""
+    compressor = metadata.get("compressor")
+    found = [compressor["id"]] if compressor else []
+    for codec in metadata.get("codecs", ()):
+        inner = codec.get("configuration", {})
+        found += [
+            codec["name"],
+            *_codecs(inner),
+            *_codecs({"codecs": inner.get("index_codecs", ())}),
+        ]
+    return found
 
 
 def refuse_not_finite(where: str, params: Any) -> None:
@@ -117,8 +149,3 @@ def _check_names(item: Path) -> None:
     for key in keys:
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise UserError(f"{item / _INDEX}: {str(key)[:60]!r} is no name of a parameter")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxalign import files, untrusted
-from jaxalign.errors import UserError, require_one_of, require_range
+from jaxalign.errors import UserError, first_line, require_one_of, require_range
 from jaxalign.parallel import distributed
 from jaxalign.runs import leftovers, manifests, stored_arrays
 from jaxalign.runs.checkpoints import (
@@ -31,6 +31,7 @@ from jaxalign.runs.checkpoints import (
 )
 from jaxalign.runs.description import MAX_STEP
 from jaxalign.runs.typed_json import JsonReader
+from jaxalign.training import mismatch
 from jaxalign.training.state import TrainState
 
 
@@ -189,21 +190,27 @@ class Checkpointer:
         """
         step = self._manager.latest_step() if step is None else step
         target = with_shardings(abstract_state, shardings)
+        items = {
+            "params": target.params,
+            "optimizer": {"step": target.step, "opt_state": target.opt_state},
+        }
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(target.params),
-                    optimizer=ocp.args.StandardRestore(
-                        {"step": target.step, "opt_state": target.opt_state}
-                    ),
+                    **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
                 ),
             )
         except (ValueError, KeyError, TypeError) as error:
             if distributed.lost_process_message(error) is not None:
                 raise
+            checkpoint = Path(self._manager.directory) / str(step)
+            found = mismatch.describe_mismatch(checkpoint, items)
+            if found is None:
+                raise UserError(f"{checkpoint} cannot be restored: {first_line(error)}") from error
             raise UserError(
-                f"checkpoint {self._manager.directory}/{step} does not fit this model or optimizer: {_first_line(error)}"
+                f"{checkpoint} does not fit this model or optimizer: {found}; continue the run with the model and optimizer that it began "
+                "with, or choose another MODEL_DIR"
             ) from error
         state = TrainState(
             step=restored["optimizer"]["step"],
@@ -313,7 +320,3 @@ def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
     return ocp.CheckpointManager(
         files.absolute_path(folder), options=options, item_names=manifests.ITEMS
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -56,16 +56,20 @@ def check(
         pattern = getattr(data, name)
         if pattern is not None and not (Path(pattern).exists() or glob.glob(pattern)):
             raise UserError(f"{name.upper()} {pattern} does not exist")
-    if TaskCache.exists(data.cache_dir):
+    cached = TaskCache.exists(data.cache_dir)
+    if not data.vocabulary_exists() and (data.train_file or not cached):
+        # Training reads the file with it, even if there is a cache.
+        raise UserError(f"VOCABULARY {data.vocabulary} does not exist")
+    if cached:
+        if data.train_file:
+            data.check_same_vocabulary()
         metadata = data.cache().metadata if data.train_file else data.prepare()
         task_checks.check(objective, data, metadata)
         if started is not None:
-            cached = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
-            require_same_vocabulary(f"the initial checkpoint {start}", started, cached)
+            found = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
+            require_same_vocabulary(f"the initial checkpoint {start}", started, found)
         return
     vocabulary = data.vocabulary or "bytes"
-    if vocabulary != "bytes" and "://" not in vocabulary and not Path(vocabulary).exists():
-        raise UserError(f"VOCABULARY {vocabulary} does not exist")
     if started is not None and data.vocabulary is not None and "://" not in vocabulary:
         wanted = vocabulary_from_spec(vocabulary, data.extra_ids).to_dict()
         require_same_vocabulary(

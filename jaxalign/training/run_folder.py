@@ -44,24 +44,32 @@ def open_folder(model_dir: str) -> Iterator[Path]:
       model_dir: the path as the user gives it.
 
     Yields:
-      The folder. The first process holds the lock.
+      The folder. The first process holds the lock. If nothing is written there, as in a run that is refused, the folders that were
+      created for it are removed again.
 
     Raises:
       UserError: the folder is on a bucket, cannot be written, or another run is writing there.
     """
     folder = local_folder(model_dir)
     held: list[locks.Lock] = []
+    created: list[Path] = []
 
     def take() -> None:
+        # A folder that cannot be written is reported before the checks, which may make a cache for hours.
+        created.extend(path for path in (folder, *folder.parents) if not path.exists())
         files.make_writable_folder(folder)
         held.append(locks.Lock(folder / LOCK_FILE, f"MODEL_DIR {folder}"))
 
-    distributed.broadcast_from_first(take)
     try:
+        distributed.broadcast_from_first(take)
         yield folder
     finally:
         for lock in held:
             lock.release()
+        with contextlib.suppress(OSError):
+            for path in created:
+                # Fails if the folder is not empty.
+                path.rmdir()
 
 
 def local_folder(model_dir: str) -> Path:

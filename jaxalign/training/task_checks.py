@@ -16,6 +16,7 @@ from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError, require_range
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
+from jaxalign.training import responses_advice
 
 # Field of the cache -> the batch fields that come from it.
 _FIELDS_OF = {
@@ -25,7 +26,6 @@ _FIELDS_OF = {
 }
 # These fields are in every batch or are computed before training.
 _ALWAYS = ("prompt_ids", "example_ids", "reference_log_probs")
-_GROUPS = "join the records of each prompt with --gin.TaskData.responses_per_example=4 and another CACHE_DIR"
 
 
 def check_numbers(batch_size: int, random_seed: int) -> None:
@@ -59,7 +59,7 @@ def check(
     best_only = _best_only(objective, data, metadata)
     skip_ties = _skip_ties(objective, data, metadata)
     responses = 1 if best_only else metadata.responses_per_example
-    _check_responses(objective, data, responses)
+    _check_responses(objective, data, responses, metadata.kind)
     _check_fields(objective, data, metadata)
     _check_margins(objective, data, metadata)
     _check_scale(objective, data, metadata)
@@ -75,7 +75,10 @@ def check(
         if not quiet:
             remedy = "TASK_FEATURE_LENGTHS and TaskData.long_prompts change it"
             lines += [cache_report.summary(metadata), *cache_report.losses(metadata, remedy)]
-        lines += [f"warning: {text}" for text in warnings(objective, data, metadata)]
+        lines += [
+            f"warning: {text}"
+            for text in (*_without_vocabulary(data), *warnings(objective, data, metadata))
+        ]
         print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
     return dataclasses.replace(
         data,
@@ -94,6 +97,14 @@ def check_vocabulary_size(objective: Objective, data: TaskData) -> None:
                 f"the vocabulary of {data.cache_dir} has {size} tokens, but the model's vocab_size is {limit}; "
                 f"set VOCAB_SIZE to at least {size}"
             )
+
+
+def _without_vocabulary(data: TaskData) -> Iterator[str]:
+    if not data.vocabulary_exists():
+        yield (
+            f"VOCABULARY {data.vocabulary} does not exist; the cache in {data.cache_dir} has its own copy, which is used: if another one "
+            "is meant, correct VOCABULARY"
+        )
 
 
 def check_batch(objective: Objective, batch: Batch, task: str) -> None:
@@ -170,13 +181,10 @@ def _skip_ties(objective: Objective, data: TaskData, metadata: CacheMetadata) ->
     return by_position and not objective.requirements().margins
 
 
-def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
+def _check_responses(objective: Objective, data: TaskData, found: int, kind: str) -> None:
     wanted = objective.responses_per_prompt
     if wanted is not None and found != wanted:
-        advice = {
-            1: "give it a task of single responses (kind 'triplet' or 'seq2seq'), or set TaskData.responses = 'best'",
-            2: "give it a task of pairs, such as tasks/jsonl_pairs.gin",
-        }.get(wanted, f"give it ranked records of {wanted} responses (kind 'ranked')")
+        advice = responses_advice.other_number(wanted, found, kind)
         raise UserError(
             f"objective {objective.name} needs {wanted} response(s) per prompt, but the task {data.task!r} has {found}: {advice}"
         )
@@ -185,7 +193,7 @@ def _check_responses(objective: Objective, data: TaskData, found: int) -> None:
         advice = (
             f"no prompt has more than one record within responses_per_example={data.responses_per_example}"
             if data.responses_per_example > 1
-            else f"{_GROUPS}, or give it ranked records"
+            else f"{responses_advice.join(4)}; or give it ranked records (kind 'ranked')"
         )
         raise UserError(
             f"objective {objective.name} compares the responses to one prompt: it needs at least {least} per prompt, but the task "

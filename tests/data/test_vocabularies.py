@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -143,13 +144,24 @@ def test_a_tokenizer_json_is_not_taken_for_a_model(tmp_path):
 def test_fewer_pieces_than_asked_for_and_byte_pairs_are_said(tmp_path, capsys):
     texts = ["a b c d e f g h", "b c d e"] * 5
     train_sentencepiece(texts, str(tmp_path / "a.model"), vocab_size=5000)
-    assert "of the 5000 pieces asked for" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(
+        r"a.model is smaller than asked for: a unigram .* has only \d+ of the 5000", said
+    )
+    # The size that it names can be trained.
+    most = int(re.search(r"--vocab_size=(\d+) gives a byte-pair model", said)[1])
+    assert train_sentencepiece(texts, str(tmp_path / "a.model"), vocab_size=most).size == most
+    assert f"a.model is a byte-pair model (BPE) of {most} pieces" in capsys.readouterr().err
+    train_sentencepiece(texts, str(tmp_path / "u.model"), vocab_size=5000, model_type="unigram")
+    assert re.search(r"u.model: a unigram .* more text gives more$", capsys.readouterr().err)
     sentences = [f"the {word} sings" for word in ("nightingale", "blackbird", "chaffinch")]
     train_sentencepiece(sentences, str(tmp_path / "b.model"), vocab_size=45)
     said = capsys.readouterr().err
     assert "b.model is a byte-pair model (BPE)" in said
-    with pytest.raises(UserError, match="cannot train 3 pieces"):
+    with pytest.raises(UserError, match=r"cannot train 3 pieces .*c.model: [^\[(]*smaller than"):
         train_sentencepiece(texts, str(tmp_path / "c.model"), vocab_size=3)
+    with pytest.raises(UserError, match=rf"cannot train 5000 .*: at most {most}; lower"):
+        train_sentencepiece(texts, str(tmp_path / "d.model"), vocab_size=5000, model_type="bpe")
 
 
 class TestTrainVocabulary:
@@ -179,10 +191,12 @@ class TestTrainVocabulary:
         with pytest.raises(UserError, match=r"neither a file nor a task .*synthetic_triplets"):
             train_vocabulary.train_vocabulary("synthetic_triplet", "v.model")
 
-    def test_an_output_that_exists_is_kept(self, files):
+    def test_an_output_that_exists_is_kept(self, files, capsys):
         first = train_vocabulary.train_vocabulary("d/a.jsonl", "v.model", vocab_size=40)
         again = train_vocabulary.train_vocabulary("d/a.jsonl", "v.model", vocab_size=40)
         assert first == again
+        # Messages name the path that the user gave.
+        assert set(re.findall(r"\S*\.model\S*", capsys.readouterr().err)) == {"v.model"}
         with pytest.raises(UserError, match="exists already and is another model; --overwrite"):
             train_vocabulary.train_vocabulary("d/b.jsonl", "v.model", vocab_size=40)
         assert vocabularies.SentencePieceVocabulary("v.model") == first

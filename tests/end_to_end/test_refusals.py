@@ -94,12 +94,18 @@ def test_a_checkpoint_that_is_not_there_is_reported(launch, tmp_path):
 
 
 def test_an_objective_that_the_task_cannot_feed_is_refused(launch, tmp_path):
-    with pytest.raises(UserError, match=r"objective dpo needs 2 response\(s\) per prompt"):
-        launch(
-            tmp_path,
-            objective=functools.partial(Pairwise, loss_function=DPO),
-            reference_scores=None,
-        )
+    mine, new = tmp_path / "mine", tmp_path / "new" / "run"
+    mine.mkdir()
+    for folder in (mine, new):
+        with pytest.raises(UserError, match=r"objective dpo needs 2 response\(s\) per prompt"):
+            launch(
+                folder,
+                objective=functools.partial(Pairwise, loss_function=DPO),
+                reference_scores=None,
+            )
+    # A refused run leaves no folder behind, and removes none that was there.
+    assert list(tmp_path.iterdir()) == [mine]
+    assert list(mine.iterdir()) == []
 
 
 def test_a_folder_without_checkpoint_gets_a_new_run_id(tmp_path):

@@ -1,11 +1,14 @@
 """`evaluate` end to end with stand-in policies whose scores are known."""
 
+import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxalign.data.evaluation_set import read_evaluation_records
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 from jaxalign.errors import UserError
 from jaxalign.evaluation.evaluate import evaluate, named_checkpoints
 from jaxalign.evaluation.results import finite_json
@@ -63,8 +66,8 @@ def test_ranking_only_generates_nothing(fake_runs, feedback_file, tmp_path, monk
         ["a=run1", "b=run2"], feedback_file, str(tmp_path / "e"), ranking_only=True, bootstrap=20
     )
     assert result["win_rates"] == {}
-    told = {"checkpoint", "step", "objective", "cut_prompts", "unknown_pieces", "ranking"}
-    assert set(result["policies"]["b"]) == told
+    told = {"checkpoint", "step", "objective", "is_reference", "cut_prompts", "unknown_pieces"}
+    assert set(result["policies"]["b"]) == told | {"ranking"}
 
 
 def test_the_first_prompts_only_and_another_reference(fake_runs, feedback_file, tmp_path):
@@ -92,6 +95,122 @@ def test_a_judge_that_cannot_judge_is_told_before_anything_is_generated(
     with pytest.raises(UserError, match="exact_match': no reference for prompt"):
         evaluate(["a=run1"], feedback_file, str(tmp_path / "e"), judges=["exact_match"])
     assert not (tmp_path / "e").exists()
+
+
+def test_another_evaluation_is_replaced_only_if_asked_for(
+    fake_runs, feedback_file, write_lines, tmp_path, monkeypatch
+):
+    output = tmp_path / "e"
+
+    def again(*checkpoints, prompts=feedback_file, **options):
+        options = {"judges": ["length"], "kl_samples": 0, "bootstrap": 10} | options
+        return evaluate(list(checkpoints), prompts, str(output), **options)
+
+    first = again("a=run1")
+    assert again("a=run1") == first
+    written = (output / "evaluation.json").read_bytes()
+    other = write_lines("other.jsonl", [{"prompt": "say nothing"}])
+    Path(other).replace(tmp_path / "kept.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "decoder", lambda *_: pytest.fail("decoded"))
+        for changed, message in (
+            ({"seed": 3}, r"settings.seed: 0 then, 3 now\); .*--overwrite"),
+            ({"prompts": str(tmp_path / "kept.jsonl")}, r"settings.prompts: "),
+        ):
+            with pytest.raises(UserError, match=message):
+                again("a=run1", **changed)
+        with pytest.raises(UserError, match=r"policies.b: null then, \[\"run2\", 10\] now"):
+            again("b=run2")
+        # The file has other content now.
+        Path(feedback_file).write_text((tmp_path / "kept.jsonl").read_text())
+        with pytest.raises(UserError, match=r"another evaluation \(data: "):
+            again("a=run1")
+    assert (output / "evaluation.json").read_bytes() == written
+    assert again("b=run2", overwrite=True)["settings"]["num_prompts"] == 1
+    assert [path.name for path in (output / "responses").iterdir()] == ["b.jsonl"]
+    assert not list(tmp_path.glob(".*.lock"))
+    (output / "evaluation.json").write_text("[]")
+    with pytest.raises(UserError, match=r"must hold a JSON object; give another --output_dir"):
+        again("b=run2")
+
+
+def test_the_current_folder_is_a_folder_for_results(
+    fake_runs, feedback_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    evaluate(["a=run1"], feedback_file, ".", ranking_only=True, bootstrap=10)
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_a_policy_that_is_its_own_reference_is_said_to_be(
+    fake_runs, feedback_file, tmp_path, capsys
+):
+    options = {"judges": ["length"], "bootstrap": 10}
+    alone = evaluate(["a=run1"], feedback_file, str(tmp_path / "alone"), **options)
+    printed = capsys.readouterr().out
+    assert "a is its own reference, so its KL and log-ratios are 0" in printed
+    assert "0 (reference)" in printed
+    assert alone["policies"]["a"]["is_reference"]
+    # Another spelling of the path names the same checkpoint.
+    two = ["a=run1", "b=run2"]
+    result = evaluate(two, feedback_file, str(tmp_path / "two"), reference="./run2", **options)
+    assert [report["is_reference"] for report in result["policies"].values()] == [False, True]
+    printed = capsys.readouterr().out
+    assert "its own reference" not in printed
+    assert "from the reference, b;" in printed
+
+
+FOREIGN = {
+    "trl": (
+        {"prompt": [{"role": "user", "content": "hi"}], "completion": "x"},
+        r"kind 'seq2seq' in the layout 'trl', which is read with --layout=trl;",
+    ),
+    "hh": ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "--layout=hh;"),
+    "fields": (
+        {"question": "q", "answer": "a", "rating": 3},
+        "--fields=prompt=question,response=answer,feedback=rating;",
+    ),
+    "prompts": ({"question": "q"}, "--fields=prompt=question;"),
+    "ultrafeedback": (
+        {"instruction": "i", "completions": []},
+        "jaxalign cache --layout=ultrafeedback`, and give that as --prompts",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_layout_is_recognised(name, write_lines, tmp_path):
+    record, message = FOREIGN[name]
+    path = write_lines("foreign.jsonl", [record] * 30)
+    side = str(tmp_path / "rejected.jsonl")
+    with pytest.raises(UserError, match=rf"foreign.jsonl:20: .*, as in 19 records .*{message}"):
+        read_evaluation_records(path, side_file=side)
+    # A record or two of another layout are counted as bad ones, and the first is explained.
+    path = write_lines("few.jsonl", [record, *({"prompt": f"p {i}"} for i in range(9))])
+    with pytest.raises(UserError, match=rf"1 of 10 records \(10.0%\).*few.jsonl:1: .*{message}"):
+        read_evaluation_records(path, side_file=side)
+    found = read_evaluation_records(path, side_file=side, max_rejected_fraction=0.1)
+    assert len(found.records) == 9
+
+
+def test_responses_that_are_not_read_are_told(write_lines, tmp_path):
+    side = str(tmp_path / "rejected.jsonl")
+    trl = [{"prompt": f"p {i}", "completion": "c", "label": True} for i in range(3)]
+    found = read_evaluation_records(write_lines("trl.jsonl", trl), side_file=side)
+    assert "only the prompts of 3 lines are used" in found.note
+    assert "--fields=response=completion,feedback=label" in found.note
+    # Responses of `generate` and references are meant to be read as they are.
+    for fields in ({"responses": ["a"], "log_probs": [-1.0]}, {"target": "t"}, {"references": "r"}):
+        path = write_lines("plain.jsonl", [{"prompt": "p", **fields}])
+        assert read_evaluation_records(path, side_file=side).note == ""
+
+
+def test_every_command_allows_the_same_share_of_bad_records():
+    from jaxalign.data.cache import cache
+
+    for command in (cache, evaluate):
+        default = inspect.signature(command).parameters["max_rejected_fraction"].default
+        assert default == MAX_REJECTED_FRACTION
 
 
 def test_an_existing_path_with_an_equals_sign_is_a_path(tmp_path, monkeypatch):

@@ -198,6 +198,8 @@ def test_calibrate_stores_rewards_in_units_of_feedback(make_cache, capsys):
         UserError, match=r"calibrate.method is 'spline'; it must be one of 'best', 'constant'"
     ):
         calibrate(cache_dir=folder, name="rewards", method="spline")
+    with pytest.raises(UserError, match="which it would replace"):
+        calibrate(cache_dir=folder, name="rewards", output_name="rewards")
 
 
 def test_rewards_that_say_nothing_become_a_constant_and_never_a_worse_map(make_cache, capsys):

@@ -11,6 +11,7 @@ from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
 from jaxalign.inference import sampling
 from jaxalign.inference.generate import generate
+from tests.fixtures.letter_networks import letter_decoder
 
 OPTIONS = {"num_samples": 3, "temperature": 1.0, "batch_size": 4, "seed": 7}
 
@@ -37,10 +38,25 @@ def test_every_prompt_gets_its_line_with_the_other_fields(fake_runs, prompts, tm
     assert lines[0]["log_probs"][0] == -3 * (len(lines[0]["responses"][0]) + 1)
 
 
+def decoder_that_often_never_ends(policy, settings, batch_size):
+    """Like the stand-in's decoder, but half of the prompts get responses without EOS."""
+    decode = letter_decoder(policy, settings, batch_size)
+
+    def endless(params, prompts, indices, key):
+        responses, log_probs = decode(params, prompts, indices, key)
+        odd = np.array([len(prompt) % 2 == 1 for prompt in prompts])[:, None, None]
+        return np.where(odd & (responses == 1), ord("z"), responses), log_probs
+
+    return endless
+
+
 @pytest.mark.parametrize("kept_lines", [0, 1, 4, 7, 10])
-def test_an_interrupted_run_equals_an_uninterrupted_one(fake_runs, prompts, tmp_path, kept_lines):
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    fake_runs, prompts, tmp_path, monkeypatch, kept_lines
+):
     whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
-    generate("run3", prompts, str(whole), **OPTIONS)
+    monkeypatch.setattr(sampling, "decoder", decoder_that_often_never_ends)
+    unfinished = generate("run3", prompts, str(whole), **OPTIONS)["unfinished"]
     generate("run3", prompts, str(torn), **OPTIONS)
     content = whole.read_bytes().splitlines(keepends=True)
     # The process died in the middle of a line.
@@ -48,6 +64,8 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(fake_runs, prompts, tmp_
     torn.write_bytes(b"".join(content[:kept_lines]) + tail)
     summary = generate("run3", prompts, str(torn), **OPTIONS)
     assert summary["generated"] == 10 - kept_lines
+    # The shares are those of the whole file, as if one call had written it.
+    assert summary["unfinished"] == unfinished == 0.5
     assert torn.read_bytes() == whole.read_bytes()
 
 
@@ -72,6 +90,22 @@ def test_resuming_with_other_prompts_is_refused(fake_runs, prompts, write_lines,
         generate("run3", shorter, output, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda side, lines: side.write_text("[1]"), "must hold a JSON object; give another"),
+        (lambda side, lines: side.write_text('{"seed": 7, "seed": 8}'), "occurs twice"),
+        (lambda side, lines: lines.write_text(lines.read_text().replace("finished", "f")), ":1: "),
+    ],
+)
+def test_a_damaged_output_is_refused_in_one_line(fake_runs, prompts, tmp_path, damage, message):
+    output = tmp_path / "out.jsonl"
+    generate("run3", prompts, str(output), **OPTIONS)
+    damage(tmp_path / "out.jsonl.settings.json", output)
+    with pytest.raises(UserError, match=rf"(?s){message}.*--overwrite"):
+        generate("run3", prompts, str(output), **OPTIONS)
+
+
 def test_a_foreign_output_is_not_touched(fake_runs, prompts, tmp_path):
     output = tmp_path / "notes.txt"
     output.write_text("mine\n")
@@ -91,6 +125,10 @@ def test_a_foreign_output_is_not_touched(fake_runs, prompts, tmp_path):
         ),
         ({"prompt": 3}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
         ({"prompt": "  "}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
+        (
+            {"prompt": [{"role": "user", "content": "hi"}]},
+            r"prompts.jsonl:2: .* looks like kind 'seq2seq' in the layout 'trl'",
+        ),
     ],
 )
 def test_a_malformed_line_is_named(fake_runs, write_lines, tmp_path, bad, message):

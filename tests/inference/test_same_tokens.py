@@ -104,7 +104,7 @@ def test_prompts_keep_their_end_everywhere(run, seen, write_lines, tmp_path, cap
     results = []
     for source in (path, folder):
         results.append(
-            evaluate([f"a={run}"], source, str(tmp_path / "e"), split="train", **options)
+            evaluate([f"a={run}"], source, f"{source}_evaluation", split="train", **options)
         )
         assert responses <= targets["score"]
         assert used("decode", "score", "rewards") == [wanted, wanted, wanted]

@@ -77,7 +77,7 @@ def models(tmp_path_factory):
 
 def exported(folder, vocabulary):
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer_files.write(str(folder), vocabulary)
+    tokenizer_files.write(str(folder), vocabulary, {})
     return folder
 
 

@@ -232,14 +232,20 @@ def with_arrays(run, spec):
     for path in sorted(params.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     kvstore = {"driver": "file", "path": f"{params}/policy.kernel/"}
+    metadata = {"compressor": {"id": "zstd", "level": 1}} | spec
     ts.open(
-        {"driver": "zarr", "kvstore": kvstore, "metadata": spec, "dtype": "float32"}, create=True
+        {"driver": "zarr", "kvstore": kvstore, "metadata": metadata, "dtype": "float32"},
+        create=True,
     ).result()
     manifests.write_manifest(params.parent, step=4, run_id="abc")
 
 
 ARRAYS = {
     "chunks of 1e9": ({"shape": [8], "chunks": [10**9]}, "which are larger"),
+    "chunks that say how large they are": (
+        {"shape": [8], "chunks": [8], "compressor": {"id": "blosc"}},
+        "compressed with blosc",
+    ),
     "a shape of 1e12": ({"shape": [10**6, 10**6], "chunks": [1, 1]}, "its files have"),
 }
 

@@ -10,18 +10,20 @@ from jaxalign.errors import UserError
 from jaxalign.parallel.partitioning import MeshShape, make_mesh
 from jaxalign.runs.checkpoints import find_checkpoint, restore_params
 from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
-from jaxalign.training.optimizers import adamw
+from jaxalign.training.optimizers import adamw, sgd
 from jaxalign.training.state import build_transformations, create_state
 
 
-def make_state(rows=8):
+def make_state(rows=8, optimizer=None, **roles):
     params = {
         "policy": {"kernel": jnp.arange(rows * 4.0).reshape(rows, 4)},
         "value": {"head": {"bias": jnp.ones(2)}},
         # A value without parameters of its own.
         "empty": {},
+        **roles,
     }
-    return create_state(params, build_transformations(dict.fromkeys(params, adamw()), {}))
+    optimizers = dict.fromkeys(params, optimizer or adamw())
+    return create_state(params, build_transformations(optimizers, {}))
 
 
 def placed(state, mesh, spec):
@@ -77,10 +79,25 @@ def test_shapes_that_do_not_fit_are_reported(run):
         UserError, match=r"\['kernel'\] has shape \(8, 4\), the model expects \(8, 5\)"
     ):
         restore_params(run, "policy", abstract=wrong)
-    other = make_state(rows=16)
+
+
+OTHER_STATES = {
+    "params policy.kernel has shape \\(8, 4\\), and \\(16, 4\\) in this run;": make_state(rows=16),
+    "it has optimizer opt_state.empty.0.count of shape \\(\\), which this run does not have;": make_state(
+        optimizer=sgd(1e-2)
+    ),
+    "it lacks params reward.bias of shape \\(3,\\), which this run needs;": make_state(
+        reward={"bias": jnp.ones(3)}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", OTHER_STATES)
+def test_the_array_that_does_not_fit_is_named(run, message):
+    other = OTHER_STATES[message]
     checkpointer = Checkpointer(run)
     mesh = make_mesh(MeshShape(), jax.devices()[:1])
-    with pytest.raises(UserError, match="does not fit this model or optimizer"):
+    with pytest.raises(UserError, match=rf"0 does not fit this model or optimizer: {message}"):
         checkpointer.restore(jax.eval_shape(lambda: other), placed(other, mesh, PartitionSpec()))
     checkpointer.close()
 

@@ -24,7 +24,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.ift import IFT
 from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
 from jaxalign.objectives.sft import SFT
-from jaxalign.training import task_checks
+from jaxalign.training import dry_run, task_checks
 
 POLICY = Policy(
     T5Config(
@@ -117,7 +117,15 @@ CLONING = responses_of(weighted_likelihood.weighted_behaviour_cloning_loss)
             "jpo .* has ranks, .* JOINT_WEIGHT = 0",
         ),
         (AGRO, metadata(), "the task 'mine' has 1: join .*TaskData.responses_per_example=4"),
-        (DPO, metadata(), r"needs 2 response\(s\) .* task 'mine' has 1: .*tasks/jsonl_pairs.gin"),
+        (
+            DPO,
+            metadata(),
+            r"needs 2 response\(s\) .* task 'mine' has 1: join .*--gin.TaskData.responses_per_example=2 and another --CACHE_DIR=.*"
+            r"; or .* --gin_file=tasks/jsonl_pairs.gin --TRAIN_FILE=.* and another --CACHE_DIR=",
+        ),
+        # Nobody knows which of two responses without feedback is better.
+        (DPO, metadata("seq2seq"), "task 'mine' has 1: give a file of pairs: --gin_file="),
+        (DPO, metadata("ranked", 4), "task 'mine' has 4: give a file of pairs: --gin_file="),
         (AGRO, metadata("seq2seq", 2), "agro needs rewards, which the task 'mine' does not have"),
         (
             responses_of(
@@ -195,3 +203,36 @@ def test_a_task_with_everything_suits_every_gin_file(repository):
         responses = objective.responses_per_prompt or 2
         facts = metadata("multi", responses, fields=fields)
         assert task_checks.check(objective, data, facts, quiet=True).responses == "all"
+
+
+def test_a_vocabulary_that_is_missing_is_told_although_there_is_a_cache(tmp_path, capsys):
+    """Training reads a file with it; a cache alone has its own copy, and a typing error would go unnoticed."""
+    from jaxalign.data.cache import cache
+    from jaxalign.training.optimizers import sgd
+
+    lines = [f'{{"prompt": "p {i}", "response": "r {i}", "feedback": {i}}}\n' for i in range(40)]
+    (tmp_path / "my.jsonl").write_text("".join(lines))
+    folder, file = str(tmp_path / "cache"), str(tmp_path / "my.jsonl")
+    cache("mine", folder, train_file=file, max_input_length=8, max_target_length=8)
+    objective = SFT(policy=Policy(dataclasses.replace(POLICY.config, vocab_size=384)))
+
+    def run(**options):
+        data = dataclasses.replace(DATA, cache_dir=folder, **options)
+        dry_run.check(
+            model_dir=str(tmp_path / "run"),
+            objective=objective,
+            data=data,
+            optimizers={"policy": sgd(1e-2)},
+            batch_size=4,
+        )
+
+    run(train_file=file)
+    with pytest.raises(UserError, match=r"^VOCABULARY nothere.model does not exist$"):
+        run(train_file=file, vocabulary="nothere.model")
+    with pytest.raises(UserError, match=r"cache was made with vocabulary bytes with 0 extra ids"):
+        run(train_file=file, vocabulary="bytes", extra_ids=100)
+    assert "warning" not in capsys.readouterr().err
+    run(vocabulary="nothere.model")
+    assert (
+        "warning: VOCABULARY nothere.model does not exist; the cache in" in capsys.readouterr().err
+    )
