@@ -6,8 +6,9 @@ A file has one prompt per line:
     {"id": 0, "prompt": "...", "responses": ["...", "..."], "log_probs": [-3.1, -4.0],
      "annotations": {"judge": {"scores": [0.5, 1.0]}, "self_judge": {"preferences": [[null, 0.7], [0.3, null]]}}}
 
-`log_probs` and `feedback`, if a line has them, are annotations of kind `scores` too. `null` stands for a missing value: an annotator
-could not say. All other fields of a line are kept.
+`log_probs` and `feedback`, if a line has them as lists, are annotations of kind `scores` too. `null` stands for a missing value: an
+annotator could not say. Vectors may have names of their columns, `{"vectors": [[3, 0.5], [4, 0.1]], "names": ["length", "overlap"]}`;
+the column is then an annotation `NAME.COLUMN` of kind `scores`. All other fields of a line are kept.
 """
 
 from __future__ import annotations
@@ -40,14 +41,26 @@ class Annotation:
       kind: `scores` has one number per response; `preferences` has P(i preferred to j), NaN on the diagonal; `vectors` has one vector
         per response.
       values: one array per prompt, [K], [K, K] or [K, D], float64. NaN is a missing value.
+      names: the names of the D columns of vectors, if they have names.
     """
 
     kind: str
     values: Sequence[np.ndarray]
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind of annotation {self.kind!r}; known: {', '.join(KINDS)}")
+        if self.names and self.kind != "vectors":
+            raise ValueError(f"only vectors have named columns, not {self.kind}")
+
+    @property
+    def missing(self) -> int:
+        """The number of missing values, without the diagonals of preferences."""
+        absent = sum(int(np.isnan(array).sum()) for array in self.values)
+        if self.kind != "preferences":
+            return absent
+        return absent - sum(int(np.isnan(np.diagonal(array)).sum()) for array in self.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +95,31 @@ class Candidates:
         return len(self.prompts)
 
     def annotation(self, name: str, kind: str | None = None) -> Annotation:
-        """Returns an annotation.
+        """Returns an annotation, or the column of vectors that `NAME.COLUMN` names, as scores.
 
         Raises:
           DataError: there is none of this name, or it has another kind; the message lists those that exist.
         """
-        if name not in self.annotations:
+        column = self._column(name)
+        if name not in self.annotations and column is None:
             known = ", ".join(self.annotations) or "none"
             raise DataError(
                 f"{self.path} has no annotation {name!r} (it has: {known}); add it with jaxalign annotate"
             )
-        found = self.annotations[name]
+        found = self.annotations[name] if column is None else column
         if kind is not None and found.kind != kind:
             raise DataError(
                 f"{self.path}: the annotation {name!r} holds {found.kind}; {kind} are needed"
             )
         return found
+
+    def _column(self, name: str) -> Annotation | None:
+        outer, _, column = name.rpartition(".")
+        found = self.annotations.get(outer)
+        if name in self.annotations or found is None or column not in found.names:
+            return None
+        index = list(found.names).index(column)
+        return Annotation("scores", [array[:, index] for array in found.values])
 
     def with_annotation(self, name: str, annotation: Annotation) -> Candidates:
         """Returns the candidates with one more annotation, which replaces an annotation of the same name."""
@@ -109,7 +131,7 @@ class Candidates:
             [self.prompts[i] for i in indices],
             [self.responses[i] for i in indices],
             {
-                name: Annotation(found.kind, [found.values[i] for i in indices])
+                name: Annotation(found.kind, [found.values[i] for i in indices], found.names)
                 for name, found in self.annotations.items()
             },
             [self.fields[i] for i in indices],
@@ -130,6 +152,7 @@ class Candidates:
         if annotations:
             line["annotations"] = {
                 name: {found.kind: _to_json(found.values[index])}
+                | ({"names": list(found.names)} if found.names else {})
                 for name, found in annotations.items()
             }
         return line
@@ -149,7 +172,7 @@ def read_candidates(path: str | Path) -> Candidates:
     responses: list[list[str]] = []
     fields: list[dict[str, Any]] = []
     values: dict[str, list[np.ndarray]] = {}
-    kinds: dict[str, str] = {}
+    kinds: dict[str, tuple[str, tuple[str, ...]]] = {}
     for number, line in read_json_objects(path):
         where = f"{path}:{number}"
         prompt, texts = line.get("prompt"), line.get("responses")
@@ -158,21 +181,25 @@ def read_candidates(path: str | Path) -> Candidates:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(f"{where}: the field 'responses' must be a list of texts")
         found = _annotations(line, where)
-        if prompts and {name: kind for name, (kind, _) in found.items()} != kinds:
+        if prompts and {name: each[:2] for name, each in found.items()} != kinds:
             raise DataError(
-                f"{where}: its annotations ({', '.join(found) or 'none'}) are not those of the lines before "
+                f"{where}: its annotations ({', '.join(found) or 'none'}) or their kinds are not those of the lines before "
                 f"({', '.join(kinds) or 'none'})"
             )
-        for name, (kind, array) in found.items():
-            kinds[name] = kind
+        for name, (kind, names, array) in found.items():
+            kinds[name] = (kind, names)
             values.setdefault(name, []).append(array)
-            _check_shape(name, kind, array, len(texts), where)
+            _check_shape(name, kind, names, array, len(texts), where)
         prompts.append(prompt)
         responses.append(texts)
-        fields.append({key: value for key, value in line.items() if key not in _OWN_FIELDS})
+        # Feedback that is no list belongs to another response, the logged one of a line whose prompt got new responses.
+        own = [name for name in _OWN_FIELDS if name in found or name != "feedback"]
+        fields.append({key: value for key, value in line.items() if key not in own})
     if not prompts:
         raise DataError(f"{path} holds no candidates.")
-    annotations = {name: Annotation(kinds[name], arrays) for name, arrays in values.items()}
+    annotations = {
+        name: Annotation(kinds[name][0], arrays, kinds[name][1]) for name, arrays in values.items()
+    }
     return Candidates(prompts, responses, annotations, fields, str(path))
 
 
@@ -183,23 +210,36 @@ def write_candidates(path: str | Path, candidates: Candidates) -> None:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
-def _annotations(line: Mapping[str, Any], where: str) -> dict[str, tuple[str, np.ndarray]]:
+def _annotations(
+    line: Mapping[str, Any], where: str
+) -> dict[str, tuple[str, tuple[str, ...], np.ndarray]]:
+    """Returns the kind, the names of columns and the values of every annotation of a line."""
     given = line.get("annotations", {})
     if not isinstance(given, Mapping):
         raise DataError(f"{where}: the field 'annotations' must be an object")
-    found = {
-        name: ("scores", _from_json(line[name], name, where))
-        for name in TOP_LEVEL
-        if line.get(name) is not None
-    }
+    found: dict[str, tuple[str, tuple[str, ...], np.ndarray]] = {}
+    if line.get("log_probs") is not None:
+        found["log_probs"] = ("scores", (), _from_json(line["log_probs"], "log_probs", where))
+    if isinstance(line.get("feedback"), list):
+        found["feedback"] = ("scores", (), _from_json(line["feedback"], "feedback", where))
     for name, value in given.items():
-        if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in KINDS:
+        kinds = set(value) - {"names"} if isinstance(value, Mapping) else set()
+        if len(kinds) != 1 or not kinds <= set(KINDS):
             raise DataError(
                 f"{where}: the annotation {name!r} must be an object with one of {', '.join(KINDS)}"
             )
-        kind, numbers = next(iter(value.items()))
-        found[name] = (kind, _from_json(numbers, name, where))
+        (kind,) = kinds
+        found[name] = (kind, _names(value, name, where), _from_json(value[kind], name, where))
     return found
+
+
+def _names(value: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:
+    names = value.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise DataError(f"{where}: the names of the annotation {name!r} must be a list of texts")
+    if names and "vectors" not in value:
+        raise DataError(f"{where}: the annotation {name!r} has names, which only vectors have")
+    return tuple(names)
 
 
 def _from_json(value: Any, name: str, where: str) -> np.ndarray:
@@ -235,11 +275,15 @@ def _check_shapes(
             f"{path}: the annotation {name!r} has {len(annotation.values)} entries for {len(responses)} prompts"
         )
     for index, (array, texts) in enumerate(zip(annotation.values, responses, strict=True)):
-        _check_shape(name, annotation.kind, array, len(texts), f"{path}, prompt {index}")
+        where = f"{path}, prompt {index}"
+        _check_shape(name, annotation.kind, annotation.names, array, len(texts), where)
 
 
-def _check_shape(name: str, kind: str, array: np.ndarray, count: int, where: str) -> None:
-    wanted = {"scores": (count,), "preferences": (count, count), "vectors": (count, -1)}[kind]
+def _check_shape(
+    name: str, kind: str, names: Sequence[str], array: np.ndarray, count: int, where: str
+) -> None:
+    width = len(names) or -1
+    wanted = {"scores": (count,), "preferences": (count, count), "vectors": (count, width)}[kind]
     fits = array.ndim == len(wanted) and all(
         size in (want, -1) or want == -1 for size, want in zip(array.shape, wanted, strict=True)
     )
