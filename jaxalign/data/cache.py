@@ -59,7 +59,8 @@ def cache(
       max_unknown_fraction: largest share of unknown pieces in a prompt or response.
       duplicates: "reject" or "keep" repeated records. Logged data often contains repeats; use "keep" for such data.
       kind, train_file, validation_file: your own data files; without a validation file a tenth of the prompts is held out.
-      layout: "records", or a layout of another library: "trl", "hh", "instructions", "compared", "ultrafeedback" (docs/data.md).
+      layout: "records", or a layout of another library: "trl", "hh", "instructions", "compared", "ultrafeedback"; or
+        "candidates" (docs/data.md).
       fields: names of the fields in your file, as ours=theirs, such as response=completion,feedback=label.
       responses_per_example: if above 1, the records of one prompt are joined into examples of up to that many responses.
       overwrite: replace a different cache in `output_dir`.

@@ -294,9 +294,9 @@ def _with_our_names(
     Raises:
       RecordError: the object does not have the layout, or has no prompt under the given name.
     """
-    if layout == "ultrafeedback":
+    if layout in ("ultrafeedback", "candidates"):
         raise UserError(
-            "an evaluation does not read the layout 'ultrafeedback'; make a cache of it, and give that"
+            f"an evaluation does not read the layout {layout!r}; make a cache of it, and give that"
         )
     obj = dict(layouts.to_record_fields(given, layout, fields))
     if layout == "records":

@@ -8,6 +8,7 @@
 | `instructions` | `instruction`, `input` (may be empty), `output`                                                                     |
 | `compared`     | `response_a`, `response_b` and who prefers which: `human_labels` (1 first, 2 second, 0 tie), or `winner`              |
 | `ultrafeedback`| UltraFeedback's own layout, see `ultrafeedback`                                                                      |
+| `candidates`   | several responses with named annotations, as `jaxalign generate` and `annotate` write them, see `candidate_records`   |
 
 A list of messages becomes text with one line for each message, `role: content`; the response is only the last assistant message.
 """
@@ -21,7 +22,7 @@ from typing import Any, TypeGuard
 from jaxalign.data.records import FIELDS, RecordError, field_value, number
 from jaxalign.data.rejections import DataError
 
-LAYOUTS = ("records", "trl", "hh", "instructions", "compared", "ultrafeedback")
+LAYOUTS = ("records", "trl", "hh", "instructions", "compared", "ultrafeedback", "candidates")
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 TURN = re.compile(r"\n\n(?:Assistant|ASSISTANT):")
 _FIRST = ("model_a", "a", "first", "1", "response_a")
@@ -63,7 +64,7 @@ def parse_fields(fields: str | Sequence[str] | Mapping[str, str] | None) -> dict
 
 
 def to_record_fields(obj: Any, layout: str, fields: Mapping[str, str]) -> Any:
-    """Converts an object of another layout to our fields; `ultrafeedback` has its own parser.
+    """Converts an object of another layout to our fields; `ultrafeedback` and `candidates` have parsers of their own.
 
     Raises:
       RecordError: the object does not have that layout.

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from jaxalign.data.candidate_records import feedback_field
 from jaxalign.data.layouts import TURN, is_messages
 from jaxalign.data.records import KINDS, RecordError, number
 
@@ -79,6 +80,8 @@ def layout_of(obj: Any) -> Found | None:
         return None
     if {"response_a", "response_b"} <= names and names & {"human_labels", "winner", "preference"}:
         return Found("pair", "compared")
+    if isinstance(obj.get("responses"), list) and _is_candidates(obj):
+        return _candidates(obj, prompt)
     if isinstance(obj.get("responses"), list):
         return _renamed("multi" if "scores" in names else "ranked", prompt=prompt)
     if {"instruction", "output"} <= names and isinstance(obj.get("input"), str):
@@ -119,6 +122,18 @@ def _is_feedback(value: Any) -> bool:
     except RecordError:
         return False
     return True
+
+
+def _is_candidates(obj: Mapping[str, Any]) -> bool:
+    """Returns whether nobody ranked the responses of a line, because a policy wrote them or they have annotations."""
+    return isinstance(obj.get("annotations"), Mapping) or isinstance(obj.get("log_probs"), list)
+
+
+def _candidates(obj: Mapping[str, Any], prompt: str) -> Found:
+    feedback = feedback_field(obj)
+    named = {"prompt": prompt} | ({"feedback": feedback} if feedback else {})
+    found = _renamed("triplet" if feedback else "seq2seq", **named)
+    return dataclasses.replace(found, layout="candidates")
 
 
 def _renamed(kind: str, **named: str) -> Found:

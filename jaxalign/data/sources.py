@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxalign.data import derived, json_lines, layouts, synthetic, validation
+from jaxalign.data.candidate_records import CandidatesParser, common_scores
 from jaxalign.data.records import Record, check_kind
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
@@ -159,10 +160,13 @@ class JsonlSource:
     def _read(self, path: str, log: RejectionLog | None, split: str) -> Iterator[Record]:
         objects = self.objects(path, log, split)
         file = self.describe(path)
-        if self.parser is not None:
-            return validation.parse_objects_with(
-                objects, self.parser, file=file, log=log, split=split
+        parser = self.parser
+        if self.layout == "candidates" and parser is None:
+            parser = CandidatesParser(
+                self.kind, layouts.parse_fields(self.fields), self.score_names
             )
+        if parser is not None:
+            return validation.parse_objects_with(objects, parser, file=file, log=log, split=split)
         return validation.parse_objects(
             objects,
             self.kind,
@@ -191,7 +195,11 @@ class JsonlSource:
             for path in self.paths(self.splits[0])
             for item in self.objects(path, RejectionLog(), "")
         )
-        names = validation.common_score_names(objects, fields=layouts.parse_fields(self.fields))
+        fields = layouts.parse_fields(self.fields)
+        if self.layout == "candidates":
+            names = common_scores(objects, fields)
+        else:
+            names = validation.common_score_names(objects, fields=fields)
         if names:
             return names
         raise DataError(f"No record of {self.files} has scores; give score_names, or another kind.")

@@ -39,7 +39,7 @@ class TaskData:
       vocabulary: 'bytes' or the path of a SentencePiece model; the task's own by default.
       extra_ids: the number of sentinels after the vocabulary (100 for T5).
       kind: the record kind of the files.
-      layout: the layout of the files: 'records', 'trl', 'hh', 'instructions', 'compared' or 'ultrafeedback' (`data.layouts`).
+      layout: the layout of the files, 'records', 'candidates' or one of another library (`data.layouts`).
       fields: field names of the files that differ from ours, such as 'response=completion,feedback=label', or {our name: the files' name}.
       train_file: JSON Lines, or another format that `data.json_lines` reads.
       validation_file: JSON Lines; without it a tenth of the training file's prompts is held out.

@@ -8,6 +8,7 @@ that the uninterrupted run would have written.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -31,7 +32,9 @@ from jaxalign.runs.folder import Run, TrainedNetwork
 
 # How the keys of samples follow from the seed: a file that was begun with others cannot be continued.
 SAMPLE_KEYS = "seed, prompt, sample"
-_WRITTEN = ("id", "responses", "log_probs", "finished")
+_WRITTEN = ("id", "responses", "log_probs", "finished", "sampler", "annotations")
+# Lists of these fields belong to the responses that the new ones replace.
+_OF_RESPONSES = ("feedback", "scores")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,8 @@ def generate(
       output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
         [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included), `finished` [num_samples] (whether
         the response ended before the length limit) and the other fields of the input line. An input field `id` is kept as `source_id`.
-        Input fields `responses`, `log_probs` and `finished` are replaced.
+        Input fields `responses`, `log_probs` and `finished` are replaced, and annotations of old responses are left out.
+        `sampler` is a digest of the policy, its step and all settings, which OUTPUT.settings.json holds in full.
       num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
       batch_size: the number of prompts decoded together.
       max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
@@ -168,6 +172,7 @@ def write_responses(
         "long_prompts": encoder.limits.long_prompts,
         **vars(settings.decoding),
     }
+    sampler = sampler_digest(run.run.description.run_id, fingerprint)
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
     done = resume(output, fingerprint, list(prompts.texts), overwrite)
@@ -198,6 +203,7 @@ def write_responses(
                     "responses": [decode_tokens(run.vocabulary, sample) for sample in tokens[row]],
                     "log_probs": [float(value) for value in log_probs[row]],
                     "finished": finished,
+                    "sampler": sampler,
                 }
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 written += 1
@@ -216,6 +222,13 @@ def write_responses(
     }
 
 
+def sampler_digest(run_id: str, fingerprint: Mapping[str, Any]) -> str:
+    """Returns twelve hexadecimal digits that differ between runs, steps, decoding settings and seeds."""
+    identity = {key: value for key, value in fingerprint.items() if key != "checkpoint"}
+    text = json.dumps({"run_id": run_id, **identity}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
     """Reads the prompts of a file, one per line.
 
@@ -225,7 +238,11 @@ def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
     records, texts = [], []
     for number, record in read_json_objects(path):
         texts.append(prompt_of(record, prompt_field, path, number))
-        kept = {key: value for key, value in record.items() if key not in _WRITTEN}
+        kept = {
+            key: value
+            for key, value in record.items()
+            if key not in _WRITTEN and not (key in _OF_RESPONSES and isinstance(value, list))
+        }
         if "id" in record:
             kept["source_id"] = record["id"]
         records.append(kept)

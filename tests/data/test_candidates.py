@@ -52,7 +52,10 @@ def test_log_probs_are_a_field_of_the_line_and_missing_values_are_null(candidate
     assert line["log_probs"] == [-1.0, -2.0]
     assert line["annotations"]["judge"] == {"scores": [0.5, None]}
     assert line["annotations"]["pairs"] == {"preferences": [[None, 0.7], [0.3, None]]}
-    assert line["annotations"]["features"] == {"vectors": [[1, 1], [1, 1]], "names": ["length", "x"]}
+    assert line["annotations"]["features"] == {
+        "vectors": [[1, 1], [1, 1]],
+        "names": ["length", "x"],
+    }
     assert (line["id"], line["group"]) == (7, "g")
 
 

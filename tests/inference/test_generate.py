@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.data.candidates import read_candidates
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
@@ -48,6 +49,24 @@ def decoder_that_often_never_ends(policy, settings, batch_size):
         return np.where(odd & (responses == 1), ord("z"), responses), log_probs
 
     return endless
+
+
+def test_the_output_is_candidates_whose_sampler_tells_seeds_apart(fake_runs, prompts, tmp_path):
+    output, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
+    generate("run3", prompts, str(output), **OPTIONS)
+    generate("run3", prompts, str(other), **{**OPTIONS, "seed": 8})
+    candidates = read_candidates(output)
+    assert candidates.annotation("log_probs", "scores").missing == 0
+    samplers = {line["sampler"] for path in (output, other) for line in lines_of(path)}
+    assert len(samplers) == 2
+
+
+def test_new_responses_do_not_inherit_the_annotations_of_old_ones(fake_runs, write_lines, tmp_path):
+    old = {"prompt": "p", "responses": ["a"], "feedback": [1], "annotations": {}, "tag": 1}
+    output = str(tmp_path / "out.jsonl")
+    generate("run3", write_lines("in.jsonl", [old]), output)
+    (line,) = lines_of(output)
+    assert line["tag"] == 1 and not {"feedback", "annotations"} & set(line)
 
 
 @pytest.mark.parametrize("kept_lines", [0, 1, 4, 7, 10])
