@@ -33,7 +33,7 @@ def test_a_specification_has_a_name_and_an_argument_or_settings():
     spec = parse_spec("best:annotation=judge, margin=0.5")
     assert (spec.argument, dict(spec.settings)) == ("", {"annotation": "judge", "margin": "0.5"})
     assert parse_spec("best:path=a=b").settings == {"path": "a=b"}
-    with pytest.raises(UserError, match="'0.5' must be written key=value"):
+    with pytest.raises(UserError, match=r"'0\.5' must be written key=value"):
         parse_spec("best:margin=1,0.5")
 
 

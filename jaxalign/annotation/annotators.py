@@ -12,21 +12,35 @@ class Polite:
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from jaxalign.annotation import judges
+from jaxalign.annotation.flat import flat, references_of, split
+from jaxalign.annotation.judged import JudgeAnnotator
 from jaxalign.data.candidates import Annotation, Candidates
 from jaxalign.errors import UserError
 from jaxalign.plugins import Registry
+
+# The modules with the annotators of this package. They are imported when the first annotator is looked up.
+_BUILT_IN = (
+    "feature_vectors",
+    "labels",
+    "policy_scores",
+    "self_judge",
+    "uncertainty",
+)
 
 
 class Annotator(Protocol):
     """Puts numbers on responses.
 
     Optional methods: ``check(candidates)`` raises `UserError` before any work if the candidates cannot be annotated, and
-    ``counts() -> dict[str, int]`` says what happened so far, for reports (such as malformed verdicts of a judge).
+    ``counts() -> dict[str, int]`` says what happened so far, for reports (such as malformed verdicts of a judge). The optional attribute
+    ``names`` names the columns of vectors.
 
     Attributes:
       kind: the kind of the annotation: "scores", "preferences" or "vectors".
@@ -57,26 +71,51 @@ class FunctionAnnotator:
         return {"function": f"{self._function.__module__}.{self.name}"}
 
     def annotate(self, candidates: Candidates) -> Sequence[np.ndarray]:
-        prompts = [
-            prompt
-            for prompt, texts in zip(candidates.prompts, candidates.responses, strict=True)
-            for _ in texts
-        ]
-        texts = [text for group in candidates.responses for text in group]
-        scores = np.asarray(self._function(prompts, texts, None), np.float64)
+        prompts, texts = flat(candidates)
+        scores = self._function(prompts, texts, references_of(candidates))
+        scores = np.asarray(scores, np.float64)
         if scores.shape != (len(texts),):
             raise UserError(
                 f"annotator {self.name!r} gave an array of shape {list(scores.shape)} for {len(texts)} responses; "
                 "it must give one number each"
             )
-        ends = np.cumsum([len(group) for group in candidates.responses])[:-1]
-        return np.split(scores, ends)
+        return split(scores, candidates)
 
 
 _REGISTRY: Registry[Annotator] = Registry("annotator", FunctionAnnotator)
 register_annotator = _REGISTRY.register
-annotator_names = _REGISTRY.names
-get_annotator = _REGISTRY.build
+
+
+def annotator_names() -> list[str]:
+    """Returns the names of the annotators, judges included."""
+    _import_built_in()
+    return sorted({*_REGISTRY.names(), *judges.judge_names()})
+
+
+def get_annotator(spec: str, **overrides: Any) -> Annotator:
+    """Returns the annotator of a specification, see `jaxalign.plugins`. Every judge is an annotator under its own name.
+
+    Args:
+      spec: such as `log_prob:policy=runs/a,per_token=true`, `slot_error`, or `module:function` for a function of one's own.
+      **overrides: further arguments of the annotator.
+
+    Raises:
+      UserError: an unknown name or setting, or what the annotator itself refuses.
+    """
+    _import_built_in()
+    name, _, argument = spec.partition(":")
+    if name not in _REGISTRY and name in judges.judge_names():
+        return JudgeAnnotator(spec)
+    if name not in _REGISTRY and not argument:
+        raise UserError(
+            f"no annotator named {name!r}: use one of {', '.join(annotator_names())}, or module:function"
+        )
+    return _REGISTRY.build(spec, **overrides)
+
+
+def _import_built_in() -> None:
+    for module in _BUILT_IN:
+        importlib.import_module(f"jaxalign.annotation.{module}")
 
 
 def apply(annotator: Annotator, candidates: Candidates, name: str) -> Candidates:
@@ -86,9 +125,10 @@ def apply(annotator: Annotator, candidates: Candidates, name: str) -> Candidates
       UserError: the annotator gives arrays of another shape, or an infinite number.
     """
     values = [np.asarray(array, np.float64) for array in annotator.annotate(candidates)]
+    names = tuple(getattr(annotator, "names", ()))
     for index, array in enumerate(values):
         if np.isinf(array).any():
             raise UserError(
                 f"annotation {name!r}: infinite for the prompt {candidates.prompts[index][:60]!r}"
             )
-    return candidates.with_annotation(name, Annotation(annotator.kind, values))
+    return candidates.with_annotation(name, Annotation(annotator.kind, values, names))

@@ -11,7 +11,6 @@ your own judges: any importable function (prompts, responses, references) -> one
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -19,16 +18,18 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.annotation.llm_scores import LLMScores
+from jaxalign.annotation.reward_judges import (
+    FeatureRewardJudge,
+    RewardModelJudge,
+    judging_encoder,
+)
 from jaxalign.data import slots, synthetic
-from jaxalign.data.encoding import EncodedTexts, TextEncoder, describe_cut
 from jaxalign.data.evaluation_set import prompt_of
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
-from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.rows import predict_rewards
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.runs.folder import Run, TrainedNetwork
+from jaxalign.runs.folder import Run
 
 References = Sequence[Sequence[str]]
 JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
@@ -186,7 +187,7 @@ class SlotErrorJudge:
     name = "slot_error"
 
     def __init__(self, known_acts: Iterable[str] | None = None) -> None:
-        self._known_acts = None if known_acts is None else list(known_acts)
+        self.known_acts = None if known_acts is None else list(known_acts)
 
     def count(self, prompts: Sequence[str], responses: Sequence[str]) -> list[SlotErrors]:
         """Counts the missing and invented slots of every response, and the slots of its act.
@@ -194,12 +195,12 @@ class SlotErrorJudge:
         Raises:
           UserError: a prompt is not a dialogue act.
         """
-        acts = prompts if self._known_acts is None else self._known_acts
+        acts = prompts if self.known_acts is None else self.known_acts
         try:
-            lexicon = slots.Lexicon(act for act in acts if not _is_bundled_act(act))
+            lexicon = slots.Lexicon(act for act in acts if not synthetic.is_act(act))
             return [
                 synthetic.slot_errors(prompt, response)
-                if _is_bundled_act(prompt)
+                if synthetic.is_act(prompt)
                 else slots.slot_errors(prompt, response, lexicon)
                 for prompt, response in zip(prompts, responses, strict=True)
             ]
@@ -218,12 +219,6 @@ class SlotErrorJudge:
         references: References | None = None,
     ) -> Float[np.ndarray, " items"]:
         return np.array([-errors.rate for errors in self.count(prompts, responses)])
-
-
-def _is_bundled_act(prompt: str) -> bool:
-    """Returns whether a prompt has the format `act domain ( slot = value ; ... )` of the bundled task."""
-    words = prompt.split(" ", 3)
-    return len(words) > 2 and words[1] in synthetic.DOMAINS and words[2] == "("
 
 
 @register_judge("exact_match")
@@ -264,60 +259,8 @@ def reward_model_judge(argument: str) -> Judge:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
     run = Run(argument).reward()
     if isinstance(run.network, FeatureReward):
-        raise UserError(
-            f"judge 'reward_model': the reward of {argument} reads scores of a response, not its text."
-        )
-    return RewardModelJudge(run.network, run.params, _judging_encoder(run))
-
-
-def _judging_encoder(run: TrainedNetwork) -> TextEncoder:
-    """Returns the run's encoder. If the run rejected long prompts, they are cut, because a judge must score every response."""
-    return encoder_of(run, long_prompts="truncate" if run.long_prompts == "reject" else "")
-
-
-class RewardModelJudge:
-    """A judge that applies a reward network to the tokens of prompt and response, in the layout of training.
-
-    Prompts are cut as in the run. A response that is longer than the run's limit is cut at its end, because a judge must score every
-    response. The number of cut texts is printed on standard error.
-    """
-
-    def __init__(
-        self,
-        network: Any,
-        params: Any,
-        encoder: TextEncoder,
-        *,
-        batch_size: int = 32,
-        name: str = "reward_model",
-    ) -> None:
-        self.name = name
-        self._network, self._params, self._encoder = network, params, encoder
-        self._batch_size = batch_size
-
-    def score(
-        self,
-        prompts: Sequence[str],
-        responses: Sequence[str],
-        references: References | None = None,
-    ) -> Float[np.ndarray, " items"]:
-        read, answers = self._encoder.prompts(prompts), self._encoder.responses(responses)
-        self._say_cut(read, answers)
-        return predict_rewards(
-            self._network, self._params, read.tokens, answers.tokens, batch_size=self._batch_size
-        )
-
-    def _say_cut(self, prompts: EncodedTexts, responses: EncodedTexts) -> None:
-        limits = self._encoder.limits
-        told = describe_cut(prompts.cut, len(prompts.tokens), limits, "as in its training")
-        if told:
-            print(f"judge {self.name}: {told}", file=sys.stderr)
-        if responses.cut:
-            print(
-                f"judge {self.name}: {responses.cut} of {len(responses.tokens)} responses were cut at their end "
-                f"(max_target_length={limits.max_target_length} of its training)",
-                file=sys.stderr,
-            )
+        return FeatureRewardJudge(run)
+    return RewardModelJudge(run.network, run.params, judging_encoder(run))
 
 
 register_judge("llm")(LLMScores)

@@ -164,6 +164,14 @@ COMMANDS = {
             "{result[cut_prompts]:.1%}, unknown pieces: {result[unknown_pieces]:.1%}, unfinished responses: {result[unfinished]:.1%}",
         ),
         Command(
+            "annotate",
+            "jaxalign.annotation.annotate",
+            "annotate",
+            "add a named annotation to responses: of a judge, a reward model, a policy, people, embeddings",
+            "{result[report]}",
+            registers_tasks=False,
+        ),
+        Command(
             "evaluate",
             "jaxalign.evaluation.evaluate",
             "evaluate",

@@ -115,6 +115,12 @@ def parse_act(prompt: str) -> list[tuple[str, str]]:
     return _PAIR.findall(prompt)
 
 
+def is_act(prompt: str) -> bool:
+    """Returns whether a prompt has the format `act domain ( slot = value ; ... )` of the bundled task."""
+    words = prompt.split(" ", 3)
+    return len(words) > 2 and words[1] in DOMAINS and words[2] == "("
+
+
 def slot_errors(prompt: str, response: str) -> SlotErrors:
     """Counts the exact errors of a response: wanted values that are absent (missing), known values that are unwanted (invented).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
 
 
-def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwrite: bool) -> int:
+def resume(
+    output: Path,
+    fingerprint: dict[str, Any],
+    prompts: list[str],
+    overwrite: bool,
+    *,
+    ids: Sequence[Any] | None = None,
+) -> int:
     """Prepares the output file and returns the number of complete lines that it already holds.
 
     Args:
@@ -19,6 +27,7 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
       fingerprint: the settings of the file, which are stored beside it.
       prompts: the prompts of all lines.
       overwrite: whether to start again from an empty file.
+      ids: the field `id` of all lines; their indices by default.
 
     Raises:
       UserError: the file was written with other settings or from other prompts, or its settings cannot be read.
@@ -30,7 +39,7 @@ def resume(output: Path, fingerprint: dict[str, Any], prompts: list[str], overwr
     if output.exists() and output.stat().st_size:
         _check_settings(output, side_file, fingerprint)
         _drop_torn_line(output)
-        done = _check_lines(output, prompts)
+        done = _check_lines(output, prompts, ids or range(len(prompts)))
     files.write_text(side_file, json.dumps(fingerprint, indent=1) + "\n")
     return done
 
@@ -65,7 +74,7 @@ def _drop_torn_line(output: Path) -> None:
             file.truncate(complete)
 
 
-def _check_lines(output: Path, prompts: list[str]) -> int:
+def _check_lines(output: Path, prompts: list[str], ids: Sequence[Any]) -> int:
     done = 0
     for number, record in read_json_objects(output):
         if done >= len(prompts):
@@ -73,7 +82,7 @@ def _check_lines(output: Path, prompts: list[str]) -> int:
                 f"{output}:{number}: more lines than the input has prompts ({len(prompts)}); "
                 "give another --output, or --overwrite."
             )
-        if record.get("id") != done or record.get("prompt") != prompts[done]:
+        if record.get("id") != ids[done] or record.get("prompt") != prompts[done]:
             raise UserError(
                 f"{output}:{number}: its prompt is not prompt {done} of the input; "
                 "give another --output, or --overwrite."

@@ -19,6 +19,7 @@ LONG_PROMPTS = ("truncate", "truncate_left", "reject")
 MAX_LENGTH = 1 << 17  # tokens; attention over more tokens does not fit on any device
 MAX_STEP = 10**12
 _MAX_ROLES = 32
+_MAX_SCORES, _MAX_SCORE_NAME = 4096, 1024
 _MAX_HIDDEN_LAYERS, _MAX_SIZE = 64, 1 << 24
 # The fields of networks besides their T5 configuration.
 _WHOLE = ("value_token", "max_length", "num_features")
@@ -87,6 +88,7 @@ class RunDescription:
       reward: the statistics that standardise rewards; None if rewards are not standardised.
       units: 'rewards' or 'feedback', the unit of a value network.
       run_id: the id of the run.
+      score_names: the names of the scores of the run's task, in the order in which a reward of scores reads them.
       manifests: whether every checkpoint of this run has a manifest, so that one without is damaged.
       content: the whole checked JSON object.
     """
@@ -102,6 +104,7 @@ class RunDescription:
     reward: RewardStatistics | None = None
     units: str = "rewards"
     run_id: str = "unnamed"
+    score_names: tuple[str, ...] = ()
     manifests: bool = False
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -161,6 +164,7 @@ def parse_description(content: Mapping[str, Any], where: str) -> RunDescription:
         reward=_reward(read),
         units=str(units),
         run_id=read.text("run_id", "unnamed") or "unnamed",
+        score_names=_score_names(read, content.get("score_names")),
         manifests=read.truth("manifests"),
         content=content,
     )
@@ -252,6 +256,17 @@ def _reward(read: JsonReader) -> RewardStatistics | None:
     if mean is None or std is None:
         raise read.wrong("reward", "an object with the numbers 'mean' and 'std'")
     return RewardStatistics(mean, std)
+
+
+def _score_names(read: JsonReader, names: Any) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    plain = isinstance(names, list) and all(
+        isinstance(name, str) and len(name) <= _MAX_SCORE_NAME for name in names
+    )
+    if not plain or len(names) > _MAX_SCORES:
+        raise read.wrong("score_names", f"a list of at most {_MAX_SCORES} names")
+    return tuple(names)
 
 
 def _check_origin(read: JsonReader, key: str, origin: Any) -> None:

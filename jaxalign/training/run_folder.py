@@ -122,6 +122,7 @@ def write_description(
         "reward": dataclasses.asdict(statistics)
         if statistics and data.standardize_rewards
         else None,
+        **({"score_names": list(metadata.score_names)} if metadata.score_names else {}),
         "task": data.task,
         "task_fingerprint": metadata.fingerprint,
         "manifests": True,

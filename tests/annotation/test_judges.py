@@ -78,10 +78,10 @@ def test_reward_model_reads_prompt_and_response_and_says_what_it_cuts(
         judges.get_judge("reward_model")
 
 
-def test_a_reward_of_scores_cannot_judge_text(fake_runs, monkeypatch):
+def test_a_reward_of_unnamed_scores_cannot_judge_text(fake_runs, monkeypatch):
     features = dataclasses.replace(Run("run1").reward(), network=FeatureReward(7))
     monkeypatch.setattr(Run, "reward", lambda run: features)
-    with pytest.raises(UserError, match="reads scores of a response, not its text"):
+    with pytest.raises(UserError, match="records the names of 0"):
         judges.get_judge("reward_model:run1")
 
 

@@ -83,7 +83,7 @@ def test_prompts_are_taken_in_the_given_order_with_their_annotations(candidates)
 
 
 def test_an_absent_annotation_and_one_of_another_kind_are_told(candidates):
-    with pytest.raises(DataError, match="no annotation 'elo' .*add it with jaxalign annotate"):
+    with pytest.raises(DataError, match=r"no annotation 'elo' .*add it with jaxalign annotate"):
         candidates.annotation("elo")
     with pytest.raises(DataError, match="'judge' holds scores; preferences are needed"):
         candidates.annotation("judge", "preferences")

@@ -1,0 +1,296 @@
+"""Implements `jaxalign annotate`, which adds a named annotation to candidates or logged records. It can be resumed.
+
+The lines are written beside the output, in blocks of prompts, and take its name when all are there; so the output may be the input, and
+nobody reads half a file. To resume an interrupted command, give it again. OUTPUT.annotations.json records what made each annotation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxalign import files
+from jaxalign.annotation.annotators import Annotator, apply, get_annotator
+from jaxalign.annotation.judge_calibration import calibration
+from jaxalign.data.candidates import TOP_LEVEL, Candidates, read_candidates
+from jaxalign.data.logged_responses import read_responses
+from jaxalign.errors import UserError, require_range
+from jaxalign.inference.resumable_output import resume
+from jaxalign.locks import Lock
+
+_NAME = re.compile(r"[\w-]+")
+_PROGRESS_SECONDS = 30.0
+
+
+def annotate(
+    input: str,
+    annotator: str,
+    output: str,
+    *,
+    name: str = "",
+    kind: str = "",
+    layout: str = "",
+    fields: str = "",
+    join_prompts: bool = False,
+    truth: str = "",
+    block_size: int = 64,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Adds a named annotation to the responses of a file.
+
+    Args:
+      input: candidates (of `jaxalign generate`, `annotate` or `select`), or logged records of any kind and layout. Each line of
+        records becomes a prompt with its responses, and its feedback becomes the annotation `feedback`.
+      annotator: what annotates: `name`, `name:argument`, `name:key=value,key=value` or `module:function` (docs/annotation.md).
+      output: the candidates with the annotation; may be the input, which is then replaced at the end.
+      name: the name of the annotation; by default the annotator's name.
+      kind, layout, fields: how to read logged records; recognised by default.
+      join_prompts: whether the lines of one prompt become one line.
+      truth: an annotation of kind `scores` that is true, with which preferences are compared: accuracy and calibration.
+      block_size: the number of prompts that are annotated and written together.
+      overwrite: whether to replace an existing annotation of this name, or an output that was made otherwise.
+
+    Returns:
+      `output`, `name`, `kind`, `prompts`, `new` (lines annotated by this call), `missing` (values of these lines that the annotator
+      could not determine), `counts` (what the annotator counted), `rejected` (records by reason) and `report`, all of this in words.
+
+    Raises:
+      UserError: a malformed input, an annotator that cannot be used, or an output that was made from another input or otherwise.
+    """
+    require_range("annotate", "[1, inf)", block_size=block_size)
+    # An annotator that cannot be used is reported before a large file is read.
+    made = get_annotator(annotator)
+    name = name or default_name(annotator)
+    candidates, log = read_responses(
+        input,
+        kind=kind,
+        layout=layout,
+        fields=fields,
+        join_prompts=join_prompts,
+        side_file=f"{output}.rejected.jsonl",
+    )
+    result = annotate_candidates(
+        made, candidates, output, name, truth=truth, block_size=block_size, overwrite=overwrite
+    )
+    if log.counts:
+        result["rejected"] = log.counts
+        reasons = ", ".join(f"{count} {reason}" for reason, count in log.counts.items())
+        result["report"] += f"; records left out: {reasons}"
+    return result
+
+
+def default_name(spec: str) -> str:
+    """Returns the name of a specification's annotation: the plug-in's name, or the function of `module:function`."""
+    name, _, rest = spec.partition(":")
+    own = rest and "=" not in rest and rest.isidentifier() and "." in name
+    return re.sub(r"[^\w-]", "_", rest if own else name)
+
+
+def annotate_candidates(
+    annotator: Annotator,
+    candidates: Candidates,
+    output: str | Path,
+    name: str,
+    *,
+    truth: str = "",
+    block_size: int = 64,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Does the work of `annotate` for candidates that are read already; `candidates.path` may be the output."""
+    _check_name(name, annotator.kind)
+    if truth and annotator.kind == "preferences":
+        candidates.annotation(truth, "scores")
+    job = _Job(candidates, Path(output).expanduser(), name, dict(annotator.identity()))
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(job.beside(".lock"), f"output {job.output}"):
+        new, missing = (
+            (0, 0) if job.is_finished(overwrite) else _write(annotator, job, block_size, overwrite)
+        )
+    counts = {key: value for key, value in _counts(annotator).items() if value}
+    told = "".join(f"; {key}: {value}" for key, value in counts.items())
+    report = (
+        f"{job.output} holds {len(candidates)} prompts with the annotation {name!r} ({annotator.kind}), {new} of them new; "
+        f"missing values: {missing}{told}"
+    )
+    if truth and annotator.kind == "preferences":
+        annotated = read_candidates(job.output)
+        truths = annotated.annotation(truth, "scores").values
+        found = calibration(annotated.annotation(name).values, truths)
+        report += f"; against {truth!r}, {found.describe()}"
+    return {
+        "output": str(job.output),
+        "name": name,
+        "kind": annotator.kind,
+        "prompts": len(candidates),
+        "new": new,
+        "missing": missing,
+        "counts": counts,
+        "rejected": {},
+        "report": report,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One annotation of one file.
+
+    Attributes:
+      candidates: what is annotated.
+      output: the file that is written.
+      name: the name of the annotation.
+      identity: what the annotation depends on.
+    """
+
+    candidates: Candidates
+    output: Path
+    name: str
+    identity: dict[str, Any]
+
+    def beside(self, suffix: str) -> Path:
+        """Returns the path of a hidden file beside the output."""
+        return self.output.with_name(f".{self.output.name}{suffix}")
+
+    @property
+    def unfinished(self) -> Path:
+        """The file that takes the output's name when it is complete."""
+        return self.beside(f".{self.name}.unfinished")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What OUTPUT.annotations.json holds of the annotation."""
+        return {"annotator": self.identity, "responses": digest(self.candidates)}
+
+    @property
+    def side_file(self) -> Path:
+        """The file that says what made each annotation of the output."""
+        return side_file(self.output)
+
+    def in_place(self) -> bool:
+        """Returns whether the output is the input."""
+        source = Path(self.candidates.path).expanduser()
+        return source.exists() and self.output.exists() and source.samefile(self.output)
+
+    def is_finished(self, overwrite: bool) -> bool:
+        """Returns whether the output has this annotation already.
+
+        Raises:
+          UserError: the output exists and was made otherwise, and is not to be overwritten.
+        """
+        if overwrite or not self.output.exists():
+            return False
+        before = _recorded(self.side_file).get(self.name)
+        # JSON has no tuples; compare what a file would hold.
+        if before == json.loads(json.dumps(self.record)):
+            return True
+        if self.in_place() and self.name not in self.candidates.annotations:
+            return False
+        what = f"an annotation {self.name!r}" if self.in_place() else "an output"
+        raise UserError(
+            f"{self.output} exists already, with {what} that was made {_difference(before, self.record)}; give another --name or "
+            "--output, or --overwrite"
+        )
+
+    def finish(self) -> None:
+        """Gives the finished file its name and records what made it."""
+        source = side_file(Path(self.candidates.path).expanduser())
+        known = _recorded(source) | ({} if self.in_place() else _recorded(self.side_file))
+        kept = {key: value for key, value in known.items() if key in self.candidates.annotations}
+        self.unfinished.replace(self.output)
+        text = json.dumps({**kept, self.name: self.record}, indent=1)
+        files.write_text(self.side_file, text + "\n")
+        self.unfinished.with_name(f"{self.unfinished.name}.settings.json").unlink(missing_ok=True)
+
+
+def side_file(path: Path) -> Path:
+    """Returns the path of the file that says what made each annotation of a file of candidates."""
+    return path.with_name(f"{path.name}.annotations.json")
+
+
+def digest(candidates: Candidates) -> str:
+    """Returns a digest of prompts, responses and other fields, but not of annotations, so that they can be added in any order."""
+    found = hashlib.sha256()
+    for line in zip(candidates.prompts, candidates.responses, candidates.fields, strict=True):
+        found.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode())
+    return found.hexdigest()
+
+
+def _write(annotator: Annotator, job: _Job, block_size: int, overwrite: bool) -> tuple[int, int]:
+    """Annotates and writes all lines that are not written yet; returns their number and that of their missing values."""
+    candidates = job.candidates
+    check = getattr(annotator, "check", None)
+    if check is not None:
+        check(candidates)
+    size = len(candidates) if annotator.whole_file else block_size
+    settings = {**job.record, "block_size": size}
+    done = resume(
+        job.unfinished,
+        json.loads(json.dumps(settings)),
+        list(candidates.prompts),
+        overwrite,
+        ids=[fields.get("id") for fields in candidates.fields],
+    )
+    missing, first, started, told = 0, done, time.monotonic(), time.monotonic()
+    with job.unfinished.open("ab") as file:
+        for start in range(done - done % size, len(candidates), size):
+            part = candidates.take(range(start, min(start + size, len(candidates))))
+            annotated = apply(annotator, part, job.name)
+            rest = annotated.take(range(max(done - start, 0), len(part)))
+            for line in rest.lines():
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            missing += rest.annotations[job.name].missing
+            done = start + len(part)
+            if time.monotonic() - told > _PROGRESS_SECONDS:
+                told = time.monotonic()
+                rate = (done - first) / (told - started)
+                print(
+                    f"annotate: {done} of {len(candidates)} prompts, {rate:.3g} prompts/s",
+                    file=sys.stderr,
+                )
+    job.finish()
+    return len(candidates) - first, missing
+
+
+def _check_name(name: str, kind: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"annotate.name is {name!r}; use letters, digits, underscores and hyphens only"
+        )
+    if name in TOP_LEVEL and kind != "scores":
+        raise UserError(f"annotate.name: {name!r} holds scores, and this annotator gives {kind}")
+
+
+def _counts(annotator: Annotator) -> dict[str, int]:
+    counts = getattr(annotator, "counts", None)
+    return dict(counts()) if callable(counts) else {}
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """Returns the content of a side file; an empty dict if there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _difference(before: Any, now: dict[str, Any]) -> str:
+    if not isinstance(before, dict):
+        return "from something that is not recorded"
+    if before.get("responses") != now["responses"]:
+        return "of other prompts or responses"
+    then, current = before.get("annotator") or {}, now["annotator"]
+    changed = [
+        f"{key}: {then.get(key)!r} then, {current.get(key)!r} now"
+        for key in sorted({*then, *current})
+        if then.get(key) != current.get(key)
+    ]
+    return f"otherwise ({'; '.join(changed)})"
