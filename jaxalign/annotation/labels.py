@@ -266,11 +266,11 @@ def _parse(line: Mapping[str, Any], where: str) -> tuple[list[_Label], int]:
             return [], 1
         if str(winner).lower() not in _WINNERS:
             raise DataError(f'{where}: \'winner\' is {winner!r}; write "a", "b", "tie" or null')
-        return [_Label(where, prompt, *texts, _WINNERS[str(winner).lower()])], 0
+        return [_Label(where, prompt, texts[0], texts[1], _WINNERS[str(winner).lower()])], 0
+    responses, feedback = line.get("responses"), line.get("feedback")
     if "response" in line:
-        responses, feedback = _texts(line, ("response",), where), [line.get("feedback")]
+        responses, feedback = _texts(line, ("response",), where), [feedback]
     else:
-        responses, feedback = line.get("responses"), line.get("feedback")
         plain = isinstance(responses, list) and all(isinstance(each, str) for each in responses)
         if not plain or not isinstance(feedback, list) or len(feedback) != len(responses):
             raise DataError(

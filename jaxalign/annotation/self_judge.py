@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.annotation.annotators import register_annotator
@@ -162,10 +163,15 @@ class SelfJudge:
             )
             for index, i, j in orders
         ]
-        first_wins = [np.full((len(texts), len(texts)), np.nan) for texts in candidates.responses]
-        for (index, i, j), probability in zip(orders, self.judge(texts), strict=True):
-            first_wins[index][i, j] = probability
-        return [np.asarray(debias(each, each.T), np.float64) for each in first_wins]
+        shown = dict(zip(orders, self.judge(texts), strict=True))
+        first_order = jnp.array([shown[order] for order in orders])
+        second_order = jnp.array([shown[index, j, i] for index, i, j in orders])
+        preferences = [np.full((len(group), len(group)), np.nan) for group in candidates.responses]
+        for (index, i, j), probability in zip(
+            orders, np.asarray(debias(first_order, second_order)), strict=True
+        ):
+            preferences[index][i, j] = probability
+        return preferences
 
     def judge(self, texts: Sequence[str]) -> np.ndarray:
         """Returns s(first, second) of every filled template; NaN where the text is too long."""

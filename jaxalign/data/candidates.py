@@ -194,7 +194,8 @@ def read_candidates(path: str | Path) -> Candidates:
         responses.append(texts)
         # Feedback that is no list belongs to another response, the logged one of a line whose prompt got new responses.
         own = [name for name in _OWN_FIELDS if name in found or name != "feedback"]
-        fields.append({key: value for key, value in line.items() if key not in own})
+        others = {key: value for key, value in line.items() if key not in own}
+        fields.append({"id": len(fields), **others})
     if not prompts:
         raise DataError(f"{path} holds no candidates.")
     annotations = {

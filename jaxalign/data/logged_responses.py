@@ -49,8 +49,8 @@ def read_responses(
     """
     log = RejectionLog()
     found = _found(path, kind, layout, fields)
-    if found.layout == "candidates":
-        candidates = read_candidates(path)
+    candidates = _as_candidates(path, found, given=bool(kind or layout or fields))
+    if candidates is not None:
         return (_joined(candidates) if join_prompts else candidates), log
     source = JsonlSource(
         {"all": path},
@@ -87,6 +87,19 @@ def _found(path: str, kind: str, layout: str, fields: str) -> Found:
             f"{path} has prompts without responses; let a policy answer them first: jaxalign generate --input={path}"
         )
     return found
+
+
+def _as_candidates(path: str, found: Found, *, given: bool) -> Candidates | None:
+    """Returns the candidates of a file, or None if it has to be read as records."""
+    if found.layout == "candidates":
+        return read_candidates(path)
+    if found != Found("ranked") or given:
+        return None
+    # Candidates without annotations look like ranked responses. Their texts may be equal or empty.
+    try:
+        return read_candidates(path)
+    except DataError:
+        return None
 
 
 def _candidates(
