@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.annotation.annotators import register_annotator
@@ -22,7 +21,6 @@ from jaxalign.annotation.policy_scores import TextPolicy
 from jaxalign.data.candidates import Candidates
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference.rows import score_responses
-from jaxalign.selection.judged_pairs import debias
 
 PLACES = ("{prompt}", "{first}", "{second}")
 TEMPLATE = "which response is better ? prompt : {prompt} response A : {first} response B : {second}"
@@ -164,13 +162,11 @@ class SelfJudge:
             for index, i, j in orders
         ]
         shown = dict(zip(orders, self.judge(texts), strict=True))
-        first_order = jnp.array([shown[order] for order in orders])
-        second_order = jnp.array([shown[index, j, i] for index, i, j in orders])
         preferences = [np.full((len(group), len(group)), np.nan) for group in candidates.responses]
-        for (index, i, j), probability in zip(
-            orders, np.asarray(debias(first_order, second_order)), strict=True
-        ):
-            preferences[index][i, j] = probability
+        for index, i, j in orders:
+            # P(i > j) = (s(i, j) + 1 - s(j, i)) / 2, see `selection.judged_pairs.debias`.
+            both = shown[index, i, j] + 1 - shown[index, j, i]
+            preferences[index][i, j] = 0.5 * both
         return preferences
 
     def judge(self, texts: Sequence[str]) -> np.ndarray:

@@ -265,7 +265,8 @@ def _from_json(value: Any, name: str, where: str) -> np.ndarray:
 def _to_json(array: np.ndarray) -> Any:
     if array.ndim > 1:
         return [_to_json(row) for row in array]
-    return [float(value) if math.isfinite(value) else None for value in array]
+    # Adding 0 writes -0.0 as 0.0.
+    return [float(value) + 0.0 if math.isfinite(value) else None for value in array]
 
 
 def _check_shapes(
