@@ -27,8 +27,10 @@ from jaxalign.plugins import Registry
 
 # The modules with the annotators of this package. They are imported when the first annotator is looked up.
 _BUILT_IN = (
+    "embeddings",
     "feature_vectors",
     "labels",
+    "llm_annotator",
     "policy_scores",
     "self_judge",
     "uncertainty",

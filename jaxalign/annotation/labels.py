@@ -267,7 +267,8 @@ def _parse(line: Mapping[str, Any], where: str) -> tuple[list[_Label], int]:
         if str(winner).lower() not in _WINNERS:
             raise DataError(f'{where}: \'winner\' is {winner!r}; write "a", "b", "tie" or null')
         return [_Label(where, prompt, texts[0], texts[1], _WINNERS[str(winner).lower()])], 0
-    responses, feedback = line.get("responses"), line.get("feedback")
+    responses: Any = line.get("responses")
+    feedback: Any = line.get("feedback")
     if "response" in line:
         responses, feedback = _texts(line, ("response",), where), [feedback]
     else:
