@@ -20,6 +20,8 @@ _LOOKED_AT = 500
 _MAX_REJECTED_FRACTION = 0.05
 # Fields of a logged record that its line of candidates keeps.
 _KEPT = ("references", "reference", "target", "group", "split", "source_id")
+# Fields of a line of candidates that describe its responses.
+_OF_RESPONSES = ("finished", "sampler")
 
 
 def read_responses(
@@ -151,6 +153,12 @@ def _joined(candidates: Candidates) -> Candidates:
             raise DataError(
                 f"{candidates.path}: lines of one prompt cannot be joined, because the annotation {name!r} compares within lines"
             )
+    fields = []
+    for index, group in enumerate(groups.values()):
+        # What `generate` says of the responses of a line does not hold for those of several lines.
+        unshared = () if len(group) == 1 else _OF_RESPONSES
+        kept = candidates.fields[group[0]].items()
+        fields.append({**{key: value for key, value in kept if key not in unshared}, "id": index})
     return Candidates(
         list(groups),
         [[text for i in group for text in candidates.responses[i]] for group in groups.values()],
@@ -164,9 +172,6 @@ def _joined(candidates: Candidates) -> Candidates:
             )
             for name, found in candidates.annotations.items()
         },
-        [
-            {**candidates.fields[group[0]], "id": index}
-            for index, group in enumerate(groups.values())
-        ],
+        fields,
         candidates.path,
     )
