@@ -55,7 +55,7 @@ def cache(
       splits: splits to write; the feedback statistics are those of "train".
       max_input_length, max_target_length: limits in tokens, including EOS; a longer response is rejected.
       long_prompts: "truncate" (keep the beginning), "truncate_left" (keep the end) or "reject".
-      max_rejected_fraction: the command stops if a larger share of the records is rejected.
+      max_rejected_fraction: the command stops if a larger share of the records of all splits together is rejected.
       max_unknown_fraction: largest share of unknown pieces in a prompt or response.
       duplicates: "reject" or "keep" repeated records. Logged data often contains repeats; use "keep" for such data.
       kind, train_file, validation_file: your own data files; without a validation file a tenth of the prompts is held out.

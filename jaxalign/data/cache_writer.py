@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,18 @@ from jaxalign.data.cached_split import lengths_path, records_path
 from jaxalign.data.examples import encode_example
 from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError, RejectionLog
-from jaxalign.data.tokenization import Limits, SplitSummary, Tokenized, make_examples, tokenize
+from jaxalign.data.tokenization import (
+    BLOCK,
+    Limits,
+    SplitSummary,
+    Tokenized,
+    make_examples,
+    tokenize,
+)
 from jaxalign.data.vocabularies import Vocabulary
 
 _MODEL_FILE = "vocabulary.model"
+Tokens = tuple[list[int], list[list[int]]]
 
 
 class CacheWriter:
@@ -37,7 +45,7 @@ class CacheWriter:
       source: the source of the records.
       folder: the folder to write into.
       vocabulary, limits: determine how records become examples.
-      max_rejected_fraction: an error is raised if a larger share of the records of a split is rejected.
+      max_rejected_fraction: an error is raised if a larger share of the records of all splits together is rejected.
       side_file: the file that lists the rejected records in that case.
     """
 
@@ -54,26 +62,28 @@ class CacheWriter:
         self._source, self._folder, self._vocabulary = source, folder, vocabulary
         self._limits, self._max_rejected_fraction = limits, max_rejected_fraction
         self._side_file = side_file
-        self._rejected = RejectionLog()
-        self._content = hashlib.sha256()
-        self._reference_samples = validation.ReferenceSamples()
-        self._summaries: dict[str, SplitSummary] = {}
 
     def write(self, splits: Sequence[str], name: str, request: str | None) -> CacheMetadata:
         """Writes everything and returns the metadata."""
-        described = {}
-        for split in splits:
-            found = self._write_split(split)
-            if found is not None:
-                described[split] = found
-        self._rejected.write(os.path.join(self._folder, REJECTED_FILE))
-        check_no_straddling(self._summaries, by_seqio=hasattr(self._source, "tokenized"), name=name)
+        writers = self._write_examples(splits)
+        rejected = RejectionLog.joined(writer.log for writer in writers)
+        rejected.check(self._max_rejected_fraction, self._side_file)
+        rejected.write(os.path.join(self._folder, REJECTED_FILE))
+        content = hashlib.sha256()
+        described, summaries = {}, {}
+        for writer in writers:
+            if not self._has_examples(writer, first=not described):
+                continue
+            described[writer.split] = writer.describe()
+            summaries[writer.split] = writer.summary
+            content.update(writer.digest())
+        check_no_straddling(summaries, by_seqio=hasattr(self._source, "tokenized"), name=name)
         described_vocabulary = portable(self._vocabulary)
         if "path" in described_vocabulary:
             model = self._vocabulary.to_dict()["path"]
             shutil.copyfile(model, os.path.join(self._folder, _MODEL_FILE))
-        everything = self._summaries.values()
-        training = self._summaries.get("train")
+        everything = summaries.values()
+        training = summaries.get("train")
         statistics = training.feedback_statistics() if training else None
         metadata = CacheMetadata(
             name=name,
@@ -87,46 +97,139 @@ class CacheWriter:
             score_names=tuple(self._source.score_names),
             reward_statistics=RewardStatistics(**statistics) if statistics else None,
             request=request,
-            fingerprint=self._content.hexdigest(),
+            fingerprint=content.hexdigest(),
         )
         metadata.write(self._folder)
         return metadata
 
-    def _write_split(self, split: str) -> SplitMetadata | None:
-        """Writes a split; returns None if the source divides its only file and has no record for this split."""
-        log, summary = RejectionLog(), SplitSummary()
-        tokenized = _tokenized_split(
-            self._source, split, self._vocabulary, self._limits.duplicates, log
+    def _write_examples(self, splits: Sequence[str]) -> list[SplitWriter]:
+        """Writes the examples of all splits in one pass over the source."""
+        references = validation.ReferenceSamples()
+        with contextlib.ExitStack() as stack:
+            writers = {
+                split: stack.enter_context(
+                    SplitWriter(
+                        self._folder,
+                        split,
+                        self._vocabulary,
+                        self._limits,
+                        references,
+                        kind=self._source.kind,
+                    )
+                )
+                for split in splits
+            }
+            logs = {split: writer.log for split, writer in writers.items()}
+            # A seqio task has its own pipeline; its tokens are those of ours.
+            if hasattr(self._source, "tokenized"):
+                for split, writer in writers.items():
+                    for record, inputs, targets in self._source.tokenized(split, writer.log):
+                        writer.add(record, (inputs, targets))
+            else:
+                for split, record in self._source.records_by_split(splits, logs):
+                    writers[split].add(record)
+            for writer in writers.values():
+                writer.flush()
+        return list(writers.values())
+
+    def _has_examples(self, writer: SplitWriter, *, first: bool) -> bool:
+        """Returns False, and removes the file, if the source divides its only file and has no record for this split."""
+        if writer.summary.prompt_lengths:
+            return True
+        if not first and not writer.log.seen:
+            os.remove(records_path(self._folder, writer.split))
+            return False
+        raise DataError(
+            f"The split {writer.split!r} has no usable records ({writer.log.seen} read, {len(writer.log.entries)} rejected); give "
+            "more records, or a file of its own for the split."
         )
-        tokenized = self._reference_samples.same(
-            tokenized, log, split, record_of=lambda item: item[0]
-        )
-        records_file = records_path(self._folder, split)
-        content = hashlib.sha256(f"{split}\n".encode())
-        with _array_record_writer(records_file) as writer:
-            for example in make_examples(
-                tokenized, self._vocabulary, self._limits, log, split, kind=self._source.kind
-            ):
-                data = encode_example(example)
-                content.update(hashlib.sha256(data).digest())
-                writer.write(data)
-                summary.add(example)
-        log.check(self._max_rejected_fraction, self._side_file)
-        if not summary.prompt_lengths:
-            if self._summaries and not log.seen:
-                os.remove(records_file)
-                return None
-            raise DataError(
-                f"The split {split!r} has no usable records ({log.seen} read, {len(log.entries)} rejected); give more records, "
-                "or a file of its own for the split."
+
+
+class SplitWriter:
+    """Writes the examples of one split, a block of records at a time.
+
+    Args:
+      folder: the folder of the cache.
+      split: the name of the split.
+      vocabulary, limits: determine how records become examples.
+      references: compares the number of reference samples of all records of the task.
+      kind: the kind of the records.
+
+    Attributes:
+      log: the rejected records of the split.
+      summary: the statistics of its examples.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        split: str,
+        vocabulary: Vocabulary,
+        limits: Limits,
+        references: validation.ReferenceSamples,
+        *,
+        kind: str,
+    ) -> None:
+        self.split, self.log, self.summary = split, RejectionLog(), SplitSummary()
+        self._folder, self._vocabulary, self._limits, self._kind = folder, vocabulary, limits, kind
+        self._references = references
+        self._duplicates = validation.Duplicates() if limits.duplicates == "reject" else None
+        self._content = hashlib.sha256(f"{split}\n".encode())
+        self._records: list[Record] = []
+        self._tokens: list[Tokens] = []
+
+    def __enter__(self) -> SplitWriter:
+        from array_record.python import array_record_module
+
+        # Random access requires one record in each group.
+        path = records_path(self._folder, self.split)
+        self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
+
+    def add(self, record: Record, tokens: Tokens | None = None) -> None:
+        """Adds a record, with its tokens (without EOS) if they are known already; a bad record goes to the log."""
+        if self._duplicates and not self._duplicates.is_new(record, self.log, self.split):
+            return
+        if not self._references.agrees(record, self.log, self.split):
+            return
+        self._records.append(record)
+        if tokens is not None:
+            self._tokens.append(tokens)
+        if len(self._records) == BLOCK:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the examples of the records that were added."""
+        tokenized: Iterable[Tokenized]
+        if self._tokens:
+            tokenized = (
+                (record, *tokens)
+                for record, tokens in zip(self._records, self._tokens, strict=True)
             )
-        self._content.update(content.digest())
-        lengths_file = lengths_path(self._folder, split)
-        with open(lengths_file, "wb") as file:
-            np.save(file, summary.example_lengths(), allow_pickle=False)
-        self._summaries[split] = summary
-        self._rejected.entries.extend(log.entries)
-        return _describe(summary, log, stored_fields.sha256_of(lengths_file))
+        else:
+            tokenized = tokenize(self._records, self._vocabulary)
+        for example in make_examples(
+            tokenized, self._vocabulary, self._limits, self.log, self.split, kind=self._kind
+        ):
+            data = encode_example(example)
+            self._content.update(hashlib.sha256(data).digest())
+            self._writer.write(data)
+            self.summary.add(example)
+        self._records, self._tokens = [], []
+
+    def digest(self) -> bytes:
+        """Returns the digest of the examples."""
+        return self._content.digest()
+
+    def describe(self) -> SplitMetadata:
+        """Writes the lengths of the examples and returns the metadata of the split."""
+        path = lengths_path(self._folder, self.split)
+        with open(path, "wb") as file:
+            np.save(file, self.summary.example_lengths(), allow_pickle=False)
+        return _describe(self.summary, self.log, stored_fields.sha256_of(path))
 
 
 def _describe(summary: SplitSummary, log: RejectionLog, lengths_sha256: str) -> SplitMetadata:
@@ -145,25 +248,6 @@ def _describe(summary: SplitSummary, log: RejectionLog, lengths_sha256: str) -> 
         notes=dict(log.notes),
         lengths_sha256=lengths_sha256,
     )
-
-
-def _tokenized_split(
-    source: sources.RecordSource,
-    split: str,
-    vocabulary: Vocabulary,
-    duplicates: str,
-    log: RejectionLog,
-) -> Iterator[Tokenized]:
-    """Yields the split from seqio's own pipeline if the task has one, else from ours (the ids are the same)."""
-    if hasattr(source, "tokenized"):
-        tokenized = source.tokenized(split, log)
-        if duplicates == "reject":
-            tokenized = validation.drop_duplicates(tokenized, log, split, record_of=lambda t: t[0])
-        return tokenized
-    records: Iterable[Record] = source.records(split, log)
-    if duplicates == "reject":
-        records = validation.drop_duplicates(records, log, split)
-    return tokenize(records, vocabulary)
 
 
 def check_no_straddling(
@@ -194,15 +278,3 @@ def portable(vocabulary: Vocabulary) -> dict[str, Any]:
     if "path" in spec:
         spec["path"] = _MODEL_FILE
     return spec
-
-
-@contextlib.contextmanager
-def _array_record_writer(path: str) -> Iterator[Any]:
-    """Opens an ArrayRecord file with one record in each group, as random access requires."""
-    from array_record.python import array_record_module
-
-    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-    try:
-        yield writer
-    finally:
-        writer.close()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from array import array
 from collections.abc import Iterator
 
 _START = 1 << 10
 _FILE_BITS = 20  # for the number of the file; the other bits hold the line
+_LAST_FILE = (1 << _FILE_BITS) - 1
 _EMPTY = 0
+_HALVES = struct.Struct("<QQ").unpack
 
 
 class Places:
@@ -24,12 +27,15 @@ class Places:
 
     def add(self, text: str, file: str, line: int) -> tuple[str, int] | None:
         """Adds a text unless it is present; returns the file and line of its earlier occurrence, or None."""
-        digest = _digest(text)
-        slot = self._find(*digest)
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        high, low = _HALVES(digest)
+        slot = self._find(high, low)
         if self._places[slot] != _EMPTY:
             return self._place(slot)
-        number = self._files.setdefault(file, len(self._files))
-        self._fill(slot, digest, ((line + 1) << _FILE_BITS) | (number & ((1 << _FILE_BITS) - 1)))
+        if file not in self._files:
+            self._files[file] = len(self._files)
+        self._high[slot], self._low[slot] = high, low
+        self._places[slot] = ((line + 1) << _FILE_BITS) | (self._files[file] & _LAST_FILE)
         self._count += 1
         if 3 * self._count > 2 * len(self._places):
             self._grow()
@@ -46,31 +52,24 @@ class Places:
     def _place(self, slot: int) -> tuple[str, int]:
         place = self._places[slot]
         files = list(self._files)
-        return files[place & ((1 << _FILE_BITS) - 1)], (place >> _FILE_BITS) - 1
+        return files[place & _LAST_FILE], (place >> _FILE_BITS) - 1
 
     def _find(self, high: int, low: int) -> int:
         """Returns the slot of a digest, or the empty slot where the digest belongs."""
-        mask = len(self._places) - 1
+        places, highs, lows = self._places, self._high, self._low
+        mask = len(places) - 1
         slot = high & mask
-        while self._places[slot] != _EMPTY and (self._high[slot] != high or self._low[slot] != low):
+        while places[slot] != _EMPTY and (highs[slot] != high or lows[slot] != low):
             slot = (slot + 1) & mask
         return slot
-
-    def _fill(self, slot: int, digest: tuple[int, int], place: int) -> None:
-        self._high[slot], self._low[slot] = digest
-        self._places[slot] = place
 
     def _grow(self) -> None:
         high, low, places = self._high, self._low, self._places
         self._resize(2 * len(places))
-        for digest, place in zip(zip(high, low, strict=True), places, strict=True):
+        for slot, place in enumerate(places):
             if place != _EMPTY:
-                self._fill(self._find(*digest), digest, place)
+                new = self._find(high[slot], low[slot])
+                self._high[new], self._low[new], self._places[new] = high[slot], low[slot], place
 
     def _resize(self, size: int) -> None:
         self._high, self._low, self._places = (array("Q", [_EMPTY]) * size for _ in range(3))
-
-
-def _digest(text: str) -> tuple[int, int]:
-    found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:], "little")

@@ -245,12 +245,10 @@ def _of_file(
         raise UserError(f"{path}: holds no prompts.")
     if duplicates == "reject":
         # References alone do not make a record, so they cannot be duplicates.
-        with_responses = [item for item in parsed if item[0].responses]
-        kept = {
-            id(item)
-            for item in validation.drop_duplicates(with_responses, log, record_of=lambda i: i[0])
-        }
-        parsed = [item for item in parsed if not item[0].responses or id(item) in kept]
+        duplicates_of = validation.Duplicates()
+        parsed = [
+            item for item in parsed if not item[0].responses or duplicates_of.is_new(item[0], log)
+        ]
     records, references = zip(*parsed, strict=True)
     return EvaluationRecords(path, records, references, log.counts)
 

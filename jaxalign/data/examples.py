@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def make_example(
     """Makes an example from token lists, one list for each response."""
     return CachedExample(
         inputs=np.asarray(inputs, np.int32),
-        targets=np.asarray([token for target in targets for token in target], np.int32),
+        targets=np.asarray(list(itertools.chain.from_iterable(targets)), np.int32),
         target_lengths=np.asarray([len(target) for target in targets], np.int32),
         feedback=None if feedback is None else np.asarray(feedback, np.float32),
         scores=None if scores is None else np.asarray(scores, np.float32),
@@ -109,9 +110,9 @@ def encode_example(example: CachedExample) -> bytes:
     """Returns the bytes of an example; equal examples give equal bytes."""
     header = {
         "v": _VERSION,
-        "i": example.inputs.astype(_INT).tobytes(),
-        "t": example.targets.astype(_INT).tobytes(),
-        "l": example.target_lengths.astype(_INT).tobytes(),
+        "i": example.inputs.astype(_INT, copy=False).tobytes(),
+        "t": example.targets.astype(_INT, copy=False).tobytes(),
+        "l": example.target_lengths.astype(_INT, copy=False).tobytes(),
         "p": example.prompt_id,
     }
     if example.feedback is not None:

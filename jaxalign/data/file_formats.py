@@ -159,7 +159,7 @@ def _json_lines(lines: Iterable[Element]) -> Iterator[Element]:
     for element in lines:
         text = element.text.strip()
         if text:
-            yield element._replace(text=text)
+            yield Element(element.line, text, element.value, element.problem)
 
 
 def _list_elements(lines: Iterable[Element]) -> Iterator[Element]:

@@ -17,6 +17,9 @@ from jaxalign.data import file_formats
 from jaxalign.data.elements import Element, Unreadable
 from jaxalign.data.rejections import DataError, RejectionLog
 
+# One decoder for all lines: json.loads would make a new one for each of them.
+_DECODER = json.JSONDecoder(object_pairs_hook=untrusted.without_repeated_keys)
+
 
 def read_json_lines(
     path: str | Path, *, log: RejectionLog | None = None, split: str = ""
@@ -83,7 +86,7 @@ def parse_json(text: str) -> Any:
         text has half of a surrogate pair, which no text encoding can hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=untrusted.without_repeated_keys)
+        value = _DECODER.decode(text)
         if "\\u" in text:
             # Only an escape can produce half of a surrogate pair.
             json.dumps(value, ensure_ascii=False).encode("utf-8")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from jaxalign.data.records import (
-    Record,
-)
+from jaxalign.data.records import Record
 from jaxalign.errors import UserError
 
 # The share of rejected records that every command allows unless it is told otherwise.
@@ -42,6 +41,16 @@ class RejectionLog:
         self.seen = 0
         self.entries: list[dict[str, Any]] = []
         self.notes: Counter[str] = Counter()
+
+    @classmethod
+    def joined(cls, logs: Iterable[RejectionLog]) -> RejectionLog:
+        """Returns one log with the counts and the entries of several logs."""
+        result = cls()
+        for log in logs:
+            result.seen += log.seen
+            result.entries.extend(log.entries)
+            result.notes.update(log.notes)
+        return result
 
     def reject(
         self, reason: str, message: str, *, file: str, line: int, record: str = "", split: str = ""

@@ -52,7 +52,9 @@ def is_sentinel(piece: str) -> bool:
 
 def count_sentinels(proto: Any) -> int:
     """Returns how many of a model's own pieces are sentinels, such as the last hundred of mT5."""
-    return sum(is_sentinel(piece.piece) for piece in proto.pieces)
+    return sum(
+        "<extra_id_" in text and is_sentinel(text) for text in (p.piece for p in proto.pieces)
+    )
 
 
 def with_sentinels(proto: Any, extra_ids: int) -> Any:

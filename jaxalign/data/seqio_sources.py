@@ -127,7 +127,7 @@ def as_seqio_source(source: sources.RecordSource) -> Any:
 
 
 @dataclasses.dataclass
-class SeqioSource:
+class SeqioSource(sources.RecordSource):
     """A registered seqio task or mixture as a source of tokenised records, for the cache."""
 
     provider: Any

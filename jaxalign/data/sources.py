@@ -34,6 +34,14 @@ class RecordSource(Protocol):
 
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]: ...
 
+    def records_by_split(
+        self, splits: Sequence[str], logs: Mapping[str, RejectionLog]
+    ) -> Iterator[tuple[str, Record]]:
+        """Yields (split, record) of several splits; `logs` has a log for each split."""
+        for split in splits:
+            for record in self.records(split, logs[split]):
+                yield split, record
+
     def fingerprint(self) -> str | None: ...
 
 
@@ -55,7 +63,7 @@ def split_of_prompt(prompt: str, fractions: Mapping[str, float], seed: int = 0) 
 
 
 @dataclasses.dataclass
-class JsonlSource:
+class JsonlSource(RecordSource):
     """Data files of one kind: JSON Lines, or another format that `json_lines` reads.
 
     Attributes:
@@ -123,39 +131,73 @@ class JsonlSource:
         return found
 
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
-        if split not in self.splits:
-            raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
-        # A divided file is read once for every split. A bad line has no prompt to determine its split, so it is counted in train.
-        divided = self._divided
-        read_log = RejectionLog() if divided and log is not None else log
-        records: Iterable[Record] = (
-            record for path in self.paths(split) for record in self._read(path, read_log, split)
-        )
-        if divided:
-            records = self._divide(records, split, read_log, log)
-        if self.responses_per_example > 1:
-            if log is not None and self.duplicates == "reject":
-                records = validation.drop_duplicates(records, log, split)
-            records = validation.same_reference_feedback(records, log, split)
-            return iter(derived.group_by_prompt(records, self.responses_per_example))
-        return iter(records)
+        for _, record in self.records_by_split([split], None if log is None else {split: log}):
+            yield record
+
+    def records_by_split(
+        self, splits: Sequence[str], logs: Mapping[str, RejectionLog] | None
+    ) -> Iterator[tuple[str, Record]]:
+        """Yields (split, record) of several splits. A file that is divided by prompt is read once; other files split by split.
+
+        Without logs the first bad record raises DataError.
+        """
+        for split in splits:
+            if split not in self.splits:
+                raise DataError(
+                    f"The task has no split {split!r}; it has {', '.join(self.splits)}."
+                )
+        if self._divided:
+            records = self._divide(splits, logs)
+        else:
+            records = (
+                (split, record)
+                for split in splits
+                for record in self._of_files(split, logs and logs[split], split)
+            )
+        return self._joined(records, splits, logs) if self.responses_per_example > 1 else records
+
+    def _of_files(self, split: str, log: RejectionLog | None, named: str) -> Iterator[Record]:
+        for path in self.paths(split):
+            yield from self._read(path, log, named)
 
     def _divide(
+        self, splits: Sequence[str], logs: Mapping[str, RejectionLog] | None
+    ) -> Iterator[tuple[str, Record]]:
+        # A bad line has no prompt to determine its split, so it is counted in the first split.
+        first = next(iter(self.split_fractions))
+        read_log = None if logs is None else RejectionLog()
+        for record in self._of_files(first, read_log, first):
+            split = split_of_prompt(record.prompt, self.split_fractions, self.split_seed)
+            if split in splits:
+                if logs is not None:
+                    logs[split].seen += 1
+                yield split, record
+        if logs is not None and read_log is not None and first in splits:
+            logs[first].entries.extend(read_log.entries)
+            logs[first].notes.update(read_log.notes)
+            logs[first].seen += len(read_log.entries)
+
+    def _joined(
         self,
-        records: Iterable[Record],
-        split: str,
-        read_log: RejectionLog | None,
-        log: RejectionLog | None,
-    ) -> Iterator[Record]:
-        for record in records:
-            if split_of_prompt(record.prompt, self.split_fractions, self.split_seed) == split:
-                if log is not None:
-                    log.seen += 1
-                yield record
-        if log is not None and read_log is not None and split == next(iter(self.split_fractions)):
-            log.entries.extend(read_log.entries)
-            log.notes.update(read_log.notes)
-            log.seen += len(read_log.entries)
+        records: Iterable[tuple[str, Record]],
+        splits: Sequence[str],
+        logs: Mapping[str, RejectionLog] | None,
+    ) -> Iterator[tuple[str, Record]]:
+        kept: dict[str, list[Record]] = {split: [] for split in splits}
+        duplicates = {split: validation.Duplicates() for split in splits}
+        references = {split: validation.PromptReferences() for split in splits}
+        for split, record in records:
+            log = logs and logs[split]
+            repeated = (
+                log is not None
+                and self.duplicates == "reject"
+                and not duplicates[split].is_new(record, log, split)
+            )
+            if not repeated and references[split].agrees(record, log, split):
+                kept[split].append(record)
+        for split in splits:
+            for record in derived.group_by_prompt(kept.pop(split), self.responses_per_example):
+                yield split, record
 
     def _read(self, path: str, log: RejectionLog | None, split: str) -> Iterator[Record]:
         objects = self.objects(path, log, split)
@@ -222,7 +264,7 @@ class JsonlSource:
 
 
 @dataclasses.dataclass
-class SyntheticSource:
+class SyntheticSource(RecordSource):
     """The bundled task (see `synthetic`): `num_prompts` acts, of which `num_validation` are the validation split."""
 
     kind: str = "triplet"

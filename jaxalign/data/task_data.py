@@ -46,7 +46,7 @@ class TaskData:
       responses_per_example: if above 1, records of one prompt are joined.
       duplicates: 'reject' or 'keep' repeated records.
       long_prompts: 'truncate', 'truncate_left' or 'reject'.
-      max_rejected_fraction: the run stops if a larger share of the records is bad.
+      max_rejected_fraction: the run stops if a larger share of the records of all splits together is bad.
       pack: whether to put several short examples into a row.
       max_examples_per_row: the largest number of examples in a row, when packing.
       row_lengths: the lengths of packed rows, if they differ from ``feature_lengths``.

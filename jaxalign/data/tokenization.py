@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from jaxalign.errors import require_one_of, require_range
 
 LONG_PROMPTS = ("truncate", "truncate_left", "reject")
 DUPLICATES = ("reject", "keep")
-_BLOCK = 1024
+BLOCK = 1024
 # Feedback is an outlier if it is farther from the median than this many times the range of the middle 90 % of the responses.
 _OUTLIER = 100.0
 
@@ -56,6 +57,7 @@ class Limits:
 
 
 Tokenized = tuple[Record, list[int], list[list[int]]]
+Item = TypeVar("Item")
 
 
 def tokenize(records: Iterable[Record], vocabulary: Vocabulary) -> Iterator[Tokenized]:
@@ -82,35 +84,57 @@ def make_examples(
     pieces; `changed_prompts` and `changed_responses`, whose tokens decode to another text; `reordered` records, whose feedback
     contradicts the order of their responses; and `ties`, records whose responses all have the same feedback.
     """
-    for given, inputs, given_targets in tokenized:
-        record, targets, reordered = preferences.ordered(given, given_targets, kind)
-        problem = find_problem(inputs, targets, vocabulary, limits, kind)
-        if problem is not None:
-            log.reject_record(record, *problem, split=split)
-            continue
-        # The addition of counters drops counts of 0.
-        log.notes += Counter(
-            _losses(record, inputs, targets, vocabulary)
-            | {
-                "reordered": int(reordered and kind in COMPARED_KINDS),
-                "ties": int(preferences.is_tie(record.feedback)),
-                "truncated_prompts": int(len(inputs) > limits.max_input_length - 1),
-            }
-        )
-        yield make_example(
-            [*cut_prompt(inputs, limits), vocabulary.eos_id],
-            [[*target, vocabulary.eos_id] for target in targets],
-            record.feedback,
-            record.scores,
-            record.reference_feedback,
-            prompt_id=prompt_id(record.prompt),
-            prompt=record.prompt,
-            responses=record.responses,
-            group=record.group,
-            source=record.source,
-            file=os.path.basename(record.file),
-            line=record.line,
-        )
+    for block in _blocks(tokenized):
+        changed = _changed(block, vocabulary)
+        for given, inputs, given_targets in block:
+            prompt_changed, responses_changed = next(changed)
+            record, targets, reordered = preferences.ordered(given, given_targets, kind)
+            problem = find_problem(inputs, targets, vocabulary, limits, kind)
+            if problem is not None:
+                log.reject_record(record, *problem, split=split)
+                continue
+            unknown = vocabulary.unk_id
+            _note(
+                log,
+                unknown_prompts=unknown in inputs,
+                changed_prompts=prompt_changed,
+                unknown_responses=sum(unknown in target for target in targets),
+                changed_responses=responses_changed,
+                reordered=reordered and kind in COMPARED_KINDS,
+                ties=preferences.is_tie(record.feedback),
+                truncated_prompts=len(inputs) > limits.max_input_length - 1,
+            )
+            yield _example(record, inputs, targets, vocabulary.eos_id, limits)
+
+
+def _note(log: RejectionLog, **counts: int) -> None:
+    """Adds counts to the notes of a log; a note that would be 0 is left out."""
+    for name, count in counts.items():
+        if count:
+            log.notes[name] += int(count)
+
+
+def _example(
+    record: Record,
+    inputs: Sequence[int],
+    targets: Sequence[Sequence[int]],
+    eos_id: int,
+    limits: Limits,
+) -> CachedExample:
+    return make_example(
+        [*cut_prompt(inputs, limits), eos_id],
+        [[*target, eos_id] for target in targets],
+        record.feedback,
+        record.scores,
+        record.reference_feedback,
+        prompt_id=prompt_id(record.prompt),
+        prompt=record.prompt,
+        responses=record.responses,
+        group=record.group,
+        source=record.source,
+        file=os.path.basename(record.file),
+        line=record.line,
+    )
 
 
 def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
@@ -121,21 +145,21 @@ def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
     return tokens[-room:] if limits.long_prompts == "truncate_left" else tokens[:room]
 
 
-def _losses(
-    record: Record, inputs: Sequence[int], targets: Sequence[Sequence[int]], vocabulary: Vocabulary
-) -> dict[str, int]:
-    """Returns how many texts of a record have unknown pieces, and how many their tokens do not restore (outer spaces aside)."""
-    counts: dict[str, int] = {}
-    for name, texts, tokens in (
-        ("prompts", [record.prompt], [inputs]),
-        ("responses", record.responses, targets),
-    ):
-        counts[f"unknown_{name}"] = sum(vocabulary.unk_id in found for found in tokens)
-        counts[f"changed_{name}"] = sum(
-            vocabulary.decode(found).strip() != text.strip()
-            for text, found in zip(texts, tokens, strict=True)
+def _changed(block: Sequence[Tokenized], vocabulary: Vocabulary) -> Iterator[tuple[bool, int]]:
+    """Yields for each record whether its tokens do not restore its prompt, and the number of such responses (outer spaces aside)."""
+    if vocabulary.lossless:
+        yield from itertools.repeat((False, 0), len(block))
+        return
+    decoded = iter(
+        vocabulary.decode_batch(
+            [tokens for _, inputs, targets in block for tokens in (inputs, *targets)]
         )
-    return counts
+    )
+    for record, _, _ in block:
+        prompt, *responses = (
+            next(decoded).strip() != text.strip() for text in (record.prompt, *record.responses)
+        )
+        yield prompt, sum(responses)
 
 
 def find_problem(
@@ -151,7 +175,7 @@ def find_problem(
         *((f"response {k}", target) for k, target in enumerate(targets)),
     ]
     for name, tokens in named:
-        unknown = sum(token == vocabulary.unk_id for token in tokens)
+        unknown = tokens.count(vocabulary.unk_id)
         if unknown > limits.max_unknown_fraction * len(tokens):
             return (
                 "unknown_pieces",
@@ -252,11 +276,11 @@ class SplitSummary:
         return result
 
 
-def _blocks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    block: list[Record] = []
-    for record in records:
-        block.append(record)
-        if len(block) == _BLOCK:
+def _blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    block: list[Item] = []
+    for item in items:
+        block.append(item)
+        if len(block) == BLOCK:
             yield block
             block = []
     if block:

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from jaxalign.data import layouts, recognition
 from jaxalign.data.digests import Places
@@ -22,7 +22,6 @@ from jaxalign.data.records import (
 )
 from jaxalign.data.rejections import DataError, RejectionLog
 
-Item = TypeVar("Item")
 # The beginning of the note that counts the records with a score that the task does not have.
 UNUSED_SCORE = "unused_score "
 # If this many records at the beginning of a file are all of another kind or layout, reading stops.
@@ -225,25 +224,20 @@ def common_score_names(
     return tuple(sorted(name for name, count in counts.items() if 2 * count >= records))
 
 
-def drop_duplicates(
-    items: Iterable[Item],
-    log: RejectionLog,
-    split: str = "",
-    record_of: Callable[[Item], Record] = lambda item: cast(Record, item),
-) -> Iterator[Item]:
-    """Yields the first of every set of equal records; the others are rejected with the location of the first.
+class Duplicates:
+    """Rejects records that equal an earlier one."""
 
-    `record_of` returns the record of an item, if the items are not records themselves.
-    """
-    seen = Places()
-    for item in items:
-        record = record_of(item)
-        first = seen.add(repr(record.key), record.file, record.line)
+    def __init__(self) -> None:
+        self._seen = Places()
+
+    def is_new(self, record: Record, log: RejectionLog, split: str = "") -> bool:
+        """Returns whether the record is the first of its kind; another one is rejected with the location of the first."""
+        first = self._seen.add(repr(record.key), record.file, record.line)
         if first is None:
-            yield item
-        else:
-            where = dataclasses.replace(record, file=first[0], line=first[1]).where
-            log.reject_record(record, "duplicate", f"the same record as {where}", split)
+            return True
+        where = dataclasses.replace(record, file=first[0], line=first[1]).where
+        log.reject_record(record, "duplicate", f"the same record as {where}", split)
+        return False
 
 
 class ReferenceSamples:
@@ -255,47 +249,38 @@ class ReferenceSamples:
     def __init__(self) -> None:
         self._first: Record | None = None
 
-    def same(
-        self,
-        items: Iterable[Item],
-        log: RejectionLog,
-        split: str = "",
-        record_of: Callable[[Item], Record] = lambda item: cast(Record, item),
-    ) -> Iterator[Item]:
-        """Yields the items with as many values as the first item ever read; the others are rejected."""
-        for item in items:
-            record = record_of(item)
-            if self._first is None:
-                self._first = record
-            wanted, found = _sample_count(self._first), _sample_count(record)
-            if found == wanted:
-                yield item
-                continue
-            message = (
-                f"reference_feedback holds {found} numbers, and {wanted} in the first record ({self._first.where}); "
-                "every record of a task needs equally many"
-            )
-            log.reject_record(record, "reference_mismatch", message, split)
+    def agrees(self, record: Record, log: RejectionLog, split: str = "") -> bool:
+        """Returns whether the record has as many values as the first record ever given; another one is rejected."""
+        if self._first is None:
+            self._first = record
+        wanted, found = _sample_count(self._first), _sample_count(record)
+        if found == wanted:
+            return True
+        message = (
+            f"reference_feedback holds {found} numbers, and {wanted} in the first record ({self._first.where}); "
+            "every record of a task needs equally many"
+        )
+        log.reject_record(record, "reference_mismatch", message, split)
+        return False
 
 
 def _sample_count(record: Record) -> int:
     return 0 if record.reference_feedback is None else len(record.reference_feedback)
 
 
-def same_reference_feedback(
-    records: Iterable[Record], log: RejectionLog | None, split: str = ""
-) -> Iterator[Record]:
-    """Yields the records whose `reference_feedback` equals that of the first record of their prompt.
+class PromptReferences:
+    """Rejects records whose `reference_feedback` differs from that of the first record of their prompt: they cannot be joined."""
 
-    The others cannot be joined with it and are rejected; without a log the first one raises DataError.
-    """
-    first: dict[str, Record] = {}
-    for record in records:
-        origin = first.setdefault(record.prompt, record)
+    def __init__(self) -> None:
+        self._first: dict[str, Record] = {}
+
+    def agrees(self, record: Record, log: RejectionLog | None, split: str = "") -> bool:
+        """Returns whether the record can be joined with the first one of its prompt; without a log, DataError is raised if not."""
+        origin = self._first.setdefault(record.prompt, record)
         if record.reference_feedback == origin.reference_feedback:
-            yield record
-            continue
+            return True
         message = f"reference_feedback differs from that of the same prompt at {origin.where}, and records of a prompt are joined"
         if log is None:
             raise DataError(f"{record.where}: {message}.")
         log.reject_record(record, "reference_mismatch", message, split)
+        return False

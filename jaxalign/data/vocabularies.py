@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -24,8 +25,9 @@ _BYTE_OFFSET = 3
 
 
 class Vocabulary(Protocol):
-    """The interface of a vocabulary that the data code needs."""
+    """The interface of a vocabulary that the data code needs; `lossless` says whether the tokens of every text restore it."""
 
+    lossless: bool
     pad_id: int
     eos_id: int
     unk_id: int
@@ -40,6 +42,8 @@ class Vocabulary(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
     def to_seqio(self) -> Any: ...
@@ -47,19 +51,17 @@ class Vocabulary(Protocol):
 
 def _until_eos(ids: Iterable[int]) -> list[int]:
     """Returns the ids before the first EOS, without PAD, as Python integers."""
-    kept = []
-    for token in np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1).tolist():
-        if token == EOS_ID:
-            break
-        if token != PAD_ID:
-            kept.append(int(token))
-    return kept
+    found = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1).tolist()
+    if EOS_ID in found:
+        found = found[: found.index(EOS_ID)]
+    return [int(token) for token in found if token != PAD_ID]
 
 
 class ByteVocabulary:
     """ByT5's vocabulary: UTF-8 byte b is id b + 3, after PAD, EOS and unknown; `extra_ids` sentinels follow."""
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
+    lossless = True
 
     def __init__(self, extra_ids: int = 0):
         if extra_ids < 0:
@@ -75,12 +77,19 @@ class ByteVocabulary:
         return [byte + _BYTE_OFFSET for byte in text.encode("utf-8")]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+        encoded = [text.encode("utf-8") for text in texts]
+        # One conversion of all bytes is several times faster than one for each text.
+        ids = (np.frombuffer(b"".join(encoded), np.uint8).astype(np.int32) + _BYTE_OFFSET).tolist()
+        ends = list(itertools.accumulate(map(len, encoded)))
+        return [ids[end - len(found) : end] for found, end in zip(encoded, ends, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first EOS; ids that are not bytes and broken UTF-8 are left out."""
         kept = [i - _BYTE_OFFSET for i in _until_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
         return bytes(kept).decode("utf-8", errors="ignore")
+
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(ids) for ids in batch]
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "bytes", "extra_ids": self.extra_ids}
@@ -114,6 +123,7 @@ class SentencePieceVocabulary:
     """
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
+    lossless = False
 
     def __init__(
         self, path: str | os.PathLike[str], extra_ids: int = 0, *, model: bytes | None = None
@@ -164,8 +174,20 @@ class SentencePieceVocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first EOS, without PAD; ids outside the model are read as unknown."""
+        return self._processor.DecodeIds(self._known(ids))
+
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """Returns `decode` of every list of ids, faster than one after another."""
         size = self.size
-        return self._processor.DecodeIds([i if 0 <= i < size else UNK_ID for i in _until_eos(ids)])
+        kept = [
+            ids if ids and min(ids) > EOS_ID and max(ids) < size else self._known(ids)
+            for ids in batch
+        ]
+        return self._processor.Decode(kept) if kept else []
+
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        size = self.size
+        return [i if 0 <= i < size else UNK_ID for i in _until_eos(ids)]
 
     def pieces(self, text: str) -> list[str]:
         return self._processor.EncodeAsPieces(text)

@@ -143,6 +143,31 @@ def test_bad_lines_of_a_divided_file_are_counted_once(write_lines, tmp_path):
     assert sum(split.num_read for split in metadata.splits.values()) == 101
 
 
+def test_a_file_that_is_divided_is_read_once(write_lines, tmp_path, monkeypatch):
+    opened = []
+    read = sources.json_lines.read_json_lines
+    monkeypatch.setattr(
+        sources.json_lines, "read_json_lines", lambda *a, **k: opened.append(a) or read(*a, **k)
+    )
+    for group in (1, 2):
+        folder = str(tmp_path / f"c{group}")
+        cache.cache("m", folder, train_file=write_lines(rows(99)), responses_per_example=group)
+    assert len(opened) == 2
+
+
+def test_the_allowed_share_of_bad_records_is_that_of_the_whole_task(write_lines, tmp_path):
+    train = write_lines(rows(97), "train.jsonl")
+    bad = [{"prompt": f"q{i}", "response": "x" * 99 * (i < 3), "feedback": 1} for i in range(4)]
+    bad[0]["response"] = "good"
+    files = {"train_file": train, "validation_file": write_lines(bad, "validation.jsonl")}
+    options = files | {"max_target_length": 16}
+    # 3 of 4 in a split, and 3 of 101 in the task.
+    metadata = cache.cache("m", str(tmp_path / "c"), max_rejected_fraction=0.03, **options)
+    assert metadata.num_examples == {"train": 97, "validation": 1}
+    with pytest.raises(DataError, match=r"3 of 101 records \(3.0%\) were rejected"):
+        cache.cache("m", str(tmp_path / "d"), max_rejected_fraction=0.029, **options)
+
+
 def test_unknown_pieces_are_rejected(write_lines, small_vocabulary, tmp_path):
     good = [{"prompt": f"the hotel {i}", "response": "the food"} for i in ("one", "two")]
     train = write_lines([*good, {"prompt": "the", "response": "☃ ☂ ☁"}])

@@ -102,7 +102,8 @@ def test_duplicates_name_the_first(write_lines):
     row = {"prompt": "p", "response": "r", "feedback": 1}
     path = write_lines([row, row | {"feedback": 0}, row])
     log = rejections.RejectionLog()
-    kept = list(validation.drop_duplicates(validation.read_jsonl(path, "triplet", log=log), log))
+    duplicates = validation.Duplicates()
+    kept = [r for r in validation.read_jsonl(path, "triplet", log=log) if duplicates.is_new(r, log)]
     assert [record.line for record in kept] == [1, 2]
     assert log.entries[0]["line"] == 3
     assert log.entries[0]["message"] == f"the same record as {path}:1"

@@ -297,7 +297,8 @@ class TestReferenceFeedback:
         record = Record("p", ("a",), (1.0,), reference_feedback=(1.0,))
         other = dataclasses.replace(record, reference_feedback=(2.0,))
         log = rejections.RejectionLog()
-        assert len(list(validation.drop_duplicates([record, other, record], log))) == 2
+        duplicates = validation.Duplicates()
+        assert [duplicates.is_new(r, log) for r in (record, other, record)] == [True, True, False]
 
 
 class TestOlderCaches:

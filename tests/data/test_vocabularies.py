@@ -28,6 +28,17 @@ def test_decoding_stops_at_eos_and_drops_padding(small_vocabulary):
     assert vocabulary.decode([*ids, 0, 0]) == "the golden lion"
 
 
+def test_a_batch_is_decoded_like_its_texts(small_vocabulary):
+    for vocabulary in (ByteVocabulary(), SentencePieceVocabulary(small_vocabulary, 100)):
+        texts = ["the golden lion", "", "a  snow ☃", "é"]
+        batch = vocabulary.encode_batch(texts)
+        assert batch == [vocabulary.encode(text) for text in texts]
+        ids = batch[0]
+        batch += [[*ids, 1, *ids], [0, *ids], [*ids, vocabulary.size + 7], [vocabulary.size - 1]]
+        assert vocabulary.decode_batch(batch) == [vocabulary.decode(ids) for ids in batch]
+        assert vocabulary.encode_batch([]) == vocabulary.decode_batch([]) == []
+
+
 def test_training_is_deterministic_and_gives_t5s_ids(small_vocabulary, tmp_path):
     again = str(tmp_path / "again.model")
     second = train_vocabulary.train_vocabulary("synthetic_triplets", again, vocab_size=300)
