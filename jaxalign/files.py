@@ -30,6 +30,13 @@ def absolute_path(path: Path | str) -> Path:
     return expanded.resolve() if ".." in expanded.parts else expanded.absolute()
 
 
+def gin_configs() -> Path | None:
+    """Returns the folder of jaxalign's own gin files, in a checkout or in an installed package; None if it is in neither."""
+    package = Path(__file__).resolve().parent
+    folders = (parent / "gin_configs" for parent in (package.parent, package))
+    return next((folder for folder in folders if (folder / "models").is_dir()), None)
+
+
 @contextlib.contextmanager
 def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Yields a file that takes the name ``path`` when the block ends without an error.

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import gin
 import gin.config
 
+from jaxalign import files
 from jaxalign.cli import gin_binding, gin_checks, gin_imports, gin_settings, t5x_names
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
@@ -26,7 +27,6 @@ from jaxalign.cli.gin_errors import explained
 
 # A command that saves its configuration has this parameter, a function that returns the text.
 _CONFIGURATION = "configuration"
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def gin_config_paths() -> list[str]:
@@ -35,10 +35,8 @@ def gin_config_paths() -> list[str]:
     The parent of `gin_configs` is included, so `gin_configs/runs/finetune.gin` and `runs/finetune.gin` name the
     same file from any folder, both in a checkout and in an installed package.
     """
-    for parent in (_PACKAGE.parent, _PACKAGE):
-        if (parent / "gin_configs" / "models").is_dir():
-            return ["", str(parent), str(parent / "gin_configs")]
-    return [""]
+    folder = files.gin_configs()
+    return [""] if folder is None else ["", str(folder.parent), str(folder)]
 
 
 def configure(flags: Flags, command: Command, signature: Signature) -> Callable[..., Any]:

@@ -10,18 +10,32 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data import inspection_report, layouts, recognition, sources, suggestions
+from jaxalign import files
+from jaxalign.data import (
+    inspection_report,
+    layouts,
+    model_presets,
+    recognition,
+    sources,
+    suggestions,
+)
 from jaxalign.data.inspected import Inspection
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
 from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.tokenization import Limits, make_examples, tokenize
-from jaxalign.data.train_vocabulary import train_sentencepiece
-from jaxalign.data.vocabularies import ByteVocabulary, Vocabulary, vocabulary_from_spec
+from jaxalign.data.train_vocabulary import train_model
+from jaxalign.data.vocabularies import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    vocabulary_from_spec,
+)
 
 _LOOKED_AT = 500
 _TRAINING_CHARACTERS = 1_000_000
+_TRAINING_TEXTS = 200_000
 _LONGEST_TEXT = 10_000
 _TURN = re.compile(
     r"^(?:user|human|customer|agent|assistant|system|bot|speaker \w+)\s?:",
@@ -56,7 +70,8 @@ def inspect(
         beside the gin file.
       extra_ids: number of sentinels after the vocabulary (100 for T5).
       vocab_size: number of pieces of the trained vocabulary.
-      model: a file of gin_configs/models, such as mini or t5_1_1_small.
+      model: a file of gin_configs/models, such as mini or flan_t5_base. One that has a pretrained checkpoint needs the vocabulary
+        of that checkpoint.
       objective: a file of gin_configs/objectives; by default one that suits the data.
       examples: number of records to show in the form that the model reads.
       overwrite: replace an existing gin file and the vocabulary beside it.
@@ -72,6 +87,11 @@ def inspect(
             f"{output} exists already, and may have been edited; give another --output, or --overwrite."
         )
     print(f"{file}: {found.describe()}")
+    preset = model_presets.read_preset(model)
+    if objective is not None:
+        model_presets.check_objective(objective)
+    if preset.checkpoint and vocabulary is None:
+        vocabulary = _pretrained_vocabulary(model, preset)
     source = _source(file, found)
     chosen, trained = _vocabulary(source, vocabulary, extra_ids, vocab_size, output)
     inspection = _inspect(source, found, chosen, examples, held_out=validation_file is None)
@@ -81,7 +101,13 @@ def inspect(
         )
     settings = None
     if found.kind != "prompts":
-        settings = suggestions.suggest(inspection, chosen.size, model=model, objective=objective)
+        settings = suggestions.suggest(
+            inspection,
+            chosen.size,
+            model=model,
+            checkpoint=preset.checkpoint,
+            objective=objective,
+        )
     print(*inspection_report.describe(inspection, chosen, settings), sep="\n")
     if settings is None:
         print(
@@ -96,12 +122,14 @@ def inspect(
         output=output,
         train_file=os.path.abspath(os.path.expanduser(file)),
         validation_file=validation_file and os.path.abspath(os.path.expanduser(validation_file)),
-        vocabulary=trained or vocabulary or "bytes",
+        vocabulary=os.path.abspath(trained.path) if trained else vocabulary or "bytes",
         extra_ids=extra_ids,
     )
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-    with open(output, "w", encoding="utf-8") as written:
-        written.write(text)
+    if trained:
+        files.write_bytes(trained.path, trained.model)
+        print(f"{trained.path} is written, a vocabulary of {trained.size} pieces of this text.")
+    files.write_text(output, text)
     print(*next_commands, sep="\n")
     return {"kind": found.kind, "records": inspection.records, "gin_file": output}
 
@@ -147,8 +175,8 @@ def _vocabulary(
     extra_ids: int,
     vocab_size: int,
     output: str,
-) -> tuple[Vocabulary, str | None]:
-    """Returns the vocabulary, and its path if it was trained here."""
+) -> tuple[Vocabulary, SentencePieceVocabulary | None]:
+    """Returns the vocabulary, and the same again if it was trained here and is not written yet."""
     if vocabulary is not None:
         try:
             return vocabulary_from_spec(os.path.expanduser(vocabulary), extra_ids), None
@@ -156,15 +184,29 @@ def _vocabulary(
             raise DataError(str(error)) from error
     path = f"{os.path.splitext(output)[0]}.model"
     try:
-        trained = train_sentencepiece(
-            itertools.islice(_texts(source), 200_000), path, vocab_size=vocab_size
-        )
+        texts = itertools.islice(_texts(source), _TRAINING_TEXTS)
+        model = train_model(texts, path, vocab_size=vocab_size)
     except (RuntimeError, ValueError):
         # The text has more characters than pieces, or almost no text.
         print("No vocabulary of pieces could be trained on this text; VOCABULARY is 'bytes'.")
         return ByteVocabulary(extra_ids), None
-    print(f"A vocabulary of {trained.size} pieces was trained on the file: {path}")
-    return trained, os.path.abspath(path)
+    trained = SentencePieceVocabulary(path, model=model)
+    return trained, trained
+
+
+def _pretrained_vocabulary(model: str, preset: model_presets.Preset) -> str:
+    """Returns the vocabulary of a model that starts from a checkpoint, if it is no file.
+
+    Raises:
+      DataError: it is a file. Ids of another vocabulary would mean nothing to the checkpoint.
+    """
+    if preset.reads_bytes:
+        return "bytes"
+    raise DataError(
+        f"models/{model}.gin is the network of a pretrained checkpoint, which needs its own vocabulary ({preset.vocabulary}, or "
+        "spiece.model of the same model from Hugging Face): give it as --vocabulary=sentencepiece.model --extra_ids=100; see "
+        "docs/checkpoints.md. To train from random weights, give --model=mini, or --vocabulary with a vocabulary of your own."
+    )
 
 
 def _texts(source: sources.JsonlSource) -> Iterator[str]:

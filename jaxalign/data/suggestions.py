@@ -18,7 +18,6 @@ _BATCH = 16
 _TOKENS = (
     16384  # maximum of a batch, on the longer side: attention needs the square of a row's length
 )
-_MOST_REJECTED = 0.5
 TOLERATED = MAX_REJECTED_FRACTION
 # The method that suits each kind; docs/methods.md describes the others.
 _OBJECTIVES = {"triplet": "dro_v", "multi": "dro_v", "seq2seq": "sft", "pair": "dpo"}
@@ -29,6 +28,7 @@ class Settings:
     """The settings in the gin file; lengths are in tokens, including EOS.
 
     Attributes:
+      checkpoint: the pretrained checkpoint of the model; None for a model that is trained from random weights.
       inputs, targets, row_inputs, row_targets: TASK_FEATURE_LENGTHS and ROW_LENGTHS; the row lengths are None if examples are not packed.
       cut_prompts, long_responses: the number of prompts that are cut, and of records left out because of a long response.
       threshold: the feedback above which a response counts as good; None without feedback.
@@ -37,6 +37,7 @@ class Settings:
 
     objective: str
     model: str
+    checkpoint: str | None
     inputs: int
     targets: int
     row_inputs: int | None
@@ -53,9 +54,19 @@ class Settings:
     max_rejected_fraction: float
     vocab_size: int
 
+    @property
+    def sft_learning_rate(self) -> float:
+        """The learning rate of supervised fine-tuning: lower from a pretrained checkpoint than from random weights."""
+        return 1e-4 if self.checkpoint else 2e-3
+
 
 def suggest(
-    inspection: Inspection, vocabulary_size: int, *, model: str, objective: str | None
+    inspection: Inspection,
+    vocabulary_size: int,
+    *,
+    model: str,
+    checkpoint: str | None,
+    objective: str | None,
 ) -> Settings:
     """Returns settings for the data that a laptop can train with.
 
@@ -101,6 +112,7 @@ def suggest(
     return Settings(
         objective=chosen,
         model=model,
+        checkpoint=checkpoint,
         inputs=inputs,
         targets=targets,
         row_inputs=row_inputs if packs else None,
@@ -114,24 +126,14 @@ def suggest(
         train_steps=_steps(10 if chosen == "sft" else 3, per_epoch),
         sft_steps=_steps(10, per_epoch),
         evaluates=evaluates,
-        max_rejected_fraction=_rejected_fraction(
-            share, (0.1 if inspection.validation_prompts else 1.0) * inspection.records
-        ),
+        max_rejected_fraction=_rejected_fraction(share),
         vocab_size=128 * math.ceil(vocabulary_size / 128),
     )
 
 
-def _rejected_fraction(share: float, held_out: float) -> float:
-    """Returns the share of rejected records that is allowed in each split, if the whole file has the share `share`.
-
-    A small split may exceed the share by three deviations by chance, and the training split has all records that could not be read.
-    """
-    if share == 0:
-        return TOLERATED
-    wanted = share + (3 * math.sqrt(share * held_out) + 1) / max(held_out, 1)
-    if share > 0.6 * TOLERATED:
-        wanted = max(wanted, 1.5 * share + TOLERATED)
-    return min(_MOST_REJECTED, max(TOLERATED, math.ceil(100 * wanted) / 100))
+def _rejected_fraction(share: float) -> float:
+    """Returns the allowed share of rejected records if the file has the share `share`: at least a point more."""
+    return max(TOLERATED, min(1.0, math.ceil(100 * share + 1) / 100))
 
 
 def _limit(lengths: Sequence[int], percentile: float, most: int) -> int:
@@ -176,11 +178,20 @@ def commands(settings: Settings, name: str, output: str, cache_dir: str) -> list
       cache_dir: the folder of the tokenised task.
     """
     start = f"jaxalign train --gin_file={output}"
+    lines = [f"{output} is written."]
+    begin = ""
+    if settings.checkpoint:
+        begin = f" --INITIAL_CHECKPOINT_PATH={settings.checkpoint}"
+        lines.append(
+            f"models/{settings.model}.gin is the network of a pretrained checkpoint. INITIAL_CHECKPOINT_PATH is its address, or a folder "
+            "with a copy: T5X's, or Hugging Face's (docs/checkpoints.md)."
+        )
     if settings.objective == "sft":
-        return [f"{output} is written. Train with:", f"  {start} --MODEL_DIR=runs/{name}"]
-    lines = [
-        f"{output} is written. Train a policy that answers, then {settings.objective} from it:",
-        f"  {start} --gin_file=objectives/sft.gin --MODEL_DIR=runs/{name}_sft --LEARNING_RATE=2e-3 "
+        return [*lines, "Train with:", f"  {start} --MODEL_DIR=runs/{name}{begin}"]
+    rate = settings.sft_learning_rate
+    lines += [
+        f"Train a policy that answers, then {settings.objective} from it:",
+        f"  {start} --gin_file=objectives/sft.gin --MODEL_DIR=runs/{name}_sft{begin} --LEARNING_RATE={rate:g} "
         f"--TRAIN_STEPS={settings.sft_steps}",
         f"  {start} --MODEL_DIR=runs/{name} --INITIAL_CHECKPOINT_PATH=runs/{name}_sft",
     ]
@@ -206,13 +217,12 @@ def gin_file(
 ) -> tuple[str, list[str]]:
     """Returns the text of the gin file, and the next commands to type."""
     lengths = {"inputs": settings.inputs, "targets": settings.targets}
-    macros = [
+    macros: list[tuple[str, object]] = [
         ("MIXTURE_OR_TASK_NAME", name),
         ("TRAIN_FILE", train_file),
         ("VALIDATION_FILE", validation_file),
         ("VOCABULARY", vocabulary),
         ("EXTRA_IDS", extra_ids),
-        ("VOCAB_SIZE", settings.vocab_size),
         ("TASK_FEATURE_LENGTHS", lengths),
         ("PACK", settings.row_inputs is not None),
         (
@@ -223,12 +233,14 @@ def gin_file(
         ),
         ("BATCH_SIZE", settings.batch_size),
         ("TRAIN_STEPS", settings.train_steps),
-        ("LEARNING_RATE", 2e-3 if settings.objective == "sft" else 1e-4),
+        ("LEARNING_RATE", settings.sft_learning_rate if settings.objective == "sft" else 1e-4),
         ("WARMUP_STEPS", max(1, settings.train_steps // 10)),
         ("EVAL_PERIOD", max(1, settings.train_steps // 10)),
         ("CHECKPOINT_PERIOD", max(1, settings.train_steps // 10)),
         ("LOGITS_CHUNK_SIZE", None),
     ]
+    if not settings.checkpoint:
+        macros.append(("VOCAB_SIZE", settings.vocab_size))
     if settings.threshold is not None:
         macros.append(("DESIRABLE_THRESHOLD", settings.threshold))
     if not settings.evaluates:
@@ -245,7 +257,8 @@ def gin_file(
         # There are too few prompts to hold some out.
         task.append(("eval_split", ""))
     # A cache made with other settings gets another folder, so that a second inspection does not find it.
-    digest = hashlib.sha256(repr((macros[:7], task)).encode()).hexdigest()[:8]
+    read = (macros[:6], settings.vocab_size, task)
+    digest = hashlib.sha256(repr(read).encode()).hexdigest()[:8]
     cache_dir = f"runs/cache/{name}_{digest}"
     macros.insert(1, ("CACHE_DIR", cache_dir))
     next_commands = commands(settings, name, output, cache_dir)
