@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation.advantages import advantages
+from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.annotation.score import score_splits
 from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.task_data import TaskData
@@ -159,11 +160,13 @@ def _prepare(folder: Path, task: str, seed: int, job: Path) -> dict[str, Any]:
                 sft.params,
                 data.cache(),
                 "sft",
-                splits=("train",),
-                feature_lengths=data.feature_lengths,
-                batch_size=32,
-                mesh=make_mesh(),
-                info={"run": sft.run.description.run_id, "step": sft.step},
+                PassSettings(
+                    splits=("train",),
+                    feature_lengths=data.feature_lengths,
+                    batch_size=32,
+                    mesh=make_mesh(),
+                    info={"run": sft.run.description.run_id, "step": sft.step},
+                ),
             )
     triplets = _data(folder, task, seed, "triplets")
     policy = POLICIES[task]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.annotation.score import score_splits
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.task_data import TaskData
@@ -242,11 +243,13 @@ def _score(folder: Path, data: str, seed: int, job: Path) -> dict[str, Any]:
         sft.params,
         task.cache(),
         "sft",
-        splits=("train",),
-        feature_lengths=LENGTHS,
-        batch_size=32,
-        mesh=make_mesh(),
-        info={"run": sft.run.description.run_id, "step": sft.step},
+        PassSettings(
+            splits=("train",),
+            feature_lengths=LENGTHS,
+            batch_size=32,
+            mesh=make_mesh(),
+            info={"run": sft.run.description.run_id, "step": sft.step},
+        ),
     )
     return {"examples": metadata.num_examples}
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxalign.annotation import teacher
 from jaxalign.annotation.advantages import check_vocabulary, say_other_cut
-from jaxalign.data import pipeline
-from jaxalign.data.row_lengths import covering
+from jaxalign.annotation.cache_pass import CachePass, PassSettings
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
 from jaxalign.networks.policy import Policy
@@ -74,24 +72,24 @@ def score(
         name = name or reference_name(identity, network) + suffix
     else:
         name = name or f"{role}-{run.description.run_id}-{run.step}"
-    options: dict[str, Any] = {
-        "splits": splits,
-        "feature_lengths": lengths,
-        "row_lengths": run.description.row_lengths,
-        "batch_size": batch_size,
-        "mesh": partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
-        "info": {"role": role, "checkpoint": str(run.folder), "step": run.step},
-    }
+    settings = PassSettings(
+        splits=splits,
+        feature_lengths=lengths,
+        row_lengths=run.description.row_lengths,
+        batch_size=batch_size,
+        mesh=partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
+        info={"role": role, "checkpoint": str(run.folder), "step": run.step},
+    )
     if top_tokens:
-        teacher.store_top_tokens(network, params, cache, name, count=top_tokens, **options)
+        teacher.store_top_tokens(network, params, cache, name, settings, count=top_tokens)
         print(
             f"wrote the {top_tokens} likeliest tokens {name!r} of {run.folder} (step {run.step}) beside {cache_dir}"
         )
         return
-    wanted = list(splits or cache.metadata.splits)
+    wanted = settings.splits_of(cache)
     missing = unscored(cache, wanted, name)
-    refuse_other_scores(cache, set(wanted) - set(missing), name, options["info"])
-    score_splits(network, params, cache, name, **options)
+    refuse_other_scores(cache, set(wanted) - set(missing), name, settings.info)
+    score_splits(network, params, cache, name, settings)
     done = "wrote" if missing else "there were already"
     print(f"{done} {role} scores {name!r} of {run.folder} (step {run.step}) beside {cache_dir}")
 
@@ -124,18 +122,7 @@ def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
 
 
 def score_splits(
-    network: Any,
-    params: Any,
-    cache: TaskCache,
-    name: str,
-    *,
-    splits: Sequence[str] | None,
-    feature_lengths: Mapping[str, int],
-    batch_size: int,
-    mesh: Mesh,
-    info: Mapping[str, Any],
-    row_lengths: Mapping[str, int] | None = None,
-    overwrite: bool = False,
+    network: Any, params: Any, cache: TaskCache, name: str, settings: PassSettings
 ) -> None:
     """Scores every response of a cache with a network; skips splits that already have these scores.
 
@@ -144,13 +131,7 @@ def score_splits(
       params: its parameters.
       cache: the cached task.
       name: the name of the set of scores.
-      splits: the names of the splits; all by default.
-      feature_lengths: the lengths of ``inputs`` and ``targets`` in tokens.
-      batch_size: the number of global rows per forward pass; short examples share rows.
-      mesh: the mesh to compute on.
-      info: JSON that is stored beside the scores.
-      row_lengths: the lengths of packed rows, extended if an example needs it; ``feature_lengths`` by default.
-      overwrite: whether to recompute existing scores.
+      settings: the splits, how to read them, and what is stored beside the scores.
 
     Raises:
       UserError: if a response has no finite score.
@@ -164,39 +145,21 @@ def score_splits(
             values = network.score(params, batch).log_probs
         return values, batch["example_ids"], batch["response_mask"]
 
-    # Every process has the numbers of all rows; the first process writes them.
-    compiled = jax.jit(compute, out_shardings=partitioning.replicated_sharding(mesh))
-    rows = distributed.process_local_rows(mesh, batch_size)
-    metadata = cache.metadata
-    splits = list(splits or metadata.splits)
-    for split in splits if overwrite else unscored(cache, splits, name):
-        data = cache.split(split)
-        shape = (len(data), metadata.responses_per_example)
-        scores = np.zeros(shape, np.float32)
-        for batch in pipeline.one_pass(
-            cache,
-            split,
-            feature_lengths=feature_lengths,
-            batch_size=batch_size,
-            # A reward network may unpack packed rows, and then empty places cost as much as full ones.
-            pack=not gives_rewards,
-            row_lengths=None if gives_rewards else covering(data, row_lengths),
-            local_rows=rows,
-        ):
-            with partitioning.set_mesh(mesh):
-                found = jax.device_get(
-                    compiled(params, partitioning.make_global_batch(mesh, batch))
-                )
-            values, ids = found[0], found[1].reshape(-1)
-            mask = found[2].reshape(-1, shape[1]) > 0
-            present = ids >= 0
-            scores[ids[present]] = np.where(mask, values, 0)[present]
+    # A reward network may unpack packed rows, and then empty places cost as much as full ones.
+    computed = CachePass(compute, params, settings, pack=not gives_rewards)
+    responses = cache.metadata.responses_per_example
+    for split in unscored(cache, settings.splits_of(cache), name):
+        scores = np.zeros((len(cache.split(split)), responses), np.float32)
+        for values, ids, mask in computed.outputs(cache, split):
+            present = ids.reshape(-1) >= 0
+            kept = np.where(mask.reshape(-1, responses) > 0, values, 0)
+            scores[ids.reshape(-1)[present]] = kept[present]
         if not np.all(np.isfinite(scores)):
             raise UserError(
                 f"{'the reward network' if gives_rewards else 'the reference policy'} gives NaN or infinite "
                 f"{'rewards' if gives_rewards else 'log-probabilities'} on {cache.path}, split {split}"
             )
-        write = functools.partial(cache.write_stored, split, name, scores, dict(info))
+        write = functools.partial(cache.write_stored, split, name, scores, dict(settings.info))
         distributed.broadcast_from_first(write)
 
 

@@ -15,6 +15,7 @@ import optax
 
 from jaxalign import files
 from jaxalign.annotation import score
+from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.data.task_data import TaskData
 from jaxalign.networks.leaves import merge_roles
 from jaxalign.networks.policy import Policy
@@ -219,11 +220,13 @@ def _store_reference_scores(
             start.policy,
             data.cache(),
             name,
-            splits=missing,
-            feature_lengths=data.feature_lengths,
-            batch_size=batch_size,
-            mesh=placement.mesh,
-            info=start.identity,
+            PassSettings(
+                splits=missing,
+                feature_lengths=data.feature_lengths,
+                batch_size=batch_size,
+                mesh=placement.mesh,
+                info=start.identity,
+            ),
         )
     return name
 

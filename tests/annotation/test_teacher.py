@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.annotation import score
+from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.annotation.teacher import store_top_tokens
 from jaxalign.data import cache
 from jaxalign.data.task_cache import TaskCache
@@ -56,12 +57,14 @@ def data(params, tmp_path_factory):
         params["teacher"],
         TaskCache(folder),
         "teacher",
+        PassSettings(
+            splits=["train"],
+            feature_lengths=LENGTHS,
+            batch_size=8,
+            mesh=partitioning.make_mesh(MeshShape(data=2, fsdp=2, tensor=2)),
+            info={"run": "x"},
+        ),
         count=COUNT,
-        splits=["train"],
-        feature_lengths=LENGTHS,
-        batch_size=8,
-        mesh=partitioning.make_mesh(MeshShape(data=2, fsdp=2, tensor=2)),
-        info={"run": "x"},
     )
     return TaskData(
         task="tiny",
@@ -112,19 +115,13 @@ def test_a_run_finds_out_before_it_compiles(data, params):
     launch.check_same_teacher(Path("run"), who, who)
     with pytest.raises(UserError, match=r"began with the teacher tokens .*'run': 'x'"):
         launch.check_same_teacher(Path("run"), who, who | {"run": "y"})
+    settings = PassSettings(
+        feature_lengths=LENGTHS, batch_size=8, mesh=partitioning.make_mesh(), info={}
+    )
     for count in (0, COUNT + 2):
         with pytest.raises(UserError, match=f"between 1 and the vocabulary's {COUNT + 1}"):
             store_top_tokens(
-                POLICY,
-                params["teacher"],
-                data.cache(),
-                "other",
-                count=count,
-                splits=None,
-                feature_lengths=LENGTHS,
-                batch_size=8,
-                mesh=partitioning.make_mesh(),
-                info={},
+                POLICY, params["teacher"], data.cache(), "other", settings, count=count
             )
 
 
