@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,23 @@ def write_bytes(path: Path | str, content: bytes) -> None:
     """Replaces a file atomically, see `replacing`."""
     with replacing(path) as file:
         file.write(content)
+
+
+def replace_folder(finished: Path | str, path: Path | str) -> None:
+    """Gives a finished folder its name, in place of a folder that has it. Readers see the old one or the new one, never a mixture."""
+    finished, path = Path(finished), Path(path)
+    # A temporary folder is readable by its owner alone.
+    finished.chmod(0o755)
+    if not path.exists():
+        finished.replace(path)
+        return
+    with tempfile.TemporaryDirectory(prefix=".old.", dir=path.parent) as aside:
+        old = path.replace(Path(aside) / path.name)
+        try:
+            finished.replace(path)
+        except OSError:
+            old.replace(path)
+            raise
 
 
 def disk_problem(error: BaseException) -> str | None:

@@ -56,3 +56,16 @@ def test_a_path_with_two_dots_becomes_one_without(tmp_path):
     (tmp_path / "a").mkdir()
     assert files.absolute_path(tmp_path / "a" / ".." / "run") == (tmp_path / "run").resolve()
     assert files.absolute_path("run") == Path.cwd() / "run"
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path, finished = tmp_path / "cache", tmp_path / ".cache.unfinished"
+    for content in ("first", "second"):
+        finished.mkdir(mode=0o700)
+        (finished / "file").write_text(content)
+        files.replace_folder(finished, path)
+        assert (path / "file").read_text() == content
+    assert path.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(OSError, match="not_there"):
+        files.replace_folder(tmp_path / "not_there", path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cache"]

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from jaxalign import files
 from jaxalign.data import cache_metadata, layouts, sources, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
@@ -149,7 +150,7 @@ def cache_source(
                 f"{output_dir} already holds a different cache (task {existing.name!r}). Delete that folder, choose another one "
                 "(--output_dir of `jaxalign cache`, CACHE_DIR of a run), or replace it with `jaxalign cache ... --overwrite`."
             )
-        _move_into_place(partial, output_dir)
+        files.replace_folder(partial, output_dir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return metadata
@@ -206,15 +207,3 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _move_into_place(partial: str, output_dir: str) -> None:
-    """Renames the finished folder. Readers see either the old cache or the new one, never a mixture."""
-    os.chmod(partial, 0o755)
-    old = None
-    if os.path.exists(output_dir):
-        old = tempfile.mkdtemp(prefix=".old.", dir=os.path.dirname(output_dir))
-        os.replace(output_dir, os.path.join(old, "cache"))
-    os.replace(partial, output_dir)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

@@ -248,11 +248,6 @@ def delexicalise(prompt: str, response: str) -> tuple[str, str, dict[str, str]]:
     return act, response, values
 
 
-def lexicalise(text: str, values: Mapping[str, str]) -> str:
-    """Returns the text with its placeholders replaced; a placeholder without a value stays."""
-    return _PLACEHOLDER.sub(lambda match: values.get(match.group(), match.group()), text)
-
-
 def placeholders(texts: Iterable[str]) -> list[str]:
     """Returns the sorted placeholders that occur in the texts; a vocabulary should keep each of them as one piece."""
     return sorted({found for text in texts for found in _PLACEHOLDER.findall(text)})

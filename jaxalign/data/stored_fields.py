@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign import files
 from jaxalign.data.cache_metadata import CacheMetadata, read_json_object
 from jaxalign.data.rejections import DataError
 
@@ -145,15 +146,12 @@ def write(
     array_path, info_path = _paths(path, split, name)
     try:
         os.makedirs(os.path.dirname(array_path), exist_ok=True)
-        partial = f"{array_path}.partial"
-        with open(partial, "wb") as file:
+        with files.replacing(array_path) as file:
             np.save(file, array.astype(np.float32), allow_pickle=False)
-        digest = sha256_of(partial)
-        # An array without its description does not exist for readers, so that no reader combines a new array with an old description.
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(info_path)
-        os.replace(partial, array_path)
-        write_description(info_path, metadata, {"array": digest}, info)
+            # An array without its description does not exist for readers, so that no reader combines a new array with an old description.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(info_path)
+        write_description(info_path, metadata, {"array": sha256_of(array_path)}, info)
     except OSError as error:
         raise DataError(f"{array_path} cannot be written: {error.strerror or error}.") from error
     return array_path
@@ -189,16 +187,12 @@ def write_description(
     path: str, metadata: CacheMetadata, digests: Mapping[str, str], info: Mapping[str, Any]
 ) -> None:
     """Writes the JSON file beside stored arrays: the data they belong to, the sha256 of every file, and what the arrays are."""
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        description = {
-            "fingerprint": metadata.fingerprint,
-            "sha256": dict(digests),
-            "info": dict(info),
-        }
-        json.dump(description, file, indent=2)
-        file.write("\n")
-    os.replace(partial, path)
+    description = {
+        "fingerprint": metadata.fingerprint,
+        "sha256": dict(digests),
+        "info": dict(info),
+    }
+    files.write_text(path, json.dumps(description, indent=2) + "\n")
 
 
 def read_description(

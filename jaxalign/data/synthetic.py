@@ -9,12 +9,10 @@ may be added. All values are words of a closed list, and each belongs to one slo
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from jaxalign.data.derived import write_jsonl
 from jaxalign.data.records import Record
 
 NAMES = (
@@ -261,38 +259,3 @@ def make_records(
             raise ValueError(
                 f"The synthetic task has no records of kind {kind!r}; it has triplet, seq2seq, pair and ranked."
             )
-
-
-def write_synthetic(
-    output_dir: str,
-    *,
-    num_prompts: int = 4000,
-    num_validation: int = 300,
-    responses_per_prompt: int = 2,
-    seed: int = 0,
-    feedback: str = "slots",
-    difficulty_weight: float = 0.0,
-    error_rates: Sequence[float] = Behaviour.error_rates,
-) -> dict[str, str]:
-    """Writes the bundled task as JSON Lines: triplets and seq2seq for the splits train and validation.
-
-    Returns:
-      A mapping from names to paths: "triplets.train", "triplets.validation", "seq2seq.train", "seq2seq.validation".
-    """
-    prompts = make_prompts(num_prompts + num_validation, seed)
-    paths = {}
-    for split, part in (("train", prompts[:num_prompts]), ("validation", prompts[num_prompts:])):
-        for kind, name in (("triplet", "triplets"), ("seq2seq", "seq2seq")):
-            path = os.path.join(output_dir, f"synthetic.{name}.{split}.jsonl")
-            records = make_records(
-                kind,
-                part,
-                responses_per_prompt=responses_per_prompt,
-                seed=seed,
-                behaviour=Behaviour(error_rates=tuple(error_rates)),
-                feedback=feedback,
-                difficulty_weight=difficulty_weight,
-            )
-            write_jsonl(records, path, kind)
-            paths[f"{name}.{split}"] = path
-    return paths

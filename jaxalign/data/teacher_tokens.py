@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxalign import files
 from jaxalign.data import stored_fields
 from jaxalign.data.cached_split import CachedSplit
 from jaxalign.data.rejections import DataError
@@ -51,8 +51,12 @@ class TeacherTokens:
         return np.asarray(self.ids[rows]), np.asarray(self.log_probs[rows])
 
 
+class _DiscardedError(Exception):
+    """Ends the writing of files that are not wanted."""
+
+
 class TeacherTokensWriter:
-    """A context that writes the tokens of a split example by example, in any order; after an error it leaves no files.
+    """A context that writes the tokens of a split example by example, in any order; it leaves no files unless `close` was called.
 
     Args:
       split: a split of a cached task.
@@ -71,16 +75,17 @@ class TeacherTokensWriter:
         shape = (int(self._offsets[-1]), count)
         self._arrays: dict[str, np.ndarray] = {}
         self._written = np.zeros(len(self._offsets) - 1, bool)
+        self._files = contextlib.ExitStack()
         try:
             for array, dtype in _ARRAYS.items():
-                path = f"{self._paths[array]}.partial"
+                partial = self._files.enter_context(files.replacing(self._paths[array])).name
                 self._arrays[array] = np.lib.format.open_memmap(
-                    path, mode="w+", dtype=dtype, shape=shape
+                    partial, mode="w+", dtype=dtype, shape=shape
                 )
                 # If the disk had no room for a mapped file, writing to the file would end the process.
-                _reserve(path)
+                _reserve(partial)
         except OSError as error:
-            self._remove()
+            self._discard()
             size = 8 * shape[0] * count / 2**20
             raise DataError(
                 f"{os.path.dirname(self._paths['info'])} has no room for {size:,.0f} MiB of teacher tokens: {error.strerror}."
@@ -89,19 +94,13 @@ class TeacherTokensWriter:
     def __enter__(self) -> TeacherTokensWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._remove()
+    def __exit__(self, *exception: object) -> None:
+        self._discard()
 
-    def _remove(self) -> None:
-        for array in _ARRAYS:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(f"{self._paths[array]}.partial")
+    def _discard(self) -> None:
+        """Removes the files that do not have their final names."""
+        with contextlib.suppress(_DiscardedError), self._files:
+            raise _DiscardedError
 
     def write(self, examples: Sequence[int], ids: np.ndarray, log_probs: np.ndarray) -> None:
         """Stores the target tokens ``[tokens, k]`` of these examples, one example after another.
@@ -135,11 +134,10 @@ class TeacherTokensWriter:
         # Arrays without their description do not exist for readers, so that no reader finds an incomplete set.
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._paths["info"])
-        digests = {}
-        for array, values in self._arrays.items():
+        for values in self._arrays.values():
             values.flush()  # type: ignore[attr-defined]  # np.memmap
-            os.replace(f"{self._paths[array]}.partial", self._paths[array])
-            digests[array] = stored_fields.sha256_of(self._paths[array])
+        self._files.close()
+        digests = {array: stored_fields.sha256_of(self._paths[array]) for array in _ARRAYS}
         stored_fields.write_description(self._paths["info"], self._metadata, digests, info)
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jaxalign.data import slots, sources, synthetic
+from jaxalign.data import derived, slots, sources, synthetic
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
 
@@ -101,10 +101,9 @@ def test_the_bundled_task_is_deterministic_and_its_splits_disjoint(tmp_path):
     train, validation = (list(source.records(split)) for split in source.splits)
     assert train == list(source.records("train"))
     assert not {r.prompt for r in train} & {r.prompt for r in validation}
-    paths = synthetic.write_synthetic(str(tmp_path), num_prompts=50, num_validation=10)
-    written = sources.JsonlSource(
-        {"train": paths["triplets.train"], "validation": paths["triplets.validation"]}, "triplet"
-    )
+    path = str(tmp_path / "train.jsonl")
+    derived.write_jsonl(train, path, "triplet")
+    written = sources.JsonlSource({"train": path, "validation": path}, "triplet")
     assert [r.key for r in written.records("train")] == [r.key for r in train]
 
 
@@ -145,6 +144,13 @@ def test_invented_values_need_a_lexicon_and_are_unmistakable():
     assert (delexicalised.missing, delexicalised.invented) == (0, 1)
 
 
+def with_values(text, values):
+    """The text with values in place of their placeholders; the longest first, as SLOT_NAME is the beginning of SLOT_NAME_2."""
+    for placeholder in sorted(values, key=len, reverse=True):
+        text = text.replace(placeholder, values[placeholder])
+    return text
+
+
 def test_delexicalisation_and_back():
     act = "?compare(name=tecra 5;memory=4 gb;name=tecra 55;memory=4 gb;isforbusinesscomputing=true)"
     response = "the tecra 5 has 4 gb and tecra 55 has 4 gb for business"
@@ -154,8 +160,8 @@ def test_delexicalisation_and_back():
         "isforbusinesscomputing=true)"
     )
     assert plain == "the SLOT_NAME has SLOT_MEMORY and SLOT_NAME_2 has SLOT_MEMORY_2 for business"
-    assert slots.lexicalise(plain, values) == response
-    assert slots.lexicalise(plain_act, values) == act
+    assert with_values(plain, values) == response
+    assert with_values(plain_act, values) == act
     assert slots.delexicalise_act(act)[0] == plain_act
     assert slots.placeholders([plain]) == [
         "SLOT_MEMORY",
@@ -180,7 +186,7 @@ def test_human_references_have_few_slot_errors(shared_dir):
         errors += found.errors
         act, response, values = slots.delexicalise(row["prompt"], row["response"])
         plain_errors += slots.slot_errors(act, response).errors
-        assert slots.words(slots.lexicalise(response, values)) == slots.words(row["response"])
+        assert slots.words(with_values(response, values)) == slots.words(row["response"])
     assert errors / total < 0.02
     assert plain_errors / total < 0.02
     swapped = read("dev")
