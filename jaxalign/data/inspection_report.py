@@ -10,6 +10,8 @@ from jaxalign.data.inspected import Inspection
 from jaxalign.data.suggestions import TOLERATED, Settings
 from jaxalign.data.vocabularies import Vocabulary
 
+_NOTHING = "nothing"
+
 
 def describe(
     inspection: Inspection, vocabulary: Vocabulary, settings: Settings | None
@@ -25,35 +27,33 @@ def describe(
         yield f"responses to a prompt (records x responses): {several}"
     yield _lengths("prompt", inspection.prompt_lengths)
     if settings is None:
-        yield f"unknown to the vocabulary: something in {notes['unknown_prompts']} prompts"
+        yield f"unknown to the vocabulary: {_affected(notes['unknown_prompts'], count)}"
         return
     yield _lengths("response", inspection.response_lengths)
-    if inspection.feedback:
+    unstated = notes["without_margin"] + notes["without_feedback"]
+    if inspection.feedback and unstated < inspection.records:
         yield _feedback(inspection)
-    if notes["without_margin"] or notes["without_feedback"]:
-        unstated = notes["without_margin"] + notes["without_feedback"]
+    if unstated:
         yield f"feedback: {unstated} records state none; the order of their responses implies it"
     if notes["reordered"]:
         yield f"feedback contradicts the order of the responses in {notes['reordered']} records; it is followed"
     if notes["ties"]:
         yield f"ties (all responses with the same feedback): {notes['ties']}"
     responses = len(inspection.response_lengths)
+    unknown = _affected(notes["unknown_prompts"], count, notes["unknown_responses"], responses)
+    yield f"unknown to the vocabulary: {unknown}"
+    changed = _affected(notes["changed_prompts"], count, notes["changed_responses"], responses)
+    kept = "" if changed == _NOTHING else "; --vocabulary=bytes keeps all text"
+    yield f"changed by the vocabulary (line breaks, repeated spaces, unknown characters): {changed}{kept}"
+    side = "beginning" if settings.keeps_end else "end"
     yield (
-        f"unknown to the vocabulary: something in {_share(notes['unknown_prompts'], count)} of the prompts and "
-        f"{_share(notes['unknown_responses'], responses)} of the responses"
-    )
-    yield (
-        f"changed by the vocabulary (line breaks, repeated spaces, unknown characters): {_share(notes['changed_prompts'], count)} of the "
-        f"prompts, {_share(notes['changed_responses'], responses)} of the responses"
-    )
-    yield (
-        f"with TASK_FEATURE_LENGTHS {{'inputs': {settings.inputs}, 'targets': {settings.targets}}}: {settings.cut_prompts} of {count} "
-        f"prompts are cut at their {'beginning' if settings.keeps_end else 'end'}, {settings.long_responses} records are left out "
-        "because of a long response"
+        f"with TASK_FEATURE_LENGTHS {{'inputs': {settings.inputs}, 'targets': {settings.targets}}}: prompts cut at their {side}: "
+        f"{settings.cut_prompts} of {count}; records left out because of a long response: {settings.long_responses}"
     )
     if settings.max_rejected_fraction > TOLERATED:
         yield (
-            f"more records than usual cannot be used: max_rejected_fraction is set to {settings.max_rejected_fraction:g}; look at them"
+            "many records cannot be used (rejected, or with a long response, as counted above): max_rejected_fraction is set to "
+            f"{settings.max_rejected_fraction:g}"
         )
     for number, (record, inputs, targets) in enumerate(inspection.examples, start=1):
         room = settings.inputs - 1
@@ -83,8 +83,19 @@ def _feedback(inspection: Inspection) -> str:
     )
 
 
+def _affected(prompts: int, of: int, responses: int = 0, of_responses: int = 0) -> str:
+    """Returns the shares of prompts and responses in words."""
+    if not prompts and not responses:
+        return _NOTHING
+    said = f"something in {_share(prompts, of)} of the prompts"
+    return (
+        f"{said} and {_share(responses, of_responses)} of the responses" if of_responses else said
+    )
+
+
 def _share(part: int, total: int) -> str:
-    return f"{100 * part / max(total, 1):.1f} %"
+    percent = 100 * part / max(total, 1)
+    return "less than 0.1 %" if 0 < percent < 0.05 else f"{percent:.1f} %"
 
 
 def _shown(text: str) -> str:

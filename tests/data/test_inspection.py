@@ -64,6 +64,17 @@ def test_the_method_suits_the_kind(rows, kind, objective, write_lines):
     assert settings_of()["objective"] == objective
 
 
+def test_feedback_that_no_record_states_is_not_described_as_stated(write_lines, capsys):
+    rows = [{"prompt": words(i), "chosen": words(i + 1), "rejected": "no"} for i in range(50)]
+    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    said = capsys.readouterr().out
+    assert "feedback: 50 records state none" in said and "feedback: 0:" not in said
+    assert (
+        "changed by the vocabulary (line breaks, repeated spaces, unknown characters): nothing\n"
+        in said
+    )
+
+
 def test_graded_feedback_has_a_threshold_that_divides_it(write_lines):
     rows = [row | {"feedback": [1, 4, 4, 5, 5, 5][i % 6]} for i, row in enumerate(triplets())]
     inspection.inspect(write_lines(rows), vocabulary="bytes")
@@ -82,7 +93,7 @@ def test_dialogues_keep_their_end_and_long_prompts_are_said_to_be_cut(write_line
     found = settings_of()
     assert found["long_prompts"] == "'truncate_left'"
     assert found["TASK_FEATURE_LENGTHS"] == "{'inputs': 1024, 'targets': 16}"
-    assert "20 of 100 prompts are cut at their beginning" in capsys.readouterr().out
+    assert "prompts cut at their beginning: 20 of 100" in capsys.readouterr().out
 
 
 def test_rows_have_room_for_the_longest_example(write_lines):
@@ -157,7 +168,7 @@ def test_very_long_responses_are_left_out_and_long_rows_make_small_batches(write
         for i in range(200)
     ]
     inspection.inspect(write_lines(rows), vocabulary="bytes")
-    assert "17 records are left out because of a long response" in capsys.readouterr().out
+    assert "records left out because of a long response: 17" in capsys.readouterr().out
     found = settings_of()
     assert found["TASK_FEATURE_LENGTHS"] == "{'inputs': 48, 'targets': 1024}"
     assert found["BATCH_SIZE"] == "8"
