@@ -10,6 +10,7 @@ import pkgutil
 import pytest
 
 import jaxalign
+from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError, require_range
@@ -86,6 +87,9 @@ BUILDERS = {
     DecodingSettings: functools.partial(DecodingSettings, max_target_length=8),
     GenerationSettings: functools.partial(
         GenerationSettings, DecodingSettings(max_target_length=8)
+    ),
+    PassSettings: functools.partial(
+        PassSettings, feature_lengths={"inputs": 8, "targets": 8}, batch_size=1, mesh=None, info={}
     ),
     EvaluationSettings: functools.partial(EvaluationSettings, prompts="p"),
     "adafactor": optimizers.adafactor,

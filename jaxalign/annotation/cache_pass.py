@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxalign.data import pipeline
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
+from jaxalign.errors import require_range
 from jaxalign.parallel import distributed, partitioning
 
 
@@ -34,6 +35,9 @@ class PassSettings:
     info: Mapping[str, Any]
     splits: Sequence[str] | None = None
     row_lengths: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        require_range("PassSettings", "[1, inf)", batch_size=self.batch_size)
 
     def splits_of(self, cache: TaskCache) -> list[str]:
         """Returns the names of the splits to read."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.data import inspection
+from jaxalign.data.inspection.file_inspection import inspect
 from jaxalign.data.rejections import DataError
 
 
@@ -38,7 +38,7 @@ def triplets(count=120):
 
 
 def test_thumbs(write_lines, capsys):
-    result = inspection.inspect(write_lines(triplets()))
+    result = inspect(write_lines(triplets()))
     assert result == {"kind": "triplet", "records": 120, "gin_file": "data.gin"}
     said = capsys.readouterr().out
     assert "kind 'triplet'" in said and "feedback: 0: 50.0 %, 1: 50.0 %" in said
@@ -60,13 +60,13 @@ def test_thumbs(write_lines, capsys):
     ],
 )  # fmt: skip
 def test_the_method_suits_the_kind(rows, kind, objective, write_lines):
-    assert inspection.inspect(write_lines(rows), vocabulary="bytes")["kind"] == kind
+    assert inspect(write_lines(rows), vocabulary="bytes")["kind"] == kind
     assert settings_of()["objective"] == objective
 
 
 def test_feedback_that_no_record_states_is_not_described_as_stated(write_lines, capsys):
     rows = [{"prompt": words(i), "chosen": words(i + 1), "rejected": "no"} for i in range(50)]
-    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    inspect(write_lines(rows), vocabulary="bytes")
     said = capsys.readouterr().out
     assert "feedback: 50 records state none" in said and "feedback: 0:" not in said
     assert (
@@ -77,7 +77,7 @@ def test_feedback_that_no_record_states_is_not_described_as_stated(write_lines, 
 
 def test_graded_feedback_has_a_threshold_that_divides_it(write_lines):
     rows = [row | {"feedback": [1, 4, 4, 5, 5, 5][i % 6]} for i, row in enumerate(triplets())]
-    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    inspect(write_lines(rows), vocabulary="bytes")
     assert settings_of()["DESIRABLE_THRESHOLD"] == "4.0"
 
 
@@ -89,7 +89,7 @@ def test_dialogues_keep_their_end_and_long_prompts_are_said_to_be_cut(write_line
         }
         for i in range(100)
     ]
-    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    inspect(write_lines(rows), vocabulary="bytes")
     found = settings_of()
     assert found["long_prompts"] == "'truncate_left'"
     assert found["TASK_FEATURE_LENGTHS"] == "{'inputs': 1024, 'targets': 16}"
@@ -101,7 +101,7 @@ def test_rows_have_room_for_the_longest_example(write_lines):
         {"prompt": words(i, 4), "chosen": words(i, 5 + i % 90), "rejected": words(i + 1, 3)}
         for i in range(100)
     ]
-    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    inspect(write_lines(rows), vocabulary="bytes")
     found = {
         name: ast.literal_eval(settings_of()[name])
         for name in ("TASK_FEATURE_LENGTHS", "ROW_LENGTHS", "PACK")
@@ -113,9 +113,7 @@ def test_rows_have_room_for_the_longest_example(write_lines):
 
 def test_repeated_and_bad_records_are_counted_and_allowed_for(write_lines, capsys):
     rows = triplets()
-    inspection.inspect(
-        write_lines([*rows, *rows[:30], "{", "[1]", *["no json"] * 20]), vocabulary="bytes"
-    )
+    inspect(write_lines([*rows, *rows[:30], "{", "[1]", *["no json"] * 20]), vocabulary="bytes")
     said = capsys.readouterr().out
     assert "records: 172, usable 150" in said and "repeated 30" in said
     assert (
@@ -133,13 +131,13 @@ def test_names_and_layouts_of_others_are_written_down(write_lines):
         {"prompt": r["prompt"], "completion": r["response"], "label": bool(r["feedback"])}
         for r in triplets()
     ]
-    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    inspect(write_lines(rows), vocabulary="bytes")
     assert settings_of()["fields"] == "'response=completion,feedback=label'"
     message = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     path = write_lines([{"messages": message}] * 50)
     with pytest.raises(DataError, match=r"data\.gin exists already"):
-        inspection.inspect(path, vocabulary="bytes")
-    inspection.inspect(path, vocabulary="bytes", overwrite=True)
+        inspect(path, vocabulary="bytes")
+    inspect(path, vocabulary="bytes", overwrite=True)
     assert settings_of()["layout"] == "'trl'"
 
 
@@ -148,12 +146,12 @@ def test_tables(tmp_path, capsys):
         writer = csv.DictWriter(file, ["prompt", "response", "feedback"])
         writer.writeheader()
         writer.writerows(triplets())
-    inspection.inspect("data.csv", vocabulary="bytes", output="here/of.csv.gin")
+    inspect("data.csv", vocabulary="bytes", output="here/of.csv.gin")
     assert settings_of("here/of.csv.gin")["kind"] == "'triplet'"
 
 
 def test_a_file_too_small_to_hold_anything_out_trains_without(write_lines):
-    inspection.inspect(write_lines(triplets(1)))
+    inspect(write_lines(triplets(1)))
     found = settings_of()
     assert (found["eval_split"], found["BEST_METRIC"], found["BATCH_SIZE"]) == ("''", "None", "1")
 
@@ -167,7 +165,7 @@ def test_very_long_responses_are_left_out_and_long_rows_make_small_batches(write
         }
         for i in range(200)
     ]
-    inspection.inspect(write_lines(rows), vocabulary="bytes")
+    inspect(write_lines(rows), vocabulary="bytes")
     assert "records left out because of a long response: 17" in capsys.readouterr().out
     found = settings_of()
     assert found["TASK_FEATURE_LENGTHS"] == "{'inputs': 48, 'targets': 1024}"
@@ -177,16 +175,16 @@ def test_very_long_responses_are_left_out_and_long_rows_make_small_batches(write
 
 def test_prompts_alone_are_for_generation(write_lines, capsys):
     path = write_lines([{"prompt": words(i)} for i in range(30)])
-    assert inspection.inspect(path, vocabulary="bytes")["gin_file"] is None
+    assert inspect(path, vocabulary="bytes")["gin_file"] is None
     assert f"jaxalign generate --checkpoint=RUN --input={path}" in capsys.readouterr().out
 
 
 def test_a_vocabulary_of_one_s_own(write_lines, small_vocabulary, capsys):
-    inspection.inspect(write_lines(triplets()), vocabulary=small_vocabulary, extra_ids=100)
+    inspect(write_lines(triplets()), vocabulary=small_vocabulary, extra_ids=100)
     found = settings_of()
     assert found["VOCABULARY"] == repr(small_vocabulary) and found["VOCAB_SIZE"] == "512"
     with pytest.raises(DataError, match="Cannot read the SentencePiece model nothing"):
-        inspection.inspect(write_lines(triplets()), vocabulary="nothing", overwrite=True)
+        inspect(write_lines(triplets()), vocabulary="nothing", overwrite=True)
 
 
 def test_a_model_with_a_pretrained_checkpoint_starts_from_it(write_lines, small_vocabulary, capsys):
@@ -195,8 +193,8 @@ def test_a_model_with_a_pretrained_checkpoint_starts_from_it(write_lines, small_
     with pytest.raises(
         DataError, match=r"needs its own vocabulary \(gs://.*--vocabulary=.*--extra_ids=100"
     ):
-        inspection.inspect(path, model="flan_t5_base")
-    inspection.inspect(path, model="flan_t5_base", vocabulary=small_vocabulary)
+        inspect(path, model="flan_t5_base")
+    inspect(path, model="flan_t5_base", vocabulary=small_vocabulary)
     said = capsys.readouterr().out
     assert (
         f"--MODEL_DIR=runs/data_sft --INITIAL_CHECKPOINT_PATH={checkpoint} --LEARNING_RATE=0.0001"
@@ -205,7 +203,7 @@ def test_a_model_with_a_pretrained_checkpoint_starts_from_it(write_lines, small_
     assert "--INITIAL_CHECKPOINT_PATH=runs/data_sft" in said
     # The checkpoint has its own number of rows.
     assert "VOCAB_SIZE" not in settings_of()
-    inspection.inspect(path, model="byt5_small", overwrite=True)
+    inspect(path, model="byt5_small", overwrite=True)
     assert settings_of()["VOCABULARY"] == "'bytes'"
 
 
@@ -215,14 +213,14 @@ def test_a_model_with_a_pretrained_checkpoint_starts_from_it(write_lines, small_
 ])  # fmt: skip
 def test_unknown_names_are_said_before_anything_is_read(option, message, write_lines):
     with pytest.raises(DataError, match=message):
-        inspection.inspect(write_lines(triplets()), **option)
+        inspect(write_lines(triplets()), **option)
 
 
 def test_a_failure_leaves_no_file_and_keeps_the_old_vocabulary(write_lines, tmp_path):
     Path("data.model").write_text("old")
     for rows in ([{"prompt": words(i)} for i in range(30)], [{"prompt": " ", "response": "r"}] * 9):
         with contextlib.suppress(DataError):
-            inspection.inspect(write_lines(rows), overwrite=True)
+            inspect(write_lines(rows), overwrite=True)
     assert Path("data.model").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", "data.model"}
 
@@ -238,5 +236,5 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_vocabulary(write_lines, tmp_
 )  # fmt: skip
 def test_what_cannot_be_used_is_run_with_one_line_errors(rows, message, write_lines):
     with pytest.raises(DataError, match=message) as caught:
-        inspection.inspect(write_lines(rows), vocabulary="bytes")
+        inspect(write_lines(rows), vocabulary="bytes")
     assert "\n" not in str(caught.value)

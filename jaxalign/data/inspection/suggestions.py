@@ -1,4 +1,4 @@
-"""Chooses settings that suit a data file from the findings of `inspection`, and makes the gin file that holds them."""
+"""Chooses settings that suit a data file from the findings of `file_inspection`, and makes the gin file that holds them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.data.inspected import Inspection
+from jaxalign.data.inspection.findings import Inspection
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 
 _FIRST_LIMIT = 512  # tokens of a prompt or response that are always allowed

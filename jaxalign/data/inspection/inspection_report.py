@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxalign.data.inspected import Inspection
-from jaxalign.data.suggestions import TOLERATED, Settings
+from jaxalign.data.inspection.findings import Inspection
+from jaxalign.data.inspection.suggestions import TOLERATED, Settings
 from jaxalign.data.vocabularies import Vocabulary
 
 _NOTHING = "nothing"

@@ -1,4 +1,4 @@
-"""The result of `inspection` for a data file."""
+"""The result of `file_inspection` for a data file."""
 
 from __future__ import annotations
 

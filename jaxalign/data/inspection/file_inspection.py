@@ -11,15 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxalign import files
-from jaxalign.data import (
-    inspection_report,
-    layouts,
-    model_presets,
-    recognition,
-    sources,
-    suggestions,
-)
-from jaxalign.data.inspected import Inspection
+from jaxalign.data import layouts, recognition, sources
+from jaxalign.data.inspection import inspection_report, model_presets, suggestions
+from jaxalign.data.inspection.findings import Inspection
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
 from jaxalign.data.records import Record
