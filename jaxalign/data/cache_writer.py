@@ -70,7 +70,8 @@ class CacheWriter:
         rejected.check(self._max_rejected_fraction, self._side_file)
         rejected.write(os.path.join(self._folder, REJECTED_FILE))
         content = hashlib.sha256()
-        described, summaries = {}, {}
+        described: dict[str, SplitMetadata] = {}
+        summaries: dict[str, SplitSummary] = {}
         for writer in writers:
             if not self._has_examples(writer, first=not described):
                 continue

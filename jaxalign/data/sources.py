@@ -152,13 +152,13 @@ class JsonlSource(RecordSource):
             records = (
                 (split, record)
                 for split in splits
-                for record in self._of_files(split, logs and logs[split], split)
+                for record in self._of_files(split, None if logs is None else logs[split])
             )
         return self._joined(records, splits, logs) if self.responses_per_example > 1 else records
 
-    def _of_files(self, split: str, log: RejectionLog | None, named: str) -> Iterator[Record]:
+    def _of_files(self, split: str, log: RejectionLog | None) -> Iterator[Record]:
         for path in self.paths(split):
-            yield from self._read(path, log, named)
+            yield from self._read(path, log, split)
 
     def _divide(
         self, splits: Sequence[str], logs: Mapping[str, RejectionLog] | None
@@ -166,7 +166,7 @@ class JsonlSource(RecordSource):
         # A bad line has no prompt to determine its split, so it is counted in the first split.
         first = next(iter(self.split_fractions))
         read_log = None if logs is None else RejectionLog()
-        for record in self._of_files(first, read_log, first):
+        for record in self._of_files(first, read_log):
             split = split_of_prompt(record.prompt, self.split_fractions, self.split_seed)
             if split in splits:
                 if logs is not None:
@@ -187,7 +187,7 @@ class JsonlSource(RecordSource):
         duplicates = {split: validation.Duplicates() for split in splits}
         references = {split: validation.PromptReferences() for split in splits}
         for split, record in records:
-            log = logs and logs[split]
+            log = None if logs is None else logs[split]
             repeated = (
                 log is not None
                 and self.duplicates == "reject"
