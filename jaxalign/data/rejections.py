@@ -79,6 +79,12 @@ class RejectionLog:
     def fraction(self) -> float:
         return len(self.entries) / max(self.seen, 1)
 
+    @property
+    def first(self) -> str:
+        """The place and the reason of the first rejection; '' if there is none."""
+        found = self.entries[0] if self.entries else None
+        return f"{found['file']}:{found['line']}: {found['message']}" if found else ""
+
     def write(self, path: str) -> None:
         """Writes the entries as JSON Lines."""
         with open(path, "w", encoding="utf-8") as file:
@@ -92,10 +98,8 @@ class RejectionLog:
         os.makedirs(os.path.dirname(os.path.abspath(side_file)), exist_ok=True)
         self.write(side_file)
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        first = self.entries[0]
         hints = "".join(f" {hint}" for reason, hint in _REMEDIES.items() if reason in self.counts)
         raise DataError(
             f"{len(self.entries)} of {self.seen} records ({self.fraction:.1%}) were rejected, more than "
-            f"max_rejected_fraction={max_fraction:g}: {reasons}. First: {first['file']}:{first['line']}: "
-            f"{first['message']}. All are listed in {side_file}.{hints}"
+            f"max_rejected_fraction={max_fraction:g}: {reasons}. First: {self.first}. All are listed in {side_file}.{hints}"
         )

@@ -81,6 +81,12 @@ def inspect(
             f"{output} exists already, and may have been edited; give another --output, or --overwrite."
         )
     print(f"{file}: {found.describe()}")
+    if validation_file is not None:
+        theirs = _found(validation_file, kind, layout, fields)
+        if theirs != found:
+            raise DataError(
+                f"{validation_file} holds {theirs.describe()}, and {file} {found.describe()}; both files of a run are read alike."
+            )
     preset = model_presets.read_preset(model)
     if objective is not None:
         model_presets.check_objective(objective)
@@ -89,10 +95,11 @@ def inspect(
     source = _source(file, found)
     chosen, trained = _vocabulary(source, vocabulary, extra_ids, vocab_size, output)
     inspection = _inspect(source, found, chosen, examples, held_out=validation_file is None)
-    if not inspection.examples_count:
-        raise DataError(
-            f"{file} has no usable records ({inspection.records} read): {inspection.first_rejected}"
-        )
+    _check_usable(file, inspection)
+    held_out = None
+    if validation_file is not None:
+        held_out = _inspect(_source(validation_file, found), found, chosen, 0, held_out=False)
+        _check_usable(validation_file, held_out)
     settings = None
     if found.kind != "prompts":
         settings = suggestions.suggest(
@@ -103,6 +110,8 @@ def inspect(
             objective=objective,
         )
     print(*inspection_report.describe(inspection, chosen, settings), sep="\n")
+    if held_out is not None:
+        print(f"{validation_file}:", *inspection_report.counts(held_out), sep="\n  ")
     if settings is None:
         print(
             "Prompts without responses cannot be trained on; they are for: "
@@ -130,8 +139,15 @@ def inspect(
 
 def _found(file: str, kind: str | None, layout: str | None, fields: str | None) -> Found:
     """Returns how to read the file: the given values, and values detected from the first records for the others."""
-    objects = read_json_lines(file, log=RejectionLog())
+    log = RejectionLog()
+    objects = read_json_lines(file, log=log)
     first = [obj for _, obj, _ in itertools.islice(objects, _LOOKED_AT)]
+    if not first:
+        raise DataError(
+            f"{file} has no line that can be read; the first: {log.first}"
+            if log.entries
+            else f"{file} is empty."
+        )
     renamed = None if fields is None else tuple(layouts.parse_fields(fields).items())
     looks = recognition.recognise(first)
     if kind is None and looks is None:
@@ -146,6 +162,13 @@ def _found(file: str, kind: str | None, layout: str | None, fields: str | None) 
         layouts.check_layout(layout or looks.layout),
         looks.fields if renamed is None else renamed,
     )
+
+
+def _check_usable(file: str, inspection: Inspection) -> None:
+    if not inspection.examples_count:
+        raise DataError(
+            f"{file} has no usable records ({inspection.records} read): {inspection.first_rejected}"
+        )
 
 
 def _source(file: str, found: Found) -> sources.JsonlSource:
@@ -259,7 +282,5 @@ def _inspect(
     if held_out:
         result.validation_prompts = len(held)
     result.records, result.rejected, result.notes = log.seen, log.counts, log.notes
-    if log.entries:
-        first = log.entries[0]
-        result.first_rejected = f"{first['file']}:{first['line']}: {first['message']}"
+    result.first_rejected = log.first
     return result

@@ -18,10 +18,7 @@ def describe(
 ) -> Iterator[str]:
     """Yields the lines of the report."""
     count, notes = inspection.examples_count, inspection.notes
-    rejected = ", ".join(f"{number} {reason}" for reason, number in inspection.rejected.items())
-    yield f"records: {inspection.records}, usable {count}, distinct prompts {len(inspection.prompts)}, repeated {inspection.repeated}"
-    if rejected:
-        yield f"rejected: {rejected}; the first: {inspection.first_rejected}"
+    yield from counts(inspection)
     if settings is not None and set(inspection.responses) != {1}:
         several = ", ".join(f"{n} x {k}" for k, n in sorted(inspection.responses.items()))
         yield f"responses to a prompt (records x responses): {several}"
@@ -63,6 +60,17 @@ def describe(
         for k, target in enumerate(targets):
             value = "" if record.feedback is None else f", feedback {record.feedback[k]:g}"
             yield f"  response ({len(target) + 1} tokens{value}): {_shown(vocabulary.decode(target))}"
+
+
+def counts(inspection: Inspection) -> Iterator[str]:
+    """Yields the lines that count the records of a file."""
+    rejected = ", ".join(f"{number} {reason}" for reason, number in inspection.rejected.items())
+    yield (
+        f"records: {inspection.records}, usable {inspection.examples_count}, distinct prompts {len(inspection.prompts)}, repeated "
+        f"{inspection.repeated}"
+    )
+    if rejected:
+        yield f"rejected: {rejected}; the first: {inspection.first_rejected}"
 
 
 def _lengths(name: str, lengths: Sequence[int]) -> str:

@@ -216,6 +216,18 @@ def test_unknown_names_are_said_before_anything_is_read(option, message, write_l
         inspect(write_lines(triplets()), **option)
 
 
+def test_the_held_out_file_is_read_too(write_lines, capsys):
+    held_out = write_lines([*triplets(9), "{"], "held_out.jsonl")
+    inspect(write_lines(triplets()), validation_file=held_out, vocabulary="bytes")
+    said = capsys.readouterr().out
+    assert f"{held_out}:\n  records: 10, usable 9" in said and "rejected: 1 invalid_json" in said
+    with pytest.raises(DataError, match="Cannot read the data file nothing"):
+        inspect(write_lines(triplets()), validation_file="nothing", overwrite=True)
+    other = write_lines([{"prompt": "p", "response": "r"}], "other.jsonl")
+    with pytest.raises(DataError, match=r"other.jsonl holds kind 'seq2seq', and .* kind 'triplet'"):
+        inspect(write_lines(triplets()), validation_file=other, overwrite=True)
+
+
 def test_a_failure_leaves_no_file_and_keeps_the_old_vocabulary(write_lines, tmp_path):
     Path("data.model").write_text("old")
     for rows in ([{"prompt": words(i)} for i in range(30)], [{"prompt": " ", "response": "r"}] * 9):
@@ -230,7 +242,8 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_vocabulary(write_lines, tmp_
     [
         ([{"a": 1}], "No record of .* could be recognised .fields of the first: a.*--kind"),
         (["no json"], "begins with 'no json'"),
-        ([], "could be recognised"),
+        ([], r"data\.jsonl has no line that can be read|data\.jsonl is empty"),
+        (['{"a": 1', "x"], "has no line that can be read; the first: .*:1: not valid JSON"),
         ([{"prompt": " ", "response": "r", "feedback": 1}], "no usable records .*:1: the prompt is empty"),
     ],
 )  # fmt: skip
