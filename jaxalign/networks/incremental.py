@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from jaxalign.networks.attention import Attention
+from jaxalign.networks.blocks import RMSNorm
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.layers import Attention, DecoderLayer, RMSNorm
+from jaxalign.networks.layers import DecoderLayer
 from jaxalign.networks.positions import MASKED, RelativePositionBias, additive_bias
 from jaxalign.networks.shapes import AnyArray, Encoded, Params, SourceTokens
 from jaxalign.networks.stacking import unstack_layers

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import require_range
-from jaxalign.networks import scoring
+from jaxalign.networks import distributions, scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.distributions import TokenDistributions
 from jaxalign.networks.incremental import Cache, Prompt, SequenceLogits, SequenceTokens, Visible
 from jaxalign.networks.protocols import DecodingPolicy, TokenPolicy
-from jaxalign.networks.scoring import ResponseScores, TokenDistributions, TokenStatistics
+from jaxalign.networks.scoring import ResponseScores, TokenStatistics
 from jaxalign.networks.shapes import (
     AnyArray,
     Batch,
@@ -25,6 +26,7 @@ from jaxalign.networks.shapes import (
     Embedded,
     Encoded,
     GreedyTokens,
+    Hidden,
     Kernel,
     Params,
     PerExampleOutputs,
@@ -156,13 +158,13 @@ class Policy(TokenPolicy, DecodingPolicy):
         return self.token_statistics_of(params, hidden, batch, with_mean_log_probs)
 
     def distributions(self, params: Params, hidden: Decoded) -> TokenDistributions:
-        """The distribution over the vocabulary at every position of decoder states, for `scoring.map_distributions`."""
+        """The distribution over the vocabulary at every position of decoder states, for `distributions.map_distributions`."""
         kernel, scale = self.projection(params)
         return TokenDistributions(hidden, kernel, scale, self.value_token)
 
     def greedy_tokens(self, params: Params, hidden: Decoded) -> GreedyTokens:
         """The most probable token at every position of decoder states."""
-        return scoring.map_distributions(
+        return distributions.map_distributions(
             lambda log_probs: jnp.argmax(log_probs, axis=-1).astype(jnp.int32),
             [self.distributions(params, hidden)],
             chunk_size=self.logits_chunk_size,
@@ -172,7 +174,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
     ) -> ResponseScores:
         """Log-probability of every response, summed over its tokens with EOS, and its length in tokens."""
-        return response_scores(self.token_statistics(params, batch, rng=rng), batch)
+        return scoring.response_scores(self.token_statistics(params, batch, rng=rng), batch)
 
     def score_and_encode(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
@@ -181,7 +183,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         encode_rng = None if rng is None else jax.random.split(rng)[0]
         encoded = self.encode(params, batch, rng=encode_rng)
         statistics = self.token_statistics(params, batch, rng=rng, encoded=encoded)
-        return response_scores(statistics, batch), encoded
+        return scoring.response_scores(statistics, batch), encoded
 
     def value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
@@ -195,7 +197,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         """`score` and `value_logits` of one forward pass."""
         hidden = self.decode(params, batch, rng=rng)
         statistics = self.token_statistics_of(params, hidden, batch)
-        return response_scores(statistics, batch), self._value_logits(params, hidden, batch)
+        return scoring.response_scores(statistics, batch), self._value_logits(params, hidden, batch)
 
     def projection(self, params: Params) -> tuple[Kernel, float]:
         """The vocabulary projection and the factor on its logits."""
@@ -225,7 +227,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         states, cache = self._architecture.next_states(
             self.config, prompt, cache, tokens, position, visible
         )
-        return scoring.project(self.distributions(prompt.params, states)), cache
+        return distributions.project(self.distributions(prompt.params, states)), cache
 
     def next_logits_in_ring(
         self,
@@ -259,7 +261,7 @@ class Policy(TokenPolicy, DecodingPolicy):
     def _architecture(self) -> Architecture:
         return architecture_of(self.config)
 
-    def _value_logits(self, params: Any, hidden: Any, batch: Any) -> PerExampleOutputs:
+    def _value_logits(self, params: Params, hidden: Decoded, batch: Batch) -> PerExampleOutputs:
         if self.value_token is None:
             raise ValueError("value_logits needs a Policy with value_token set to an unused token.")
         examples = jnp.arange(1, batch["response_mask"].shape[1] + 1)
@@ -270,24 +272,17 @@ class Policy(TokenPolicy, DecodingPolicy):
         logits = scale * jnp.sum(states * kernel[:, self.value_token], axis=-1)
         return jnp.where(jnp.any(member, axis=1), logits, 0.0).reshape(-1)
 
-    def _apply(self, params: Any, *inputs: Any, method: Any, rng: Any) -> Any:
+    def _apply(
+        self,
+        params: Params,
+        *inputs: AnyArray | None,
+        method: str,
+        rng: PRNGKeyArray | None,
+    ) -> Hidden:
         rngs = None if rng is None else {"dropout": rng}
         return self.module.apply(
             {"params": params}, *inputs, method=method, deterministic=rng is None, rngs=rngs
         )
-
-
-def response_scores(statistics: TokenStatistics, batch: Batch) -> ResponseScores:
-    """Sums of token log-probabilities, and lengths, per response."""
-    _, num_examples, num_responses = batch["response_mask"].shape
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    segments = batch["decoder_segment_ids"]
-    # `where` keeps values on padding, NaN included, out of the sum.
-    log_probs = jnp.where(weights > 0, statistics.log_probs * weights, 0.0)
-    return ResponseScores(
-        scoring.per_response_sum(log_probs, segments, num_examples, num_responses),
-        scoring.per_response_sum(weights, segments, num_examples, num_responses),
-    )
 
 
 def prompt_ids(batch: Batch) -> TargetTokens:

@@ -16,7 +16,8 @@ from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.scoring import TokenDistributions, TokenStatistics
+from jaxalign.networks.distributions import TokenDistributions
+from jaxalign.networks.scoring import TokenStatistics
 from jaxalign.networks.shapes import (
     Batch,
     Decoded,
@@ -141,7 +142,7 @@ class TokenPolicy(PolicyNetwork, Protocol):
         ...
 
     def distributions(self, params: Params, hidden: Decoded) -> TokenDistributions:
-        """Returns the distribution over the vocabulary at every position, for the functions of `networks.scoring`."""
+        """Returns the distribution over the vocabulary at every position, for the functions of `networks.distributions`."""
         ...
 
     def token_statistics(

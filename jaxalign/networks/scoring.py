@@ -7,25 +7,27 @@ log-normaliser per token; the backward pass projects each chunk again. Everythin
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from jaxalign.networks import chunks
+from jaxalign.networks.distributions import logits_of
 from jaxalign.networks.shapes import (
+    AnyArray,
+    Batch,
     Hidden,
     Kernel,
     Logits,
     PerResponseOutputs,
+    Scalars,
     TokenOutputs,
     Tokens,
     TokenValues,
 )
-
-FORBIDDEN = -1e10  # logit of a token that is taken out of the softmax; its probability is exactly 0
 
 
 class TokenStatistics(NamedTuple):
@@ -42,22 +44,6 @@ class TokenStatistics(NamedTuple):
     mean_log_probs: TokenOutputs | None
 
 
-class TokenDistributions(NamedTuple):
-    """One distribution over the vocabulary per position, the softmax of ``scale * hidden @ kernel``, before it is computed.
-
-    Attributes:
-      hidden: decoder states before the vocabulary projection.
-      kernel: the projection.
-      scale: factor on the logits.
-      forbidden_token: a token taken out of the softmax.
-    """
-
-    hidden: Hidden
-    kernel: Kernel
-    scale: float = 1.0
-    forbidden_token: int | None = None
-
-
 class ResponseScores(NamedTuple):
     """Per response: the sum of its tokens' log-probabilities (nats, EOS included) and its number of tokens, both float32.
 
@@ -66,6 +52,22 @@ class ResponseScores(NamedTuple):
 
     log_probs: PerResponseOutputs
     lengths: PerResponseOutputs
+
+
+_PerShard = Float[AnyArray, "shards emb vocab"]  # a part of a projection's gradient on every device
+
+# Log-probabilities, log-normalisers and means over the vocabulary, at every position.
+_Statistics = tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]
+
+
+class _Residuals(NamedTuple):
+    """What the backward pass keeps. Logits are None where it computes them again."""
+
+    hidden: Hidden
+    kernel: Kernel
+    targets: Tokens
+    log_normalizers: TokenValues
+    logits: Logits | None
 
 
 def token_statistics(
@@ -99,7 +101,7 @@ def token_statistics(
             "[rows, length, emb], [emb, vocab] and [rows, length]."
         )
     rows, length = targets.shape
-    num_chunks = _num_chunks(rows, length, chunk_size)
+    num_chunks = chunks.num_chunks(rows, length, chunk_size)
     log_probs, log_normalizers, mean_log_probs = _statistics(
         hidden, kernel, targets, num_chunks, float(scale), forbidden_token, with_mean_log_probs
     )
@@ -108,77 +110,17 @@ def token_statistics(
     )
 
 
-def map_distributions(
-    function: Callable[..., Any],
-    distributions: Sequence[TokenDistributions],
-    *per_token: Any,
-    chunk_size: int | None,
-) -> Any:
-    """`map_logits` where the function reads log-probabilities, the log-softmax of the logits, in nats."""
-
-    def of_log_probs(*arguments: Any) -> Any:
-        logits, others = arguments[: len(distributions)], arguments[len(distributions) :]
-        return function(*[jax.nn.log_softmax(each, axis=-1) for each in logits], *others)
-
-    return map_logits(of_log_probs, distributions, *per_token, chunk_size=chunk_size)
-
-
-def map_logits(
-    function: Callable[..., Any],
-    distributions: Sequence[TokenDistributions],
-    *per_token: Any,
-    chunk_size: int | None,
-) -> Any:
-    """``function`` of the logits at every position, without float32 logits of the whole batch.
-
-    For quantities that `token_statistics` does not give: divergences between two networks, the most probable tokens.
-    Differentiable with respect to states and projections; the backward pass projects each chunk again.
-
-    Args:
-      function: of the logits ``[rows, positions, vocab]`` (float32) of each of the distributions, and of the slices of ``per_token``;
-        returns arrays ``[rows, positions, ...]``, each position of which depends on that position only.
-      distributions: over the same vocabulary, at the same positions.
-      *per_token: further arrays ``[rows, length, ...]``.
-      chunk_size: tokens at once, as in `token_statistics`.
-
-    Raises:
-      ValueError: vocabularies or positions differ.
-    """
-    shapes = {(item.hidden.shape[:2], item.kernel.shape[1]) for item in distributions}
-    if len(shapes) != 1:
-        found = ", ".join(f"{shape} positions of {vocab} tokens" for shape, vocab in sorted(shapes))
-        raise ValueError(f"distributions do not fit each other: {found}.")
-    (((rows, length), _),) = shapes
-    kernels = tuple(item.kernel for item in distributions)
-    slices = (tuple(item.hidden for item in distributions), per_token)
-
-    def evaluate(kernels: Any, slices: Any) -> Any:
-        hiddens, others = slices
-        logits = [
-            project(item._replace(hidden=hidden, kernel=kernel))
-            for hidden, kernel, item in zip(hiddens, kernels, distributions, strict=True)
-        ]
-        return function(*logits, *others)
-
-    num_chunks = _num_chunks(rows, length, chunk_size)
-    if num_chunks == 1:
-        return evaluate(kernels, slices)
-
-    # Chunks as the scan's own inputs: their gradients are stacked, and only the projections' gradients are accumulated.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk(carry: Any, here: Any) -> Any:
-        return carry, evaluate(kernels, here)
-
-    width = math.ceil(length / num_chunks)
-    _, chunks = jax.lax.scan(
-        chunk, None, jax.tree.map(lambda x: _split(x, num_chunks, width), slices)
+def response_scores(statistics: TokenStatistics, batch: Batch) -> ResponseScores:
+    """Sums of token log-probabilities, and lengths, per response."""
+    _, num_examples, num_responses = batch["response_mask"].shape
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    segments = batch["decoder_segment_ids"]
+    # `where` keeps values on padding, NaN included, out of the sum.
+    log_probs = jnp.where(weights > 0, statistics.log_probs * weights, 0.0)
+    return ResponseScores(
+        per_response_sum(log_probs, segments, num_examples, num_responses),
+        per_response_sum(weights, segments, num_examples, num_responses),
     )
-    return jax.tree.map(lambda x: _join(x, length), chunks)
-
-
-def project(distributions: TokenDistributions) -> Logits:
-    """Float32 logits at every position, all at once."""
-    return _project(*distributions)
 
 
 def per_response_sum(
@@ -202,50 +144,23 @@ def per_response_sum(
     return jnp.sum(values, axis=1).reshape(-1, num_responses)
 
 
-def _num_chunks(rows: int, length: int, chunk_size: int | None) -> int:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1, or None.")
-    local_rows = rows // _num_shards(rows)
-    positions = length if chunk_size is None else max(1, chunk_size // max(local_rows, 1))
-    return max(1, math.ceil(length / positions))
-
-
-def _num_shards(rows: int) -> int:
-    """Over how many devices the rows of a batch are spread, by the mesh and the axis rules in force; 1 without them."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = nn.logical_to_mesh_axes(("batch",))
-    if mesh.empty or axes is None or axes[0] is None:
-        return 1
-    names = (axes[0],) if isinstance(axes[0], str) else axes[0]
-    shards = math.prod(mesh.shape[name] for name in names)
-    return shards if rows % shards == 0 else 1
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def _statistics(
-    hidden: Any,
-    kernel: Any,
-    targets: Any,
-    num_chunks: Any,
-    scale: Any,
-    forbidden: Any,
-    with_mean: Any,
-) -> Any:
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Tokens,
+    num_chunks: int,
+    scale: float,
+    forbidden: int | None,
+    with_mean: bool,
+) -> _Statistics:
     outputs, _ = _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean)
     return outputs
 
 
-def _project(hidden: Any, kernel: Any, scale: Any, forbidden: Any) -> Any:
-    logits = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
-    if scale != 1.0:
-        logits = logits * scale
-    if forbidden is not None:
-        is_forbidden = jnp.arange(kernel.shape[1]) == forbidden
-        logits = jnp.where(is_forbidden, FORBIDDEN, logits)
-    return logits
-
-
-def _read(logits: Any, targets: Any, forbidden: Any, with_mean: Any) -> Any:
+def _read(
+    logits: Logits, targets: Int[AnyArray, "*batch"], forbidden: int | None, with_mean: bool
+) -> _Statistics:
     log_normalizers = jax.nn.logsumexp(logits, axis=-1)
     target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
     mean = jnp.zeros_like(log_normalizers)
@@ -256,44 +171,57 @@ def _read(logits: Any, targets: Any, forbidden: Any, with_mean: Any) -> Any:
     return target_logits - log_normalizers, log_normalizers, mean
 
 
-def _num_allowed(logits: Any, forbidden: Any) -> Any:
+def _num_allowed(logits: Logits, forbidden: int | None) -> int:
     return logits.shape[-1] - (forbidden is not None)
 
 
 def _forward(
-    hidden: Any,
-    kernel: Any,
-    targets: Any,
-    num_chunks: Any,
-    scale: Any,
-    forbidden: Any,
-    with_mean: Any,
-) -> Any:
+    hidden: Hidden,
+    kernel: Kernel,
+    targets: Tokens,
+    num_chunks: int,
+    scale: float,
+    forbidden: int | None,
+    with_mean: bool,
+) -> tuple[_Statistics, _Residuals]:
     if num_chunks == 1:
-        logits = _project(hidden, kernel, scale, forbidden)
+        logits = logits_of(hidden, kernel, scale, forbidden)
         outputs = _read(logits, targets, forbidden, with_mean)
-        return outputs, (hidden, kernel, targets, outputs[1], logits)
+        return outputs, _Residuals(hidden, kernel, targets, outputs[1], logits)
 
-    def chunk(_: Any, index: Any) -> Any:
-        logits = _project(_slice(hidden, index, num_chunks), kernel, scale, forbidden)
-        return None, _read(logits, _slice(targets, index, num_chunks), forbidden, with_mean)
+    def chunk(_: None, index: Int[Array, ""]) -> tuple[None, _Statistics]:
+        logits = logits_of(chunks.one_chunk(hidden, index, num_chunks), kernel, scale, forbidden)
+        here = chunks.one_chunk(targets, index, num_chunks)
+        return None, _read(logits, here, forbidden, with_mean)
 
-    _, chunks = jax.lax.scan(chunk, None, jnp.arange(num_chunks))
-    outputs = tuple(_join(values, targets.shape[1]) for values in chunks)
-    return outputs, (hidden, kernel, targets, outputs[1], None)
+    _, stacked = jax.lax.scan(chunk, None, jnp.arange(num_chunks))
+    log_probs, log_normalizers, means = (chunks.join(each, targets.shape[1]) for each in stacked)
+    return (log_probs, log_normalizers, means), _Residuals(
+        hidden, kernel, targets, log_normalizers, None
+    )
 
 
 def _backward(
-    num_chunks: Any, scale: Any, forbidden: Any, with_mean: Any, residuals: Any, cotangents: Any
-) -> Any:
+    num_chunks: int,
+    scale: float,
+    forbidden: int | None,
+    with_mean: bool,
+    residuals: _Residuals,
+    cotangents: _Statistics,
+) -> tuple[Hidden, Kernel, None]:
     hidden, kernel, targets, log_normalizers, logits = residuals
     d_log_probs, d_log_normalizers, d_mean = cotangents
     # With p = softmax: d log_prob = onehot - p, d log_normalizer = p, d mean_log_prob = 1/V - p.
     d_softmax = d_log_normalizers - d_log_probs - d_mean
 
     def d_logits(
-        logits: Any, targets: Any, log_normalizers: Any, d_target: Any, d_softmax: Any, d_mean: Any
-    ) -> Any:
+        logits: Logits,
+        targets: Int[AnyArray, "*batch"],
+        log_normalizers: Scalars,
+        d_target: Scalars,
+        d_softmax: Scalars,
+        d_mean: Scalars,
+    ) -> Logits:
         vocabulary = jnp.arange(logits.shape[-1])
         grad = jnp.exp(logits - log_normalizers[..., None]) * d_softmax[..., None]
         grad += jnp.where(vocabulary == targets[..., None], d_target[..., None], 0.0)
@@ -304,60 +232,37 @@ def _backward(
         return grad * scale if scale != 1.0 else grad
 
     # One sum per device, added up after the last chunk: otherwise every chunk ends in an all-reduce as large as the projection.
-    shards = _num_shards(targets.shape[0])
+    shards = chunks.num_shards(targets.shape[0])
 
-    def pull_back(grad: Any, hidden: Any) -> Any:
+    def pull_back(grad: Logits, hidden: Hidden) -> tuple[Hidden, _PerShard]:
         d_hidden = jnp.dot(grad, kernel.astype(jnp.float32).T).astype(hidden.dtype)
         states, grad = (
             x.astype(jnp.float32).reshape(shards, -1, *x.shape[1:]) for x in (hidden, grad)
         )
         return d_hidden, per_shard(jnp.einsum("srte,srtv->sev", states, grad))
 
-    def per_shard(d_kernel: Any) -> Any:
+    def per_shard(d_kernel: _PerShard) -> _PerShard:
         return nn.with_logical_constraint(d_kernel, ("batch", None, "vocab"))
 
-    def total(d_kernel: Any) -> Any:
+    def total(d_kernel: _PerShard) -> Kernel:
         d_kernel = nn.with_logical_constraint(jnp.sum(d_kernel, axis=0), ("embed", "vocab"))
         return d_kernel.astype(kernel.dtype)
 
     per_token = (targets, log_normalizers, d_log_probs, d_softmax, d_mean)
-    if num_chunks == 1:
+    if logits is not None:
         d_hidden, d_kernel = pull_back(d_logits(logits, *per_token), hidden)
         return d_hidden, total(d_kernel), None
 
-    def chunk(d_kernel: Any, index: Any) -> Any:
-        states = _slice(hidden, index, num_chunks)
-        logits = _project(states, kernel, scale, forbidden)
-        grad = d_logits(logits, *(_slice(values, index, num_chunks) for values in per_token))
-        d_states, d_kernel_here = pull_back(grad, states)
+    def chunk(d_kernel: _PerShard, index: Int[Array, ""]) -> tuple[_PerShard, Hidden]:
+        states = chunks.one_chunk(hidden, index, num_chunks)
+        logits = logits_of(states, kernel, scale, forbidden)
+        here = (chunks.one_chunk(values, index, num_chunks) for values in per_token)
+        d_states, d_kernel_here = pull_back(d_logits(logits, *here), states)
         return per_shard(d_kernel + d_kernel_here), d_states
 
     zeros = per_shard(jnp.zeros((shards, *kernel.shape), jnp.float32))
     d_kernel, d_hidden = jax.lax.scan(chunk, zeros, jnp.arange(num_chunks))
-    return _join(d_hidden, targets.shape[1]), total(d_kernel), None
-
-
-def _slice(values: Any, index: Any, num_chunks: Any) -> Any:
-    """Chunk `index` of `num_chunks` along axis 1; the last ones overlap their neighbours' end by padding."""
-    width = math.ceil(values.shape[1] / num_chunks)
-    padding = num_chunks * width - values.shape[1]
-    if padding:
-        values = jnp.pad(values, [(0, 0), (0, padding)] + [(0, 0)] * (values.ndim - 2))
-    return jax.lax.dynamic_slice_in_dim(values, index * width, width, axis=1)
-
-
-def _split(values: Any, num_chunks: Any, width: Any) -> Any:
-    """All chunks along axis 1, stacked on axis 0; the last ones end in zeros."""
-    padding = num_chunks * width - values.shape[1]
-    values = jnp.pad(values, [(0, 0), (0, padding)] + [(0, 0)] * (values.ndim - 2))
-    return jnp.moveaxis(values.reshape(values.shape[0], num_chunks, width, *values.shape[2:]), 1, 0)
-
-
-def _join(chunks: Any, length: Any) -> Any:
-    """Inverse of `_slice` over all chunks, stacked on axis 0."""
-    joined = jnp.moveaxis(chunks, 0, 1)
-    joined = joined.reshape(joined.shape[0], -1, *joined.shape[3:])
-    return joined[:, :length]
+    return chunks.join(d_hidden, targets.shape[1]), total(d_kernel), None
 
 
 _statistics.defvjp(_forward, _backward)

@@ -9,16 +9,9 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxalign.networks.blocks import Dense, Embedding, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.layers import (
-    DecoderLayer,
-    Dense,
-    Embedding,
-    EncoderLayer,
-    RMSNorm,
-    apply_layers,
-    length_dropout,
-)
+from jaxalign.networks.layers import DecoderLayer, EncoderLayer, apply_layers
 from jaxalign.networks.positions import (
     RelativePositionBias,
     additive_bias,

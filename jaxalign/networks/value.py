@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import UserError
+from jaxalign.networks.blocks import Embedding
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.layers import Embedding
 from jaxalign.networks.leaves import require_same_shapes
 from jaxalign.networks.policy import Policy, ResponseScores
 from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor, ValuePredictor

@@ -13,8 +13,8 @@ from jaxtyping import Array
 
 from jaxalign.errors import UserError
 from jaxalign.losses.distillation import forward_kl, student_buckets, teacher_buckets
+from jaxalign.networks.distributions import TokenDistributions, map_distributions
 from jaxalign.networks.protocols import PolicyNetwork, TokenPolicy
-from jaxalign.networks.scoring import TokenDistributions, map_distributions
 from jaxalign.objectives.base import Batch, LossOutput, Metric, Objective, Params
 from jaxalign.objectives.token_weighted import (
     check_normalization,

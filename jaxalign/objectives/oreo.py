@@ -18,8 +18,8 @@ from jaxalign.losses.token_value import (
     oreo_policy_loss,
     oreo_value_loss,
 )
+from jaxalign.networks.distributions import map_distributions
 from jaxalign.networks.protocols import Network, PrefixValuePredictor, TokenPolicy
-from jaxalign.networks.scoring import map_distributions
 from jaxalign.objectives.base import (
     Batch,
     LossOutput,

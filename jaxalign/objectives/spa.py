@@ -22,9 +22,9 @@ from jaxalign.losses.self_annotation import (
     find_suspects,
     spa_loss,
 )
-from jaxalign.networks.policy import response_scores
+from jaxalign.networks.distributions import map_logits
 from jaxalign.networks.protocols import TokenPolicy
-from jaxalign.networks.scoring import TokenStatistics, map_logits
+from jaxalign.networks.scoring import TokenStatistics, response_scores
 from jaxalign.objectives.base import (
     Batch,
     LossOutput,

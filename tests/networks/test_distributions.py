@@ -12,8 +12,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxalign.losses.distillation import forward_kl
+from jaxalign.networks.distributions import TokenDistributions, map_distributions
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.scoring import TokenDistributions, map_distributions
 
 ROWS, LENGTH, VOCAB = 3, 7, 29
 KEYS = jax.random.split(jax.random.key(0), 6)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.networks.layers import Attention, RMSNorm, length_dropout
+from jaxalign.networks.attention import Attention
+from jaxalign.networks.blocks import RMSNorm, length_dropout
 
 
 def test_one_dropout_mask_serves_all_positions_of_a_row(tiny_config):

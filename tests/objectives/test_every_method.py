@@ -12,9 +12,8 @@ from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.batches import make_batch
 from jaxalign.data.examples import make_example
 from jaxalign.losses.requirements import requirements_of
-from jaxalign.networks.policy import response_scores
 from jaxalign.networks.protocols import PolicyNetwork
-from jaxalign.networks.scoring import TokenStatistics
+from jaxalign.networks.scoring import TokenStatistics, response_scores
 from jaxalign.objectives.responses import Pairwise
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape, make_mesh

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxalign.networks import scoring
+from jaxalign.networks import chunks, scoring
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import MeshShape
 from jaxalign.planning import collectives, hlo
@@ -62,7 +62,7 @@ def test_more_chunks_do_not_reduce_the_projection_more_often(arrays):
 
 
 def test_a_chunk_is_a_devices_share_of_tokens(arrays):
-    assert scoring._num_chunks(ROWS, LENGTH, 8) == 16  # no mesh: 8 rows, one position
+    assert chunks.num_chunks(ROWS, LENGTH, 8) == 16  # no mesh: 8 rows, one position
     with partitioning.set_mesh(partitioning.make_mesh(MeshShape(fsdp=4, tensor=2))):
-        assert scoring._num_chunks(ROWS, LENGTH, 8) == 4  # 2 rows, 4 positions
-        assert scoring._num_chunks(ROWS + 1, LENGTH, 9) == 16  # not divisible: as without a mesh
+        assert chunks.num_chunks(ROWS, LENGTH, 8) == 4  # 2 rows, 4 positions
+        assert chunks.num_chunks(ROWS + 1, LENGTH, 9) == 16  # not divisible: as without a mesh

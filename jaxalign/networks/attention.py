@@ -1,0 +1,84 @@
+"""T5's attention. It has T5X's names, shapes, initialisation and logical axes of parameters."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxalign.networks.blocks import Dense
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.shapes import Bias, Encoded, Heads, Hidden, Joined, SourceHeads
+
+_kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class Attention(nn.Module):
+    """Multi-head attention without scaling by 1/sqrt(head_dim), which the initialisation of `query` contains instead.
+
+    Queries, keys and values are laid out ``[rows, heads, length, head_dim]``, so that both contractions are batched matmuls
+    without a transpose, and a decoding cache never moves.
+    """
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        joined = config.num_heads * config.head_dim
+        dtype = config.activation_dtype
+
+        def query_init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+            return _kernel_init(key, shape, dtype) / jnp.sqrt(config.head_dim)
+
+        inwards, outwards = ("embed", "joined_kv"), ("joined_kv", "embed")
+        self.query = Dense(joined, inwards, query_init, dtype)
+        self.key = Dense(joined, inwards, _kernel_init, dtype)
+        self.value = Dense(joined, inwards, _kernel_init, dtype)
+        self.out = Dense(config.emb_dim, outwards, _kernel_init, dtype)
+        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self, queries: Hidden, sources: Encoded, bias: Bias, *, deterministic: bool = True
+    ) -> Hidden:
+        """Attention of `queries` over `sources` (the same array for self-attention)."""
+        keys, values = self.keys_and_values(sources)
+        return self.attend(queries, keys, values, bias, deterministic=deterministic)
+
+    def keys_and_values(self, sources: Encoded) -> tuple[SourceHeads, SourceHeads]:
+        """The keys and values that `attend` reads, for callers that keep them."""
+        return self._split(self.key(sources)), self._split(self.value(sources))
+
+    def attend(
+        self,
+        queries: Hidden,
+        keys: SourceHeads,
+        values: SourceHeads,
+        bias: Bias,
+        *,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """Softmax attention over given keys and values; `bias` holds masks and relative positions."""
+        q = self._split(self.query(queries))
+        score_dtype = jnp.float32 if self.config.float32_attention_logits else q.dtype
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q.astype(score_dtype), keys.astype(score_dtype))
+        scores = scores + bias.astype(score_dtype)
+        if values.dtype == jnp.float32:
+            # Divided by its sum only after mixing: a pass over [queries, head_dim] instead of over [queries, keys].
+            maximum = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+            weights = jnp.exp(scores - maximum)
+            scale = 1.0 / jnp.sum(weights, axis=-1, keepdims=True)
+        else:  # in the order in which T5X rounds to bfloat16
+            weights, scale = jax.nn.softmax(scores, axis=-1).astype(values.dtype), None
+        weights = self.dropout(weights, deterministic=deterministic)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values)
+        if scale is not None:
+            mixed *= scale
+        mixed = mixed.swapaxes(1, 2)
+        return self.out(mixed.reshape(*queries.shape[:-1], -1))
+
+    def _split(self, x: Joined) -> Heads:
+        x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+        x = nn.with_logical_constraint(x, ("batch", "length", "heads", "kv"))
+        return x.swapaxes(1, 2)

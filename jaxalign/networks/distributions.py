@@ -1,0 +1,115 @@
+"""Distributions over the vocabulary at every target position, which are computed a chunk of positions at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.networks import chunks
+from jaxalign.networks.shapes import AnyArray, Hidden, Kernel, Logits, Vectors
+
+FORBIDDEN = -1e10  # logit of a token that is taken out of the softmax; its probability is exactly 0
+
+_Arrays = tuple[AnyArray, ...]
+Outputs = TypeVar("Outputs")  # an array, or a tuple of arrays
+
+
+class TokenDistributions(NamedTuple):
+    """One distribution over the vocabulary per position, the softmax of ``scale * hidden @ kernel``, before it is computed.
+
+    Attributes:
+      hidden: decoder states before the vocabulary projection.
+      kernel: the projection.
+      scale: factor on the logits.
+      forbidden_token: a token taken out of the softmax.
+    """
+
+    hidden: Hidden
+    kernel: Kernel
+    scale: float = 1.0
+    forbidden_token: int | None = None
+
+
+def map_distributions(
+    function: Callable[..., Outputs],
+    distributions: Sequence[TokenDistributions],
+    *per_token: AnyArray,
+    chunk_size: int | None,
+) -> Outputs:
+    """`map_logits` where the function reads log-probabilities, the log-softmax of the logits, in nats."""
+
+    def of_log_probs(*arguments: AnyArray) -> Outputs:
+        logits, others = arguments[: len(distributions)], arguments[len(distributions) :]
+        return function(*[jax.nn.log_softmax(each, axis=-1) for each in logits], *others)
+
+    return map_logits(of_log_probs, distributions, *per_token, chunk_size=chunk_size)
+
+
+def map_logits(
+    function: Callable[..., Outputs],
+    distributions: Sequence[TokenDistributions],
+    *per_token: AnyArray,
+    chunk_size: int | None,
+) -> Outputs:
+    """``function`` of the logits at every position, without float32 logits of the whole batch.
+
+    For quantities that `scoring.token_statistics` does not give: divergences between two networks, the most probable tokens.
+    Differentiable with respect to states and projections; the backward pass projects each chunk again.
+
+    Args:
+      function: of the logits ``[rows, positions, vocab]`` (float32) of each of the distributions, and of the slices of ``per_token``;
+        returns arrays ``[rows, positions, ...]``, each position of which depends on that position only.
+      distributions: over the same vocabulary, at the same positions.
+      *per_token: further arrays ``[rows, length, ...]``.
+      chunk_size: tokens at once, as in `scoring.token_statistics`.
+
+    Raises:
+      ValueError: vocabularies or positions differ.
+    """
+    shapes = {(item.hidden.shape[:2], item.kernel.shape[1]) for item in distributions}
+    if len(shapes) != 1:
+        found = ", ".join(f"{shape} positions of {vocab} tokens" for shape, vocab in sorted(shapes))
+        raise ValueError(f"distributions do not fit each other: {found}.")
+    (((rows, length), _),) = shapes
+    kernels = tuple(item.kernel for item in distributions)
+    hiddens = tuple(item.hidden for item in distributions)
+
+    def evaluate(kernels: _Arrays, hiddens: _Arrays, others: _Arrays) -> Outputs:
+        logits = [
+            project(item._replace(hidden=hidden, kernel=kernel))
+            for hidden, kernel, item in zip(hiddens, kernels, distributions, strict=True)
+        ]
+        return function(*logits, *others)
+
+    count = chunks.num_chunks(rows, length, chunk_size)
+    if count == 1:
+        return evaluate(kernels, hiddens, per_token)
+
+    # Chunks as the scan's own inputs: their gradients are stacked, and only the projections' gradients are accumulated.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def chunk(_: None, here: tuple[_Arrays, _Arrays]) -> tuple[None, Outputs]:
+        return None, evaluate(kernels, *here)
+
+    stacked = jax.tree.map(lambda array: chunks.split(array, count), (hiddens, per_token))
+    _, outputs = jax.lax.scan(chunk, None, stacked)
+    return jax.tree.map(lambda array: chunks.join(array, length), outputs)
+
+
+def project(distributions: TokenDistributions) -> Logits:
+    """Float32 logits at every position, all at once."""
+    return logits_of(*distributions)
+
+
+def logits_of(hidden: Vectors, kernel: Kernel, scale: float, forbidden_token: int | None) -> Logits:
+    """Float32 logits ``scale * hidden @ kernel``."""
+    logits = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+    if scale != 1.0:
+        logits = logits * scale
+    if forbidden_token is not None:
+        is_forbidden = jnp.arange(kernel.shape[1]) == forbidden_token
+        logits = jnp.where(is_forbidden, FORBIDDEN, logits)
+    return logits
