@@ -18,12 +18,14 @@ from jaxalign.losses import (
     pairwise,
     policy_gradient,
     regression,
+    soft_preference,
     unpaired,
     weighted_likelihood,
 )
 from jaxalign.losses.requirements import quantities_of
 from jaxalign.objectives.base import Objective
-from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
+from jaxalign.objectives.responses import Pairwise, Responses
+from jaxalign.objectives.whole_batch import WholeBatch
 from jaxalign.training.optimizers import adamw
 from studies.bandit_problem import (
     PROMPTS,
@@ -278,7 +280,7 @@ METHODS: dict[str, Method] = {
         "smooths labels that are already flipped: margins shrink twice",
     ),
     "soft preferences (OSP), exact p": Method(
-        _pairs(pairwise.osp_loss, _soft_labels, beta=_same),
+        _pairs(soft_preference.osp_loss, _soft_labels, beta=_same),
         "the expectation of DPO over labels: pi*",
     ),
     "SELM, alpha 0.1": Method(

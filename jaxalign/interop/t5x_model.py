@@ -24,7 +24,8 @@ from t5x import models
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.objectives.dro import DROP, DROV
-from jaxalign.objectives.responses import Responses, WholeBatch
+from jaxalign.objectives.responses import Responses
+from jaxalign.objectives.whole_batch import WholeBatch
 
 VALUE = "value"
 # An axis that T5X neither shards nor factorises. T5X's rules do not accept None.

@@ -1,7 +1,7 @@
 """Relative Preference Optimization: every preferred response of a batch against every other one (Yin et al. 2024, arXiv 2402.10958).
 
 ``h_ij = l_i - l_j`` is the margin of preferred response i over rejected response j, which may answer another prompt; the difference of
-the two prompts' log-normalisers is ignored. These losses mix the examples of a batch: `objectives.responses.WholeBatch` feeds them, so
+the two prompts' log-normalisers is ignored. These losses mix the examples of a batch: `objectives.whole_batch.WholeBatch` feeds them, so
 that the contrast matrix is that of the whole step's batch on all devices.
 
 The weight of a cell is *inside* the sigmoid: each cell has its own inverse temperature ``beta w_ij``. With N rejected responses the

@@ -1,15 +1,15 @@
 """Objectives that are one pure loss function: they feed it the arrays that its parameters name.
 
 `Responses` passes arrays ``[examples, responses]``, `Pairwise` arrays ``[pairs]`` with the prefixes ``chosen_`` and ``rejected_``, and
-`WholeBatch` lets the function mix all examples of a step. Positional parameters of the function are arrays, keyword-only ones are
-hyperparameters, which gin or `functools.partial` binds. See docs/adding_a_method.md.
+`whole_batch.WholeBatch` lets the function mix all examples of a step. Positional parameters of the function are arrays, keyword-only
+ones are hyperparameters, which gin or `functools.partial` binds. See docs/adding_a_method.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign.errors import UserError
 from jaxalign.losses.log_ratios import log_ratio
-from jaxalign.losses.masking import masked_sum
 from jaxalign.losses.requirements import (
     Requirements,
     method_name,
@@ -38,33 +37,18 @@ from jaxalign.objectives.base import (
     mask_of,
     mean_metric,
 )
+from jaxalign.objectives.quantities import (
+    FIELDS,
+    FROM_REFERENCE,
+    PER_EXAMPLE,
+    PREFIXES,
+    QUANTITIES,
+    Quantities,
+    Statistics,
+    base_name,
+    without_row_axis,
+)
 from jaxalign.objectives.tracing import abstract_array, check_hyperparameters
-
-# Batch fields with one number per response, which may be stored beside the cache.
-_STORED = ("advantages", "density_ratios", "margin_rewards", "margin_log_probs")
-_FIELDS = ("rewards", "feedback", "scores", "prompt_ids", "reference_rewards", *_STORED)
-_FROM_POLICY = ("log_probs", "lengths", "mask")
-_FROM_REFERENCE = ("reference_log_probs", "log_ratios")
-_COMPUTED = ("prompt_embeddings", "statistics")
-QUANTITIES = (*_FROM_POLICY, *_FROM_REFERENCE, *_FIELDS, *_COMPUTED)
-# These do not belong to one response, so `Pairwise` passes them under their own name.
-_PER_EXAMPLE = ("prompt_ids", "reference_rewards", "prompt_embeddings", "statistics")
-_PREFIXES = ("chosen_", "rejected_", "third_")
-
-Quantities = dict[str, Any]
-
-
-@runtime_checkable
-class Statistics(Protocol):
-    """Numbers that a method carries from step to step, for example a running mean."""
-
-    def initial(self) -> dict[str, Any]:
-        """Their values before the first step; float32 arrays."""
-
-    def update(
-        self, statistics: Mapping[str, Any], quantities: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Their values after seeing a step's whole batch; ``quantities`` as a loss function would get them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,22 +65,20 @@ class Responses(ReferenceObjective):
     statistics: Statistics | None = None
 
     prefixes: ClassVar[tuple[str, ...]] = ("",)
+    sees_whole_batch: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self._names():
-            if _base_name(name, self.prefixes) not in QUANTITIES:
+            if base_name(name, self.prefixes) not in QUANTITIES:
+                given = self.prefixes != ("",)
+                prefixes = f" with the prefixes {', '.join(self.prefixes)}" if given else ""
                 raise UserError(
                     f"the loss function of objective {self.name} asks for {name!r}; {type(self).__name__} knows "
-                    f"{', '.join(QUANTITIES)}"
-                    + (
-                        f" with the prefixes {', '.join(self.prefixes)}"
-                        if self.prefixes != ("",)
-                        else ""
-                    )
+                    f"{', '.join(QUANTITIES)}{prefixes}"
                 )
         mixes = requirements_of(self.loss_function).distinct_prompts
-        if mixes and not isinstance(self, WholeBatch):
+        if mixes and not self.sees_whole_batch:
             raise UserError(
                 f"objective {self.name} contrasts prompts with each other, so it must be a WholeBatch and not a {type(self).__name__}: "
                 "microbatches would change it"
@@ -120,7 +102,7 @@ class Responses(ReferenceObjective):
 
     def required_fields(self) -> tuple[str, ...]:
         required, _ = quantities_of(self.loss_function)
-        fields = [name for name in map(self._base_name, required) if name in _FIELDS]
+        fields = [name for name in map(self._base_name, required) if name in FIELDS]
         if self._needs_reference() and self.reference == "cached":
             fields.append("reference_log_probs")
         return tuple(dict.fromkeys(fields))
@@ -178,10 +160,10 @@ class Responses(ReferenceObjective):
         return (*required, *optional)
 
     def _base_name(self, name: str) -> str:
-        return _base_name(name, self.prefixes)
+        return base_name(name, self.prefixes)
 
     def _needs_reference(self) -> bool:
-        return any(self._base_name(name) in _FROM_REFERENCE for name in self._names())
+        return any(self._base_name(name) in FROM_REFERENCE for name in self._names())
 
     def _quantities(
         self, params: Params, batch: Batch, rng: Array | None
@@ -198,9 +180,9 @@ class Responses(ReferenceObjective):
             reference = self.reference_log_probs(params, batch)
             found["reference_log_probs"] = reference
             found["log_ratios"] = log_ratio(log_probs, reference, lengths)
-        for name in _FIELDS:
+        for name in FIELDS:
             if name in batch:
-                found[name] = _without_row_axis(batch[name], per_example=name == "prompt_ids")
+                found[name] = without_row_axis(batch[name], per_example=name == "prompt_ids")
         if "prompt_embeddings" in self._names():
             found["prompt_embeddings"] = self._prompt_embeddings(params, batch)
         if self.statistics is not None:
@@ -269,7 +251,7 @@ class Pairwise(Responses):
     ``third_log_ratios`` of the third.
     """
 
-    prefixes: ClassVar[tuple[str, ...]] = _PREFIXES
+    prefixes: ClassVar[tuple[str, ...]] = PREFIXES
 
     @property
     def responses_per_prompt(self) -> int:  # type: ignore[override]
@@ -282,9 +264,9 @@ class Pairwise(Responses):
         scores, found = super()._quantities(params, batch, rng)
         responses = batch["response_mask"].shape[-1]
         for name, values in list(found.items()):
-            if name in _PER_EXAMPLE:
+            if name in PER_EXAMPLE:
                 continue
-            for index, prefix in enumerate(_PREFIXES[:responses]):
+            for index, prefix in enumerate(PREFIXES[:responses]):
                 found[f"{prefix}{name}"] = values[:, index]
         return scores, found
 
@@ -315,74 +297,8 @@ class Pairwise(Responses):
 
     def _host_values(self, batch: Batch, name: str) -> np.ndarray:
         mask = np.asarray(batch["response_mask"]) > 0
-        for index, prefix in enumerate(_PREFIXES):
+        for index, prefix in enumerate(PREFIXES):
             if name.startswith(prefix):
                 field = np.asarray(batch[name.removeprefix(prefix)])
                 return field[:, :, index][mask[:, :, index]]
         return super()._host_values(batch, name)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WholeBatch(Responses):
-    """A loss in which the examples of a step meet: contrast matrices, batch means, pairs across prompts.
-
-    The step may split its batch into microbatches, and then no microbatch sees all examples. So the derivative of the loss with respect
-    to every response's log-probability is computed first, for the whole batch, and each microbatch only multiplies its share by the
-    gradient of its own log-probabilities. This is the chain rule, split between loss and network. Dropout must be
-    off, since the log-probabilities are computed twice.
-    """
-
-    def prepare(self, params: Params, batch: Batch) -> Batch:
-        scores, _ = self._quantities(jax.lax.stop_gradient(dict(params)), batch, None)
-
-        def total(log_probs: PerResponse) -> tuple[Array, tuple[Array, Array]]:
-            quantities = self._others(params, batch, log_probs, scores.lengths)
-            losses, weights = self._call(quantities, batch)
-            return jnp.sum(losses), (losses, weights)
-
-        coefficients, (losses, weights) = jax.grad(total, has_aux=True)(scores.log_probs)
-        rows = batch["response_mask"].shape[0]
-        shares = {"coefficients": coefficients, "losses": losses, "weights": weights}
-        return {
-            **batch,
-            **{
-                f"whole_batch_{name}": jax.lax.stop_gradient(array.reshape(rows, -1))
-                for name, array in shares.items()
-            },
-        }
-
-    def loss(self, params: Params, batch: Batch, rng: Array | None) -> LossOutput:
-        if "whole_batch_coefficients" not in batch:
-            return super().loss(params, batch, rng)
-        if rng is not None:
-            raise UserError(
-                f"objective {self.name} with microbatches cannot use dropout: log-probabilities are computed twice. Set DROPOUT_RATE = 0."
-            )
-        scores, quantities = self._quantities(params, batch, rng)
-        log_probs = scores.log_probs
-        coefficients = batch["whole_batch_coefficients"].reshape(log_probs.shape)
-        losses, weight = batch["whole_batch_losses"].sum(), batch["whole_batch_weights"].sum()
-        # x - sg(x) is 0 with the gradient of x.
-        linear = masked_sum(
-            coefficients * (log_probs - jax.lax.stop_gradient(log_probs)), mask_of(batch)
-        )
-        return LossOutput(
-            losses + linear,
-            weight,
-            self._metrics(scores, quantities, batch, losses, weight),
-        )
-
-
-def _base_name(name: str, prefixes: tuple[str, ...]) -> str:
-    if name in _PER_EXAMPLE:
-        return name
-    for prefix in prefixes:
-        if prefix and name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name if "" in prefixes else f"{name} without a prefix"
-
-
-def _without_row_axis(array: Any, *, per_example: bool) -> Any:
-    """``[rows, examples per row, ...]`` as ``[examples, ...]``."""
-    array = jnp.asarray(array)
-    return array.reshape(-1) if per_example else array.reshape(-1, *array.shape[2:])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxalign.errors import UserError
-from jaxalign.losses import dro, pairwise
+from jaxalign.losses import dro, pairwise, soft_preference
 from jaxalign.losses.requirements import quantities_of, requirements_of
 from tests.fixtures.numbers import close
 
@@ -30,8 +30,8 @@ METHODS = {
     "two_sample_dro": functools.partial(pairwise.two_sample_dro_loss, temperature=1 / ETA),
     "selm": functools.partial(pairwise.selm_loss, beta=BETA, alpha=0.5),
     "selm_clipped": functools.partial(pairwise.selm_loss, beta=BETA, alpha=0.5, clip=2.0),
-    "osp": functools.partial(pairwise.osp_loss, beta=BETA),
-    "osp_logistic": functools.partial(pairwise.osp_logistic_loss, beta=BETA, scale=2.0),
+    "osp": functools.partial(soft_preference.osp_loss, beta=BETA),
+    "osp_logistic": functools.partial(soft_preference.osp_logistic_loss, beta=BETA, scale=2.0),
 }
 POLICY = ("log_ratios", "log_probs")
 
@@ -132,7 +132,7 @@ def test_values_by_hand():
     selm = pairwise.selm_loss(two, one, half, jnp.array([True]), beta=0.4, alpha=0.5)
     close(selm, math.log1p(math.exp(-0.4)) + 0.5 * 0.4 * 0.5)
     p = 1 / (1 + math.exp(-1.5))
-    osp, _ = pairwise.osp_logistic_loss(two, one, 4 * one, one, beta=1.0, scale=2.0)
+    osp, _ = soft_preference.osp_logistic_loss(two, one, 4 * one, one, beta=1.0, scale=2.0)
     close(osp, p * math.log1p(math.exp(-1)) + (1 - p) * math.log1p(math.exp(1)))
 
 
@@ -217,7 +217,7 @@ def test_a_soft_preference_has_its_minimum_at_the_logit_where_it_is_the_entropy(
         p, zero = jnp.array([probability]), jnp.zeros(1)
 
         def loss(h):
-            return pairwise.soft_preference_loss(h, zero, p, beta=BETA)
+            return soft_preference.soft_preference_loss(h, zero, p, beta=BETA)
 
         best = jnp.log(p / (1 - p)) / BETA
         entropy = -(p * jnp.log(p) + (1 - p) * jnp.log1p(-p))
@@ -232,7 +232,7 @@ def test_a_soft_preference_has_its_minimum_at_the_logit_where_it_is_the_entropy(
 
 
 def test_even_preferences_want_no_margin():
-    loss = functools.partial(pairwise.soft_preference_loss, beta=BETA)
+    loss = functools.partial(soft_preference.soft_preference_loss, beta=BETA)
     h = jnp.linspace(-3, 3, 7)
     values = loss(h, jnp.zeros(7), jnp.full(7, 0.5))
     assert values.argmin() == 3 and values[3] == np.float32(LN2)
@@ -245,7 +245,7 @@ def test_soft_preferences_are_the_mean_of_dpo_over_sampled_labels(probability, m
         p, h, zero = jnp.array([probability]), jnp.array([margin]), jnp.zeros(1)
 
         def soft(h, p):
-            return jnp.sum(pairwise.soft_preference_loss(h, zero, p, beta=1.0))
+            return jnp.sum(soft_preference.soft_preference_loss(h, zero, p, beta=1.0))
 
         def sampled(h, p):
             first = pairwise.dpo_loss(h, zero, beta=1.0)
@@ -260,16 +260,16 @@ def test_soft_preferences_are_the_mean_of_dpo_over_sampled_labels(probability, m
 def test_the_stable_form_of_a_soft_preference_equals_the_textbook_form(margin, probability):
     p, h, zero = jnp.float32([probability]), jnp.float32([margin]), jnp.zeros(1)
     textbook = -(p * jax.nn.log_sigmoid(h) + (1 - p) * jax.nn.log_sigmoid(-h))
-    found = pairwise.soft_preference_loss(h, zero, p, beta=1.0)
+    found = soft_preference.soft_preference_loss(h, zero, p, beta=1.0)
     np.testing.assert_allclose(found, textbook, rtol=2e-6, atol=4e-6)
 
 
 def test_pairs_in_the_band_around_one_half_are_left_out():
     arrays = [jnp.ones(3), jnp.zeros(3), jnp.array([0.5, 0.59, 0.61])]
-    losses, weights = pairwise.osp_loss(*arrays, beta=BETA, band=0.1)
+    losses, weights = soft_preference.osp_loss(*arrays, beta=BETA, band=0.1)
     np.testing.assert_array_equal(weights, [0, 0, 1])
     assert losses[2] > 0 and not losses[:2].any()
-    _, everywhere = pairwise.osp_loss(*arrays, beta=BETA)
+    _, everywhere = soft_preference.osp_loss(*arrays, beta=BETA)
     assert everywhere.all()
 
 
@@ -277,7 +277,7 @@ def test_no_gradient_passes_the_preference():
     h = jnp.ones(2)
 
     def total(p):
-        return jnp.sum(pairwise.soft_preference_loss(h, 0 * h, p, beta=BETA))
+        return jnp.sum(soft_preference.soft_preference_loss(h, 0 * h, p, beta=BETA))
 
     assert not jax.grad(total)(jnp.array([0.2, 0.9])).any()
 
@@ -434,7 +434,7 @@ def test_soft_preferences_reach_the_optimum_from_any_pairs(table):
 
     def loss(chosen, rejected, i, j):
         probabilities = jax.nn.sigmoid(rewards[i] - rewards[j])
-        losses = pairwise.soft_preference_loss(chosen, rejected, probabilities, beta=BETA)
+        losses = soft_preference.soft_preference_loss(chosen, rejected, probabilities, beta=BETA)
         return jnp.where(i < j, losses, 0)
 
     assert_optimal(loss, reference, reference + rewards / BETA)
@@ -495,8 +495,8 @@ def test_bfloat16_is_computed_in_float32(method):
         (pairwise.rebel_loss, {"eta": math.inf}, "rebel.eta.*finite"),
         (pairwise.selm_loss, {"beta": 0.1, "alpha": -1.0}, "selm.alpha"),
         (pairwise.selm_loss, {"beta": 0.1, "alpha": 1.0, "clip": 0.0}, "selm.clip"),
-        (pairwise.osp_loss, {"beta": 0.1, "band": -0.1}, "osp.band"),
-        (pairwise.osp_logistic_loss, {"beta": 0.1, "scale": 0.0}, "osp_logistic.scale"),
+        (soft_preference.osp_loss, {"beta": 0.1, "band": -0.1}, "osp.band"),
+        (soft_preference.osp_logistic_loss, {"beta": 0.1, "scale": 0.0}, "osp_logistic.scale"),
     ],
 )
 def test_impossible_hyperparameters_are_refused_by_name(function, changes, message):

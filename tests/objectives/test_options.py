@@ -16,9 +16,10 @@ from jaxalign.losses.unpaired import RunningMean, bco_loss
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.kto import KTO
-from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
+from jaxalign.objectives.responses import Pairwise, Responses
 from jaxalign.objectives.sft import SFT
 from jaxalign.objectives.token_weighted import TokenWeighted
+from jaxalign.objectives.whole_batch import WholeBatch
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step

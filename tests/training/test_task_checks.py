@@ -17,13 +17,21 @@ from jaxalign.data.stored_fields import ARRAY_FIELDS
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError
-from jaxalign.losses import joint_preference, pairwise, regression, unpaired, weighted_likelihood
+from jaxalign.losses import (
+    joint_preference,
+    pairwise,
+    regression,
+    soft_preference,
+    unpaired,
+    weighted_likelihood,
+)
 from jaxalign.losses.policy_gradient import nll_loss
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.ift import IFT
-from jaxalign.objectives.responses import Pairwise, Responses, WholeBatch
+from jaxalign.objectives.responses import Pairwise, Responses
 from jaxalign.objectives.sft import SFT
+from jaxalign.objectives.whole_batch import WholeBatch
 from jaxalign.training import dry_run, task_checks
 
 POLICY = Policy(
@@ -76,7 +84,7 @@ def responses_of(function, **hyperparameters):
     return Responses(policy=POLICY, loss_function=functools.partial(function, **hyperparameters))
 
 
-OSP = pairwise_of(pairwise.osp_loss, beta=0.1)
+OSP = pairwise_of(soft_preference.osp_loss, beta=0.1)
 REBEL = pairwise_of(pairwise.rebel_loss, eta=1.0)
 DPO = pairwise_of(pairwise.dpo_loss, beta=0.1)
 JPO = WholeBatch(
