@@ -4,12 +4,31 @@ The environment has to be set before anything imports jax, so it is set at impor
 """
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Most of the time of the tests is compilation of small programs that run once, so XLA shall not optimise them: a training step of a
+# tiny T5 compiles in 0.7 instead of 5 s. Only for the versions that are tested: a version that does not know a flag ends the process.
+_QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
 # Eight fake devices, so that every mesh can be tested on a laptop.
-_DEVICES_FLAG = "--xla_force_host_platform_device_count"
-if _DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES_FLAG}=8".strip()
+_DEVICES = "--xla_force_host_platform_device_count=8"
+
+
+def _xla_flags() -> str:
+    given = os.environ.get("XLA_FLAGS", "")
+    wanted = [_DEVICES]
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").split()
+    if f"jaxlib=={version('jaxlib')}" in pins:
+        wanted += _QUICK_COMPILATION.split()
+    return " ".join([*(flag for flag in wanted if flag.partition("=")[0] not in given), given])
+
+
+os.environ["XLA_FLAGS"] = _xla_flags().strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -17,8 +36,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import jaxtyping
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 pytest_plugins = ("tests.fixtures.small_networks", "tests.fixtures.letter_networks")
 
