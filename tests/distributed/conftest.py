@@ -14,6 +14,7 @@ import pytest
 
 from jaxalign.runs.checkpoints import restore_params
 from jaxalign.runs.metrics import read_metrics
+from tests.fixtures.processes import with_devices
 
 SCRIPT = Path(__file__).with_name("worker.py")
 # Seconds; much longer than any job takes, also on a busy machine.
@@ -100,11 +101,8 @@ def train_command(workplace, repository):
             f"--gin.CACHE_DIR='{workplace / 'synthetic'}'",
             *("--gin.VOCAB_SIZE=384", "--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=8", *flags),
         ]
-        environment = {
-            "PYTHONPATH": f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-            "JAX_PLATFORMS": "cpu",
-        }
+        path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = with_devices(1, PYTHONPATH=path, JAX_PLATFORMS="cpu")
         numbers = (f"--num_processes={processes}", "--process_id={}")
         return Job(
             [
@@ -125,8 +123,6 @@ def start(workplace, repository):
         environment = {
             "PYTHONPATH": f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "TINY_RUN_DEVICES": str(devices),
-            # Compilation takes longer than training here.
-            "TINY_RUN_XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
             "OMP_NUM_THREADS": "1",
             "JAX_COMPILATION_CACHE_DIR": str(workplace / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.processes import with_devices
+
 SCRIPT = Path(__file__).with_name("small_job.py")
 LOST_PROCESS, KILLED = 76, 137
 faults = pytest.mark.faults
@@ -16,11 +18,7 @@ faults = pytest.mark.faults
 def small_job(spawn_job, repository, tmp_path):
     def start(event, victim, processes):
         path = f"{repository}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-        environment = {
-            "PYTHONPATH": path,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        }
+        environment = with_devices(1, PYTHONPATH=path, JAX_PLATFORMS="cpu")
         return spawn_job([str(SCRIPT), event, str(victim), str(tmp_path)], environment, processes)
 
     return start

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.processes import with_devices
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding_a_method.md"
 
 
@@ -33,11 +35,11 @@ def test_the_page_has_one_function_one_gin_file_and_one_test(folder):
 
 
 def test_its_commands_run(folder):
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(folder), str(PAGE.parents[1])]),
-        "XLA_FLAGS": "",
-    }
+    environment = with_devices(
+        1,
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PYTHONPATH=os.pathsep.join([str(folder), str(PAGE.parents[1])]),
+    )
     _, commands = blocks()
     assert len(commands) == 2
     for command in commands:

@@ -3,12 +3,13 @@
 import csv
 import gzip
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures.processes import with_devices
 
 PROGRAM = Path(__file__).with_name("inspect_and_train.py")
 WORDS = ("tin", "cup", "red", "lion", "golden", "cheap", "thai", "food", "serves", "bar")
@@ -20,13 +21,10 @@ def words(i, count=6):
 
 def inspect_and_train(folder, files, *options):
     """What the program says of every file, in a process of its own with one device."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    # Compiling takes nearly all of the time.
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *options, *map(str, files)],
         cwd=folder,
-        env=environment,
+        env=with_devices(1),
         capture_output=True,
         text=True,
         check=False,

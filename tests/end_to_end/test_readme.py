@@ -1,13 +1,14 @@
 """The README's commands run as they are typed, on files with the lengths of real ones."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
+
+from tests.fixtures.processes import with_devices
 
 pytestmark = pytest.mark.slow
 
@@ -32,15 +33,13 @@ def commands(repository):
 
 
 def run(arguments, folder):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     if arguments[0] == "train":
         # A task, objective or model named by the user comes after the experiment's.
         arguments = [*arguments, *SHORT]
     done = subprocess.run(
         [sys.executable, "-m", "jaxalign", *arguments],
         cwd=folder,
-        env=environment,
+        env=with_devices(1),
         capture_output=True,
         text=True,
         check=False,

@@ -11,8 +11,8 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 _DEVICES = os.environ.get("TINY_RUN_DEVICES", "2")
-_FLAGS = os.environ.get("TINY_RUN_XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES} {_FLAGS}"
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_force_host_platform_device_count={_DEVICES}"
 
 from jaxalign.data.task_data import TaskData
 from jaxalign.networks.config import T5Config
