@@ -19,28 +19,6 @@ from jaxalign.losses.masking import as_float32
 PerResponse = Float[Array, "examples responses"]
 
 
-def residual(
-    log_ratios: PerResponse, rewards: PerResponse, values: PerResponse, *, temperature: float
-) -> PerResponse:
-    """The consistency residual ``delta = r - V - tau * l``, zero everywhere at the optimum (arXiv 2405.19107, section 3).
-
-    Args:
-      log_ratios: ``l``, log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats.
-      rewards: ``r``, in units of reward.
-      values: ``V(x)`` of the response's prompt, in units of reward.
-      temperature: ``tau > 0``, reward units per nat.
-    """
-    log_ratios, rewards, values = as_float32(log_ratios, rewards, values)
-    return rewards - values - temperature * log_ratios
-
-
-def joint_loss(
-    log_ratios: PerResponse, rewards: PerResponse, values: PerResponse, *, temperature: float
-) -> PerResponse:
-    """``1/2 delta^2``: the joint loss over policy and value (arXiv 2405.19107, equation 6). Shapes as in `residual`."""
-    return 0.5 * jnp.square(residual(log_ratios, rewards, values, temperature=temperature))
-
-
 def policy_loss(
     log_probs: PerResponse,
     log_ratios: PerResponse,
@@ -52,14 +30,14 @@ def policy_loss(
 ) -> PerResponse:
     """The policy's half of DRO-V, scaled by 1/tau: ``-(r - sg(V)) log pi + (tau/2) l^2``.
 
-    Its gradient is ``1/tau`` times equation 7 of arXiv 2405.19107: ``-delta * grad log pi``.
+    Its gradient is ``1/tau`` times equation 7 of arXiv 2405.19107: ``-delta * grad log pi`` with the residual ``delta = r - V - tau l``.
 
     Args:
       log_probs: log pi(y|x), summed over tokens.
-      log_ratios: ``l``; only log pi in it may carry a gradient.
-      rewards: ``r``.
-      values: ``V(x)``; treated as a constant.
-      temperature: ``tau``.
+      log_ratios: ``l``, in nats; only log pi in it may carry a gradient.
+      rewards: ``r``, in units of reward.
+      values: ``V(x)`` of the response's prompt, in units of reward; treated as a constant.
+      temperature: ``tau > 0``, reward units per nat.
       regularizer: coefficient of ``l^2``; ``tau/2`` by default. The paper's printed algorithm reads as ``1/2``, which has another
         fixed point unless tau = 1; it is available as the objective's ``literal`` switch.
     """
@@ -72,7 +50,7 @@ def policy_loss(
 def value_loss(
     values: PerResponse, log_ratios: PerResponse, rewards: PerResponse, *, temperature: float
 ) -> PerResponse:
-    """The value's half of DRO-V: ``1/2 (V - sg(r - tau l))^2`` (gradient: arXiv 2405.19107, equation 8). Shapes as in `residual`."""
+    """The value's half of DRO-V: ``1/2 (V - sg(r - tau l))^2`` (gradient: arXiv 2405.19107, equation 8). Shapes as in `policy_loss`."""
     target = jax.lax.stop_gradient(value_target(log_ratios, rewards, temperature=temperature))
     (values,) = as_float32(values)
     return 0.5 * jnp.square(values - target)

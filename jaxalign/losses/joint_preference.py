@@ -1,6 +1,6 @@
 """JPO: comparisons between responses to different prompts (Bansal et al. 2024, arXiv 2404.00530, first called DOVE).
 
-The loss is DPO on the log-ratio of prompt and response together. A T5 gives no probability to a prompt, so by default its part is left
+The paper's loss is DPO on the log-ratio of prompt and response together. A T5 gives no probability to a prompt, so its part is left
 out. With one prompt on both sides it cancels, and JPO is DPO; between prompts the difference of their log-normalisers is ignored.
 """
 
@@ -10,62 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxalign.errors import UserError
-from jaxalign.losses.hyperparameters import require_nonnegative, require_one_of, require_positive
+from jaxalign.losses.hyperparameters import require_nonnegative, require_positive
 from jaxalign.losses.masking import as_float32
-from jaxalign.losses.pairwise import difference, per_token
 from jaxalign.losses.requirements import named, requires
 
-PerPair = Float[Array, " pairs"]
 PerExample = Float[Array, " examples"]
 PerResponse = Float[Array, "examples responses"]
-
-
-def jpo_loss(
-    chosen_log_ratios: PerPair,
-    rejected_log_ratios: PerPair,
-    chosen_prompt_log_ratios: PerPair | None = None,
-    rejected_prompt_log_ratios: PerPair | None = None,
-    chosen_prompt_lengths: PerPair | None = None,
-    rejected_prompt_lengths: PerPair | None = None,
-    *,
-    beta: float,
-    joint: str = "cond",
-    kappa: float = 1.0,
-) -> PerPair:
-    """``-log sigmoid(beta (D_w - D_l))``, where the two responses may answer different prompts (arXiv 2404.00530).
-
-    Args:
-      chosen_log_ratios: log pi(y|x) - log pi_ref(y|x) of the response that won, given its prompt; sums over tokens, in nats.
-      rejected_log_ratios: of the response that lost, given its own prompt.
-      chosen_prompt_log_ratios: of the winner's prompt; for 'full' and 'norm'.
-      rejected_prompt_log_ratios: of the loser's prompt.
-      chosen_prompt_lengths: tokens of the winner's prompt; for 'norm'.
-      rejected_prompt_lengths: tokens of the loser's prompt.
-      beta: inverse temperature, per nat.
-      joint: 'cond' (``D = l_response``), 'full' (``D = l_prompt + l_response``, the paper's form for decoder-only models) or 'norm'
-        (``D = kappa l_prompt / |prompt| + l_response``). A T5 can score prompts with its decoder under a fixed source text if it was
-        fine-tuned to.
-      kappa: weight of the prompt's mean log-ratio in 'norm', in tokens.
-
-    Raises:
-      UserError: if ``joint`` is unknown or lacks arrays, or beta or kappa is not positive.
-    """
-    require_positive("jpo", beta=beta)
-    require_one_of("jpo", "joint", joint, ("cond", "full", "norm"))
-    margins = difference(chosen_log_ratios, rejected_log_ratios)
-    if joint == "cond":
-        return jax.nn.softplus(-beta * margins)
-    if chosen_prompt_log_ratios is None or rejected_prompt_log_ratios is None:
-        raise UserError(f"jpo with joint={joint!r} needs the log-ratios of both prompts")
-    chosen, rejected = chosen_prompt_log_ratios, rejected_prompt_log_ratios
-    if joint == "norm":
-        require_positive("jpo", kappa=kappa)
-        if chosen_prompt_lengths is None or rejected_prompt_lengths is None:
-            raise UserError("jpo with joint='norm' needs the lengths of both prompts")
-        chosen = kappa * per_token(chosen, chosen_prompt_lengths)
-        rejected = kappa * per_token(rejected, rejected_prompt_lengths)
-    return jax.nn.softplus(-beta * (margins + difference(chosen, rejected)))
 
 
 @named("jpo")

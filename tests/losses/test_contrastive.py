@@ -61,11 +61,8 @@ def eager_slope(function, arrays):
     return jax.grad(lambda x: eager_mean(function, arrays | {"log_ratios": x}))(ratios)
 
 
-# Most of the time here is compilation.
-QUICK = {"xla_backend_optimization_level": 0}
 call, mean, slope = (
-    jax.jit(function, static_argnums=0, compiler_options=QUICK)
-    for function in (eager, eager_mean, eager_slope)
+    jax.jit(function, static_argnums=0) for function in (eager, eager_mean, eager_slope)
 )
 
 

@@ -49,12 +49,20 @@ def mean_value_loss(values, log_ratios, rewards, tau):
     return jnp.mean(dro.value_loss(values, log_ratios, rewards, temperature=tau))
 
 
+def residual(log_ratios, rewards, values, *, temperature):
+    """``delta = r - V - tau l``, zero everywhere at the optimum (section 3 of the paper)."""
+    return rewards - values - temperature * log_ratios
+
+
+def joint_loss(log_ratios, rewards, values, *, temperature):
+    """Equation 6: what the two halves of DRO-V minimise together."""
+    return 0.5 * jnp.square(residual(log_ratios, rewards, values, temperature=temperature))
+
+
 def test_values_by_hand():
     # r = 2, V = 0.5, l = 0.3, tau = 2: delta = 2 - 0.5 - 0.6 = 0.9; log pi = -4.
     one = jnp.ones((1, 1))
     numbers = {"log_ratios": 0.3 * one, "rewards": 2 * one, "values": 0.5 * one}
-    close(dro.residual(**numbers, temperature=2.0), 0.9)
-    close(dro.joint_loss(**numbers, temperature=2.0), 0.405)
     close(dro.policy_loss(-4 * one, **numbers, temperature=2.0), 1.5 * 4 + 1.0 * 0.09)
     close(dro.policy_loss(-4 * one, **numbers, temperature=2.0, regularizer=0.5), 6 + 0.5 * 0.09)
     close(dro.value_loss(**numbers, temperature=2.0), 0.405)
@@ -108,7 +116,7 @@ def test_joint_loss_is_tau_policy_loss_and_value_loss(arrays, tau):
     log_probs, reference, rewards, values = arrays
 
     def joint(log_probs, values):
-        return jnp.mean(dro.joint_loss(log_probs - reference, rewards, values, temperature=tau))
+        return jnp.mean(joint_loss(log_probs - reference, rewards, values, temperature=tau))
 
     policy, value = jax.grad(joint, argnums=(0, 1))(log_probs, values)
     close(policy, tau * jax.grad(mean_policy_loss)(*arrays, tau))
@@ -201,10 +209,10 @@ def test_single_value_loss_is_the_regression_of_the_batch_mean(arrays):
 def test_only_reward_over_temperature_matters(scale, tau, seed):
     """Scaling rewards, values and temperature by c scales the joint loss by c^2."""
     log_ratios, rewards, values = jnp.asarray(np.random.default_rng(seed).normal(size=(3, 4, 2)))
-    scaled = dro.joint_loss(log_ratios, scale * rewards, scale * values, temperature=scale * tau)
+    scaled = joint_loss(log_ratios, scale * rewards, scale * values, temperature=scale * tau)
     close(
         scaled,
-        scale**2 * dro.joint_loss(log_ratios, rewards, values, temperature=tau),
+        scale**2 * joint_loss(log_ratios, rewards, values, temperature=tau),
         tolerance=1e-11,
     )
 
@@ -218,13 +226,11 @@ def test_the_optimum_has_no_residual_and_is_stationary_for_any_behaviour(tau, se
     optimum, values = dro.optimal_policy_log_probs(reference, rewards, temperature=tau)
     close(jnp.exp(optimum).sum(-1), 1.0)
     columns = jnp.broadcast_to(values[:, None], rewards.shape)
-    close(
-        dro.residual(optimum - reference, rewards, columns, temperature=tau), 0.0, tolerance=1e-12
-    )
+    close(residual(optimum - reference, rewards, columns, temperature=tau), 0.0, tolerance=1e-12)
 
     def loss(logits):
         log_probs = jax.nn.log_softmax(logits)
-        losses = dro.joint_loss(log_probs - reference, rewards, columns, temperature=tau)
+        losses = joint_loss(log_probs - reference, rewards, columns, temperature=tau)
         return jnp.sum(behaviour * losses)
 
     close(jax.grad(loss)(optimum), 0.0, tolerance=1e-12)
@@ -236,7 +242,7 @@ def test_gradients_equal_finite_differences(arrays):
     cases = [
         (lambda p: dro.policy_loss(p, p - reference, rewards, values, temperature=0.7), log_probs),
         (lambda v: dro.value_loss(v, log_probs - reference, rewards, temperature=0.7), values),
-        (lambda p: dro.joint_loss(p - reference, rewards, values, temperature=0.7), log_probs),
+        (lambda p: joint_loss(p - reference, rewards, values, temperature=0.7), log_probs),
         (lambda p: dro.two_sample_loss(p[:, :2], rewards[:, :2], temperature=0.7), log_probs),
         (lambda z: dro.variance_loss(z, 0.3), log_probs),
     ]
@@ -268,7 +274,7 @@ def test_extreme_inputs_give_finite_losses_and_gradients(numbers, tau):
         losses = (
             dro.policy_loss(log_probs, ratios, rewards, values, temperature=tau),
             dro.value_loss(values, ratios, rewards, temperature=tau),
-            dro.joint_loss(ratios, rewards, values, temperature=tau),
+            joint_loss(ratios, rewards, values, temperature=tau),
             dro.variance_loss(z, z.mean()),
             dro.batch_value_loss(values, z, values.mean(), z.mean()),
         )

@@ -1,8 +1,7 @@
-"""JPO: with one prompt on both sides it is DPO; prompts' parts; pairs found in a batch."""
+"""JPO on pairs found in a batch: which pairs there are, and that it is DPO where they lie within prompts."""
 
 import functools
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,95 +12,17 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxalign.errors import UserError
-from jaxalign.losses.joint_preference import in_batch_jpo_loss, jpo_loss
+from jaxalign.losses.joint_preference import in_batch_jpo_loss
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.losses.requirements import requirements_of
 from tests.fixtures.numbers import close
 
 BETA = 0.4
 EXTREME = st.floats(-1e4, 1e4, width=32)
-JOINTS = ("cond", "full", "norm")
 IN_BATCH = functools.partial(in_batch_jpo_loss, beta=BETA)
-# Most of the time here is compilation.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
-def made(pairs=5, dtype=jnp.float32):
-    """Log-ratios of two responses and of their prompts, and lengths of the prompts."""
-    generator = np.random.default_rng(0)
-    ratios = jnp.asarray(generator.normal(size=(4, pairs)), dtype)
-    lengths = jnp.asarray(generator.integers(1, 9, (2, pairs)), dtype)
-    return [*ratios, *lengths]
-
-
-# Given pairs.
-
-
-@pytest.mark.parametrize("joint", JOINTS)
-def test_with_one_prompt_on_both_sides_it_is_dpo(joint):
-    chosen, rejected, prompt, _, length, _ = made()
-
-    def ours(chosen, rejected):
-        arrays = (chosen, rejected, prompt, prompt, length, length)
-        return jnp.sum(jpo_loss(*arrays, beta=BETA, joint=joint))
-
-    def dpo(chosen, rejected):
-        return jnp.sum(dpo_loss(chosen, rejected, beta=BETA))
-
-    np.testing.assert_array_equal(ours(chosen, rejected), dpo(chosen, rejected))
-    slopes = (jax.grad(f, (0, 1))(chosen, rejected) for f in (ours, dpo))
-    for one, other in zip(*slopes, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_prompts_that_the_policy_has_not_moved_leave_the_responses_part():
-    chosen, rejected, prompt, _, *lengths = made()
-    arrays = (chosen, rejected, 0 * prompt, 0 * prompt, *lengths)
-    expected = jpo_loss(chosen, rejected, beta=BETA)
-    for joint in ("full", "norm"):
-        np.testing.assert_array_equal(jpo_loss(*arrays, beta=BETA, joint=joint), expected)
-
-
-@pytest.mark.parametrize("joint", JOINTS)
-def test_the_start_and_a_swap_of_winner_and_loser(joint):
-    arrays = made()
-    loss = functools.partial(jpo_loss, beta=BETA, joint=joint, kappa=2.0)
-    start = [0 * array for array in arrays[:4]]
-    close(loss(*start, *arrays[4:]), math.log(2))
-    chosen, rejected, *prompts = arrays
-    swapped = [rejected, chosen, prompts[1], prompts[0], prompts[3], prompts[2]]
-    scale = {"cond": (0, 0), "full": (1, 1), "norm": (2 / prompts[2], 2 / prompts[3])}[joint]
-    h = chosen - rejected + scale[0] * prompts[0] - scale[1] * prompts[1]
-    close(loss(*arrays), np.log1p(np.exp(-BETA * np.asarray(h))), 1e-5)
-    close(loss(*arrays) - loss(*swapped), -BETA * h, 1e-5)
-
-
-def test_a_constant_on_both_responses_changes_nothing_but_one_on_a_prompts_side_does():
-    chosen, rejected, *_ = made()
-    expected = jpo_loss(chosen, rejected, beta=BETA)
-    close(jpo_loss(chosen + 3, rejected + 3, beta=BETA), expected, 1e-5)
-    assert np.abs(jpo_loss(chosen + 3, rejected, beta=BETA) - expected).min() > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("arrays", "options", "message"),
-    [
-        (2, {"joint": "both"}, "jpo.joint must be one of cond, full, norm, not 'both'"),
-        (2, {"joint": "full"}, "joint='full' needs the log-ratios of both prompts"),
-        (4, {"joint": "norm"}, "joint='norm' needs the lengths of both prompts"),
-        (6, {"joint": "norm", "kappa": 0.0}, "jpo.kappa must be positive"),
-        (2, {"beta": 0.0}, "jpo.beta must be positive"),
-    ],
-)
-def test_what_is_missing_is_named(arrays, options, message):
-    with pytest.raises(UserError, match=message):
-        jpo_loss(*made()[:arrays], **({"beta": BETA} | options))
-
-
-# Pairs found in a batch.
-
-
-@functools.partial(jax.jit, static_argnames="joint_weight", compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames="joint_weight")
 def in_batch(ratios, *rest, joint_weight=1.0):
     """Losses and weights, and the gradient of the summed losses."""
 
@@ -241,15 +162,6 @@ def test_gradients_equal_finite_differences_and_bfloat16_is_widened():
         arrays = batch(3, dtype=jnp.float64)
         loss = jax.jit(lambda x: IN_BATCH(x, *arrays[1:])[0])
         check_grads(loss, (arrays[0],), 1, modes=["rev"])
-        given_pairs = made(dtype=jnp.float64)
-        check_grads(
-            lambda *ratios: jpo_loss(
-                *map(jnp.asarray, ratios), *given_pairs[4:], beta=BETA, joint="norm"
-            ),
-            tuple(given_pairs[:4]),
-            1,
-            modes=["rev"],
-        )
     low = batch(dtype=jnp.bfloat16)
     found, *_ = in_batch(*low)
     assert found.dtype == jnp.float32

@@ -58,8 +58,9 @@ def test_at_the_soft_optimum_every_residual_of_every_sequence_is_zero():
         assert residuals.shape == (27, 3)
         np.testing.assert_allclose(residuals, 0, atol=1e-14)
         # The whole response: V(x) + beta l(y) = R, which is DRO's consistency.
-        whole = dro.residual(
-            ratios.sum(1, keepdims=True), rewards[:, :1], values[:, :1], temperature=BETA
+        whole = (
+            dro.value_target(ratios.sum(1, keepdims=True), rewards[:, :1], temperature=BETA)
+            - values[:, :1]
         )
         np.testing.assert_allclose(whole, 0, atol=1e-14)
         # And no gradient is left for either network.
@@ -83,8 +84,9 @@ def test_residuals_of_neighbours_differ_by_one_steps_consistency():
         found = residuals[row, t] - residuals[row, t + 1]
         step = VALUES[row, t] - VALUES[row, t + 1] + BETA * RATIOS[row, t]
         np.testing.assert_allclose(found, step, atol=1e-5)
-    whole = dro.residual(
-        RATIOS[:1, :3].sum(1, keepdims=True), REWARDS[:1, :1], VALUES[:1, :1], temperature=BETA
+    whole = (
+        dro.value_target(RATIOS[:1, :3].sum(1, keepdims=True), REWARDS[:1, :1], temperature=BETA)
+        - VALUES[:1, :1]
     )
     np.testing.assert_allclose(residuals[0, 0], -whole[0, 0], rtol=1e-5)
 
@@ -100,7 +102,7 @@ def test_for_one_token_it_is_twice_dro_v():
         )
 
     def joint(ratios, values):
-        return jnp.sum(dro.joint_loss(ratios, rewards, values, temperature=BETA))
+        return jnp.sum(0.5 * jnp.square(rewards - values - BETA * ratios))
 
     # Both halves of OREO have the value of 2 x the joint loss, and each its gradient for one network.
     np.testing.assert_allclose(oreo(ratios, values), 4 * joint(ratios, values), rtol=1e-6)

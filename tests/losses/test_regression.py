@@ -219,7 +219,7 @@ def test_dro_reaches_the_optimum_with_its_value_fitted_or_profiled_out(bandit, t
             targets = dro.value_target(ratios, bandit.rewards, temperature=tau)
             values = jnp.sum(bandit.behaviour * targets, axis=-1)
         values = jnp.broadcast_to(values[:, None], ratios.shape)
-        delta = dro.residual(ratios, bandit.rewards, values, temperature=tau)
+        delta = dro.value_target(ratios, bandit.rewards, temperature=tau) - values
         return jnp.sum(bandit.behaviour * jnp.square(delta)) / 2
 
     profiled = minimise(lambda log_probs: loss(log_probs, None), bandit.reference)

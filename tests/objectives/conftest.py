@@ -26,8 +26,6 @@ CONFIG = T5Config(
     mlp_activations=("relu",),
 )
 SOURCE, TARGET = 8, 7
-# Most of the time here is compilation, and these programs run once.
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 def examples(seed, count, responses):
@@ -125,7 +123,7 @@ def run_step():
         frozen = {role: params[role] for role in objective.frozen_roles()}
         transformations = build_transformations({role: sgd(1.0) for role in trained}, {})
         step = make_train_step(objective, transformations, microbatches=microbatches)
-        compiled = jax.jit(step, compiler_options=QUICK)
+        compiled = jax.jit(step)
         state, metrics = compiled(create_state(trained, transformations), frozen, batch)
         gradients = jax.tree.map(lambda old, new: np.asarray(old - new), trained, state.params)
         means = {

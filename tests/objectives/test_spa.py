@@ -18,7 +18,6 @@ from jaxalign.training.optimizers import sgd
 from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step
 
-QUICK = {"xla_backend_optimization_level": 0}
 BETA = 0.5
 
 
@@ -32,7 +31,7 @@ def log_ratios(toy, batch):
     """Extrapolated log-ratios ``[8, 2]`` of an objective."""
 
     def compute(objective, params=toy.params, batch=batch):
-        found = jax.jit(objective.extrapolated_log_ratios, compiler_options=QUICK)
+        found = jax.jit(objective.extrapolated_log_ratios)
         return np.asarray(found(params, batch))
 
     return compute
@@ -42,7 +41,7 @@ def log_ratios(toy, batch):
 def expected(toy, batch):
     """The same by full logits and the pure function, strength 0.5, and with strength 0."""
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def compute(params, batch):
         logits = [
             toy.policy.module.apply(
@@ -113,7 +112,6 @@ def run(objective, params, batch, steps=1, microbatches=1):
     transformations = build_transformations({"policy": sgd(1e-30)}, {})
     step = jax.jit(
         make_train_step(objective, transformations, microbatches=microbatches),
-        compiler_options=QUICK,
     )
     start = {"policy": params["policy"], "statistics": objective.initial_statistics()}
     state = create_state(start, transformations)
