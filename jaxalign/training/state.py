@@ -12,6 +12,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxalign.parallel import partitioning
+from jaxalign.parallel.optimizer_shardings import optimizer_state_shardings
 from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.training.optimizers import Optimizer
 
@@ -80,7 +81,7 @@ def state_shardings(
         opt_state[role] = (
             jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), slots)
             if axes is None
-            else partitioning.optimizer_state_shardings(mesh, slots, shapes, axes, own)
+            else optimizer_state_shardings(mesh, slots, shapes, axes, own)
         )
     return TrainState(
         step=partitioning.replicated_sharding(mesh), params=params, opt_state=opt_state

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxalign.errors import UserError
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.accelerators import ACCELERATORS, find_accelerator
+from jaxalign.parallel.optimizer_shardings import optimizer_state_shardings
 from jaxalign.parallel.partitioning import MeshShape, default_mesh_shape, make_mesh
 from jaxalign.training.optimizers import adafactor
 from jaxalign.training.state import state_shardings
@@ -106,7 +107,7 @@ def test_factored_slots_are_sharded_like_the_dimension_they_keep(shape, stacked)
     rule = adafactor(1e-2).build(1.0)
     _, state = rule.update(tree, rule.init(tree), tree)
     mesh = make_mesh(MeshShape(data=1, fsdp=4, tensor=2))
-    shardings = partitioning.optimizer_state_shardings(mesh, state, tree, spec)
+    shardings = optimizer_state_shardings(mesh, state, tree, spec)
     checked = 0
     for (path, slot), sharding in zip(
         jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(shardings), strict=True
