@@ -12,12 +12,12 @@ from jaxtyping import Array
 from jaxalign.errors import require_range
 from jaxalign.losses.distillation import reverse_kl
 from jaxalign.losses.log_ratios import log_ratio
-from jaxalign.losses.segments import first_tokens
-from jaxalign.losses.token_value import (
+from jaxalign.losses.oreo import (
     consistency_residuals,
     oreo_policy_loss,
     oreo_value_loss,
 )
+from jaxalign.losses.segments import first_tokens
 from jaxalign.networks.distributions import map_distributions
 from jaxalign.networks.protocols import Network, PrefixValuePredictor, TokenPolicy
 from jaxalign.objectives.base import (

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from jaxalign.errors import UserError
 from jaxalign.losses import dro
-from jaxalign.losses.token_value import (
+from jaxalign.losses.oreo import (
     consistency_residuals,
     oreo_policy_loss,
     oreo_value_loss,
