@@ -240,7 +240,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         states, cache = self._architecture.next_states_in_ring(
             self.config, prompt, cache, tokens, step, positions
         )
-        return scoring.project(self.distributions(prompt.params, states)), cache
+        return distributions.project(self.distributions(prompt.params, states)), cache
 
     def token_statistics_of(
         self, params: Params, hidden: Decoded, batch: Batch, with_mean_log_probs: bool = False
