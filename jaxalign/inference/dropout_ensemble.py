@@ -17,7 +17,7 @@ from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference.rows import EOS, PAD, bucket_length, chunks, decode_tokens
-from jaxalign.networks import scoring
+from jaxalign.networks import distributions
 from jaxalign.networks.token_choice import choose, sequence_keys
 
 
@@ -77,7 +77,7 @@ def mc_mean_logits_decode(
             key, states = key_and_states
             hidden = policy.decode(params, batch, rng=key, encoded=states)
             here = jax.lax.dynamic_slice_in_dim(hidden, position, 1, axis=1)
-            return scoring.project(policy.distributions(params, here))
+            return distributions.project(policy.distributions(params, here))
 
         return jnp.mean(jax.lax.map(of_pass, (of_decoder, encoded)), axis=0)
 
