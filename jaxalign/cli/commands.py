@@ -172,6 +172,13 @@ COMMANDS = {
             registers_tasks=False,
         ),
         Command(
+            "select",
+            "jaxalign.selection.select",
+            "select",
+            "make training records of annotated candidates, or choose what is to be labelled",
+            registers_tasks=False,
+        ),
+        Command(
             "evaluate",
             "jaxalign.evaluation.evaluate",
             "evaluate",

@@ -1,1 +1,12 @@
 """Pure functions that turn annotated candidates into records."""
+
+# The imports register the selectors.
+from jaxalign.selection import (  # noqa: F401
+    budget,
+    joint_pairs,
+    routed,
+    scored,
+    self_judged,
+    similarity,
+    uncertainty,
+)
