@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from jaxalign.data import packing
+from jaxalign.data import packing, paired_lines
 from jaxalign.data.batches import Batch, make_batch
 from jaxalign.data.cache_metadata import RewardStatistics
 from jaxalign.data.cached_split import CachedSplit
@@ -47,6 +47,7 @@ class DatasetSettings:
       sampling: which examples are drawn and how often (`example_sampling.open_sampling`); None draws all equally. An epoch has as many
         draws as there are kept examples.
       best_only: whether to keep only the response of every example that `examples.best_response` selects, so that K = 1.
+      paired_lines: whether two consecutive lines of the file are one comparison: their examples come one after the other into one batch.
       skip_ties: whether to leave out examples whose responses all have the same feedback (`preferences.is_tie`).
       drop_remainder: whether to leave out an incomplete last batch; otherwise it is filled with empty rows.
       read_threads: the number of threads that read and decode; with 0 the caller's thread does everything.
@@ -66,6 +67,7 @@ class DatasetSettings:
     sampling: Sampling | None = None
     best_only: bool = False
     skip_ties: bool = False
+    paired_lines: bool = False
     drop_remainder: bool = True
     read_threads: int = 2
 
@@ -146,6 +148,12 @@ def one_pass(
 def _ordered_indices(data: CachedSplit, settings: DatasetSettings) -> grain.MapDataset:
     """Returns the indices of the examples in the order of one epoch."""
     sampling = settings.sampling
+    if settings.paired_lines:
+        paired_lines.check(settings.batch_size, packed=settings.pack, sampled=sampling is not None)
+        pairs = grain.MapDataset.source(paired_lines.pairs_of(data))
+        return paired_lines.Flattened(
+            pairs.shuffle(seed=settings.seed) if settings.shuffle else pairs
+        )
     if settings.skip_ties:
         if sampling is not None:
             raise DataError(

@@ -58,6 +58,7 @@ class TaskData:
         'auto', which is 'best' if an objective that only imitates (sft, nll, gold, ift) reads pairs or ranked records, else 'all'.
       ties: 'keep' or 'drop' examples whose responses all have the same feedback; or 'auto', which is 'drop' for an objective that only
         learns which of two responses is better.
+      paired_lines: whether two consecutive lines are one comparison and come into one batch; a run sets it for an objective that needs it.
       sampling: the training examples that are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.example_sampling.open_sampling`).
       sampling_field: the stored field for 'positive' and 'priority'.
     """
@@ -85,6 +86,7 @@ class TaskData:
     stored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     responses: str = "auto"
     ties: str = "auto"
+    paired_lines: bool = False
     sampling: str = "uniform"
     sampling_field: str = "advantages"
 
@@ -326,6 +328,7 @@ class TaskData:
             "stored": self.stored,
             "best_only": self.responses == "best",
             "skip_ties": self.ties == "drop",
+            "paired_lines": self.paired_lines,
         }
 
 

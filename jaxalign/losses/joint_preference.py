@@ -10,12 +10,58 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxalign.errors import UserError
 from jaxalign.losses.hyperparameters import require_nonnegative, require_positive
 from jaxalign.losses.masking import as_float32
 from jaxalign.losses.requirements import named, requires
 
 PerExample = Float[Array, " examples"]
 PerResponse = Float[Array, "examples responses"]
+
+
+@named("jpo_pairs")
+@requires(distinct_prompts=True, one_scale=True, paired_lines=True)
+def paired_jpo_loss(
+    log_ratios: PerResponse,
+    feedback: PerResponse,
+    mask: Bool[Array, "examples responses"],
+    *,
+    beta: float,
+) -> tuple[PerExample, PerExample]:
+    """JPO on stated comparisons: examples 0 and 1 of the batch are one, examples 2 and 3 the next, and so on.
+
+    Unlike `in_batch_jpo_loss`, which compares whatever meets in a batch, this uses exactly the comparisons of the data, within a prompt
+    or between prompts. Higher feedback wins, ties are dropped.
+
+    Args:
+      log_ratios: log pi(y|x) - log pi_ref(y|x), summed over tokens, in nats.
+      feedback: the two numbers of a comparison.
+      mask: which responses exist.
+      beta: inverse temperature, per nat.
+
+    Returns:
+      Losses and weights, of a comparison at its first example.
+    """
+    require_positive("jpo_pairs", beta=beta)
+    log_ratios, feedback = as_float32(log_ratios, feedback)
+    examples = log_ratios.shape[0]
+    if examples % 2:
+        raise UserError(
+            f"objective jpo_pairs needs an even number of examples in a batch, not {examples}: change BATCH_SIZE"
+        )
+    # Existing examples first, in their order, so that empty rows do not separate the two of a comparison.
+    order = jnp.argsort(~mask.any(axis=1), stable=True)
+    ratios, feedback, mask = jnp.where(mask, log_ratios, 0)[order], feedback[order], mask[order]
+    signs = jnp.sign(feedback[0::2] - feedback[1::2])
+    signs = jnp.where(mask[0::2] & mask[1::2], signs, 0)
+    losses = jax.nn.softplus(-beta * signs * (ratios[0::2] - ratios[1::2]))
+
+    def at_first(values: Array) -> PerExample:
+        sums = jnp.sum(jnp.where(signs != 0, values, 0), axis=1)
+        both = jnp.stack([sums, jnp.zeros_like(sums)], axis=1).reshape(-1)
+        return both[jnp.argsort(order)]
+
+    return at_first(losses), at_first(jnp.ones_like(losses))
 
 
 @named("jpo")

@@ -26,6 +26,8 @@ class Requirements:
         and not only implied by the order of its responses.
       one_scale: responses to different prompts are compared by their feedback, which the margin of a pair or the rank in a group is not
         made for.
+      paired_lines: two consecutive records of the file are one comparison, between prompts too, so both must be in one batch, one after
+        the other.
       imitates: the loss raises the likelihood of every response, regardless of its feedback.
       threshold: (hyperparameter, 'feedback' or 'rewards') where responses count as good if that field exceeds the hyperparameter.
     """
@@ -36,6 +38,7 @@ class Requirements:
     nonnegative: tuple[str, ...] = ()
     margins: bool = False
     one_scale: bool = False
+    paired_lines: bool = False
     imitates: bool = False
     threshold: tuple[str, str] | None = None
 

@@ -91,7 +91,7 @@ class JointPairs:
             games = Counter(place[0] for pair in across for place in pair)
             shares = [wins[prompt] / games[prompt] for prompt in games if games[prompt] > 1]
             measures["one_sided_prompts"] = float(np.mean([s in (0.0, 1.0) for s in shares] or [0]))
-        return Selection(lines, "triplet", dropped, measures)
+        return Selection(lines, "triplet", +dropped, measures)
 
     def _accepted(
         self,

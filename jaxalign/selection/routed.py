@@ -88,7 +88,7 @@ class Routed:
             else:
                 places.append((index, kept))
         if not places:
-            return Selection([], "pair", dropped, {})
+            return Selection([], "pair", +dropped, {})
         mask = self._mask(candidates, places)
         lines = []
         agreement = 0
@@ -103,7 +103,7 @@ class Routed:
             "human_share": float(mask.mean()),
             "agreement": float(agreement / len(places)),
         }
-        return Selection(lines, "pair", dropped, measures)
+        return Selection(lines, "pair", +dropped, measures)
 
     def _mask(
         self, candidates: Candidates, places: list[tuple[int, list[int]]]

@@ -113,7 +113,7 @@ class Threshold:
             elif above:
                 lines.append(line)
         share = len(kept) / len(records) if records else 0.0
-        return Selection(lines, self.records, dropped, {"above_threshold": share})
+        return Selection(lines, self.records, +dropped, {"above_threshold": share})
 
 
 @register_selector("best_of_n")
@@ -146,7 +146,7 @@ class BestOfN:
             best.append(max(record.feedback[:end]))
             lines.append(_response_line(candidates, chosen))
         measures = {"mean_score": sum(best) / len(best)} if best else {}
-        return Selection(lines, "seq2seq", dropped, measures)
+        return Selection(lines, "seq2seq", +dropped, measures)
 
 
 def _groups(
@@ -194,7 +194,7 @@ def _pairs(candidates: Candidates, annotation: str, min_margin: float, mode: str
                 dropped[SMALL_MARGIN] += 1
                 continue
             lines.append(pair_line(candidates, group.line, *pair.responses, margin=margin))
-    return Selection(lines, "pair", dropped, pair_measures(lines))
+    return Selection(lines, "pair", +dropped, pair_measures(lines))
 
 
 def _number_of_pairs(responses: int) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -58,7 +59,9 @@ class SelfLabels:
         usable = usable_responses(candidates, dropped, rewards)
         padded, mask = _padded(rewards, usable)
         # The rewards include beta, so that a margin is the logit of the label's probability.
-        labels = self_labelling.self_labels(padded, np.zeros_like(padded), mask, beta=1.0)
+        labels = self_labelling.self_labels(
+            jnp.asarray(padded), jnp.zeros(padded.shape), jnp.asarray(mask), beta=1.0
+        )
         lines = []
         for index, kept in enumerate(usable):
             if not kept:
@@ -79,7 +82,7 @@ class SelfLabels:
         measures = pair_measures(lines)
         if lines:
             measures["mean_probability"] = float(np.mean([line["probability"] for line in lines]))
-        return Selection(lines, "pair", dropped, measures)
+        return Selection(lines, "pair", +dropped, measures)
 
 
 @register_selector("reference_ranked")
@@ -129,7 +132,7 @@ class ReferenceRanked:
             )
         count = max(len(lines), 1)
         measures = {"own_is_best": best_is_own / count, "own_is_worst": worst_is_own / count}
-        return Selection(lines, "ranked", dropped, measures)
+        return Selection(lines, "ranked", +dropped, measures)
 
 
 @register_selector("with_logged")
@@ -169,7 +172,7 @@ class WithLogged:
             [candidates.fields[index] for index in kept],
             candidates.path,
         )
-        return Selection(list(found.lines()), "candidates", dropped, {})
+        return Selection(list(found.lines()), "candidates", +dropped, {})
 
 
 @register_selector("ranked_pairs")
@@ -210,8 +213,8 @@ class RankedPairs:
             table[index, : len(kept), : len(kept)] = np.nan_to_num(chosen, nan=0.5)
         mask = np.arange(size) < np.array([len(kept) for kept in usable])[:, None]
         if size < 2:
-            return Selection([], "pair", dropped, {})
-        ranked = judged_pairs.ranked_pairs(table, mask, band=self.band)
+            return Selection([], "pair", +dropped, {})
+        ranked = judged_pairs.ranked_pairs(jnp.asarray(table), jnp.asarray(mask), band=self.band)
         first, second, probabilities, weights = map(np.asarray, ranked)
         generator = np.random.default_rng(self.seed)
         lines, below_half = [], 0
@@ -239,7 +242,7 @@ class RankedPairs:
         measures = pair_measures(lines)
         if lines:
             measures["intransitive"] = below_half / len(lines)
-        return Selection(lines, "pair", dropped, measures)
+        return Selection(lines, "pair", +dropped, measures)
 
 
 def _compared_responses(

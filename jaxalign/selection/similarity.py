@@ -128,7 +128,7 @@ class SimilarPairs:
         measures = {"length_difference": float(np.mean(difference))} if chosen else {}
         if chosen and known:
             measures["similarity"] = float(np.mean(similarity))
-        return Selection(lines, "candidates", dropped, measures)
+        return Selection(lines, "candidates", +dropped, measures)
 
 
 def _two_responses(

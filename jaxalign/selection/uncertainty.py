@@ -93,7 +93,7 @@ class LowLossUncertain:
         else:
             labelled_losses = labelled_uncertainties = np.zeros(0)
         if not len(losses):
-            return Selection([], "seq2seq", dropped, {})
+            return Selection([], "seq2seq", +dropped, {})
         found = phase_one(
             labelled_losses,
             labelled_uncertainties,
@@ -128,7 +128,7 @@ class LowLossUncertain:
             )
             if chosen
         ]
-        return Selection(lines, "seq2seq", dropped, measures)
+        return Selection(lines, "seq2seq", +dropped, measures)
 
     def _values(
         self, candidates: Candidates, dropped: Counter[str]

@@ -51,7 +51,7 @@ def check(
       quiet: whether to omit the line about the data; warnings are still printed.
 
     Returns:
-      ``data``, with 'auto' replaced by the actual choices of responses and of ties.
+      ``data``, with 'auto' replaced by the actual choices of responses and of ties, and ``paired_lines`` as the objective needs it.
 
     Raises:
       UserError: the task does not suit the objective; the message names both and a remedy.
@@ -84,6 +84,7 @@ def check(
         data,
         responses="best" if best_only else "all",
         ties="drop" if skip_ties else "keep",
+        paired_lines=objective.requirements().paired_lines,
     )
 
 

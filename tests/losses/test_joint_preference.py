@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxalign.errors import UserError
-from jaxalign.losses.joint_preference import in_batch_jpo_loss
+from jaxalign.losses.joint_preference import in_batch_jpo_loss, paired_jpo_loss
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.losses.requirements import requirements_of
 from tests.fixtures.numbers import close
@@ -174,3 +174,19 @@ def test_impossible_hyperparameters_are_refused_and_distinct_prompts_declared():
         with pytest.raises(UserError, match=f"in_batch_jpo.{name}"):
             functools.partial(IN_BATCH, **{name: value})(*batch())
     assert requirements_of(IN_BATCH).distinct_prompts
+
+
+def test_stated_comparisons_are_the_losses_of_their_pairs():
+    """Consecutive examples are pairs, ordered by feedback; ties and holes weigh nothing."""
+    ratios = jnp.float32([[0.3], [-0.2], [1.0], [0.5], [0.4], [0.1], [2.0], [7.0]])
+    feedback = jnp.float32([[1], [0], [0], [1], [1], [1], [1], [0]])
+    mask = jnp.ones((8, 1), bool).at[7].set(False)
+    losses, weights = paired_jpo_loss(ratios, feedback, mask, beta=BETA)
+    expected = dpo_loss(jnp.float32([0.3, 0.5]), jnp.float32([-0.2, 1.0]), beta=BETA)
+    close(losses, [expected[0], 0, expected[1], 0, 0, 0, 0, 0], 1e-6)
+    np.testing.assert_array_equal(weights, [1, 0, 1, 0, 0, 0, 0, 0])
+
+
+def test_stated_comparisons_need_an_even_batch():
+    with pytest.raises(UserError, match="even number"):
+        paired_jpo_loss(jnp.zeros((3, 1)), jnp.zeros((3, 1)), jnp.ones((3, 1), bool), beta=BETA)
