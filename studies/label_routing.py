@@ -89,14 +89,20 @@ def labels_of(
     return np.where(long_prompt, shorter, truth), np.where(long_prompt, truth, shorter)
 
 
+@functools.lru_cache(maxsize=1)
+def _differences(data: Path) -> Float[np.ndarray, "pairs width"]:
+    """Returns the features of the first response minus those of the second; the same for all jobs of a process."""
+    texts = [row[side] for row in read_pairs(data) for side in ("response_a", "response_b")]
+    features = tfidf(texts, word_features, width=WIDTH)
+    return features[0::2] - features[1::2]
+
+
 def _split(data: Path, setting: str, repetition: int, fold: int, job: Path) -> dict[str, Any]:
     del job
     rows = read_pairs(data)
     truth = np.array([row["human"] for row in rows])
     human, model = labels_of(setting, rows, repetition)
-    texts = [row[side] for row in rows for side in ("response_a", "response_b")]
-    features = tfidf(texts, word_features, width=WIDTH)
-    differences = features[0::2] - features[1::2]
+    differences = _differences(data)
     pool, dev, test = _parts(rows, repetition, fold)
     tags, _ = routing.text_tags(
         *([rows[i][field] for i in pool] for field in ("prompt", "response_a", "response_b"))

@@ -13,7 +13,7 @@ import scipy.sparse.linalg
 from jaxtyping import Float
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-_NEWTON_STEPS = 12
+_NEWTON_STEPS = 8
 
 
 def word_features(text: str) -> list[str]:
@@ -73,13 +73,13 @@ def fit_heads(
     """
     width = differences.shape[1]
     weights = np.zeros((len(labels), width))
+    # One matrix product for the curvatures of all heads.
+    products = (differences[:, :, None] * differences[:, None, :]).reshape(-1, width * width)
     for _ in range(_NEWTON_STEPS):
         probabilities = 1 / (1 + np.exp(-weights @ differences.T))
         gradients = (probabilities - labels) @ differences + penalty * weights
-        curvature = np.einsum(
-            "mp,pi,pj->mij", probabilities * (1 - probabilities), differences, differences,
-            optimize=True,
-        )  # fmt: skip
+        curvature = (probabilities * (1 - probabilities)) @ products
+        curvature = curvature.reshape(-1, width, width)
         curvature += penalty * np.eye(width)
         weights -= np.linalg.solve(curvature, gradients[..., None])[..., 0]
     return weights

@@ -73,7 +73,8 @@ class Budget:
             return np.random.default_rng(self.seed).random(len(candidates))
         if self.mode == "first":
             return np.arange(len(candidates), dtype=float)
-        if self.by in candidates.annotations:
+        # `NAME.COLUMN` is a column of the annotation NAME.
+        if {self.by, self.by.rpartition(".")[0]} & set(candidates.annotations):
             values = np.array(
                 [_reduced(row, self.reduce) for row in scores_of(candidates, self.by)]
             )

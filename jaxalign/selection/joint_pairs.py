@@ -90,7 +90,9 @@ class JointPairs:
             # A prompt that nearly always wins is an easy prompt: the comparison says more about it than about its response.
             games = Counter(place[0] for pair in across for place in pair)
             shares = [wins[prompt] / games[prompt] for prompt in games if games[prompt] > 1]
-            measures["one_sided_prompts"] = float(np.mean([s in (0.0, 1.0) for s in shares] or [0]))
+            measures["one_sided_prompts"] = float(
+                np.mean([s in (0.0, 1.0) for s in shares] or [False])
+            )
         return Selection(lines, "triplet", +dropped, measures)
 
     def _accepted(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from jaxalign.data.candidates import Annotation, Candidates
+from jaxalign.data.candidates import Candidates
 from jaxalign.errors import require_one_of
 from jaxalign.selection.selectors import Selection, register_selector
 from jaxalign.selection.usable import usable_responses
@@ -88,7 +88,7 @@ class SimilarPairs:
     """
 
     mode: str = "easy"
-    vectors: str = "embeddings"
+    vectors: str = "embedding"
     centre: bool = True
     without_length: bool = False
     seed: int = 0
@@ -138,15 +138,13 @@ def _two_responses(
     annotations = {}
     for name, found in candidates.annotations.items():
         if name != vectors:
-            annotations[name] = Annotation(
-                found.kind,
-                [
-                    found.values[i][np.ix_(pair, pair)]
-                    if found.kind == "preferences"
-                    else found.values[i][pair]
-                    for i, pair in chosen
-                ],
-            )
+            values = [
+                found.values[i][np.ix_(pair, pair)]
+                if found.kind == "preferences"
+                else found.values[i][pair]
+                for i, pair in chosen
+            ]
+            annotations[name] = dataclasses.replace(found, values=values)
     return Candidates(
         [candidates.prompts[i] for i, _ in chosen],
         [[candidates.responses[i][k] for k in pair] for i, pair in chosen],

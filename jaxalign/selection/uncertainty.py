@@ -63,16 +63,17 @@ class LowLossUncertain:
     """The first phase of SA2's selection, as seq2seq records with the fields `loss` and `uncertainty`.
 
     Attributes:
-      loss: the annotation with the mean loss per token.
-      uncertainty: the annotation with the deviation over passes with dropout.
+      loss: the annotation with the mean loss per token over passes with dropout.
+      uncertainty: the annotation with the deviation over the passes. The annotator `uncertainty` makes both.
       labelled: candidates with the human-labelled responses and the same annotations; without them the bounds come from the
         pseudo-labelled responses alone.
       control: whether to draw as many responses at random instead, the control of the selection.
       seed: of the control.
+      low_percentile, high_percentile: of the pools, see `phase_one`.
     """
 
-    loss: str = "loss"
-    uncertainty: str = "uncertainty"
+    loss: str = "uncertainty.loss"
+    uncertainty: str = "uncertainty.deviation"
     labelled: str = ""
     control: bool = False
     seed: int = 0

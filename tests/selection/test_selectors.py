@@ -154,7 +154,10 @@ def test_low_loss_and_high_uncertainty_select(make, tmp_path):
     pseudo = make(
         {"loss": ("scores", [[1], [2], [9]]), "uncertainty": ("scores", [[0.5], [0.1], [0.9]])}
     )
-    spec = f"low_loss_uncertain:labelled={tmp_path / 'labelled.jsonl'},low_percentile=0,high_percentile=100"
+    spec = (
+        "low_loss_uncertain:loss=loss,uncertainty=uncertainty,low_percentile=0,high_percentile=100,"
+        f"labelled={tmp_path / 'labelled.jsonl'}"
+    )
     found = get_selector(spec)(pseudo)
     # The hand example of the paper's rule: the bounds are 4/3 and 0.7/3.
     assert [line["prompt"] for line in found.lines] == ["p0"]
@@ -171,7 +174,12 @@ def test_losses_may_be_shifted_and_uncertainties_scaled(make, shift, scale):
 
     def selected(losses, deviations):
         annotations = {"loss": ("scores", losses), "uncertainty": ("scores", deviations)}
-        return [line["id"] for line in get_selector("low_loss_uncertain")(make(annotations)).lines]
+        return [
+            line["id"]
+            for line in get_selector("low_loss_uncertain:loss=loss,uncertainty=uncertainty")(
+                make(annotations)
+            ).lines
+        ]
 
     assert selected(losses, deviations) == selected(losses + shift, deviations * scale)
 

@@ -84,7 +84,7 @@ def test_candidates_with_two_responses_keep_their_labels(make):
     found = get_selector("similar_pairs")(
         make(
             {
-                "embeddings": ("vectors", [[[1, 0], [1, 0.1], [-1, 0]]]),
+                "embedding": ("vectors", [[[1, 0], [1, 0.1], [-1, 0]]]),
                 "human": ("scores", [[3, 2, 1]]),
                 "judge": ("preferences", [np.full((3, 3), 0.5)]),
             }
@@ -96,14 +96,14 @@ def test_candidates_with_two_responses_keep_their_labels(make):
     assert line["responses"] in (["r0", "r2"], ["r1", "r2"])
     assert line["annotations"]["human"]["scores"][1] == 1.0
     assert np.shape(line["annotations"]["judge"]["preferences"]) == (2, 2)
-    assert "embeddings" not in line["annotations"] and -1 <= line["similarity"] < 0
+    assert "embedding" not in line["annotations"] and -1 <= line["similarity"] < 0
 
 
 def test_empty_and_repeated_responses_are_never_chosen(make):
     for mode in ("easy", "random", "hard", "centroid", "length"):
         found = get_selector(f"similar_pairs:mode={mode}")(
             make(
-                {"embeddings": ("vectors", [[[1, 0], [-9, 0], [0, 1], [1, 0]]])},
+                {"embedding": ("vectors", [[[1, 0], [-9, 0], [0, 1], [1, 0]]])},
                 [["a", " ", "bb", "a"]],
             )
         )
