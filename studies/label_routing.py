@@ -4,9 +4,10 @@
     python -m studies.label_routing_report
 
 Every pair has a human label (majority of three) and one of GPT-3.5; pairs that either calls a tie are left out. A reward model is a
-logistic Bradley-Terry head on TF-IDF features (100 singular directions), so that 122 mixes take seconds. Prompts are split into five folds:
-one is the test; of the others a quarter measures the mixes, and the rest is the pool to be labelled. Five repetitions give 25 splits.
-The same command continues an interrupted study.
+logistic Bradley-Terry head on TF-IDF features (100 singular directions) and the log of the number of words, so that 122 mixes take
+seconds. Prompts are split into five folds: one is the test; of the others a quarter measures the mixes, and the rest is the pool to be
+labelled. Five repetitions give 25 splits. `pandalm_by_pair` splits by pair and leaves the length out: the responses of a test pair then
+occur in other pairs of the pool. The same command continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from studies.command_line import run_study
 from studies.text_features import accuracy, fit_heads, tfidf, word_features
 
 FOLDS, REPETITIONS = 5, 5
-SETTINGS = ("pandalm", "complementary", "random_errors")
+SETTINGS = ("pandalm_by_pair", "pandalm", "complementary", "random_errors")
 MIXES, SIMULATIONS = 120, 500
 KINDS = ("linear", "quadratic")
 RIDGE = 1.0
@@ -72,11 +73,12 @@ def labels_of(
 ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
     """Returns the labels of the expensive and of the cheap source.
 
-    'pandalm': people and GPT-3.5. 'complementary': one source prefers the shorter response wherever the prompt is longer than the
-    median, the other one elsewhere; where they are reliable they say what people say. 'random_errors': both are wrong at random.
+    'pandalm' and 'pandalm_by_pair': people and GPT-3.5. 'complementary': one source prefers the shorter response wherever the prompt is
+    longer than the median, the other one elsewhere; where they are reliable they say what people say. 'random_errors': both are wrong
+    at random.
     """
     truth = np.array([row["human"] for row in rows])
-    if setting == "pandalm":
+    if setting.startswith("pandalm"):
         return truth, np.array([row["model"] for row in rows])
     generator = np.random.default_rng((seed, 17))
     if setting == "random_errors":
@@ -89,11 +91,14 @@ def labels_of(
     return np.where(long_prompt, shorter, truth), np.where(long_prompt, truth, shorter)
 
 
-@functools.lru_cache(maxsize=1)
-def _differences(data: Path) -> Float[np.ndarray, "pairs width"]:
+@functools.lru_cache(maxsize=2)
+def _differences(data: Path, *, with_length: bool) -> Float[np.ndarray, "pairs width"]:
     """Returns the features of the first response minus those of the second; the same for all jobs of a process."""
     texts = [row[side] for row in read_pairs(data) for side in ("response_a", "response_b")]
     features = tfidf(texts, word_features, width=WIDTH)
+    if with_length:
+        words = np.log([1 + len(text.split()) for text in texts])
+        features = np.column_stack([features, words])
     return features[0::2] - features[1::2]
 
 
@@ -102,8 +107,9 @@ def _split(data: Path, setting: str, repetition: int, fold: int, job: Path) -> d
     rows = read_pairs(data)
     truth = np.array([row["human"] for row in rows])
     human, model = labels_of(setting, rows, repetition)
-    differences = _differences(data)
-    pool, dev, test = _parts(rows, repetition, fold)
+    by_pair = setting == "pandalm_by_pair"
+    differences = _differences(data, with_length=not by_pair)
+    pool, dev, test = _parts(rows, repetition, fold, by_pair=by_pair)
     tags, _ = routing.text_tags(
         *([rows[i][field] for i in pool] for field in ("prompt", "response_a", "response_b"))
     )
@@ -179,13 +185,14 @@ def _with_dev(
 
 
 def _parts(
-    rows: list[dict[str, Any]], repetition: int, fold: int
+    rows: list[dict[str, Any]], repetition: int, fold: int, *, by_pair: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the indices of pool, dev and test; a prompt is in one of them only."""
-    prompts = sorted({row["prompt"] for row in rows})
+    """Returns the indices of pool, dev and test; a prompt is in one of them only, unless pairs are split."""
+    names = [str(i) if by_pair else row["prompt"] for i, row in enumerate(rows)]
+    prompts = sorted(set(names))
     order = np.random.default_rng((repetition, 5)).permutation(len(prompts))
     place = {prompts[p]: rank for rank, p in enumerate(order)}
-    ranks = np.array([place[row["prompt"]] for row in rows])
+    ranks = np.array([place[name] for name in names])
     test = ranks % FOLDS == fold
     # A quarter of the other prompts, drawn anew for each fold.
     others = np.array(sorted(set(ranks[~test])))

@@ -15,6 +15,7 @@ from studies.plotting import dot_plot
 
 FIGURE = Path("docs/results/label_routing.png")
 TITLES = {
+    "pandalm_by_pair": "People and GPT-3.5, split by pair",
     "pandalm": "People and GPT-3.5",
     "complementary": "Planted, complementary",
     "random_errors": "Planted, random",
@@ -37,8 +38,10 @@ def report(folder: Path) -> str:
         "Three pairs of label sources, on the same texts (`pandalm_two_sources`): people (majority of three) and GPT-3.5; two planted",
         "annotators, of which one prefers the shorter response where the prompt is long and the other where it is short, and which agree",
         "with people elsewhere; two planted annotators that are wrong at random in 25 % of pairs. Accuracy is always measured against",
-        f"people. Reward model: a logistic head on TF-IDF features. {FOLDS} folds by prompt, for example a pool of {sizes['pool']} pairs,",
-        f"{sizes['dev']} that measure mixes, and {sizes['test']} of the test; mean and standard deviation over {REPETITIONS} repetitions.",
+        f"people. Reward model: a logistic head on TF-IDF features and the log of the number of words. {FOLDS} folds by prompt (in the",
+        "first column by pair and without the length, so that responses of the test occur in the pool): about",
+        f"{sizes['pool']} pairs in the pool, {sizes['dev']} that measure mixes, and {sizes['test']} in the test; mean and standard",
+        f"deviation over {REPETITIONS} repetitions.",
         "Repetitions share their data, so the deviations are smaller than those of new data would be.\n",
         f"| test accuracy | {' | '.join(TITLES[s] for s in found)} |",
         "|---" * (len(found) + 1) + "|",
