@@ -127,15 +127,13 @@ def _split(data: Path, setting: str, repetition: int, fold: int, job: Path) -> d
     halves = [
         np.isin(np.arange(len(pool)), generator.permutation(len(pool))[:budget]) for _ in range(10)
     ]
-    arms = {
-        "human": float(measured(mixes[:1], test)[0]),
-        "model": float(measured(mixes[1:2], test)[0]),
-        "random half": float(measured(np.stack(halves), test).mean()),
-        "random half and dev": _with_dev(differences, human, model, pool, dev, test, halves, truth),
-        "best measured mix": float(measured(mixes[[int(np.argmax(performance))]], test)[0]),
+    masks = {
+        "human": mixes[0],
+        "model": mixes[1],
+        "best measured mix": mixes[int(np.argmax(performance))],
+        **{f"random half {i}": mask for i, mask in enumerate(halves)},
     }
     regressions = {}
-    shares = {}
     for kind in KINDS:
         predicted = routing.cross_validated(counts, performance, kind=kind, ridge=RIDGE, seed=seed)
         regressions[kind] = {
@@ -144,15 +142,20 @@ def _split(data: Path, setting: str, repetition: int, fold: int, job: Path) -> d
         }
         fitted = routing.fit_performance_model(counts, performance, kind=kind, ridge=RIDGE)
         for size, name in ((budget, "half"), (None, "free")):
-            routed = {
-                "simulated": routing.route_simulated(
-                    fitted, tags, size, simulations=SIMULATIONS, seed=1000 + seed
-                ),
-                "gain": routing.route_by_gain(fitted, tags, size),
-            }
-            for way, mask in routed.items():
-                arms[f"{kind} {way} {name}"] = float(measured(mask[None], test)[0])
-                shares[f"{kind} {way} {name}"] = float(mask.mean())
+            masks[f"{kind} simulated {name}"] = routing.route_simulated(
+                fitted, tags, size, simulations=SIMULATIONS, seed=1000 + seed
+            )
+            masks[f"{kind} gain {name}"] = routing.route_by_gain(fitted, tags, size)
+    scores = dict(zip(masks, measured(np.stack(list(masks.values())), test), strict=True))
+    drawn = [float(scores.pop(f"random half {i}")) for i in range(len(halves))]
+    arms = {
+        "human": float(scores.pop("human")),
+        "model": float(scores.pop("model")),
+        "random half": float(np.mean(drawn)),
+        "random half and dev": _with_dev(differences, human, model, pool, dev, test, halves, truth),
+        **{name: float(score) for name, score in scores.items()},
+    }
+    shares = {name: float(masks[name].mean()) for name in scores}
     return {
         "arms": arms,
         "shares": shares,

@@ -47,7 +47,7 @@ LENGTHS = {
     "rnnlg": rnnlg.LENGTHS,
     "gsm8k_solutions": {"inputs": 192, "targets": 256},
 }
-SFT_STEPS = {"rnnlg": 800, "gsm8k_solutions": 500}
+SFT_STEPS = {"rnnlg": 800, "gsm8k_solutions": 200}
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (100, 200, 400, 800)
 POOL, TEST = 900, 300
@@ -141,7 +141,7 @@ def _sft(source: str, folder: Path, job: Path) -> dict[str, Any]:
             checkpoint=CheckpointPolicy(period=steps, keep_latest=1),
             progress=False,
         ),
-        batch_size=16 if source == "rnnlg" else 6,
+        batch_size=16 if source == "rnnlg" else 4,
         random_seed=0,
     )
     return {"train": summary["train"]}
