@@ -5,7 +5,8 @@
     python -m studies.real_pair_selection --data ... --workers 2
     python -m studies.real_pair_selection_report
 
-`rnnlg`: six samples per dialogue act of a small SFT policy; the reward is minus the share of wrong slots. `gsm8k_solutions`: four real
+`rnnlg`: six sentences per dialogue act, drawn from those that people wrote for the 15 most similar acts; the reward is minus the share of
+wrong slots. `gsm8k_solutions`: four real
 solutions per question, right or wrong. Each prompt gets one pair. The annotator says "tie" if the rewards are equal (the label is spent),
 else follows Bradley-Terry with slope 1.5 per standard deviation of the reward. A logistic reward model on text features, the same for all
 arms, is fitted to the labels. The second command adds the vectors of a sentence encoder. The same command continues an interrupted study.
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.data import slots
 from jaxalign.data.batches import prompt_rows
 from jaxalign.data.candidates import Annotation, Candidates, read_candidates, write_candidates
 from jaxalign.data.derived import write_jsonl
@@ -47,11 +49,12 @@ LENGTHS = {
     "rnnlg": rnnlg.LENGTHS,
     "gsm8k_solutions": {"inputs": 192, "targets": 256},
 }
-SFT_STEPS = {"rnnlg": 800, "gsm8k_solutions": 200}
+# A short training suffices for an encoder whose states depend on the words.
+SFT_STEPS = {"rnnlg": 300, "gsm8k_solutions": 150}
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (100, 200, 400, 800)
 POOL, TEST = 900, 300
-SAMPLES = 6
+RESPONSES, SIMILAR_ACTS = 6, 15
 SLOPE = 1.5
 WIDTH, PENALTY = 100, 1.0
 EMBEDDINGS = ("characters", "t5", "sentences")
@@ -65,30 +68,38 @@ def jobs(data: Path, folder: Path) -> list[Job]:
     for source in SOURCES:
         made += [
             Job(f"{source}/data", functools.partial(_prepare, source, data)),
-            Job(f"{source}/sft", functools.partial(_sft, source, folder), (f"{source}/data",)),
             Job(
                 f"{source}/candidates",
                 functools.partial(_candidates, source, folder),
-                (f"{source}/sft",),
+                (f"{source}/data",),
+            ),
+            Job(f"{source}/sft", functools.partial(_sft, source, folder), (f"{source}/data",)),
+            Job(
+                f"{source}/encoder",
+                functools.partial(_encode, source, folder),
+                (f"{source}/sft", f"{source}/candidates"),
             ),
         ]
-        for embedding in EMBEDDINGS:
-            if embedding == "sentences" and not sentence_file(folder, source).exists():
+    for embedding in EMBEDDINGS:
+        for source in SOURCES:
+            if embedding == "sentences" and not vector_file(folder, source, embedding).exists():
                 continue
+            needs = f"{source}/{'encoder' if embedding == 't5' else 'candidates'}"
             made += [
                 Job(
                     f"{source}/{embedding}/seed{seed}",
                     functools.partial(_curves, source, folder, embedding, seed),
-                    (f"{source}/candidates",),
+                    (needs,),
                 )
                 for seed in SEEDS
             ]
-    return made
+    # What needs no trained network comes first.
+    return sorted(made, key=lambda job: job.name.endswith("/sft"))
 
 
-def sentence_file(folder: Path, source: str) -> Path:
-    """Returns the file with the vectors of a sentence encoder, one per response in the order of the candidates."""
-    return folder / source / "sentences.npy"
+def vector_file(folder: Path, source: str, embedding: str) -> Path:
+    """Returns the file with the vectors of an encoder, one per response in the order of the candidates."""
+    return folder / source / f"{embedding}.npy"
 
 
 def _prepare(source: str, data: Path, job: Path) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def _prepare(source: str, data: Path, job: Path) -> dict[str, Any]:
 
 
 def _sft(source: str, folder: Path, job: Path) -> dict[str, Any]:
-    """Fine-tunes a T5 of a million parameters: the sampler of `rnnlg`, and the encoder of both."""
+    """Fine-tunes a T5 of a million parameters, whose encoder embeds the responses."""
     steps = SFT_STEPS[source]
     prepared = folder / source / "data"
     packed = (
@@ -148,15 +159,9 @@ def _sft(source: str, folder: Path, job: Path) -> dict[str, Any]:
 
 
 def _candidates(source: str, folder: Path, job: Path) -> dict[str, Any]:
-    """Writes candidates with rewards and the embeddings of characters and of the T5."""
-    run = folder / source / "sft" / "run"
+    """Writes candidates with rewards, the embeddings of characters, and the features of the reward model."""
     if source == "rnnlg":
-        acts = rnnlg_data.acts(folder / source / "data", "train")
-        chosen = np.random.default_rng(0).permutation(len(acts))[: POOL + TEST]
-        prompts = [acts[i] for i in chosen]
-        policy, params, vocabulary = rnnlg.load_policy(run)
-        tokens = rnnlg.generate_responses(policy, params, vocabulary, prompts, samples=SAMPLES)
-        responses = [[vocabulary.decode(sample) for sample in group] for group in tokens]
+        prompts, responses = similar_sentences(folder / source / "data" / "train.jsonl")
         rewards = [
             np.array([rnnlg_data.feedback(act, text) for text in group])
             for act, group in zip(prompts, responses, strict=True)
@@ -174,7 +179,6 @@ def _candidates(source: str, folder: Path, job: Path) -> dict[str, Any]:
     ends = np.cumsum([len(group) for group in responses])[:-1]
     vectors = {
         "characters": tfidf(texts, character_features, width=WIDTH),
-        "t5": encoder_means(run, texts),
         # Not an embedding to select by, but what the reward model reads.
         "features": tfidf(_with_prompts(prompts, responses), str.split, width=WIDTH),
     }
@@ -190,6 +194,42 @@ def _candidates(source: str, folder: Path, job: Path) -> dict[str, Any]:
         "mean_reward": float(np.concatenate(rewards).mean()),
         "prompts_with_equal_rewards": float(np.mean([np.ptp(each) == 0 for each in rewards])),
     }
+
+
+def similar_sentences(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Returns acts, and for each act sentences that people wrote for it or for acts that share many of its slots."""
+    sentences: dict[str, list[str]] = {}
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        if slots.counted_slots(slots.parse_act(row["prompt"])):
+            sentences.setdefault(row["prompt"], []).append(row["response"])
+    acts = list(sentences)
+    described = [frozenset(slots.parse_act(act).slots) for act in acts]
+    names = {slot: i for i, slot in enumerate(sorted(set().union(*described)))}
+    table = np.zeros((len(acts), len(names)), np.float32)
+    for row, found in enumerate(described):
+        table[row, [names[slot] for slot in found]] = 1
+    generator = np.random.default_rng(0)
+    chosen = generator.permutation(len(acts))[: POOL + TEST]
+    shared = table[chosen] @ table.T
+    similarity = 2 * shared / (table[chosen].sum(axis=1)[:, None] + table.sum(axis=1))
+    prompts, responses = [], []
+    for act, row in zip(chosen, similarity, strict=True):
+        near = np.argsort(-row, kind="stable")[:SIMILAR_ACTS]
+        texts = sorted({text for i in near for text in sentences[acts[i]]})
+        drawn = generator.permutation(len(texts))[:RESPONSES]
+        prompts.append(acts[act])
+        responses.append([texts[i] for i in drawn])
+    return prompts, responses
+
+
+def _encode(source: str, folder: Path, job: Path) -> dict[str, Any]:
+    """Writes the vectors of the T5's encoder."""
+    del job
+    candidates = _read(folder / source / "candidates" / "candidates.jsonl")
+    texts = [text for group in candidates.responses for text in group]
+    vectors = encoder_means(folder / source / "sft" / "run", texts)
+    np.save(vector_file(folder, source, "t5"), vectors.astype(np.float32))
+    return {"texts": len(texts)}
 
 
 def _with_prompts(prompts: list[str], responses: list[list[str]]) -> list[str]:
@@ -234,11 +274,11 @@ def _curves(source: str, folder: Path, embedding: str, seed: int, job: Path) -> 
     """Selects, labels and fits for every mode that needs this embedding; the others are part of the first embedding's job."""
     del job
     candidates = _read(folder / source / "candidates" / "candidates.jsonl")
-    if embedding == "sentences":
-        vectors = np.load(sentence_file(folder, source), allow_pickle=False)
+    if embedding != "characters":
+        vectors = np.load(vector_file(folder, source, embedding), allow_pickle=False)
         ends = np.cumsum([len(group) for group in candidates.responses])[:-1]
         candidates = candidates.with_annotation(
-            "sentences", Annotation("vectors", np.split(np.asarray(vectors, float), ends))
+            embedding, Annotation("vectors", np.split(np.asarray(vectors, float), ends))
         )
     order = np.random.default_rng((seed, 1)).permutation(len(candidates))
     test = candidates.take(order[POOL : POOL + TEST].tolist())

@@ -84,7 +84,7 @@ def apply_selector(selector: Selector, candidates: Candidates, spec: str) -> Sel
 def write_selection(path: str | Path, selection: Selection, facts: Mapping[str, Any]) -> None:
     """Writes the lines of a selection atomically, and beside them what was done as `PATH.selection.json`.
 
-    The side file is written first and removed from its place before the records change, so that it never describes other records.
+    An old side file is removed before the records change, so that it never describes other records.
     """
     path = Path(path).expanduser()
     side_file = side_file_of(path)
