@@ -102,15 +102,15 @@ def report(folder: Path) -> str:
 
 _CONCLUSION = [
     "Conclusion: where the errors of the two sources are systematic and complementary, routing is worth a great deal: half of the labels",
-    "from each source, chosen by a linear or quadratic regression, are better than either source and than every random half, and both ways",
+    "from each source, chosen by a linear or quadratic regression, are better than either source and than random halves, and both ways",
     "of routing and both regressions find such a half. Where errors are random, no mix differs from another beyond the spread.",
     "",
     "Between people and GPT-3.5 no gain is seen. Split by pair, a random half is .70, all human labels .72, GPT-3.5 alone .68, and the",
-    "routed halves .70. The regression predicts measured mixes well (rank correlation .65 to .7), but what it learns is mostly how many",
-    "labels are human and what suits the pairs that measure. The last arm shows the trap: if the mixes are measured on the pairs of the",
-    "test, the routed half is .71, as good as all human labels, and the difference from a random half is +.011. On pairs of its own that",
-    "difference is gone. Routing also pays for the human labels that measure the mixes: to train on them with a random half gains more",
-    "(+.014, `random half and dev`) than routing does. Split by prompt, even all human labels are no better than a random half.",
+    "routed halves .70. The regression predicts measured mixes well (rank correlation .65 to .7), but all of them are measured on the same",
+    "pairs, and what suits these does not carry over to others. The last arm shows the trap: if the mixes are measured on the pairs of the",
+    "test, the routed half is .71 and the difference from a random half is +.011. Measured on other pairs, that difference is gone.",
+    "Routing also pays for the human labels that measure the mixes: to train on them with a random half gains more (+.014, `random half",
+    "and dev`) than routing does. Split by prompt, even all human labels are no better than a random half.",
     "",
 ]
 
