@@ -19,22 +19,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
+from jaxalign.annotation import embeddings  # noqa: F401 (registers the annotator)
+from jaxalign.annotation.annotators import get_annotator
 from jaxalign.data import slots
-from jaxalign.data.batches import prompt_rows
 from jaxalign.data.candidates import Annotation, Candidates, read_candidates, write_candidates
 from jaxalign.data.derived import write_jsonl
 from jaxalign.data.records import Record
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.train_vocabulary import train_sentencepiece
-from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.rows import bucket_length
 from jaxalign.objectives.sft import SFT
 from jaxalign.recipes.jobs import Job
-from jaxalign.runs.folder import Run
 from jaxalign.selection.selectors import get_selector
 from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
@@ -226,10 +222,10 @@ def _encode(source: str, folder: Path, job: Path) -> dict[str, Any]:
     """Writes the vectors of the T5's encoder."""
     del job
     candidates = _read(folder / source / "candidates" / "candidates.jsonl")
-    texts = [text for group in candidates.responses for text in group]
-    vectors = encoder_means(folder / source / "sft" / "run", texts)
+    annotator = get_annotator(f"embedding:policy={folder / source / 'sft' / 'run'}")
+    vectors = np.concatenate(list(annotator.annotate(candidates)))
     np.save(vector_file(folder, source, "t5"), vectors.astype(np.float32))
-    return {"texts": len(texts)}
+    return {"texts": len(vectors)}
 
 
 def _with_prompts(prompts: list[str], responses: list[list[str]]) -> list[str]:
@@ -243,30 +239,6 @@ def _with_prompts(prompts: list[str], responses: list[list[str]]) -> list[str]:
             parts = [f"r:{f}" for f in has]
             parts += [f"{'has' if f in single else 'lacks'}:{f}" for f in wanted if " " not in f]
             found.append(" ".join(part.replace(" ", "_") for part in parts))
-    return found
-
-
-def encoder_means(
-    run: Path, texts: list[str], batch_size: int = 64
-) -> Float[np.ndarray, "texts d"]:
-    """Returns the mean encoder state over the tokens of every text, read as if it were a prompt."""
-    opened = Run(run).policy()
-    encoder = encoder_of(opened, long_prompts="truncate")
-    tokens = encoder.prompts(texts).tokens
-    order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
-    found = np.zeros((len(texts), opened.network.config.emb_dim))
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        width = bucket_length(max(len(tokens[i]) for i in part), encoder.limits.max_input_length)
-        rows = prompt_rows([tokens[i] for i in part], width)
-        segments = (rows > 0).astype(np.int32)
-        batch = {
-            "encoder_input_tokens": jnp.asarray(rows),
-            "encoder_segment_ids": jnp.asarray(segments),
-        }
-        states = np.asarray(opened.network.encode(opened.params, batch), np.float64)
-        weights = segments[:, :, None] / segments.sum(axis=1)[:, None, None]
-        found[part] = (states * weights).sum(axis=1)
     return found
 
 
