@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.cli.gin_objectives import objective_from_gin
+from jaxalign.data import slots
 from jaxalign.data.candidates import Annotation, Candidates
 from jaxalign.data.task_data import TaskData
 from jaxalign.evaluation.statistics import spearman
@@ -156,7 +157,12 @@ def _judge(folder: Path, run: Path, reference: Path) -> dict[str, Any]:
     )
     rated = read_rows(folder / RATINGS.name / "data" / "test.jsonl")
     rated_probs, _ = rating_log_probs(rated, run, reference)
-    acts = list(dict.fromkeys(row["prompt"] for row in rated))
+    # Acts without slots cannot be judged.
+    acts = [
+        act
+        for act in dict.fromkeys(row["prompt"] for row in rated)
+        if slots.counted_slots(slots.parse_act(act))
+    ]
     errors = [_greedy_errors(path, acts) for path in (run, reference)]
     return {
         "within": float(wins[within].mean()),
