@@ -60,6 +60,19 @@ class Annotator(Protocol):
         """Returns one array per prompt: [K], [K, K] or [K, D] by the kind. NaN is a value that the annotator could not determine."""
 
 
+class LabelsWanted(Exception):
+    """An annotator has written what a person is to label; the annotation exists when the person has done it.
+
+    Attributes:
+      path: the file that says what is to be labelled.
+      count: the number of labels that are wanted.
+    """
+
+    def __init__(self, path: str, count: int, message: str = "") -> None:
+        super().__init__(message or f"{count} labels are wanted: fill in {path}")
+        self.path, self.count = path, count
+
+
 class FunctionAnnotator:
     """Scores of a user's own function (prompts, responses, references or None) -> one number per response, as a judge."""
 

@@ -39,6 +39,8 @@ class Command:
       distributed: whether several processes can run it together.
       model_file: a gin file that is read after the user's files if these describe a model, so that the command uses it.
       positional: the parameter that the first argument sets, if it is not a flag.
+      rebuilt: a parameter that gin binds to a function; the command gets a function from values of macros to this function with its
+        arguments, so that it can have them built anew with other values (`gin_rebuilding`).
     """
 
     name: str
@@ -53,6 +55,7 @@ class Command:
     distributed: bool = False
     model_file: str = ""
     positional: str = ""
+    rebuilt: str = ""
 
     @property
     def selector(self) -> str:
@@ -177,6 +180,16 @@ COMMANDS = {
             "select",
             "make training records of annotated candidates, or choose what is to be labelled",
             registers_tasks=False,
+        ),
+        Command(
+            "rounds",
+            "jaxalign.recipes.rounds",
+            "rounds",
+            "sample, annotate, select and train, round after round, from one gin file",
+            "all rounds are finished: {result[output_dir]} holds rounds.md, rounds.json and rounds.png",
+            dry_run="jaxalign.recipes.rounds_dry_run",
+            registers_tasks=False,
+            rebuilt="training",
         ),
         Command(
             "evaluate",

@@ -164,6 +164,12 @@ def _reachable(
     return reached
 
 
+def macros_read_by(selector: str) -> set[str]:
+    """Returns the macros that a call of a function can read."""
+    keys = _reachable(gin.config._CONFIG, selector, with_tasks=False)
+    return {scope for scope, name in keys if name == _MACRO}
+
+
 def called(selector: str) -> set[str]:
     """Returns the selectors called when a function's arguments are built: the references with parentheses that it reaches."""
     config = gin.config._CONFIG

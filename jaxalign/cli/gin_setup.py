@@ -20,7 +20,14 @@ import gin
 import gin.config
 
 from jaxalign import files
-from jaxalign.cli import gin_binding, gin_checks, gin_imports, gin_settings, t5x_names
+from jaxalign.cli import (
+    gin_binding,
+    gin_checks,
+    gin_imports,
+    gin_rebuilding,
+    gin_settings,
+    t5x_names,
+)
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError
 from jaxalign.cli.flags import Flags, did_you_mean
 from jaxalign.cli.gin_errors import explained
@@ -142,29 +149,37 @@ def describe(function: Callable[..., Any], command: Command) -> str:
         )
         return gin.config_str()
     with _construction_explained():
-        arguments = gin.get_bindings(function)
+        arguments = {**gin.get_bindings(function), **_rebuilt(command)}
     if command.dry_run:
         importlib.import_module(command.dry_run).check(**arguments)
     return gin.config_str()
 
 
-def run(function: Callable[..., Any], *, registers_tasks: bool = True) -> Any:
+def run(function: Callable[..., Any], command: Command) -> Any:
     """Registers the tasks that `REGISTER_TASKS` lists, calls the command with its gin bindings, and returns its result.
 
     Args:
       function: the function of the command, with its parameters bound.
-      registers_tasks: False for a command that reads no task.
+      command: the command.
 
     Raises:
       UsageError: a class or function that the configuration refers to refuses its values.
     """
     with _construction_explained():
-        if registers_tasks:
+        if command.registers_tasks:
             for register in copy.deepcopy(gin_checks.registrations()):
                 register()
+        supplied = _rebuilt(command)
         if _CONFIGURATION in inspect.signature(function).parameters:
-            return function(**{_CONFIGURATION: gin.operative_config_str})
-        return function()
+            supplied[_CONFIGURATION] = gin.operative_config_str
+        return function(**supplied)
+
+
+def _rebuilt(command: Command) -> dict[str, Any]:
+    """Returns the argument that the command builds anew with other values of macros."""
+    if not command.rebuilt:
+        return {}
+    return {command.rebuilt: gin_rebuilding.rebuilder(command.selector, command.rebuilt)}
 
 
 @contextlib.contextmanager

@@ -234,3 +234,35 @@ def plot_front(
         plot.set_ylabel(axes[1])
         plot.legend()
         return _save(figure, path)
+
+
+def plot_by_round(
+    series: Mapping[str, Sequence[tuple[str, float, float | None]]], path: str | Path
+) -> str:
+    """Plots each measure of rounds in a panel of its own, and returns the path.
+
+    Args:
+      series: measure -> (name of the round, value, standard error or None), in the order of rounds.
+      path: the PNG to write.
+    """
+    order = list(dict.fromkeys(name for points in series.values() for name, _, _ in points))
+    columns = min(3, len(series))
+    rows = math.ceil(len(series) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(rows, columns, 3.6, 2.8)
+        for axis, (measure, points) in zip(axes.flat, series.items(), strict=False):
+            places = [order.index(name) for name, _, _ in points]
+            axis.errorbar(
+                places,
+                [value for _, value, _ in points],
+                yerr=[error or 0.0 for _, _, error in points],
+                marker="o",
+                capsize=3,
+                color=_COLOURS[0],
+            )
+            axis.set_xticks(range(len(order)), order)
+            axis.set_xlabel("round")
+            axis.set_title(measure)
+        for axis in axes.flat[len(series) :]:
+            axis.set_visible(False)
+        return _save(figure, path)
