@@ -28,9 +28,7 @@ class JudgeAnnotator:
     def annotate(self, candidates: Candidates) -> Sequence[np.ndarray]:
         groups = candidates.responses
         prompts = [
-            prompt
-            for prompt, texts in zip(candidates.prompts, groups, strict=True)
-            for _ in texts
+            prompt for prompt, texts in zip(candidates.prompts, groups, strict=True) for _ in texts
         ]
         texts = [text for group in groups for text in group]
         scores = judges.checked_scores(self._judge, prompts, texts)

@@ -79,7 +79,9 @@ def check_recipe(recipe: Recipe, *, side_file: str = "") -> Checked:
         readable = [text for text in texts if encoder.problem(text, ()) is None]
         held_out = readable[: measured.count or None]
         if not held_out:
-            raise UserError(f"MEASURE_PROMPTS {measured.file} holds no prompt that the start can read")
+            raise UserError(
+                f"MEASURE_PROMPTS {measured.file} holds no prompt that the start can read"
+            )
     else:
         held_out = [prompt.text for prompt in prompts.held_out]
     if not held_out and (measured.judge or measured.truth):

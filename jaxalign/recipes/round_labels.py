@@ -45,7 +45,9 @@ def filled_in(spec: str, runs: Mapping[str, str], number: int) -> str:
                 f"{spec!r} names {{{name}}}; known: {', '.join(f'{{{role}}}' for role in (*ROLES, 'round'))}"
             )
         if name not in runs:
-            raise UserError(f"{spec!r} names {{{name}}}, and the recipe has none: set {name.upper()}")
+            raise UserError(
+                f"{spec!r} names {{{name}}}, and the recipe has none: set {name.upper()}"
+            )
         return runs[name]
 
     return _PLACE.sub(replace, spec)
@@ -65,7 +67,9 @@ def annotate(folder: Path, before: Path, annotator: Annotator, name: str) -> dic
     annotated = annotating.apply(annotator, candidates, name)
     known = total = 0
     for array in annotated.annotations[name].values:
-        values = array[~np.eye(len(array), dtype=bool)] if annotator.kind == "preferences" else array
+        values = (
+            array[~np.eye(len(array), dtype=bool)] if annotator.kind == "preferences" else array
+        )
         known, total = known + int(np.isfinite(values).sum()), total + values.size
     if not known:
         raise UserError(

@@ -137,7 +137,9 @@ def _rewards(
 ) -> list[np.ndarray]:
     if judge.kind != "scores":
         raise UserError(f"JUDGE {name!r} gives {judge.kind}; measuring needs scores")
-    candidates = Candidates(list(prompts), [list(group) for group in texts], path="held-out prompts")
+    candidates = Candidates(
+        list(prompts), [list(group) for group in texts], path="held-out prompts"
+    )
     annotated = annotating.apply(judge, candidates, "reward").annotations["reward"].values
     missing = sum(int(np.isnan(array).sum()) for array in annotated)
     if missing:

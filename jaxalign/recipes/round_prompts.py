@@ -116,7 +116,9 @@ class DividedPrompts:
         start = sum(source.count(before) for before in range(1, number)) if source.fresh else 0
         end = start + count if count else len(self.others)
         if end > len(self.others) or not self.others:
-            aside = f" after {len(self.held_out)} are set aside for measuring" if self.held_out else ""
+            aside = (
+                f" after {len(self.held_out)} are set aside for measuring" if self.held_out else ""
+            )
             raise UserError(
                 f"{source.file} has {len(self.others)} prompts{aside}, and round {number} needs the first {end or 1} of them; lower "
                 "PROMPTS_PER_ROUND or ROUNDS, or set FRESH_PROMPTS = False"

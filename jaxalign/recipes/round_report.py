@@ -35,7 +35,10 @@ def write_report(folder: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     files.write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
     files.write_text(folder / f"{NAME}.md", _page(rounds, content["seconds"]))
     series = {
-        measure: [(entry["round"], entry[measure], entry.get(_ERRORS.get(measure, ""))) for entry in measured]
+        measure: [
+            (entry["round"], entry[measure], entry.get(_ERRORS.get(measure, "")))
+            for entry in measured
+        ]
         for measure in _measures(rounds)
         if (measured := [entry for entry in rounds if measure in entry])
     }

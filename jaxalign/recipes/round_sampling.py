@@ -50,7 +50,9 @@ class Sampler:
                 raise UserError(f"Sampler.roles names {role!r}; the roles are {', '.join(ROLES)}")
             require_range("Sampler", "(0, 1]", roles=share)
         if abs(sum(self.roles.values()) - 1) > 1e-6:
-            raise UserError(f"Sampler.roles are shares, so they must sum to 1, not {dict(self.roles)}")
+            raise UserError(
+                f"Sampler.roles are shares, so they must sum to 1, not {dict(self.roles)}"
+            )
         require_range("Sampler", "[1, inf)", batch_size=self.batch_size)
         self.decoding(1)
 
@@ -70,9 +72,7 @@ class Sampler:
         order = np.random.default_rng(seed).permutation(count)
         ends = np.rint(np.cumsum(list(self.roles.values())) * count).astype(int)
         parts = np.split(order, ends[:-1])
-        return {
-            role: sorted(part.tolist()) for role, part in zip(self.roles, parts, strict=True)
-        }
+        return {role: sorted(part.tolist()) for role, part in zip(self.roles, parts, strict=True)}
 
 
 def sample(

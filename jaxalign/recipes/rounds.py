@@ -107,7 +107,9 @@ def rounds(
         if distributed.is_primary_process():
             stack.enter_context(Lock(folder / ".rounds.lock", f"OUTPUT_DIR {folder}"))
         stack.enter_context(_compilation_cache(folder / "compiled"))
-        checked = round_checks.check_recipe(recipe, side_file=str(folder / "prompts.rejected.jsonl"))
+        checked = round_checks.check_recipe(
+            recipe, side_file=str(folder / "prompts.rejected.jsonl")
+        )
         found = stages(recipe, checked.prompts, checked.held_out)
         run_stages(folder, found)
         return distributed.broadcast_from_first(
