@@ -1,7 +1,8 @@
 """The program `jaxalign COMMAND`: finds the command, reads its flags and gin files, runs it, and reports errors in one line.
 
 Exit codes: 0 success, 2 an error that the user can correct (one line on stderr), 3 waiting for labels, 75 stopped by SIGTERM or a
-maintenance notice after saving, 76 another process of the job was lost, 130 interrupted. Any other error is a defect of the program and shows its traceback.
+maintenance notice after saving, 76 another process of the job was lost, 130 interrupted. Any other error is a defect of the program and
+shows its traceback.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Rounds: every stage resumes, labels are measured against a fixed start, and mistakes are told in one line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ class Person:
 
     def annotate(self, candidates):
         try:
-            offset = float(open(self.path).read())
+            offset = float(Path(self.path).read_text())
         except OSError:
             raise LabelsWanted(self.path, len(candidates)) from None
         return [np.array([len(text) + offset for text in t]) for t in candidates.responses]
@@ -90,11 +91,11 @@ def first_prompts(n: int = 2):
     return select
 
 
-def run(folder, start, prompts, **changes):
+def run(folder, start, file, **changes):
     given = {
         "output_dir": str(folder),
         "start": str(start),
-        "prompts": PromptSource(file=str(prompts), per_round=6),
+        "prompts": PromptSource(file=str(file), per_round=6),
         "training": training,
         "annotators": {"judge": "letters:policy={previous},reference={start}"},
         "selector": "letters_pairs",
@@ -318,7 +319,7 @@ def test_the_logged_responses_of_the_prompts_follow_the_sampled_one(start, tmp_p
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = {
         "prompts": PromptSource(file=str(file), fresh=False),
-        "sampler": Sampler(num_samples=1, temperature=0.0, batch_size=8, logged=True),
+        "sampler": Sampler(num_samples=1, batch_size=8, logged=True),
         "num_rounds": 1,
         "measure": Measure(),
     }
