@@ -249,6 +249,9 @@ Tables show the test split: mean and standard deviation over seeds. On `rnnlg` e
 {validation} acts for validation and {test} for the test. DRO runs with `RESCALE = 'none'`, so that its learning rate has the same meaning
 as that of the other methods; RPO runs with `SCALE = 'row_sum'` for the same reason. Advantages come from a value network, all of whose
 parameters are trained for 150 further updates.
+
+`spa`, `selm` and `osp_logistic` are the losses alone, on labels of the exact judge: the systems around them, which label their own samples
+round after round, are [recipes of rounds](../rounds.md), and these tables say nothing about them.
 """
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from jaxalign.annotation.annotators import get_annotator
+from jaxalign.data.candidates import Candidates
 from jaxalign.data.recorded_vocabulary import require_same_vocabulary
 from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.recipes import round_training
-from jaxalign.recipes.annotator_names import annotator_of
-from jaxalign.recipes.round_graph import Recipe
-from jaxalign.recipes.round_labels import SELECT, filled_in
-from jaxalign.recipes.round_prompts import DividedPrompts, PromptSource, divide, file_digest
+from jaxalign.recipes.round_labels import SELECT, filled_in, waits_for_labels
+from jaxalign.recipes.round_prompts import (
+    DividedPrompts,
+    Prompt,
+    PromptSource,
+    divide,
+    file_digest,
+    reference_fields,
+)
+from jaxalign.recipes.round_recipe import Recipe
 from jaxalign.runs.folder import Run
 from jaxalign.selection.selectors import get_selector
 from jaxalign.training.build import make_transformations
@@ -32,6 +39,10 @@ _SHAPES = (
 )
 
 
+# The number of prompts with which annotators check themselves.
+_TRIED = 100
+
+
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """A recipe that has passed all checks.
@@ -42,7 +53,7 @@ class Checked:
     """
 
     prompts: DividedPrompts
-    held_out: Sequence[str]
+    held_out: Sequence[Prompt]
 
 
 def check_recipe(recipe: Recipe, *, side_file: str = "") -> Checked:
@@ -64,7 +75,6 @@ def check_recipe(recipe: Recipe, *, side_file: str = "") -> Checked:
             require_same_vocabulary(f"FIRST {recipe.first}", recorded, ours)
     if recipe.labelled.file is not None:
         file_digest(recipe.labelled.file)
-    _check_specifications(recipe)
     encoder = encoder_of(
         start, max_input_length=lengths["inputs"], max_target_length=lengths["targets"]
     )
@@ -75,19 +85,19 @@ def check_recipe(recipe: Recipe, *, side_file: str = "") -> Checked:
         prompts.of_round(number)
     if measured.file:
         source = PromptSource(file=measured.file, split=measured.split)
-        texts = [prompt.text for prompt in source.read(side_file)]
-        readable = [text for text in texts if encoder.problem(text, ()) is None]
-        held_out = readable[: measured.count or None]
+        readable = [p for p in source.read(side_file) if encoder.problem(p.text, ()) is None]
+        held_out: Sequence[Prompt] = readable[: measured.count or None]
         if not held_out:
             raise UserError(
                 f"MEASURE_PROMPTS {measured.file} holds no prompt that the start can read"
             )
     else:
-        held_out = [prompt.text for prompt in prompts.held_out]
+        held_out = prompts.held_out
     if not held_out and (measured.judge or measured.truth):
         raise UserError(
             "JUDGE and TRUTH need held-out prompts: set MEASURE_PROMPTS to a file, or MEASURE_COUNT to a number of prompts set aside"
         )
+    _check_specifications(recipe, prompts.of_round(1), held_out)
     return Checked(prompts, held_out)
 
 
@@ -119,7 +129,7 @@ def graph(recipe: Recipe, checked: Checked) -> Iterator[str]:
                 chooses = spec.startswith(SELECT)
                 yield f"  {'choose' if chooses else 'annotate'} {name}: {spec.removeprefix(SELECT)}"
             most = sampler.num_samples + (2 if sampler.logged else 0)
-            records = f"at most {prompts * max(most * (most - 1) // 2, 1)} pairs"
+            records = f"at most {prompts * max(most * (most - 1) // 2, most)} records"
             yield f"  select: {recipe.selector} -> {records}"
         yield f"  train: {_training(recipe, number, records)}"
         if checked.held_out:
@@ -130,12 +140,12 @@ def _training(recipe: Recipe, number: int, records: str) -> str:
     run = recipe.training(recipe.values(number))
     described = round_training.described(run)
     steps = described["train_steps"]
-    amount = f"{steps} steps" if recipe.epochs is None else f"{recipe.epochs:g} epochs"
+    epochs = recipe.epochs_of(number)
+    amount = f"{steps} steps" if epochs is None else f"{epochs:g} epochs"
     values = "".join(f", {name} = {value}" for name, value in recipe.values(number).items())
     mixed = " and the labelled ones" if recipe.labelled.mixed and number else ""
     earlier = " with those of earlier rounds" if recipe.accumulate and number > 1 else ""
-    roles = {path: role for role, path in recipe.runs(number).items()}
-    origin = roles.get(recipe.runs(number)["previous"], "previous")
+    origin = "start" if recipe.runs(number)["previous"] == recipe.start else "previous"
     return (
         f"{described['objective']} on {records}{earlier}{mixed}, {amount} of {described['batch_size']} rows from the {origin} policy with "
         f"a new optimizer{values}"
@@ -164,7 +174,7 @@ def _check_training(recipe: Recipe, number: int, start: Run) -> None:
     objective, data = keywords["objective"], keywords["data"]
     round_training.check_reference(objective, recipe.reference)
     make_transformations(objective, keywords["optimizers"])
-    if recipe.epochs is not None and data.pack:
+    if recipe.epochs_of(number) is not None and data.pack:
         raise UserError("EPOCHS needs PACK = False; with packed rows set TRAIN_STEPS")
     ours, theirs = getattr(objective.policy, "config", None), start.config("policy")
     for name in _SHAPES:
@@ -181,23 +191,39 @@ def _check_training(recipe: Recipe, number: int, start: Run) -> None:
         )
 
 
-def _check_specifications(recipe: Recipe) -> None:
-    runs: Mapping[str, Any] = {**recipe.runs(1), "previous": recipe.first or recipe.start}
-    for name, spec in recipe.annotators.items():
+def _check_specifications(
+    recipe: Recipe, prompts: Sequence[Prompt], held_out: Sequence[Prompt]
+) -> None:
+    """Checks the annotators and selectors by their names, settings and files, and whether they can judge responses to these prompts."""
+    runs = {**recipe.runs(1), "previous": recipe.first or recipe.start}
+    specs = {f"ANNOTATORS, {name}": (spec, prompts) for name, spec in recipe.annotators.items()}
+    specs["SELECTOR"] = (f"{SELECT}{recipe.selector}", prompts)
+    specs |= {
+        name: (spec, held_out)
+        for name, spec in (("JUDGE", recipe.measure.judge), ("TRUTH", recipe.measure.truth))
+        if spec
+    }
+    for name, (spec, asked) in specs.items():
         try:
+            filled = filled_in(spec.removeprefix(SELECT), runs, 1)
             if spec.startswith(SELECT):
-                get_selector(filled_in(spec.removeprefix(SELECT), runs, 1))
-            else:
-                annotator_of(filled_in(spec, runs, 1))
+                get_selector(filled)
+            elif not waits_for_labels(filled):
+                annotator = get_annotator(filled)
+                annotator.identity()
+                check = getattr(annotator, "check", None)
+                if check is not None:
+                    check(_trial(asked[:_TRIED]))
         except UserError as error:
-            raise UserError(f"ANNOTATORS, {name}: {error}") from error
-    try:
-        get_selector(filled_in(recipe.selector, runs, 1))
-    except UserError as error:
-        raise UserError(f"SELECTOR: {error}") from error
-    for name, spec in (("JUDGE", recipe.measure.judge), ("TRUTH", recipe.measure.truth)):
-        if spec:
-            try:
-                annotator_of(filled_in(spec, {"start": recipe.start}, 1))
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from error
+            raise UserError(f"{name}: {error}") from error
+
+
+def _trial(prompts: Sequence[Prompt]) -> Candidates:
+    """Returns candidates with which an annotator can check itself before there are samples."""
+    return Candidates(
+        [prompt.text for prompt in prompts],
+        [["a", "b"]] * len(prompts),
+        {},
+        [reference_fields(prompt) for prompt in prompts],
+        "trial",
+    )

@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 
 from jaxalign import files
-from jaxalign.annotation import annotators as annotating
-from jaxalign.annotation.annotators import Annotator
-from jaxalign.data.candidates import Candidates, read_candidates, write_candidates
+from jaxalign.annotation import annotate as annotating
+from jaxalign.annotation.annotators import Annotator, LabelsWanted, apply, get_annotator
+from jaxalign.annotation.labels import labels_missing, labels_wanted
+from jaxalign.data.candidates import Candidates, read_candidates
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError
+from jaxalign.plugins import parse_spec
 from jaxalign.recipes.round_prompts import file_digest
 from jaxalign.recipes.round_sampling import CANDIDATES, ROLES
+from jaxalign.selection.select import apply_selector, write_selection
 from jaxalign.selection.selectors import Selection, get_selector
 
 RECORDS = "records.jsonl"
 SELECT = "select "
+LABELS = "labels"
 _PLACE = re.compile(r"\{(\w*)\}")
 
 
@@ -53,38 +57,61 @@ def filled_in(spec: str, runs: Mapping[str, str], number: int) -> str:
     return _PLACE.sub(replace, spec)
 
 
-def annotate(folder: Path, before: Path, annotator: Annotator, name: str) -> dict[str, Any]:
-    """Adds an annotation to a file of candidates.
+def annotate(folder: Path, before: Path, spec: str, name: str) -> dict[str, Any]:
+    """Adds an annotation to a file of candidates; an interrupted call continues after the last block of prompts.
 
     Raises:
       UserError: the annotator fails, or gives no number at all.
       LabelsWanted: a person has to label something first.
     """
     candidates = read_candidates(before)
-    check = getattr(annotator, "check", None)
-    if check is not None:
-        check(candidates)
-    annotated = annotating.apply(annotator, candidates, name)
-    known = total = 0
-    for array in annotated.annotations[name].values:
-        values = (
-            array[~np.eye(len(array), dtype=bool)] if annotator.kind == "preferences" else array
-        )
-        known, total = known + int(np.isfinite(values).sum()), total + values.size
+    _want_labels(candidates, spec)
+    annotator = get_annotator(spec)
+    path = folder / CANDIDATES
+    found = annotating.annotate_candidates(annotator, candidates, path, name)
+    values = read_candidates(path).annotation(name).values
+    # The diagonal of preferences is missing by definition.
+    known = sum(int(np.isfinite(array).sum()) for array in values)
     if not known:
         raise UserError(
-            f"{before}: annotator {name!r} gave no number for any response (all are NaN); check its setting in ANNOTATORS"
+            f"{before}: annotator {name!r} ({spec}) gave no number for any response (all are NaN); check its setting in ANNOTATORS, and "
+            f"delete {folder}"
         )
-    path = folder / CANDIDATES
-    write_candidates(path, annotated)
-    counts = getattr(annotator, "counts", None)
     return {
-        "annotated": known,
-        "missing": total - known,
-        **({"counts": dict(counts())} if counts is not None else {}),
+        "known": known,
+        "missing": found["missing"],
+        "counts": found["counts"],
         "identity": json.loads(json.dumps(annotator.identity(), default=str)),
         "candidates": file_digest(str(path)),
     }
+
+
+def waits_for_labels(spec: str) -> bool:
+    """Returns whether a specification is that of human labels, whose file may not exist yet."""
+    return spec.partition(":")[0] == LABELS
+
+
+def _want_labels(candidates: Candidates, spec: str) -> None:
+    """Writes what a person is to label, unless the file of labels is there and complete.
+
+    Raises:
+      LabelsWanted: labels are missing.
+    """
+    if not waits_for_labels(spec):
+        return
+    parts = parse_spec(spec)
+    path = Path(parts.argument or parts.settings.get("file", "")).expanduser()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        form = "pairs" if parts.settings.get("kind") == "preferences" else "scores"
+        labels_wanted(candidates, path, form=form)
+    missing = labels_missing(path)
+    if missing:
+        raise LabelsWanted(
+            str(path),
+            missing,
+            f"{path} has {missing} labels that are null: fill them in, or delete the lines that you leave out",
+        )
 
 
 def select(folder: Path, before: Path, spec: str, *, last: bool) -> dict[str, Any]:
@@ -94,10 +121,10 @@ def select(folder: Path, before: Path, spec: str, *, last: bool) -> dict[str, An
       UserError: the selector fails, selects nothing, or gives the other of the two.
     """
     candidates = read_candidates(before)
-    selection = get_selector(spec)(candidates)
-    _check_selection(selection, candidates, spec, last)
+    selection = apply_selector(get_selector(spec), candidates, spec)
+    _check_kind(selection, spec, last)
     path = folder / (RECORDS if last else CANDIDATES)
-    _write_lines(path, selection.lines)
+    write_selection(path, selection, {"input": str(before), "selector": spec})
     return {
         "kind": selection.kind,
         "selected": len(selection.lines),
@@ -166,7 +193,7 @@ def label_accuracy(path: Path, kind: str, truth: Annotator) -> dict[str, float]:
         margin = line.get("margin")
         soft = isinstance(margin, (int, float)) and margin < 0
         pairs.append([second, first] if soft else [first, second])
-    annotated = annotating.apply(truth, Candidates(prompts, pairs, path=str(path)), "truth")
+    annotated = apply(truth, Candidates(prompts, pairs, path=str(path)), "truth")
     values = np.array([array[:2] for array in annotated.annotations["truth"].values])
     difference = values[:, 0] - values[:, 1]
     known = np.isfinite(difference)
@@ -177,11 +204,7 @@ def label_accuracy(path: Path, kind: str, truth: Annotator) -> dict[str, float]:
     }
 
 
-def _check_selection(selection: Any, candidates: Candidates, spec: str, last: bool) -> None:
-    if not isinstance(selection, Selection):
-        raise UserError(
-            f"selector {spec!r} gave a {type(selection).__name__}, and it must give a jaxalign.selection.selectors.Selection"
-        )
+def _check_kind(selection: Selection, spec: str, last: bool) -> None:
     if last and selection.kind == "candidates":
         raise UserError(
             f"selector {spec!r} gives candidates that are still to be labelled, and SELECTOR must give training records; put it into "
@@ -190,14 +213,6 @@ def _check_selection(selection: Any, candidates: Candidates, spec: str, last: bo
     if not last and selection.kind != "candidates":
         raise UserError(
             f"selector {spec!r} gives records of kind {selection.kind}, so nothing can be annotated after it; name it in SELECTOR"
-        )
-    if not selection.lines:
-        reasons = ", ".join(
-            f"{count} x {reason}" for reason, count in selection.dropped.items() if count
-        )
-        raise UserError(
-            f"{candidates.path}: selector {spec!r} selects nothing of {len(candidates)} prompts (left out: {reasons or 'nothing'}); sample "
-            "more responses (NUM_SAMPLES) at a higher SAMPLE_TEMPERATURE, or take another judge or selector"
         )
 
 

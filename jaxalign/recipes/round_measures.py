@@ -19,6 +19,7 @@ from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import EOS, decode_tokens, response_tokens, score_responses
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
+from jaxalign.recipes.round_prompts import Prompt, reference_fields
 from jaxalign.runs.folder import Run
 
 RESPONSES = "responses.jsonl"
@@ -58,7 +59,7 @@ def measure(
     folder: Path,
     run: str,
     start: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     settings: Measure,
     judge: Annotator | None,
     *,
@@ -81,7 +82,7 @@ def measure(
         num_samples=settings.num_samples,
         temperature=settings.temperature,
     )
-    encoded = encoder.prompts(list(prompts)).tokens
+    encoded = encoder.prompts([prompt.text for prompt in prompts]).tokens
     # Prompts of similar length need less padding.
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     tokens, _ = generate_tokens(
@@ -124,7 +125,7 @@ def measure(
         )
     with files.replacing(folder / RESPONSES) as file:
         for index, prompt in enumerate(prompts):
-            line: dict[str, Any] = {"prompt": prompt, "responses": texts[index]}
+            line: dict[str, Any] = {"prompt": prompt.text, "responses": texts[index]}
             if scores:
                 line["feedback"] = scores[index].tolist()
             line["log_ratios"] = (own[index] - theirs[index]).tolist()
@@ -133,12 +134,16 @@ def measure(
 
 
 def _rewards(
-    judge: Annotator, prompts: Sequence[str], texts: Sequence[Sequence[str]], name: str
+    judge: Annotator, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], name: str
 ) -> list[np.ndarray]:
     if judge.kind != "scores":
         raise UserError(f"JUDGE {name!r} gives {judge.kind}; measuring needs scores")
     candidates = Candidates(
-        list(prompts), [list(group) for group in texts], path="held-out prompts"
+        [prompt.text for prompt in prompts],
+        [list(group) for group in texts],
+        {},
+        [reference_fields(prompt) for prompt in prompts],
+        "held-out prompts",
     )
     annotated = annotating.apply(judge, candidates, "reward").annotations["reward"].values
     missing = sum(int(np.isnan(array).sum()) for array in annotated)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -145,6 +146,11 @@ def divide(
     return DividedPrompts(
         source, shuffled[:held_out], shuffled[held_out:], len(prompts) - len(readable)
     )
+
+
+def reference_fields(prompt: Prompt) -> dict[str, Any]:
+    """Returns the fields of a line of candidates that hold the logged responses, for judges that compare with references."""
+    return {"references": list(prompt.logged)} if prompt.logged else {}
 
 
 def digest_of(prompts: Sequence[Prompt]) -> str:

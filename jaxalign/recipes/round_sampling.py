@@ -16,7 +16,7 @@ from jaxalign.errors import UserError, require_range
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.generate import GenerationSettings, Prompts, write_responses
 from jaxalign.inference.sampling import DecodingSettings
-from jaxalign.recipes.round_prompts import Prompt, file_digest
+from jaxalign.recipes.round_prompts import Prompt, file_digest, reference_fields
 from jaxalign.runs.folder import Run
 
 CANDIDATES = "candidates.jsonl"
@@ -155,7 +155,10 @@ def sample(
             [prompts[i].text for i in answered],
             [responses[i] for i in answered],
             {},
-            [{"id": i, "round": number, "sources": sources[i]} for i in answered],
+            [
+                {"id": i, "round": number, "sources": sources[i], **reference_fields(prompts[i])}
+                for i in answered
+            ],
             str(path),
         ),
     )

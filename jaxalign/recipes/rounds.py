@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import jax
 from jaxalign import files
 from jaxalign.errors import UserError
 from jaxalign.locks import Lock
-from jaxalign.parallel import distributed
 from jaxalign.recipes import round_checks, round_report
-from jaxalign.recipes.round_graph import Labelled, Recipe, stages
+from jaxalign.recipes.round_graph import stages
 from jaxalign.recipes.round_measures import Measure
 from jaxalign.recipes.round_prompts import PromptSource
+from jaxalign.recipes.round_recipe import Labelled, Recipe
 from jaxalign.recipes.round_sampling import Sampler
 from jaxalign.recipes.stages import run_stages
 
@@ -28,7 +28,7 @@ def rounds(
     prompts: PromptSource,
     training: Callable[[Mapping[str, Any]], Any],
     selector: str,
-    annotators: Mapping[str, str] | None = None,
+    annotators: Mapping[str, Any] | None = None,
     sampler: Sampler | None = None,
     num_rounds: int = 3,
     first: str | None = None,
@@ -39,14 +39,14 @@ def rounds(
     accumulate: bool = False,
     held_out_fraction: float = 0.0,
     per_round: Mapping[str, Any] | None = None,
-    epochs: float | None = None,
+    epochs: float | Sequence[float] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Runs rounds of sampling, annotation, selection and training, and continues an interrupted command where it stopped.
 
     Every stage has a folder with result.json. Finished stages are kept; a finished stage that is asked for with other settings is refused.
-    Each round trains a new run from the policy of the round before: parameters go on, optimizers begin anew. Training uses all devices;
-    the other stages use one device of the first process.
+    Each round trains a new run from the policy of the round before: parameters go on, optimizers begin anew. Training uses all devices of
+    this process; the other stages use one of them.
 
     Args:
       output_dir: the folder of all rounds, with rounds.md, rounds.json and rounds.png.
@@ -68,7 +68,7 @@ def rounds(
       accumulate: whether a round is trained on the records of earlier rounds too.
       held_out_fraction: the share of the prompts of a round's records that is kept for evaluation during training.
       per_round: macro -> value, or one value for each round, such as {'STRENGTH': (0.5, 0.25, 0.125)}; the last value holds on.
-      epochs: passes over the records of a round, in place of TRAIN_STEPS.
+      epochs: passes over the records of a round, or of each round, in place of TRAIN_STEPS.
       seed: the seed of sampling; training adds the number of the round to its own.
 
     Returns:
@@ -104,17 +104,14 @@ def rounds(
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror or error}") from error
     with contextlib.ExitStack() as stack:
-        if distributed.is_primary_process():
-            stack.enter_context(Lock(folder / ".rounds.lock", f"OUTPUT_DIR {folder}"))
+        stack.enter_context(Lock(folder / ".rounds.lock", f"OUTPUT_DIR {folder}"))
         stack.enter_context(_compilation_cache(folder / "compiled"))
         checked = round_checks.check_recipe(
             recipe, side_file=str(folder / "prompts.rejected.jsonl")
         )
         found = stages(recipe, checked.prompts, checked.held_out)
         run_stages(folder, found)
-        return distributed.broadcast_from_first(
-            lambda: {"output_dir": str(folder), **round_report.write_report(folder, found)}
-        )
+        return {"output_dir": str(folder), **round_report.write_report(folder, found)}
 
 
 def make_recipe(*, output_dir: str, **arguments: Any) -> Recipe:

@@ -17,8 +17,6 @@ from typing import Any
 
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError
-from jaxalign.parallel import distributed
-from jaxalign.parallel.distributed import MissingProcessError
 
 RESULT = "result.json"
 STARTED = "started.json"
@@ -46,14 +44,12 @@ class Stage:
       run: a function from the stage's folder to its result, a JSON object that describes its output (with digests of files).
       settings: everything that the output depends on besides the inputs, as JSON.
       needs: the names of the stages whose output it reads.
-      everywhere: whether all processes of a job run it; otherwise the first process does, and the others wait.
     """
 
     name: str
     run: Callable[[Path], dict[str, Any]]
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
-    everywhere: bool = False
 
     @property
     def kind(self) -> str:
@@ -73,17 +69,16 @@ def run_stages(folder: Path, stages: Sequence[Stage]) -> None:
       UserError: a finished stage does not agree with its settings or inputs, or a stage failed; the message names the stage.
       Waiting: a stage waits for somebody.
     """
-    distributed.broadcast_from_first(lambda: check_finished(folder, stages))
+    check_finished(folder, stages)
     started = time.monotonic()
     for number, stage in enumerate(stages):
-        if distributed.broadcast_from_first(lambda stage=stage: is_finished(folder, stage)):
+        if is_finished(folder, stage):
             continue
         place = f"[{number + 1}/{len(stages)}] {stage.title}"
         _say(f"{place} ...")
         seconds = _run(folder, stage)
         elapsed = time.monotonic() - started
-        if distributed.is_primary_process():
-            _say(f"{place}: {seconds:.0f} s; {_remaining(folder, stages, number + 1, elapsed)}")
+        _say(f"{place}: {seconds:.0f} s; {_remaining(folder, stages, number + 1, elapsed)}")
 
 
 def result_of(folder: Path, name: str) -> dict[str, Any]:
@@ -137,46 +132,25 @@ def check_finished(folder: Path, stages: Sequence[Stage]) -> None:
 def _run(folder: Path, stage: Stage) -> float:
     place = folder / stage.name
     inputs = {need: _written(folder, need)["fingerprint"] for need in stage.needs}
-
-    def begin() -> None:
-        place.mkdir(parents=True, exist_ok=True)
-        files.write_text(place / STARTED, _dump(settings=stage.settings, inputs=inputs))
-
     started = time.monotonic()
-    distributed.broadcast_from_first(begin)
+    place.mkdir(parents=True, exist_ok=True)
+    files.write_text(place / STARTED, _dump(settings=stage.settings, inputs=inputs))
     try:
-        if stage.everywhere:
-            result = stage.run(place)
-        else:
-            answer = distributed.broadcast_from_first(lambda: _answer(stage, place))
-            if "waits" in answer:
-                _say(f"jaxalign: {stage.title}: {answer['waits']}")
-                raise Waiting(answer["waits"])
-            result = answer["result"]
-    except MissingProcessError:
-        raise
+        result = stage.run(place)
+    except Wait as wait:
+        _say(f"jaxalign: {stage.title}: {wait}")
+        raise Waiting(str(wait)) from wait
     except UserError as error:
         raise UserError(
             f"{stage.title}: {error} (the stages before it are kept in {folder})"
         ) from error
     seconds = time.monotonic() - started
-
-    def end() -> None:
-        content = {"settings": stage.settings, "inputs": inputs, "result": result}
-        digest = hashlib.sha256(_dump(**content).encode()).hexdigest()[:16]
-        text = _dump(**content, fingerprint=digest, seconds=round(seconds, 2))
-        files.write_text(place / RESULT, text)
-        (place / STARTED).unlink(missing_ok=True)
-
-    distributed.broadcast_from_first(end)
+    content = {"settings": stage.settings, "inputs": inputs, "result": result}
+    digest = hashlib.sha256(_dump(**content).encode()).hexdigest()[:16]
+    text = _dump(**content, fingerprint=digest, seconds=round(seconds, 2))
+    files.write_text(place / RESULT, text)
+    (place / STARTED).unlink(missing_ok=True)
     return seconds
-
-
-def _answer(stage: Stage, place: Path) -> dict[str, Any]:
-    try:
-        return {"result": stage.run(place)}
-    except Wait as wait:
-        return {"waits": str(wait)}
 
 
 def _check_begun(folder: Path, stage: Stage) -> None:
@@ -236,5 +210,4 @@ def _time(seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    if distributed.is_primary_process():
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)

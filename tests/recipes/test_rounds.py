@@ -10,9 +10,9 @@ from jaxalign.annotation.annotators import LabelsWanted, register_annotator
 from jaxalign.data.candidates import read_candidates
 from jaxalign.errors import UserError
 from jaxalign.recipes import round_labels, stages
-from jaxalign.recipes.round_graph import Labelled
 from jaxalign.recipes.round_measures import Measure
 from jaxalign.recipes.round_prompts import PromptSource
+from jaxalign.recipes.round_recipe import Labelled
 from jaxalign.recipes.round_sampling import Sampler
 from jaxalign.recipes.rounds import rounds
 from jaxalign.recipes.stages import STARTED, Waiting, result_of
