@@ -31,7 +31,9 @@ _PLACE = re.compile(r"\{(\w*)\}")
 
 
 def filled_in(spec: str, runs: Mapping[str, str], number: int) -> str:
-    """Returns a specification with ``{previous}``, ``{start}`` and ``{teacher}`` replaced by run folders, and ``{round}`` by its number.
+    """Returns a specification with the roles in braces replaced by run folders, and ``{round}`` by its number.
+
+    The roles are ``{previous}``, ``{before}`` (what the previous policy was trained from), ``{start}`` and ``{teacher}``.
 
     Raises:
       UserError: another name in braces, or a role that the recipe has no run for.
@@ -44,10 +46,9 @@ def filled_in(spec: str, runs: Mapping[str, str], number: int) -> str:
         name = match.group(1)
         if name == "round":
             return str(number)
-        if name not in ROLES:
-            raise UserError(
-                f"{spec!r} names {{{name}}}; known: {', '.join(f'{{{role}}}' for role in (*ROLES, 'round'))}"
-            )
+        if name not in (*ROLES, "before"):
+            known = ", ".join(f"{{{role}}}" for role in (*ROLES, "before", "round"))
+            raise UserError(f"{spec!r} names {{{name}}}; known: {known}")
         if name not in runs:
             raise UserError(
                 f"{spec!r} names {{{name}}}, and the recipe has none: set {name.upper()}"

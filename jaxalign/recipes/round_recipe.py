@@ -134,13 +134,15 @@ class Recipe:
         return str(self.folder / f"round{number}" / "train" / RUN)
 
     def runs(self, number: int) -> dict[str, str]:
-        """Returns the run of each role in a round."""
-        if number > 1 or (number == 1 and self.labelled.first):
-            previous = self.run_of(number - 1)
-        else:
-            previous = self.first or self.start
-        found = {"start": self.start, "previous": previous if number else self.start}
+        """Returns the run of each role in a round; ``before`` is what the previous policy was trained from, for round 1 the start."""
+        found = {"start": self.start, "previous": self._previous(number)}
+        found["before"] = self._previous(number - 1) if number > 1 else self.start
         return found | ({"teacher": self.teacher} if self.teacher is not None else {})
+
+    def _previous(self, number: int) -> str:
+        if number > 1 or (number == 1 and self.labelled.first):
+            return self.run_of(number - 1)
+        return (self.first or self.start) if number else self.start
 
     @functools.cached_property
     def identities(self) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def rounds(
         binds it to @run.train.
       selector: makes training records of the annotated candidates, such as best_worst:annotation=judge.
       annotators: name -> annotator, in order, such as slot_error or implicit_reward:policy={previous},reference={start}. {previous},
-        {start} and {teacher} stand for run folders, {round} for the number of the round. 'select SELECTOR' in their place chooses the
-        candidates that the following annotators see.
+        {start}, {teacher} and {before} (what the previous policy was trained from) stand for run folders, {round} for the number of the
+        round. 'select SELECTOR' in their place chooses the candidates that the following annotators see.
       sampler: who answers the prompts, and how.
       num_rounds: the number of rounds. More rounds later continue the same folder.
       first: the run that round 1 samples from and goes on with; by default the start, or the run of round 0 on labelled records.

@@ -1,5 +1,6 @@
 """Rounds: every stage resumes, labels are measured against a fixed start, and mistakes are told in one line."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,16 +9,18 @@ import pytest
 
 from jaxalign.annotation.annotators import LabelsWanted, register_annotator
 from jaxalign.data.candidates import read_candidates
+from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
 from jaxalign.recipes import round_labels, stages
 from jaxalign.recipes.round_measures import Measure
 from jaxalign.recipes.round_prompts import PromptSource
 from jaxalign.recipes.round_recipe import Labelled
 from jaxalign.recipes.round_sampling import Sampler
-from jaxalign.recipes.rounds import rounds
+from jaxalign.recipes.round_training import check_reference
+from jaxalign.recipes.rounds import make_recipe, rounds
 from jaxalign.recipes.stages import STARTED, Waiting, result_of
 from jaxalign.selection.selectors import Selection, register_selector
-from tests.recipes.conftest import training, write_policy
+from tests.recipes.conftest import arguments, training, write_policy
 
 CALLS = []
 
@@ -327,6 +330,28 @@ def test_the_logged_responses_of_the_prompts_follow_the_sampled_one(start, tmp_p
     candidates = read_candidates(tmp_path / "r/round1/sample/candidates.jsonl")
     assert {tuple(texts[1:]) for texts in candidates.responses} == {("good", "bad")}
     assert candidates.fields[0]["sources"] == ["previous", "logged", "logged"]
+
+
+def test_the_start_stays_the_reference_by_stored_log_probabilities(start, prompts, tmp_path):
+    run(tmp_path / "r", start, prompts, reference="start", measure=Measure())
+    cache = TaskCache(tmp_path / "r/round2/cache/cache")
+    (name,) = cache.stored_names("train")
+    lengths = [[len(text) for text in example.responses] for example in cache.split("train")]
+    # The start draws every letter with the same probability, and ends with 0.3.
+    expected = np.array(lengths) * np.log(0.35) + np.log(0.3)
+    np.testing.assert_allclose(cache.stored("train", name).values, expected, rtol=1e-5)
+    assert not TaskCache(tmp_path / "r/round1/cache/cache").stored_names("train")
+    objective = dataclasses.replace(arguments({})["objective"], reference="live")
+    with pytest.raises(UserError, match="TRAIN_REFERENCE = 'start' needs stored"):
+        check_reference(objective, "start")
+
+
+def test_before_is_what_the_previous_policy_was_trained_from():
+    recipe = make_recipe(
+        output_dir="/o", start="s", first="f", prompts="p", training=print, selector="x"
+    )
+    before = [recipe.runs(number)["before"] for number in (1, 2, 3)]
+    assert before == ["s", "f", "/o/round1/train/run"]
 
 
 def test_a_policy_with_another_vocabulary_is_refused(start, prompts, tmp_path):
