@@ -1,0 +1,51 @@
+"""The studies of rounds: their graphs are complete, their arms are built, and pages are written from what has finished."""
+
+import json
+
+import pytest
+
+from studies import rounds_iterative, rounds_report, rounds_selm, rounds_spa
+from studies.rounds_arms import SEEDS, random_scores, training_of
+
+STUDIES = {"spa": rounds_spa, "selm": rounds_selm, "iterative": rounds_iterative}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_job_has_what_it_needs_and_a_name_of_its_own(name, tmp_path):
+    jobs = STUDIES[name].jobs(tmp_path, tmp_path)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for position, job in enumerate(jobs):
+        assert set(job.needs) <= set(names[:position])
+
+
+def test_every_arm_builds_its_objective_with_the_values_of_a_round():
+    for arm in {**rounds_spa.ARMS, **rounds_selm.ARMS, **rounds_iterative.ARMS}.values():
+        values = {name: values[0] for name, values in arm.per_round.items()}
+        keywords = training_of(arm)({**values, "TRAIN_STEPS": 7}).keywords
+        assert keywords["loop"].train_steps == 7
+        for name, value in {**arm.macros, **values}.items():
+            found = keywords["objective"]
+            known = getattr(found, "loss_function", found)
+            options = getattr(known, "keywords", None) or vars(known)
+            assert options[name.lower()] == value
+
+
+def test_random_labels_do_not_depend_on_the_order_of_questions():
+    first = random_scores(["p", "q"], ["a", "b"], None)
+    assert first == random_scores(["q", "p"], ["b", "a"], None)[::-1]
+
+
+def test_a_page_shows_finished_arms_and_names_the_others(tmp_path):
+    for seed in SEEDS[:2]:
+        folder = tmp_path / f"spa/seed{seed}"
+        folder.mkdir(parents=True)
+        rounds = [
+            {"round": "start", "reward": -0.3, "log_ratio_to_start": 0.0, "length": 20.0},
+            {"round": "1", "reward": -0.2 - 0.1 * seed, "log_ratio_to_start": 1.0, "length": 21.0},
+        ]
+        (folder / "result.json").write_text(json.dumps({"rounds": rounds}))
+    page = rounds_report.report("spa", tmp_path, tmp_path / "page.png")
+    assert "| `spa` | 1 | -0.250 ± 0.071 |" in page
+    assert "`spa` (2)" in page and "`oracle` (0)" in page
+    assert (tmp_path / "page.png").stat().st_size
