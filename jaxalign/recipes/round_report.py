@@ -31,9 +31,10 @@ _ERRORS = {"reward": "reward_error", "log_ratio_to_start": "log_ratio_error"}
 def write_report(folder: Path, stages: Sequence[Stage]) -> dict[str, Any]:
     """Writes ``rounds.json``, ``rounds.md`` and ``rounds.png`` from the finished stages, and returns the content of the first."""
     rounds = [_round(folder, name, group) for name, group in _by_round(folder, stages).items()]
-    content = {"rounds": rounds, "seconds": _seconds(rounds)}
+    seconds = _seconds(rounds)
+    content: dict[str, Any] = {"rounds": rounds, "seconds": seconds}
     files.write_text(folder / f"{NAME}.json", json.dumps(content, indent=1) + "\n")
-    files.write_text(folder / f"{NAME}.md", _page(rounds, content["seconds"]))
+    files.write_text(folder / f"{NAME}.md", _page(rounds, seconds))
     series = {
         measure: [
             (entry["round"], entry[measure], entry.get(_ERRORS.get(measure, "")))
