@@ -64,7 +64,7 @@ def _labelling(recipe: Recipe, prompts: DividedPrompts, number: int) -> Iterator
         ),
         {
             "prompts": digest_of(prompts.of_round(number)),
-            "sampler": dataclasses.asdict(sampler),
+            "sampler": _settings(sampler),
             "lengths": lengths,
             "seed": recipe.seed,
             "runs": recipe.identities,
@@ -198,13 +198,20 @@ def _measure(
         return found
 
     described = {
-        "settings": dataclasses.asdict(dataclasses.replace(settings, file="")),
+        "settings": _settings(dataclasses.replace(settings, file="")),
         "prompts": digest_of(held_out),
         "seed": recipe.seed,
         "runs": recipe.identities,
     }
     needs = (f"round{number}/train",) if number is not None else ()
     return Stage(f"{here}/measure", measured, described, needs)
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    """Returns the settings on which responses depend."""
+    return {
+        key: value for key, value in dataclasses.asdict(settings).items() if key != "batch_size"
+    }
 
 
 def _before(recipe: Recipe, number: int) -> tuple[str, ...]:

@@ -83,19 +83,15 @@ def measure(
         temperature=settings.temperature,
     )
     encoded = encoder.prompts([prompt.text for prompt in prompts]).tokens
-    # Prompts of similar length need less padding.
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     tokens, _ = generate_tokens(
         opened.network,
         opened.params,
-        [encoded[index] for index in order],
+        encoded,
         decoding,
         batch_size=settings.batch_size,
         seed=seed,
     )
-    rows: list[list[list[int]]] = [[] for _ in prompts]
-    for position, index in enumerate(order):
-        rows[index] = [response_tokens(row) or [EOS] for row in tokens[position]]
+    rows = [[response_tokens(row) or [EOS] for row in group] for group in tokens]
     own, theirs = (
         score_responses(
             policy.network, policy.params, encoded, rows, batch_size=settings.batch_size

@@ -31,7 +31,7 @@ class Sampler:
       roles: the share of the prompts that each role answers: 'previous' (the policy of the round before), 'start' and 'teacher'.
       num_samples: the number of responses to a prompt.
       temperature, top_k, top_p, num_beams: see `jaxalign.inference.sampling.DecodingSettings`. One response at temperature 0 is greedy.
-      batch_size: the number of prompts decoded together. Samples depend on it and on the seed.
+      batch_size: the number of prompts decoded at a time. Responses do not depend on it, but for rounding.
       logged: whether the responses that the file of prompts has are candidates too, after the sampled ones.
     """
 
