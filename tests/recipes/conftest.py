@@ -85,9 +85,9 @@ def arguments(values):
 def fake_train(*, model_dir, start_from, data, random_seed, **others):
     """Writes a policy with longer responses than the one it starts from, in place of training."""
     assert Path(data.cache_dir).is_dir() and Path(start_from.path).is_dir()
-    write_policy(
-        model_dir, f"seed{random_seed}", {"a": 0.4, "b": 0.4, EOS: 0.2 / (random_seed + 1)}
-    )
+    probabilities = {"a": 0.4, "b": 0.4, EOS: 0.2 / (random_seed + 1)}
+    if not Path(model_dir).exists():
+        write_policy(model_dir, f"seed{random_seed}", probabilities)
     return {"train": {"loss": 0.5, "beta": 0.1}, "evaluation": {}, "others": sorted(others)}
 
 

@@ -11,7 +11,8 @@ from jaxalign.annotation.annotators import LabelsWanted, register_annotator
 from jaxalign.data.candidates import read_candidates
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
-from jaxalign.recipes import round_labels, stages
+from jaxalign.recipes import round_labels
+from jaxalign.recipes import rounds as commands
 from jaxalign.recipes.round_measures import Measure
 from jaxalign.recipes.round_prompts import PromptSource
 from jaxalign.recipes.round_recipe import Labelled
@@ -188,26 +189,29 @@ def test_a_launch_that_ends_at_any_boundary_is_continued_with_the_same_result(
 ):
     """Every launch is ended once at the beginning of a stage, and once between its output and its result."""
     folder, prompts, _, _ = finished
-    original, ended = stages._answer, 0
+    original, ended = commands.stages, 0
 
-    def ends(stage, place):
-        if not (place / "tried").exists():
-            place.joinpath("tried").touch()
-            raise KeyboardInterrupt
-        answer = original(stage, place)
-        if not (place / "ended").exists():
-            place.joinpath("ended").touch()
-            raise KeyboardInterrupt
-        return answer
+    def cut_off(stage):
+        def ends(place):
+            if not (place / "tried").exists():
+                place.joinpath("tried").touch()
+                raise KeyboardInterrupt
+            result = stage.run(place)
+            if not (place / "ended").exists():
+                place.joinpath("ended").touch()
+                raise KeyboardInterrupt
+            return result
 
-    monkeypatch.setattr(stages, "_answer", ends)
+        return dataclasses.replace(stage, run=ends)
+
+    monkeypatch.setattr(commands, "stages", lambda *given: list(map(cut_off, original(*given))))
     while True:
         try:
             run(tmp_path / "cut", start, prompts)
             break
         except KeyboardInterrupt:
             ended += 1
-    assert ended == 2 * sum("train" not in name for name in outputs(folder))
+    assert ended == 2 * len(outputs(folder))
     assert outputs(tmp_path / "cut").keys() == outputs(folder).keys()
     for name in ("round1/select/records.jsonl", "round2/select/records.jsonl"):
         assert (tmp_path / "cut" / name).read_text() == (folder / name).read_text()
