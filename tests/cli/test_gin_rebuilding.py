@@ -1,5 +1,6 @@
 """Commands that train several runs get the arguments of each, built anew with the hyperparameters of its round."""
 
+import re
 from pathlib import Path
 
 import gin
@@ -40,6 +41,16 @@ def test_every_recipe_builds_the_objective_of_every_round(name):
         keywords = recipe.training(recipe.values(number)).keywords
         assert keywords["objective"].policy.vocab_size == 272
         assert keywords["optimizers"]["policy"].schedule(0) >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_begins_with_its_command_and_what_to_expect(name):
+    text = (RECIPES / f"{name}.gin").read_text()
+    header = text.split("\n\n")[0]
+    wanted = ("Command:", "Hardware:", "Expect:", f"--gin_file=recipes/{name}.gin", "--START=")
+    required = [f"--{macro}=" for macro in re.findall(r"^(\w+) = %gin.REQUIRED", text, re.M)]
+    for part in (*wanted, *required, "--OUTPUT_DIR="):
+        assert part in header
 
 
 def test_a_round_has_its_own_hyperparameters_and_leaves_the_configuration_as_it_was():
