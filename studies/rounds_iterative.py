@@ -1,10 +1,12 @@
 """Iterative DPO and DRO on RNNLG acts: three rounds of fresh samples against one round with as many labels. Three seeds.
 
-    python -m studies.rounds_iterative --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rounds_iterative --workers 1
-    python -m studies.rounds_report iterative --runs runs/rounds_iterative
+    python -m studies.rounds_iterative --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rounds --workers 1
+    python -m studies.rounds_report iterative --runs runs/rounds
 
 Both arms of a method see 600 acts with four samples each, judged exactly, and make as many updates. The same command continues an
 interrupted study.
+
+The studies of rounds share the fine-tuned policies of one --output folder.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def jobs(source: Path, folder: Path) -> list[Job]:
 
 def main() -> None:
     """Command line."""
-    run_study(__doc__ or "", "rounds_iterative", jobs)
+    run_study(__doc__ or "", "rounds", jobs)
 
 
 if __name__ == "__main__":

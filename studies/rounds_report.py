@@ -1,4 +1,4 @@
-"""The pages of the studies of rounds, from their run folders: ``python -m studies.rounds_report spa --runs runs/rounds_spa``."""
+"""The pages of the studies of rounds, from their run folders: ``python -m studies.rounds_report spa --runs runs/rounds``."""
 
 from __future__ import annotations
 

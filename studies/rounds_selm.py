@@ -1,10 +1,12 @@
 """SELM on RNNLG acts: does lowering the probability of the own answer help the next round, from a normal and from a bad start?
 
-    python -m studies.rounds_selm --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rounds_selm --workers 1
-    python -m studies.rounds_report selm --runs runs/rounds_selm
+    python -m studies.rounds_selm --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rounds --workers 1
+    python -m studies.rounds_report selm --runs runs/rounds
 
 In each of three rounds, the greedy answer to 200 fresh acts is ranked with the best and the worst of four samples of the fine-tuned policy.
 The bad start is DPO on labelled pairs the wrong way round. Three seeds; the same command continues an interrupted study.
+
+The studies of rounds share the fine-tuned policies of one --output folder.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def jobs(source: Path, folder: Path) -> list[Job]:
 
 def main() -> None:
     """Command line."""
-    run_study(__doc__ or "", "rounds_selm", jobs)
+    run_study(__doc__ or "", "rounds", jobs)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """SPA on RNNLG acts: does a policy that labels its own samples improve, and what do its parts add? Three rounds, three seeds.
 
-    python -m studies.rounds_spa --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rounds_spa --workers 1
-    python -m studies.rounds_report spa --runs runs/rounds_spa
+    python -m studies.rounds_spa --data <folder with rnnlg.seq2seq.*.jsonl> --output runs/rounds --workers 1
+    python -m studies.rounds_report spa --runs runs/rounds
 
 The start is fine-tuned on all acts; DPO on oracle-labelled pairs of 150 acts (5 %) gives the policy before round 1. Each round has 200
 fresh acts with two samples each. The same command continues an interrupted study.
+
+The studies of rounds share the fine-tuned policies of one --output folder.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def jobs(source: Path, folder: Path) -> list[Job]:
 
 def main() -> None:
     """Command line."""
-    run_study(__doc__ or "", "rounds_spa", jobs)
+    run_study(__doc__ or "", "rounds", jobs)
 
 
 if __name__ == "__main__":
