@@ -21,7 +21,6 @@ from jaxalign.runs.description import write_description
 from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 from jaxalign.training.optimizers import adamw
-from jaxalign.training.run import train
 
 CONFIG = T5Config(
     vocab_size=272,
@@ -94,11 +93,6 @@ def fake_train(*, model_dir, start_from, data, random_seed, **others):
 def training(values):
     """`fake_train` with the arguments of a round."""
     return functools.partial(fake_train, **arguments(values))
-
-
-def real_training(values):
-    """`train` with the arguments of a round."""
-    return functools.partial(train, **arguments(values))
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxalign.annotation.annotators import LabelsWanted, register_annotator
+from jaxalign.annotation.annotators import register_annotator
 from jaxalign.data.candidates import read_candidates
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
@@ -46,27 +45,6 @@ class Letters:
         if self.answer == "same":
             return [np.zeros(len(texts)) for texts in candidates.responses]
         return [np.array([float(len(text)) for text in texts]) for texts in candidates.responses]
-
-
-@register_annotator("person")
-class Person:
-    """Waits for a file of labels."""
-
-    kind = "scores"
-    whole_file = True
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def identity(self):
-        return {"path": self.path}
-
-    def annotate(self, candidates):
-        try:
-            offset = float(Path(self.path).read_text())
-        except OSError:
-            raise LabelsWanted(self.path, len(candidates)) from None
-        return [np.array([len(text) + offset for text in t]) for t in candidates.responses]
 
 
 @register_selector("letters_pairs")
@@ -286,21 +264,26 @@ def test_mistakes_are_told_before_the_first_stage(changes, message, start, promp
 
 
 def test_rounds_wait_for_labels_and_go_on_when_they_are_there(start, prompts, tmp_path, capsys):
-    labels = tmp_path / "labels1"
+    labels = tmp_path / "new" / "labels1.jsonl"
     options = {
         "annotators": {
             "few": "select first_prompts:n=3",
-            "judge": f"person:{tmp_path}/labels{{round}}",
+            "judge": f"labels:{tmp_path}/new/labels{{round}}.jsonl",
         },
         "num_rounds": 1,
         "measure": Measure(),
     }
-    with pytest.raises(Waiting) as caught:
-        run(tmp_path / "r", start, prompts, **options)
-    assert caught.value.code == 3
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert str(labels) in said and "give the command again" in said
-    labels.write_text("1")
+    for _ in range(2):
+        with pytest.raises(Waiting) as caught:
+            run(tmp_path / "r", start, prompts, **options)
+        assert caught.value.code == 3
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"{labels} has " in said and "give the command again" in said
+    lines = [json.loads(line) for line in labels.read_text().splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        line["feedback"] = list(range(len(line["responses"])))
+    labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
     content = run(tmp_path / "r", start, prompts, **options)
     assert 1 <= content["rounds"][0]["selected"] <= 3
 
