@@ -20,6 +20,7 @@ from jaxalign.recipes.round_training import check_reference
 from jaxalign.recipes.rounds import make_recipe, rounds
 from jaxalign.recipes.stages import STARTED, Waiting, result_of
 from jaxalign.selection.selectors import Selection, register_selector
+from tests.fixtures.chat_server import failure, prefer_longer, serving
 from tests.recipes.conftest import arguments, training, write_policy
 
 CALLS = []
@@ -232,6 +233,10 @@ def test_a_stage_whose_input_is_gone_is_refused(finished, start, tmp_path):
         ),
         ({"selector": "first_prompts"}, "round1, select: .* put it into ANNOTATORS"),
         ({"selector": "letters_pairs:annotation=x"}, "round1, select: .* no annotation 'x'"),
+        (
+            {"sampler": Sampler(num_samples=1), "selector": "best_worst"},
+            "round1, select: .*too few responses.*sample more responses per prompt",
+        ),
     ],
 )
 def test_a_stage_that_fails_is_named_and_the_stages_before_it_are_kept(
@@ -286,6 +291,30 @@ def test_rounds_wait_for_labels_and_go_on_when_they_are_there(start, prompts, tm
     labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
     content = run(tmp_path / "r", start, prompts, **options)
     assert 1 <= content["rounds"][0]["selected"] <= 3
+
+
+def test_a_language_model_judges_over_http_and_a_refused_key_stops_the_round(
+    start, prompts, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JAXALIGN_LLM_MODEL", "m")
+    monkeypatch.setenv("JAXALIGN_LLM_API_KEY", "secret-key")
+    monkeypatch.setenv("JAXALIGN_LLM_CACHE", str(tmp_path / "replies"))
+    options = {
+        "annotators": {"judge": "llm:mode=pairwise,server=here,retries=0"},
+        "selector": "best_worst:annotation=judge",
+        "num_rounds": 1,
+        "measure": Measure(),
+    }
+    with serving(lambda *_: failure(401)) as server:
+        monkeypatch.setenv("JAXALIGN_LLM_BASE_URL", server.url)
+        with pytest.raises(UserError, match=r"round1, annotate judge: .*401"):
+            run(tmp_path / "r", start, prompts, **options)
+    with serving(prefer_longer) as server:
+        monkeypatch.setenv("JAXALIGN_LLM_BASE_URL", server.url)
+        content = run(tmp_path / "r", start, prompts, **options)
+    assert content["rounds"][0]["select chosen_is_longer"] > 0.5
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"secret-key" in text for text in texts)
 
 
 def test_labelled_records_train_a_round_0_and_are_mixed_in(start, prompts, tmp_path):
