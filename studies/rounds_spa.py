@@ -11,6 +11,7 @@ The studies of rounds share the fine-tuned policies of one --output folder.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from jaxalign.recipes.jobs import Job
@@ -19,36 +20,31 @@ from studies.command_line import run_study
 from studies.rounds_arms import Arm, arm_jobs, start_jobs
 
 STRENGTHS = {"STRENGTH": (0.5, 0.25, 0.125)}
-LABELS = {"implicit_reward": "implicit_reward:policy={previous},reference={start},beta=0.1"}
-_SELF = {
-    "annotators": LABELS,
-    "selector": "self_labels:annotation=implicit_reward",
-    "sampler": Sampler(num_samples=2, temperature=0.7),
-    "first": True,
-}
-_JUDGED = {"sampler": Sampler(num_samples=2, temperature=0.7), "first": True}
+# The policy of the round before labels, against the start or against what it was trained from.
+LABELS = "implicit_reward:policy={{previous}},reference={reference},beta=0.1"
+_JUDGED = Arm(
+    "spa",
+    {"ALPHA": 0.0, "STRENGTH": 0.0},
+    sampler=Sampler(num_samples=2, temperature=0.7),
+    first=True,
+)
+_SELF = dataclasses.replace(
+    _JUDGED,
+    annotators={"implicit_reward": LABELS.format(reference="{start}")},
+    selector="self_labels:annotation=implicit_reward",
+)
+_SPA = dataclasses.replace(_SELF, macros={"ALPHA": 0.1}, per_round=STRENGTHS)
 
 ARMS: dict[str, Arm] = {
-    "spa": Arm("spa", {"ALPHA": 0.1}, STRENGTHS, **_SELF),
-    "no_refinement": Arm("spa", {"ALPHA": 0.0, "STRENGTH": 0.0}, **_SELF),
-    "no_extrapolation": Arm("spa", {"ALPHA": 0.1, "STRENGTH": 0.0}, **_SELF),
-    "against_previous": Arm(
-        "spa",
-        {"ALPHA": 0.1},
-        STRENGTHS,
-        **{
-            **_SELF,
-            "annotators": {
-                "implicit_reward": "implicit_reward:policy={previous},reference={before},beta=0.1"
-            },
-        },
+    "spa": _SPA,
+    "no_refinement": _SELF,
+    "no_extrapolation": dataclasses.replace(_SELF, macros={"ALPHA": 0.1, "STRENGTH": 0.0}),
+    "against_previous": dataclasses.replace(
+        _SPA, annotators={"implicit_reward": LABELS.format(reference="{before}")}
     ),
-    "oracle": Arm("spa", {"ALPHA": 0.0, "STRENGTH": 0.0}, **_JUDGED),
-    "random": Arm(
-        "spa",
-        {"ALPHA": 0.0, "STRENGTH": 0.0},
-        annotators={"judge": "studies.rounds_arms:random_scores"},
-        **_JUDGED,
+    "oracle": _JUDGED,
+    "random": dataclasses.replace(
+        _JUDGED, annotators={"judge": "studies.rounds_arms:random_scores"}
     ),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxalign.annotation import score
+from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.data import cache as caching
 from jaxalign.data.sources import JsonlSource
 from jaxalign.data.task_cache import TaskCache
@@ -216,17 +217,15 @@ def _start_scores(run: functools.partial[dict[str, Any]], cache: Path, start: st
         network.logical_axes(),
         placement.rules.get("policy", ()),
     )
-    score.score_splits(
-        network,
-        opened.policy(shardings=places).params,
-        stored,
-        name,
+    settings = PassSettings(
         splits=splits,
         feature_lengths=data.feature_lengths,
         batch_size=keywords["batch_size"],
         mesh=placement.mesh,
         info=identity,
     )
+    params = opened.policy(shardings=places).params
+    score.score_splits(network, params, stored, name, settings)
     return name
 
 
