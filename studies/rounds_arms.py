@@ -60,7 +60,7 @@ class Arm:
       rounds: the number of rounds.
       reference: the reference of training.
       epochs: passes over a round's records.
-      start: the kind of start, see `start_jobs`.
+      start: the kind of start, see `study_jobs`.
       first: whether round 1 goes on from the policy that was trained on the labelled pairs.
       logged: whether the acts come with the labelled samples of the start as logged pairs.
     """
@@ -89,36 +89,31 @@ def random_scores(prompts: Sequence[str], responses: Sequence[str], references: 
     ]
 
 
-def start_jobs(source: Path, folder: Path) -> list[Job]:
-    """Returns the jobs that every study needs, for each seed: the fine-tuned policy, its labelled samples, and what they train.
+def study_jobs(source: Path, folder: Path, arms: Mapping[str, Arm]) -> list[Job]:
+    """Returns all jobs of a study, seed after seed: the starts, then every arm.
 
-    ``first`` is DPO on the labelled pairs of 150 acts; ``bad`` is DPO on the same pairs the wrong way round.
+    ``sft`` is the fine-tuned policy and ``labelled`` its judged samples. ``first`` is DPO on the labelled pairs of 150 acts, and ``bad`` is
+    DPO on the same pairs the wrong way round.
     """
     made = [Job("data", functools.partial(_prepare, source))]
     for seed in SEEDS:
         sft, labelled = f"sft/seed{seed}", f"labelled/seed{seed}"
+        first, bad = f"first/seed{seed}", f"bad/seed{seed}"
         made += [
             Job(sft, functools.partial(_sft, folder, seed), ("data",)),
             Job(labelled, functools.partial(_label, folder, seed), (sft,)),
-            Job(f"first/seed{seed}", functools.partial(_pairs, folder, seed, ""), (labelled,)),
+            Job(first, functools.partial(_pairs, folder, seed, ""), (labelled,)),
+            Job(bad, functools.partial(_pairs, folder, seed, "reversed_"), (labelled,)),
+        ]
+        made += [
             Job(
-                f"bad/seed{seed}", functools.partial(_pairs, folder, seed, "reversed_"), (labelled,)
-            ),
+                f"{name}/seed{seed}",
+                functools.partial(_arm, folder, arm, seed),
+                (f"{arm.start}/seed{seed}", first, labelled),
+            )
+            for name, arm in arms.items()
         ]
     return made
-
-
-def arm_jobs(folder: Path, arms: Mapping[str, Arm]) -> list[Job]:
-    """Returns a job for every arm and seed; all arms of a seed come before the next seed."""
-    return [
-        Job(
-            f"{name}/seed{seed}",
-            functools.partial(_arm, folder, arm, seed),
-            (f"{arm.start}/seed{seed}", f"first/seed{seed}", f"labelled/seed{seed}"),
-        )
-        for seed in SEEDS
-        for name, arm in arms.items()
-    ]
 
 
 def training_of(arm: Arm) -> Callable[[Mapping[str, Any]], functools.partial[dict[str, Any]]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from jaxalign.recipes.jobs import Job
 from jaxalign.recipes.round_sampling import Sampler
 from studies.command_line import run_study
-from studies.rounds_arms import Arm, arm_jobs, start_jobs
+from studies.rounds_arms import Arm, study_jobs
 
 _SAMPLER = Sampler(num_samples=4)
 _DPO = Arm("dpo", {"BETA": 0.1}, sampler=_SAMPLER, reference="start")
@@ -41,7 +41,7 @@ ARMS: dict[str, Arm] = {
 
 def jobs(source: Path, folder: Path) -> list[Job]:
     """Returns all jobs of the study."""
-    return [*start_jobs(source, folder), *arm_jobs(folder, ARMS)]
+    return study_jobs(source, folder, ARMS)
 
 
 def main() -> None:

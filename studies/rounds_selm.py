@@ -16,7 +16,7 @@ from pathlib import Path
 from jaxalign.recipes.jobs import Job
 from jaxalign.recipes.round_sampling import Sampler
 from studies.command_line import run_study
-from studies.rounds_arms import Arm, arm_jobs, start_jobs
+from studies.rounds_arms import Arm, study_jobs
 
 ALPHAS = (0.0, 0.01, 0.03, 0.1)
 ARMS: dict[str, Arm] = {
@@ -35,7 +35,7 @@ ARMS: dict[str, Arm] = {
 
 def jobs(source: Path, folder: Path) -> list[Job]:
     """Returns all jobs of the study."""
-    return [*start_jobs(source, folder), *arm_jobs(folder, ARMS)]
+    return study_jobs(source, folder, ARMS)
 
 
 def main() -> None:

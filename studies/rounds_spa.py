@@ -17,7 +17,7 @@ from pathlib import Path
 from jaxalign.recipes.jobs import Job
 from jaxalign.recipes.round_sampling import Sampler
 from studies.command_line import run_study
-from studies.rounds_arms import Arm, arm_jobs, start_jobs
+from studies.rounds_arms import Arm, study_jobs
 
 STRENGTHS = {"STRENGTH": (0.5, 0.25, 0.125)}
 # The policy of the round before labels, against the start or against what it was trained from.
@@ -51,7 +51,7 @@ ARMS: dict[str, Arm] = {
 
 def jobs(source: Path, folder: Path) -> list[Job]:
     """Returns all jobs of the study."""
-    return [*start_jobs(source, folder), *arm_jobs(folder, ARMS)]
+    return study_jobs(source, folder, ARMS)
 
 
 def main() -> None:
