@@ -4,6 +4,7 @@
 from jaxalign.selection import (  # noqa: F401
     budget,
     joint_pairs,
+    rated,
     routed,
     scored,
     self_judged,
