@@ -72,6 +72,7 @@ def test_the_commands_for_triplets_pairs_groups_and_stored_fields(repository, sh
     assert [arguments[0] for arguments in found] == [
         *("inspect", "train", "train", "generate", "evaluate"),
         *("inspect", "train", "train", "advantages", "train"),
+        *("generate", "annotate", "select"),
     ]
     cache = ""
     for arguments in found:
