@@ -6,8 +6,6 @@ nobody reads half a file. To resume an interrupted command, give it again. OUTPU
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -16,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxalign import files
+from jaxalign.annotation.annotated_output import Output, annotations_digest
 from jaxalign.annotation.annotators import Annotator, apply, get_annotator
 from jaxalign.annotation.judge_calibration import calibration
 from jaxalign.data.candidates import TOP_LEVEL, Candidates, read_candidates
@@ -107,7 +105,7 @@ def annotate_candidates(
     _check_name(name, annotator.kind)
     if truth and annotator.kind == "preferences":
         candidates.annotation(truth, "scores")
-    job = _Job(candidates, Path(output).expanduser(), name, dict(annotator.identity()))
+    job = Output(candidates, Path(output).expanduser(), name, dict(annotator.identity()))
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with Lock(job.beside(".lock"), f"output {job.output}"):
         new, missing = (
@@ -137,98 +135,14 @@ def annotate_candidates(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One annotation of one file.
-
-    Attributes:
-      candidates: what is annotated.
-      output: the file that is written.
-      name: the name of the annotation.
-      identity: what the annotation depends on.
-    """
-
-    candidates: Candidates
-    output: Path
-    name: str
-    identity: dict[str, Any]
-
-    def beside(self, suffix: str) -> Path:
-        """Returns the path of a hidden file beside the output."""
-        return self.output.with_name(f".{self.output.name}{suffix}")
-
-    @property
-    def unfinished(self) -> Path:
-        """The file that takes the output's name when it is complete."""
-        return self.beside(f".{self.name}.unfinished")
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What OUTPUT.annotations.json holds of the annotation."""
-        return {"annotator": self.identity, "responses": digest(self.candidates)}
-
-    @property
-    def side_file(self) -> Path:
-        """The file that says what made each annotation of the output."""
-        return side_file(self.output)
-
-    def in_place(self) -> bool:
-        """Returns whether the output is the input."""
-        source = Path(self.candidates.path).expanduser()
-        return source.exists() and self.output.exists() and source.samefile(self.output)
-
-    def is_finished(self, overwrite: bool) -> bool:
-        """Returns whether the output has this annotation already.
-
-        Raises:
-          UserError: the output exists and was made otherwise, and is not to be overwritten.
-        """
-        if overwrite or not self.output.exists():
-            return False
-        before = _recorded(self.side_file).get(self.name)
-        # JSON has no tuples; compare what a file would hold.
-        if before == json.loads(json.dumps(self.record)):
-            return True
-        if self.in_place() and self.name not in self.candidates.annotations:
-            return False
-        what = f"an annotation {self.name!r}" if self.in_place() else "an output"
-        raise UserError(
-            f"{self.output} exists already, with {what} that was made {_difference(before, self.record)}; give another --name or "
-            "--output, or --overwrite"
-        )
-
-    def finish(self) -> None:
-        """Gives the finished file its name and records what made it."""
-        source = side_file(Path(self.candidates.path).expanduser())
-        known = _recorded(source) | ({} if self.in_place() else _recorded(self.side_file))
-        kept = {key: value for key, value in known.items() if key in self.candidates.annotations}
-        self.unfinished.replace(self.output)
-        text = json.dumps({**kept, self.name: self.record}, indent=1)
-        files.write_text(self.side_file, text + "\n")
-        self.unfinished.with_name(f"{self.unfinished.name}.settings.json").unlink(missing_ok=True)
-
-
-def side_file(path: Path) -> Path:
-    """Returns the path of the file that says what made each annotation of a file of candidates."""
-    return path.with_name(f"{path.name}.annotations.json")
-
-
-def digest(candidates: Candidates) -> str:
-    """Returns a digest of prompts, responses and other fields, but not of annotations, so that they can be added in any order."""
-    found = hashlib.sha256()
-    for line in zip(candidates.prompts, candidates.responses, candidates.fields, strict=True):
-        found.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode())
-    return found.hexdigest()
-
-
-def _write(annotator: Annotator, job: _Job, block_size: int, overwrite: bool) -> tuple[int, int]:
+def _write(annotator: Annotator, job: Output, block_size: int, overwrite: bool) -> tuple[int, int]:
     """Annotates and writes all lines that are not written yet; returns their number and that of their missing values."""
     candidates = job.candidates
     check = getattr(annotator, "check", None)
     if check is not None:
         check(candidates)
     size = len(candidates) if annotator.whole_file else block_size
-    settings = {**job.record, "block_size": size}
+    settings = {**job.record, "block_size": size, "annotations": annotations_digest(candidates)}
     done = resume(
         job.unfinished,
         json.loads(json.dumps(settings)),
@@ -271,26 +185,3 @@ def _check_name(name: str, kind: str) -> None:
 def _counts(annotator: Annotator) -> dict[str, int]:
     counts = getattr(annotator, "counts", None)
     return dict(counts()) if callable(counts) else {}
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """Returns the content of a side file; an empty dict if there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _difference(before: Any, now: dict[str, Any]) -> str:
-    if not isinstance(before, dict):
-        return "from something that is not recorded"
-    if before.get("responses") != now["responses"]:
-        return "of other prompts or responses"
-    then, current = before.get("annotator") or {}, now["annotator"]
-    changed = [
-        f"{key}: {then.get(key)!r} then, {current.get(key)!r} now"
-        for key in sorted({*then, *current})
-        if then.get(key) != current.get(key)
-    ]
-    return f"otherwise ({'; '.join(changed)})"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.annotation.annotate import annotate, annotate_candidates, default_name
-from jaxalign.data.candidates import read_candidates, write_candidates
+from jaxalign.data.candidates import Annotation, read_candidates, write_candidates
 from jaxalign.errors import UserError
 
 
@@ -260,3 +260,51 @@ def test_the_command_prints_counts_and_tells_mistakes_in_one_line(given, tmp_pat
     assert wrong.stderr.splitlines() == [
         "jaxalign: absent.jsonl: no such file of labels (labels_wanted writes one to fill in)"
     ]
+
+
+def test_an_output_that_was_replaced_is_not_taken_for_the_annotated_one(given, tmp_path):
+    path, candidates = given
+    output = tmp_path / "out.jsonl"
+    annotate_candidates(Counting(), candidates, output, "n")
+    write_candidates(output, candidates)
+    with pytest.raises(UserError, match=r"was replaced after the annotation 'n' .*--overwrite"):
+        annotate_candidates(Counting(), candidates, output, "n")
+    # In place, a file that was generated again has lost its annotation, and gets it anew.
+    annotate_candidates(Counting(), candidates, path, "n")
+    write_candidates(path, candidates)
+    assert annotate_candidates(Counting(), read_candidates(path), path, "n")["new"] == 3
+    assert "n" in read_candidates(path).annotations
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_process_killed_before_it_recorded_its_output_knows_it_again(
+    given, tmp_path, monkeypatch, in_place
+):
+    path, candidates = given
+    output = path if in_place else tmp_path / "out.jsonl"
+    annotate_candidates(Counting(setting=1), candidates, output, "n")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "jaxalign.annotation.annotated_output.Output._write_record", lambda job: 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            annotate_candidates(Counting(setting=2), candidates, output, "n", overwrite=True)
+    # The values are those of setting 2, so that those of setting 1 are refused.
+    with pytest.raises(UserError, match="not recorded"):
+        annotate_candidates(Counting(setting=1), read_candidates(output), output, "n")
+    again = read_candidates(path) if in_place else candidates
+    assert annotate_candidates(Counting(setting=2), again, output, "n")["new"] == 0
+    recorded = json.loads(output.with_name(f"{output.name}.annotations.json").read_text())
+    assert recorded["n"]["annotator"] == {"setting": 2}
+    assert not [each for each in tmp_path.iterdir() if "finishing" in each.name]
+
+
+def test_lines_of_two_versions_of_the_input_are_not_mixed(given, tmp_path):
+    _, candidates = given
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="the server is away"):
+        annotate_candidates(Counting(1), candidates, output, "n", block_size=1)
+    values = [np.zeros(len(texts)) for texts in candidates.responses]
+    changed = candidates.with_annotation("feedback", Annotation("scores", values))
+    with pytest.raises(UserError, match="written with other settings"):
+        annotate_candidates(Counting(), changed, output, "n", block_size=1)
