@@ -294,3 +294,9 @@ def _check_shape(
             f"{where}: the annotation {name!r} has the shape {list(array.shape)}; its kind {kind} needs "
             f"{[size if size >= 0 else 'any' for size in wanted]} for {count} responses"
         )
+    # A difference of rewards taken for a probability would be a wrong target of training.
+    if kind == "preferences" and ((array < 0) | (array > 1)).any():
+        raise DataError(
+            f"{where}: the annotation {name!r} holds preferences outside [0, 1]; they are probabilities: apply the logistic function to "
+            "differences, or give numbers of single responses as scores"
+        )

@@ -149,3 +149,10 @@ def test_an_annotation_of_another_number_of_responses_is_refused(candidates):
         candidates.with_annotation("x", Annotation("scores", [np.zeros(2), np.zeros(2)]))
     with pytest.raises(ValueError, match="unknown kind"):
         Annotation("ranks", [])
+
+
+def test_preferences_that_are_no_probabilities_are_refused():
+    for value in (-0.5, 1.5):
+        matrix = np.array([[math.nan, value], [0.5, math.nan]])
+        with pytest.raises(DataError, match=r"outside \[0, 1\]"):
+            Candidates(["p"], [["a", "b"]], {"judge": Annotation("preferences", [matrix])})
