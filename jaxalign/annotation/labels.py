@@ -123,7 +123,8 @@ class _Label:
 class Labels:
     """The labels of a file. A response without a label is missing, which is counted.
 
-    Scores of a response are the mean of its labels; a comparison gives 1 to the preferred response and 0 to the other one.
+    Scores of a response are the mean of its labels; a comparison gives 1 to the preferred response and 0 to the other one. So a file
+    with both needs ratings in [0, 1].
     Preferences are the mean outcome of the comparisons of two responses; labels of single responses are compared, too.
 
     Args:
@@ -148,6 +149,13 @@ class Labels:
             raise UserError(f"{file} holds no labels ({self._null} are null); fill them in")
         compared = all(label.second is not None for label in self._labels)
         self.kind = kind or ("preferences" if compared else "scores")
+        mixed = not compared and any(label.second is not None for label in self._labels)
+        for label in self._labels if mixed and self.kind == "scores" else ():
+            if not 0 <= label.value <= 1:
+                raise UserError(
+                    f"{label.where}: the rating {label.value:g} cannot be averaged with the comparisons of this file, whose outcomes are 0 "
+                    "and 1; put ratings and comparisons into two files, scale the ratings to [0, 1], or give kind=preferences"
+                )
 
     def identity(self) -> Mapping[str, Any]:
         return {"labels": file_identity(self._file), "kind": self.kind}
@@ -203,7 +211,9 @@ class _Places:
         self._by_prompt: dict[Any, list[int]] = {}
         for index, prompt in enumerate(candidates.prompts):
             self._by_prompt.setdefault(prompt, []).append(index)
-            self._by_prompt.setdefault(("id", candidates.fields[index].get("id")), []).append(index)
+            identifier = candidates.fields[index].get("id")
+            if isinstance(identifier, (str, int)):
+                self._by_prompt.setdefault(("id", identifier), []).append(index)
 
     def of(self, label: _Label, response: str) -> list[tuple[int, int]]:
         """Returns the places of a response.

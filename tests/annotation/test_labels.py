@@ -128,3 +128,13 @@ def test_only_chosen_pairs_can_be_asked_for(candidates, tmp_path):
     labels_wanted(candidates, path, form="pairs", pairs=[(1, 2, 0)])
     (line,) = map(json.loads, path.read_text().splitlines())
     assert (line["id"], line["response_a"], line["response_b"]) == (1, "eee", "c c")
+
+
+def test_ratings_on_another_scale_are_not_averaged_with_comparisons(annotate, candidates):
+    prompt, texts = candidates.prompts[0], candidates.responses[0]
+    rows = [
+        {"prompt": prompt, "response": texts[0], "feedback": 5},
+        {"prompt": prompt, "chosen": texts[0], "rejected": texts[1]},
+    ]
+    with pytest.raises(UserError, match=r"the rating 5 cannot be averaged"):
+        annotate(rows)
