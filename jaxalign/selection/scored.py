@@ -123,7 +123,7 @@ class BestOfN:
 
     Attributes:
       annotation: the scores.
-      n: the number of responses that compete, the first of each prompt; 0 for all.
+      n: the number of responses that compete, the first of each prompt, repeated ones included; 0 for all.
     """
 
     annotation: str = "judge"
@@ -135,15 +135,17 @@ class BestOfN:
     def __call__(self, candidates: Candidates) -> Selection:
         dropped: Counter[str] = Counter()
         lines, best = [], []
-        for record in _groups(candidates, self.annotation, dropped, minimum=1):
+        scores = scores_of(candidates, self.annotation)
+        for index, kept in enumerate(usable_responses(candidates, dropped, scores, minimum=1)):
+            # A repeated response counts as a sample: without it, n would be more samples than the user asked for.
+            competing = [k for k in kept if not self.n or k < self.n]
+            dropped[NOT_BEST] += len(kept) - bool(competing)
+            if not competing:
+                continue
+            record = record_of(candidates, index, competing, scores[index])
             assert record.feedback is not None
-            end = self.n or len(record.responses)
-            competing = dataclasses.replace(
-                record, responses=record.responses[:end], feedback=record.feedback[:end]
-            )
-            (chosen,) = from_feedback.best_of_n([competing])
-            dropped[NOT_BEST] += len(record.responses) - 1
-            best.append(max(record.feedback[:end]))
+            (chosen,) = from_feedback.best_of_n([record])
+            best.append(max(record.feedback))
             lines.append(_response_line(candidates, chosen))
         measures = {"mean_score": sum(best) / len(best)} if best else {}
         return Selection(lines, "seq2seq", +dropped, measures)

@@ -269,3 +269,9 @@ def test_an_empty_selection_keeps_the_finished_file(judged, tmp_path):
             output=str(tmp_path / "out.jsonl"),
         )
     assert (tmp_path / "out.jsonl").read_text() == "kept\n"
+
+
+def test_a_repeated_response_counts_among_the_first_n(make):
+    judged = make({"judge": ("scores", [[0.0, 0.0, 1.0]])}, [["a", "a", "b"]])
+    assert get_selector("best_of_n:n=2")(judged).lines[0]["response"] == "a"
+    assert get_selector("best_of_n:n=3")(judged).lines[0]["response"] == "b"
