@@ -67,14 +67,15 @@ def work(folder: Path, jobs: Sequence[Job]) -> None:
         print(f"[{os.getpid()}] {job.name} ...", flush=True)
         try:
             result = job.run(folder / job.name)
+            result["seconds"] = round(time.time() - started, 1)
+            # Before the claim ends: otherwise another process could claim the job in between.
+            files.write_text(folder / job.name / RESULT, json.dumps(result, indent=1) + "\n")
         except Exception:
             traceback.print_exc()
             failed.add(job.name)
             continue
         finally:
             (folder / job.name / _CLAIM).unlink(missing_ok=True)
-        result["seconds"] = round(time.time() - started, 1)
-        files.write_text(folder / job.name / RESULT, json.dumps(result, indent=1) + "\n")
         print(f"[{os.getpid()}] {job.name}: {result['seconds']:.0f} s", flush=True)
     if failed:
         raise RuntimeError(f"jobs failed: {', '.join(sorted(failed))}")

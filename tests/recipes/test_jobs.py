@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from jaxalign.recipes import jobs as running
 from jaxalign.recipes.jobs import Job, read_result, run_workers, work
 
 
@@ -55,3 +56,17 @@ def test_only_the_requested_jobs_and_their_needs_run(tmp_path):
     jobs = [_job("a", calls), _job("b", calls, ("a",)), _job("c", calls)]
     run_workers(jobs, tmp_path, 1, only="b")
     assert calls == ["a", "b"]
+
+
+def test_a_job_is_claimed_until_its_result_is_there(tmp_path, monkeypatch):
+    claimed = []
+    write = running.files.write_text
+
+    def checked(path, text):
+        claimed.append((tmp_path / "a" / "claim").exists())
+        write(path, text)
+
+    monkeypatch.setattr(running.files, "write_text", checked)
+    work(tmp_path, [_job("a", [])])
+    assert claimed == [True]
+    assert not (tmp_path / "a" / "claim").exists()
