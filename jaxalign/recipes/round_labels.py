@@ -27,6 +27,7 @@ from jaxalign.selection.selectors import Selection, get_selector
 RECORDS = "records.jsonl"
 SELECT = "select "
 LABELS = "labels"
+_OF_ORIGIN = ("id", "round", "sources")
 _PLACE = re.compile(r"\{(\w*)\}")
 
 
@@ -163,9 +164,11 @@ def mix(
     seen: set[str] = set()
     for name, path in parts.items():
         for _, line in read_json_objects(path):
-            text = json.dumps(
-                {key: line[key] for key in sorted(line) if key not in ("id", "round", "sources")}
-            )
+            compared = {key: line[key] for key in sorted(line) if key not in _OF_ORIGIN}
+            if "comparison" in line:
+                # Two lines are one comparison, whose number counts within its file. None may be left out alone.
+                compared["part"] = name
+            text = json.dumps(compared)
             if text in seen:
                 counts["repeated"] += 1
                 continue

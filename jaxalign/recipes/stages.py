@@ -161,6 +161,13 @@ def _check_begun(folder: Path, stage: Stage) -> None:
         return
     written = untrusted.read_json_object(begun, inside=folder)
     _check_settings(folder, stage, written.get("settings", {}), "begun")
+    for need, before in written.get("inputs", {}).items():
+        result = folder / need / RESULT
+        if not result.exists() or _written(folder, need)["fingerprint"] != before:
+            raise UserError(
+                f"{stage.title} was begun with an input {folder / need} that has changed since; delete {place} and the stages after it, "
+                "and give the command again"
+            )
 
 
 def _check_settings(folder: Path, stage: Stage, before: Mapping[str, Any], state: str) -> None:
