@@ -136,7 +136,7 @@ class Registry(Generic[PlugIn]):
             )
         try:
             module = importlib.import_module(parts.name)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
             raise UserError(
                 f"{self.subject} {spec!r}: cannot import module {parts.name!r} ({error}); is its folder on PYTHONPATH?"
             ) from None

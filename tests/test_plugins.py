@@ -79,3 +79,9 @@ def test_a_function_of_ones_own_is_wrapped_with_its_name(registry):
 def test_a_name_is_registered_once(registry):
     with pytest.raises(ValueError, match="registered already"):
         registry.register("best")(dict)
+
+
+@pytest.mark.parametrize("spec", [":function", ".module:function"])
+def test_a_module_without_a_proper_name_is_a_mistake_of_the_user(spec):
+    with pytest.raises(UserError, match="cannot import module"):
+        Registry("annotator", lambda name, function: function).build(spec)
