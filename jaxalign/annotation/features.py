@@ -1,7 +1,8 @@
 """Named features of a response that are read from its text, for rewards that are functions of a few scores (`FeatureReward`).
 
 An extractor is a plug-in like a judge: `name` or `name:argument`, or `module:function` for a function (prompts, responses) -> one number
-per response of one's own. Its specification is the name of the score, which a run records; so a run's reward can judge text.
+per response of one's own. Its specification is the name of the score, which a run records; so a run's reward can judge text. A run never
+names a function that is called: it can use the registered extractors only.
 
     @register_extractor("questions")
     def questions(argument):
@@ -48,8 +49,12 @@ def extractor_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def get_extractor(spec: str) -> Extractor:
+def get_extractor(spec: str, *, of_run: bool = False) -> Extractor:
     """Returns the extractor of a specification.
+
+    Args:
+      spec: the specification.
+      of_run: whether a run folder names it. Then no module is imported, because nothing that a run folder says is executed.
 
     Raises:
       UserError: the name is unknown, the module cannot be imported, or the module has no such function.
@@ -57,13 +62,18 @@ def get_extractor(spec: str) -> Extractor:
     name, _, argument = spec.partition(":")
     if name in _REGISTRY:
         return _REGISTRY[name](argument)
+    if of_run and argument:
+        raise UserError(
+            f"the extractor {spec!r} is a function outside of jaxalign, which is not called because a run folder names it; compute these "
+            "scores with jaxalign annotate --annotator=features:..., or judge with a function of your own, module:function"
+        )
     if not argument:
         raise UserError(
             f"there is no extractor named {spec!r}: use {', '.join(extractor_names())}, or module:function"
         )
     try:
         function = getattr(importlib.import_module(name), argument, None)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
         raise UserError(
             f"extractor {spec!r}: cannot import module {name!r} ({error}); is its folder on PYTHONPATH?"
         ) from None

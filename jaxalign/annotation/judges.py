@@ -95,7 +95,7 @@ def get_judge(spec: str) -> Judge:
         )
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
         raise UserError(
             f"judge '{spec}': cannot import module '{name}' ({error}); is its folder on PYTHONPATH?"
         ) from None

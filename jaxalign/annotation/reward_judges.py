@@ -44,7 +44,7 @@ class FeatureRewardJudge:
                 f"records the names of {len(names)}; train it again on scores that `jaxalign annotate --annotator=features:...` wrote"
             )
         try:
-            self._extractors = [features.get_extractor(name) for name in names]
+            self._extractors = [features.get_extractor(name, of_run=True) for name in names]
         except UserError as error:
             raise UserError(
                 f"judge 'reward_model': the reward of {run.run.folder} reads scores of a response, not its text, and {error}"

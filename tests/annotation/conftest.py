@@ -52,8 +52,8 @@ def _write(folder, role, network, params, **description):
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Paths of runs by name: the policies `a` and `b`, and `other` with another vocabulary; the rewards of scores `features`, `unnamed`
-    and `rated`.
+    """Paths of runs by name: the policies `a` and `b`, and `other` with another vocabulary; the rewards of scores `features`, `unnamed`,
+    `rated` and `foreign`.
     """
     folder, policy = tmp_path_factory.mktemp("runs"), Policy(CONFIG)
     weights = {"head": {"layer_0": {"kernel": jnp.array([[2.0], [-1.0]])}}}
@@ -65,6 +65,7 @@ def runs(tmp_path_factory):
         ("other", "a", {"vocabulary": {"kind": "bytes", "extra_ids": 3}}),
         ("unnamed", "features", {"score_names": []}),
         ("rated", "features", {"score_names": ["words", "honesty"]}),
+        ("foreign", "features", {"score_names": ["words", "foreign_feature:count"]}),
     ):
         file = shutil.copytree(folder / origin, folder / name) / "networks.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | change))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import sys
 
 import jax
 import numpy as np
@@ -231,6 +232,15 @@ class TestFeatures:
         # Its weights are 2 for `words` and -1 for `repetition`.
         found = annotate(f"reward_model:{runs['features']}", candidates)
         assert [array.tolist() for array in found.values] == [[2, 2], [4, 2, 2], [2, 2]]
+
+    def test_a_run_cannot_name_code_that_is_imported(self, runs, tmp_path, monkeypatch):
+        (tmp_path / "foreign_feature.py").write_text(
+            "def count(prompts, responses):\n    return [0.0 for _ in responses]\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(UserError, match=r"'foreign_feature:count' .* a run folder names it"):
+            get_annotator(f"reward_model:{runs['foreign']}")
+        assert "foreign_feature" not in sys.modules
 
     def test_a_reward_whose_scores_are_no_features_is_refused(self, runs):
         with pytest.raises(UserError, match="records the names of 0; train it again"):

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from jaxalign.annotation import judges
+from jaxalign.annotation import features, judges
 from jaxalign.data import synthetic
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
@@ -125,3 +125,11 @@ def test_a_registered_judge_is_found_and_its_name_is_taken(monkeypatch):
     assert list(judges.get_judge("constant:2").score(["p"], ["r"])) == [2.0]
     with pytest.raises(ValueError, match="registered already"):
         judges.register_judge("constant")(constant)
+
+
+def test_a_module_without_a_proper_name_is_a_mistake_of_the_user():
+    for spec in (":function", ".module:function"):
+        with pytest.raises(UserError, match="cannot import module"):
+            judges.get_judge(spec)
+        with pytest.raises(UserError, match="cannot import module"):
+            features.get_extractor(spec)
