@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxalign.annotation.annotated_output import Output, annotations_digest
+from jaxalign.annotation.annotated_output import Output, annotations_digest, lock_of
 from jaxalign.annotation.annotators import Annotator, apply, get_annotator
 from jaxalign.annotation.judge_calibration import calibration
 from jaxalign.data.candidates import TOP_LEVEL, Candidates, read_candidates
 from jaxalign.data.logged_responses import read_responses
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference.resumable_output import resume
-from jaxalign.locks import Lock
 
 _NAME = re.compile(r"[\w-]+")
 _PROGRESS_SECONDS = 30.0
@@ -66,17 +65,19 @@ def annotate(
     # An annotator that cannot be used is reported before a large file is read.
     made = get_annotator(annotator)
     name = name or default_name(annotator)
-    candidates, log = read_responses(
-        input,
-        kind=kind,
-        layout=layout,
-        fields=fields,
-        join_prompts=join_prompts,
-        side_file=f"{output}.rejected.jsonl",
-    )
-    result = annotate_candidates(
-        made, candidates, output, name, truth=truth, block_size=block_size, overwrite=overwrite
-    )
+    # Locked before it is read: the input may be the output, to which another process may be adding an annotation.
+    with lock_of(output):
+        candidates, log = read_responses(
+            input,
+            kind=kind,
+            layout=layout,
+            fields=fields,
+            join_prompts=join_prompts,
+            side_file=f"{output}.rejected.jsonl",
+        )
+        result = annotate_candidates(
+            made, candidates, output, name, truth=truth, block_size=block_size, overwrite=overwrite
+        )
     if log.counts:
         result["rejected"] = log.counts
         reasons = ", ".join(f"{count} {reason}" for reason, count in log.counts.items())
@@ -106,8 +107,7 @@ def annotate_candidates(
     if truth and annotator.kind == "preferences":
         candidates.annotation(truth, "scores")
     job = Output(candidates, Path(output).expanduser(), name, dict(annotator.identity()))
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    with Lock(job.beside(".lock"), f"output {job.output}"):
+    with lock_of(output):
         new, missing = (
             (0, 0) if job.is_finished(overwrite) else _write(annotator, job, block_size, overwrite)
         )

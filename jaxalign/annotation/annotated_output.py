@@ -12,6 +12,7 @@ from jaxalign import files
 from jaxalign.data.candidates import Candidates, read_candidates
 from jaxalign.data.stored_fields import sha256_of
 from jaxalign.errors import UserError
+from jaxalign.locks import Lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,13 @@ class Output:
                 f"{self.output} was replaced after the annotation {self.name!r} had been recorded in {self.side_file.name}; give another "
                 "--output, or --overwrite"
             )
+
+
+def lock_of(output: str | Path) -> Lock:
+    """Returns a lock that keeps other processes from writing an output. The process that holds it may take it again."""
+    path = Path(output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Lock(path.with_name(f".{path.name}.lock"), f"output {path}")
 
 
 def side_file(path: Path) -> Path:

@@ -245,7 +245,7 @@ def _verified(path: str, size: int, changed: int) -> str:
     return sha256_of(path)
 
 
-def sha256_of(path: str) -> str:
+def sha256_of(path: str | os.PathLike[str]) -> str:
     """Returns the sha256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

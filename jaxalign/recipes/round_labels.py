@@ -14,6 +14,7 @@ import numpy as np
 from jaxalign import files
 from jaxalign.annotation import annotate as annotating
 from jaxalign.annotation.annotators import Annotator, LabelsWanted, apply, get_annotator
+from jaxalign.annotation.flat import file_identity
 from jaxalign.annotation.labels import labels_missing, labels_wanted
 from jaxalign.data.candidates import Candidates, read_candidates
 from jaxalign.data.json_lines import read_json_objects
@@ -133,6 +134,12 @@ def select(folder: Path, before: Path, spec: str, *, last: bool) -> dict[str, An
         "dropped": {reason: count for reason, count in selection.dropped.items() if count},
         "measures": {name: float(value) for name, value in selection.measures.items()},
         "output": file_digest(str(path)),
+        # Labelled candidates, logged pairs, measured mixes: a finished stage knows if they change.
+        "files": [
+            file_identity(value)
+            for value in parse_spec(spec).settings.values()
+            if Path(value).expanduser().is_file()
+        ],
     }
 
 

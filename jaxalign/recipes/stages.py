@@ -11,11 +11,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxalign import files, untrusted
+from jaxalign.data.stored_fields import sha256_of
 from jaxalign.errors import UserError
 
 RESULT = "result.json"
@@ -113,6 +114,12 @@ def check_finished(folder: Path, stages: Sequence[Stage]) -> None:
             continue
         written = _written(folder, stage.name)
         _check_settings(folder, stage, written.get("settings", {}), "finished")
+        for path, digest in _files(written.get("result")):
+            if Path(path).expanduser().is_file() and sha256_of(Path(path).expanduser()) != digest:
+                raise UserError(
+                    f"{stage.title} is finished, but the file {path} that it has read was changed since; restore it, or delete {place} and "
+                    "the stages after it, and give the command again"
+                )
         missing = [need for need in stage.needs if not (folder / need / RESULT).exists()]
         changed = [
             need
@@ -186,6 +193,16 @@ def _written(folder: Path, name: str) -> dict[str, Any]:
 
 def _dump(**content: Any) -> str:
     return json.dumps(content, indent=1) + "\n"
+
+
+def _files(result: Any) -> Iterator[tuple[str, str]]:
+    """Yields the paths and digests of the files that a result names, anywhere, as {"file": path, "sha256": digest}."""
+    if isinstance(result, dict):
+        if isinstance(result.get("file"), str) and isinstance(result.get("sha256"), str):
+            yield result["file"], result["sha256"]
+        result = list(result.values())
+    for each in result if isinstance(result, list) else ():
+        yield from _files(each)
 
 
 def _short(value: Any) -> str:

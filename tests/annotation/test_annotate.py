@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from jaxalign import locks
 from jaxalign.annotation.annotate import annotate, annotate_candidates, default_name
 from jaxalign.data.candidates import Annotation, read_candidates, write_candidates
+from jaxalign.data.logged_responses import read_responses
 from jaxalign.errors import UserError
 
 
@@ -308,3 +310,16 @@ def test_lines_of_two_versions_of_the_input_are_not_mixed(given, tmp_path):
     changed = candidates.with_annotation("feedback", Annotation("scores", values))
     with pytest.raises(UserError, match="written with other settings"):
         annotate_candidates(Counting(), changed, output, "n", block_size=1)
+
+
+def test_the_output_is_locked_before_the_input_is_read(given, monkeypatch):
+    path, _ = given
+    held = []
+
+    def read(*args, **options):
+        held.extend(locks._held)
+        return read_responses(*args, **options)
+
+    monkeypatch.setattr("jaxalign.annotation.annotate.read_responses", read)
+    annotate(str(path), "length", str(path))
+    assert [os.path.basename(each) for each in held] == [".in.jsonl.lock"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxalign.annotation.flat import file_identity
 from jaxalign.errors import UserError
 from jaxalign.recipes import round_labels
 from jaxalign.recipes.stages import RESULT, Stage, run_stages
@@ -39,3 +40,17 @@ def test_lines_of_a_comparison_stay_together_when_files_are_mixed(tmp_path):
     found = [json.loads(each)["response"] for each in path.read_text().splitlines()]
     assert found == ["good", "bad", "good", "worse"]
     assert counts == {"a": 2, "b": 2}
+
+
+def test_a_finished_stage_is_refused_if_a_file_that_it_read_has_changed(tmp_path):
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("a\n")
+    stage = Stage("a", lambda folder: {"identity": {"labels": file_identity(labels)}}, {})
+    run_stages(tmp_path, [stage])
+    run_stages(tmp_path, [stage])
+    labels.write_text("b\n")
+    with pytest.raises(UserError, match=r"labels.jsonl that it has read was changed since"):
+        run_stages(tmp_path, [stage])
+    # A finished stage does not need its files.
+    labels.unlink()
+    run_stages(tmp_path, [stage])
