@@ -67,7 +67,8 @@ class JointPairs:
         inside = self._accepted(_within(usable, (self.seed, 0)), scores, dropped, None)
         wanted = len(inside) if self.within < 0 else self.within
         joint_wanted = wanted if self.joint < 0 else self.joint
-        across = self._accepted(_across(usable, (self.seed, 1)), scores, dropped, joint_wanted)
+        proposals = _across(candidates.prompts, usable, (self.seed, 1))
+        across = self._accepted(proposals, scores, dropped, joint_wanted)
         for kind, found, number in (
             ("within prompts", len(inside), wanted),
             ("between prompts", len(across), joint_wanted),
@@ -135,11 +136,12 @@ def _within(
 
 
 def _across(
-    usable: Sequence[Sequence[int]], seed: tuple[int, int]
+    texts: Sequence[str], usable: Sequence[Sequence[int]], seed: tuple[int, int]
 ) -> Iterator[tuple[Place, Place]]:
     """Yields pairs of responses to different prompts.
 
-    In every round the prompts stand in a random cycle, and each one meets the next: once on the first side, once on the second.
+    In every round the prompts stand in a random cycle, and each one meets the next: once on the first side, once on the second. A prompt
+    that occurs on two lines does not meet itself.
     """
     prompts = [prompt for prompt, kept in enumerate(usable) if kept]
     if len(prompts) < 2:
@@ -149,7 +151,8 @@ def _across(
         cycle = generator.permutation(prompts)
         for one, other in zip(cycle, np.roll(cycle, -1), strict=True):
             a, b = (int(generator.choice(usable[prompt])) for prompt in (one, other))
-            yield (int(one), a), (int(other), b)
+            if texts[one] != texts[other]:
+                yield (int(one), a), (int(other), b)
 
 
 def _lines(

@@ -123,7 +123,7 @@ class PerformanceModel:
     Attributes:
       kind: 'linear', or 'quadratic' with all products of two counts.
       mean, deviation: of the counts of the measured mixes.
-      weights: of the columns after the constant one.
+      weights: of the columns of `quadratic_columns`, the constant one first.
       intercept: the mean measured performance.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -76,7 +77,8 @@ def similar_pair(
 class SimilarPairs:
     """The two responses to every prompt that are to be labelled, as candidates with two responses. Labels come afterwards.
 
-    A line gets the fields `similarity` (the cosine) and `length_difference` (characters). The annotations of the two responses stay.
+    A line gets the fields `similarity` (the cosine, if both vectors are known) and `length_difference` (characters). The annotations of
+    the two responses stay.
 
     Attributes:
       mode: 'easy' (the least similar; recommended), 'hard', 'random', 'centroid' or 'length' (the lengths that differ most: a baseline that
@@ -124,10 +126,13 @@ class SimilarPairs:
         known = self.vectors in candidates.annotations
         lines = list(_two_responses(candidates, chosen, self.vectors).lines())
         for line, cosine, characters in zip(lines, similarity, difference, strict=True):
-            line |= {"length_difference": characters, **({"similarity": cosine} if known else {})}
+            line["length_difference"] = characters
+            # 'random' and 'length' choose responses without vectors too.
+            if known and math.isfinite(cosine):
+                line["similarity"] = cosine
         measures = {"length_difference": float(np.mean(difference))} if chosen else {}
-        if chosen and known:
-            measures["similarity"] = float(np.mean(similarity))
+        if known and np.isfinite(similarity).any():
+            measures["similarity"] = float(np.nanmean(similarity))
         return Selection(lines, "candidates", +dropped, measures)
 
 

@@ -1,5 +1,6 @@
 """Selectors: every one is a pure function that counts what it leaves out."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -275,3 +276,17 @@ def test_a_repeated_response_counts_among_the_first_n(make):
     judged = make({"judge": ("scores", [[0.0, 0.0, 1.0]])}, [["a", "a", "b"]])
     assert get_selector("best_of_n:n=2")(judged).lines[0]["response"] == "a"
     assert get_selector("best_of_n:n=3")(judged).lines[0]["response"] == "b"
+
+
+def test_an_unknown_vector_gives_no_similarity(make):
+    rows = [[[1.0, 0.0], [math.nan, math.nan]], [[1.0, 0.0], [0.0, 1.0]]]
+    found = get_selector("similar_pairs:mode=random")(make({"embedding": ("vectors", rows)}))
+    assert ["similarity" in line for line in found.lines] == [False, True]
+    assert found.measures["similarity"] == found.lines[1]["similarity"]
+
+
+def test_a_prompt_on_two_lines_is_not_compared_with_itself(make):
+    judged = make({"judge": ("scores", [[1.0], [2.0], [3.0]])}, [["a"], ["a"], ["b"]])
+    judged = dataclasses.replace(judged, prompts=["p", "p", "q"])
+    lines = get_selector("joint_pairs:within=0,joint=2")(judged).lines
+    assert [line["prompt"] for line in lines] == ["q", "p", "q", "p"]
