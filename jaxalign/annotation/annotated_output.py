@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxalign import files
+from jaxalign import files, untrusted
 from jaxalign.data.candidates import Candidates, read_candidates
 from jaxalign.data.stored_fields import sha256_of
 from jaxalign.errors import UserError
@@ -157,10 +157,9 @@ def annotations_digest(candidates: Candidates) -> str:
 def _recorded(path: Path) -> dict[str, Any]:
     """Returns the content of a side file; an empty dict if there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return untrusted.read_json_object(path)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _difference(before: Any, now: dict[str, Any]) -> str:

@@ -323,3 +323,9 @@ def test_the_output_is_locked_before_the_input_is_read(given, monkeypatch):
     monkeypatch.setattr("jaxalign.annotation.annotate.read_responses", read)
     annotate(str(path), "length", str(path))
     assert [os.path.basename(each) for each in held] == [".in.jsonl.lock"]
+
+
+def test_a_side_file_that_is_a_pipe_is_not_waited_for(given, tmp_path):
+    _, candidates = given
+    os.mkfifo(tmp_path / "in.jsonl.annotations.json")
+    assert annotate_candidates(Counting(), candidates, tmp_path / "out.jsonl", "n")["new"] == 3
