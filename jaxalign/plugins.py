@@ -49,7 +49,9 @@ def parse_spec(text: str) -> Spec:
     for part in rest.split(","):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"{text!r}: {part!r} must be written key=value")
+            raise UserError(
+                f"{text!r}: {part!r} must be written key=value, because the other settings are"
+            )
         settings[key.strip()] = value.strip()
     return Spec(name.strip(), "", settings)
 

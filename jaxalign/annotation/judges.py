@@ -228,7 +228,10 @@ def exact_match_judge(argument: str) -> Judge:
 
     def check(prompts: Sequence[str], references: References | None) -> None:
         if references is None or len(references) != len(prompts):
-            raise UserError("judge 'exact_match' needs references beside the prompts.")
+            raise UserError(
+                "judge 'exact_match' needs references beside the prompts: give every line the field 'references', 'reference', "
+                "'target' or 'response'."
+            )
         for prompt, known in zip(prompts, references, strict=True):
             if not known:
                 raise UserError(f"judge 'exact_match': no reference for prompt {prompt[:60]!r}.")

@@ -35,7 +35,7 @@ class Command:
       dispensable: gin macros that this command does not require, and the values they get if they have none.
       registers_tasks: whether the command reads tasks, so that the functions in REGISTER_TASKS are called first.
       dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises the errors that the command
-        would soon raise.
+        would soon raise. It may return text that is printed after the configuration.
       distributed: whether several processes can run it together.
       model_file: a gin file that is read after the user's files if these describe a model, so that the command uses it.
       positional: the parameter that the first argument sets, if it is not a flag.

@@ -150,9 +150,11 @@ def describe(function: Callable[..., Any], command: Command) -> str:
         return gin.config_str()
     with _construction_explained():
         arguments = {**gin.get_bindings(function), **_rebuilt(command)}
+    told = None
     if command.dry_run:
-        importlib.import_module(command.dry_run).check(**arguments)
-    return gin.config_str()
+        told = importlib.import_module(command.dry_run).check(**arguments)
+    # What the check tells stands last, because the configuration is long.
+    return "\n".join([gin.config_str(), *([told] if told else [])])
 
 
 def run(function: Callable[..., Any], command: Command) -> Any:

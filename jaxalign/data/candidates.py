@@ -179,7 +179,10 @@ def read_candidates(path: str | Path) -> Candidates:
         if not isinstance(prompt, str) or not prompt.strip():
             raise DataError(f"{where}: the field 'prompt' must be a text that is not empty")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{where}: the field 'responses' must be a list of texts")
+            raise DataError(
+                f"{where}: the field 'responses' must be a list of texts; `jaxalign annotate` makes candidates of logged records, and "
+                "`jaxalign generate --num_samples=K --temperature=1` of prompts"
+            )
         found = _annotations(line, where)
         if prompts and {name: each[:2] for name, each in found.items()} != kinds:
             raise DataError(

@@ -103,9 +103,9 @@ def check_recipe(recipe: Recipe, *, side_file: str = "") -> Checked:
 
 def graph(recipe: Recipe, checked: Checked) -> Iterator[str]:
     """Yields lines that describe the stages of a recipe, with their counts."""
-    runs = recipe.identities
+    run_id, step = recipe.identities["start"]
     yield (
-        f"{recipe.num_rounds} rounds in {recipe.folder}, from {recipe.start} (run {runs['start'][0]}, step {runs['start'][1]}); "
+        f"{_counted(recipe.num_rounds, 'round')} in {recipe.folder}, from {recipe.start} (run {run_id}, step {step}); "
         f"reference of training: {recipe.reference}"
     )
     if checked.prompts.unreadable:
@@ -141,7 +141,7 @@ def _training(recipe: Recipe, number: int, records: str) -> str:
     described = round_training.described(run)
     steps = described["train_steps"]
     epochs = recipe.epochs_of(number)
-    amount = f"{steps} steps" if epochs is None else f"{epochs:g} epochs"
+    amount = _counted(steps, "step") if epochs is None else _counted(epochs, "epoch")
     values = "".join(f", {name} = {value}" for name, value in recipe.values(number).items())
     mixed = " and the labelled ones" if recipe.labelled.mixed and number else ""
     earlier = " with those of earlier rounds" if recipe.accumulate and number > 1 else ""
@@ -150,6 +150,10 @@ def _training(recipe: Recipe, number: int, records: str) -> str:
         f"{described['objective']} on {records}{earlier}{mixed}, {amount} of {described['batch_size']} rows from the {origin} policy with "
         f"a new optimizer{values}"
     )
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
 
 
 def _measures(recipe: Recipe, checked: Checked) -> str:
@@ -207,7 +211,7 @@ def _check_specifications(
         try:
             filled = filled_in(spec.removeprefix(SELECT), runs, 1)
             if spec.startswith(SELECT):
-                get_selector(filled)
+                _check_annotation(get_selector(filled), recipe)
             elif not waits_for_labels(filled):
                 annotator = get_annotator(filled)
                 annotator.identity()
@@ -216,6 +220,17 @@ def _check_specifications(
                     check(_trial(asked[:_TRIED]))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+
+
+def _check_annotation(selector: object, recipe: Recipe) -> None:
+    """Refuses a selector whose annotation no annotator makes; logged responses may have feedback of their own."""
+    wanted = getattr(selector, "annotation", None)
+    known = [*recipe.annotators, "feedback"]
+    if isinstance(wanted, str) and wanted not in known and wanted.partition(".")[0] not in known:
+        raise UserError(
+            f"it reads the annotation {wanted!r}, and ANNOTATORS makes only: {', '.join(recipe.annotators) or 'none'}; give the "
+            "selector annotation=NAME, or add the annotator"
+        )
 
 
 def _trial(prompts: Sequence[Prompt]) -> Candidates:

@@ -116,11 +116,17 @@ def _page(rounds: Sequence[dict[str, Any]], seconds: dict[str, float]) -> str:
     others = [name for name in measures if name not in _POLICY]
     total = sum(seconds.values()) or 1.0
     shares = ", ".join(f"{part} {value / total:.0%}" for part, value in seconds.items())
+    measured = [
+        "Measures of the policy after each round, on held-out prompts; `±` is the standard error over prompts.\n",
+        markdown_table([_row(entry, policy) for entry in rounds], ["round", *policy]) + "\n",
+    ]
+    unmeasured = [
+        "The policy was not measured: there are no held-out prompts (MEASURE_PROMPTS, MEASURE_COUNT).\n"
+    ]
     parts = [
         "# Rounds\n",
-        "Measures of the policy after each round, on held-out prompts; `±` is the standard error over prompts.\n",
-        markdown_table([_row(entry, policy) for entry in rounds], ["round", *policy]),
-        "\n![Measures by round](rounds.png)\n",
+        *(measured if policy else unmeasured),
+        "![Measures by round](rounds.png)\n",
         "What each round was trained on:\n",
         markdown_table(
             [_row(entry, [*counts, *others]) for entry in rounds], ["round", *counts, *others]

@@ -178,13 +178,30 @@ def _check_begun(folder: Path, stage: Stage) -> None:
 
 
 def _check_settings(folder: Path, stage: Stage, before: Mapping[str, Any], state: str) -> None:
-    now = json.loads(json.dumps(stage.settings))
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"{stage.title} was {state} with {key} = {_short(before.get(key))}, and this command says {_short(now.get(key))}; choose "
-                f"another OUTPUT_DIR, or delete {folder / stage.name} and the stages after it"
-            )
+    found = _difference(before, json.loads(json.dumps(stage.settings)))
+    if found is not None:
+        name, then, now = found
+        raise UserError(
+            f"{stage.title} was {state} with {name} = {_short(then)}, and this command says {_short(now)}; choose "
+            f"another OUTPUT_DIR, or delete {folder / stage.name} and the stages after it"
+        )
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Returns the name and both values of the first setting that differs, inside nested ones too; None if all are equal."""
+    if before == now:
+        return None
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        inner = [(f".{key}", before.get(key), now.get(key)) for key in sorted({*before, *now})]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        inner = [(f"[{i}]", *values) for i, values in enumerate(zip(before, now, strict=True))]
+    else:
+        inner = []
+    for part, *values in inner:
+        found = _difference(*values, f"{name}{part}".removeprefix("."))
+        if found is not None:
+            return found
+    return name, before, now
 
 
 def _written(folder: Path, name: str) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def test_a_finished_annotation_is_not_computed_again(given, tmp_path):
         annotate_candidates(Counting(setting=2), candidates, output, "n")
     with pytest.raises(UserError, match="of other prompts or responses"):
         annotate_candidates(Counting(), candidates.take([0]), output, "n")
-    with pytest.raises(UserError, match="from something that is not recorded"):
+    with pytest.raises(
+        UserError, match=r"other annotations \(n\) and without 'm'; to add .*--input"
+    ):
         annotate_candidates(Counting(), candidates, output, "m")
 
 

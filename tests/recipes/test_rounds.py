@@ -201,7 +201,10 @@ def test_other_settings_of_a_finished_stage_are_refused_before_anything_runs(fin
     folder, prompts, _, _ = finished
     before = outputs(folder)
     for changes, message in (
-        ({"sampler": Sampler(num_samples=3)}, "round1, sample was finished with sampler = "),
+        (
+            {"sampler": Sampler(num_samples=3)},
+            r"round1, sample was finished with sampler\.num_samples = ",
+        ),
         ({"annotators": {"judge": "letters"}}, "round1, annotate judge was finished with spec = "),
         ({"selector": "letters_pairs:annotation=judge"}, "round1, select was finished with spec"),
         ({"per_round": {"BETA": (0.1, 0.3)}}, "round2, train was finished with hyperparameters"),
@@ -252,6 +255,10 @@ def test_a_stage_that_fails_is_named_and_the_stages_before_it_are_kept(
     ("changes", "message"),
     [
         ({"selector": "nobody"}, "SELECTOR: no selector named 'nobody'"),
+        (
+            {"selector": "best_worst:annotation=juge"},
+            "SELECTOR: it reads the annotation 'juge', and ANNOTATORS makes only: judge",
+        ),
         ({"annotators": {"judge": "letters:policy={teacher}"}}, "set TEACHER"),
         ({"annotators": {"judge": "letters:policy={master}"}}, "names {master}; known: {previous}"),
         ({"annotators": {"log_probs": "letters"}}, "cannot name an annotation"),
