@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.annotation.annotated_output import Output, annotations_digest, lock_of
-from jaxalign.annotation.annotators import Annotator, apply, get_annotator
+from jaxalign.annotation.annotators import Annotator, annotator_names, apply, get_annotator
 from jaxalign.annotation.judge_calibration import calibration
 from jaxalign.data.candidates import TOP_LEVEL, Candidates, read_candidates
 from jaxalign.data.logged_responses import read_responses
@@ -88,7 +88,7 @@ def annotate(
 def default_name(spec: str) -> str:
     """Returns the name of a specification's annotation: the plug-in's name, or the function of `module:function`."""
     name, _, rest = spec.partition(":")
-    own = rest and "=" not in rest and rest.isidentifier() and "." in name
+    own = rest.isidentifier() and name not in annotator_names()
     return re.sub(r"[^\w-]", "_", rest if own else name)
 
 
@@ -117,6 +117,9 @@ def annotate_candidates(
         f"{job.output} holds {len(candidates)} prompts with the annotation {name!r} ({annotator.kind}), {new} of them new; "
         f"missing values: {missing}{told}"
     )
+    lacking = job.newer_annotations() if not new else []
+    if lacking:
+        report += f"; it lacks what {candidates.path} got since ({', '.join(lacking)}): --overwrite writes it anew"
     if truth and annotator.kind == "preferences":
         annotated = read_candidates(job.output)
         truths = annotated.annotation(truth, "scores").values

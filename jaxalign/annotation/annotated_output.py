@@ -74,11 +74,27 @@ class Output:
         if before == now:
             self._check_output()
             return True
+        others = [name for name in _recorded(self.side_file) if name != self.name]
+        if before is None and others and not self.in_place():
+            raise UserError(
+                f"{self.output} exists already, with other annotations ({', '.join(others)}) and without {self.name!r}; to add "
+                f"{self.name!r} to them, give it as --input too; give another --output, or --overwrite"
+            )
         what = f"an annotation {self.name!r}" if self.in_place() else "an output"
         raise UserError(
             f"{self.output} exists already, with {what} that was made {_difference(before, self.record)}; give another --name or "
             "--output, or --overwrite"
         )
+
+    def newer_annotations(self) -> list[str]:
+        """Returns the annotations that the input got after the output was made."""
+        if self.in_place():
+            return []
+        recorded = _recorded(self.side_file)
+        source = _recorded(side_file(Path(self.candidates.path).expanduser()))
+        return [
+            name for name in self.candidates.annotations if name in source and name not in recorded
+        ]
 
     def finish(self) -> None:
         """Gives the finished file its name and records what made it."""

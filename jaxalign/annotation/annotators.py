@@ -74,7 +74,7 @@ class LabelsWanted(Exception):
 
 
 class FunctionAnnotator:
-    """Scores of a user's own function (prompts, responses, references or None) -> one number per response, as a judge."""
+    """Scores of a user's own function (prompts, responses, references or None) -> one number per response, as a judge, or None."""
 
     kind = "scores"
     whole_file = False
@@ -87,12 +87,19 @@ class FunctionAnnotator:
 
     def annotate(self, candidates: Candidates) -> Sequence[np.ndarray]:
         prompts, texts = flat(candidates)
-        scores = self._function(prompts, texts, references_of(candidates))
-        scores = np.asarray(scores, np.float64)
+        given = list(self._function(prompts, texts, references_of(candidates)))
+        scores = np.asarray(given, np.float64)
         if scores.shape != (len(texts),):
             raise UserError(
                 f"annotator {self.name!r} gave an array of shape {list(scores.shape)} for {len(texts)} responses; "
                 "it must give one number each"
+            )
+        # Only None says that there is no score; NaN is a mistake of the function.
+        wrong = [i for i, score in enumerate(given) if score is not None and np.isnan(scores[i])]
+        if wrong:
+            raise UserError(
+                f"annotator {self.name!r} gave nan for a response to the prompt {prompts[wrong[0]][:60]!r}; where there is no score, "
+                "give None"
             )
         return split(scores, candidates)
 

@@ -106,6 +106,19 @@ def test_a_finished_annotation_is_not_computed_again(given, tmp_path):
         annotate_candidates(Counting(), candidates, output, "m")
 
 
+def test_a_finished_output_that_lacks_newer_annotations_of_its_input_says_so(given, tmp_path):
+    path, candidates = given
+    output = tmp_path / "out.jsonl"
+    annotate_candidates(Counting(), candidates, output, "n")
+    report = annotate_candidates(Counting(), candidates, output, "n")["report"]
+    assert "lacks" not in report
+    annotate_candidates(Counting(), candidates, path, "later")
+    result = annotate_candidates(Counting(), read_candidates(path), output, "n")
+    assert (
+        result["new"] == 0 and "it lacks what" in result["report"] and "(later)" in result["report"]
+    )
+
+
 def test_annotations_are_added_to_a_file_in_place_in_any_order(given):
     path, _ = given
     for name in ("one", "two", "one"):
@@ -238,6 +251,8 @@ def test_names_of_annotations_are_those_of_their_annotators():
     assert default_name("slot_error:acts.jsonl") == "slot_error"
     assert default_name("log_prob:policy=runs/a,per_token=true") == "log_prob"
     assert default_name("my.judges:vowels") == "vowels"
+    assert default_name("judges_of_mine:vowels") == "vowels"
+    assert default_name("llm:pairwise") == "llm"
 
 
 def test_the_command_prints_counts_and_tells_mistakes_in_one_line(given, tmp_path, repository):

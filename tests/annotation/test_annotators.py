@@ -54,6 +54,8 @@ class TestJudges:
             "def good(p, r, f):\n    return [float(len(x)) for x in r]\n"
             "def short(p, r, f):\n    return [1.0]\n"
             "def infinite(p, r, f):\n    return [float('inf')] * len(r)\n"
+            "def nan(p, r, f):\n    return [1.0] * (len(r) - 1) + [float('nan')]\n"
+            "def missing(p, r, f):\n    return [1.0] * (len(r) - 1) + [None]\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
         found = annotate("nan_judge:good", candidates)
@@ -62,6 +64,10 @@ class TestJudges:
             annotate("nan_judge:short", candidates)
         with pytest.raises(UserError, match="infinite for the prompt 'one'"):
             annotate("nan_judge:infinite", candidates)
+        with pytest.raises(UserError, match=r"gave nan .*give None"):
+            annotate("nan_judge:nan", candidates)
+        found = annotate("nan_judge:missing", candidates)
+        np.testing.assert_equal(found.values[-1], [1, np.nan])
 
     def test_unknown_annotators_are_told_with_the_known_names(self):
         with pytest.raises(UserError, match=r"no annotator named 'elo': use one of .*slot_error"):
