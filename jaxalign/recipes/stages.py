@@ -194,14 +194,16 @@ def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] |
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         inner = [(f".{key}", before.get(key), now.get(key)) for key in sorted({*before, *now})]
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        inner = [(f"[{i}]", *values) for i, values in enumerate(zip(before, now, strict=True))]
+        pairs = enumerate(zip(before, now, strict=True))
+        inner = [(f"[{i}]", then, later) for i, (then, later) in pairs]
     else:
-        inner = []
-    for part, *values in inner:
-        found = _difference(*values, f"{name}{part}".removeprefix("."))
+        return name, before, now
+    for part, then, later in inner:
+        found = _difference(then, later, f"{name}{part}".removeprefix("."))
         if found is not None:
             return found
-    return name, before, now
+    # A setting that is None and one that an earlier version did not have are the same.
+    return None
 
 
 def _written(folder: Path, name: str) -> dict[str, Any]:
