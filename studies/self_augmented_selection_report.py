@@ -1,0 +1,82 @@
+"""The page and the figure of self-augmented selection: ``python -m studies.self_augmented_selection_report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxalign.evaluation.tables import markdown_table
+from jaxalign.recipes.jobs import read_result
+from studies import self_augmented_selection
+from studies.command_line import write_report
+from studies.formatting import finished, spread, unfinished
+from studies.plotting import dot_plot
+from studies.self_augmented_selection import ARMS, DOMAINS, ROUNDS, SEEDS
+
+FIGURE = Path("docs/results/self_augmented_selection.png")
+_COLUMNS = (
+    ("slot error, greedy", "greedy_slot_error", 3),
+    ("slot error, sampled", "sampled_slot_error", 3),
+    ("BLEU, greedy", "greedy_bleu", 1),
+    ("selected", "selected", 0),
+    ("their slot error", "selected_slot_error", 3),
+    ("trained on", "pseudo_labels", 0),
+)
+
+
+def report(folder: Path, figure: Path = FIGURE) -> str:
+    """Returns the page and draws the figure."""
+    question, _, details = (self_augmented_selection.__doc__ or "").partition("\n\n")
+    lines = ["# Self-augmented selection (SA2)\n", f"{question}\n", f"{details.strip()}\n"]
+    lines.append(
+        "Slot error is the share of slots that are missing or invented, by the same rules as the filter's. BLEU-4 is our own "
+        "implementation (`studies/bleu.py`) on delexicalised, tokenised text, against all references of an act. Mean and standard "
+        "deviation over seeds; `selected` counts pseudo-labels before the filter, `trained on` after it.\n"
+    )
+    panels: dict[str, dict[str, list[float]]] = {}
+    missing: dict[str, list[Any]] = {}
+    for domain in DOMAINS:
+        stages = {"base": f"{domain}/base", "50 labelled": f"{domain}/labelled"}
+        rows = [
+            _row(name, 0, runs)
+            for name, path in stages.items()
+            if (runs := finished(folder, path, SEEDS))
+        ]
+        for arm in ARMS:
+            last: list[dict[str, Any]] = []
+            for number in range(1, ROUNDS + 1):
+                last = finished(folder, f"{domain}/{arm}/round{number}", SEEDS)
+                if last:
+                    rows.append(_row(f"`{arm}`", number, last))
+            missing[f"{domain}/{arm}"] = last
+            if last:
+                errors = [run["greedy_slot_error"] for run in last]
+                panels.setdefault(domain, {})[arm] = errors
+        data = read_result(folder, f"{domain}/data")
+        if data is not None:
+            rows.insert(
+                0, {"arm": "people", "slot error, greedy": f"{data['people_slot_error']:.3f}"}
+            )
+        if rows:
+            lines += [f"## {domain}, from `{DOMAINS[domain]}`\n", markdown_table(rows), ""]
+    if panels:
+        dot_plot(panels, "slot error of greedy sentences", figure)
+        lines.append(f"![Slot error after the last round]({figure.name})\n")
+    return "\n".join([*lines, *unfinished(missing, SEEDS)])
+
+
+def _row(arm: str, number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    cells = {
+        title: spread([run[key] for run in runs if key in run], digits)
+        for title, key, digits in _COLUMNS
+    }
+    return {"arm": arm, "round": number, **cells, "seeds": len(runs)}
+
+
+def main() -> None:
+    """Command line."""
+    write_report(__doc__ or "", "self_augmented_selection", report)
+
+
+if __name__ == "__main__":
+    main()
