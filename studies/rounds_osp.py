@@ -131,20 +131,17 @@ def _prepare(source: Path, job: Path) -> dict[str, Any]:
     counts = rnnlg_data.prepare(source, job, VOCAB_SIZE)
     rows = read_rows(job / "train.jsonl")
     texts = [row[field] for row in rows for field in ("prompt", "response")]
-    # The judge's words must be frequent to be pieces.
+    # The vocabulary sees the words of the judge's texts. The answers are too rare to become pieces of their own accord.
     texts += [
-        text
+        fill(TEMPLATE, first["prompt"], first["response"], second["response"])
         for first, second in zip(rows[::2], rows[1::2], strict=False)
-        for text in (
-            fill(TEMPLATE, first["prompt"], first["response"], second["response"]),
-            *"AB",
-        )
     ]
+    answers = [f"\N{LOWER ONE EIGHTH BLOCK}{choice}" for choice in SelfJudge.choices.split("/")]
     vocabulary = train_sentencepiece(
         texts,
         str(job / "spm.model"),
         vocab_size=VOCAB_SIZE,
-        user_defined_symbols=slots.placeholders(texts),
+        user_defined_symbols=[*slots.placeholders(texts), *answers],
     )
     pieces = choice_pieces(vocabulary, SelfJudge.choices)
     acts = rnnlg_data.acts(job, "train")

@@ -35,6 +35,7 @@ _COLUMNS = (
     ("label accuracy", 3, "label_accuracy"),
     ("pairs that tie", 2, "label_ties"),
     ("records", 0, "examples"),
+    ("log pi of the start's responses", 2, rounds_selm.START_LOG_PROBS),
 )
 
 
@@ -49,11 +50,12 @@ def report(name: str, folder: Path, plot: Path) -> str:
     title, arms, text = STUDIES[name]
     question, _, details = text.partition("\n\n")
     found = {arm: _results(folder, arm) for arm in arms}
+    known = {key for runs in found.values() for run in runs for entry in run for key in entry}
     rows, series = [], {}
     for arm, results in found.items():
         rounds = _by_round(results)
         rows += [
-            {"arm": f"`{arm}`", "round": number, **_cells(entries), "seeds": len(entries)}
+            {"arm": f"`{arm}`", "round": number, **_cells(entries, known), "seeds": len(entries)}
             for number, entries in rounds.items()
         ]
         points = [
@@ -80,8 +82,27 @@ def report(name: str, folder: Path, plot: Path) -> str:
 
 
 def _results(folder: Path, arm: str) -> list[list[dict[str, Any]]]:
-    found = [read_result(folder, f"{arm}/seed{seed}") for seed in SEEDS]
-    return [result["rounds"] for result in found if result is not None]
+    found = []
+    for seed in SEEDS:
+        result = read_result(folder, f"{arm}/seed{seed}")
+        if result is None:
+            continue
+        name = rounds_selm.START_LOG_PROBS
+        scored = read_result(folder, f"{name}/{arm}/seed{seed}") or {"log_probs": {}}
+        found.append(
+            [
+                {**entry, name: scored["log_probs"][entry["round"]]}
+                if entry["round"] in scored["log_probs"]
+                else entry
+                for entry in map(_named, result["rounds"])
+            ]
+        )
+    return found
+
+
+def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entry with the name of its round as text."""
+    return {**entry, "round": str(entry["round"])}
 
 
 def _by_round(results: Sequence[Sequence[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
@@ -93,10 +114,12 @@ def _by_round(results: Sequence[Sequence[dict[str, Any]]]) -> dict[str, list[dic
     return rounds
 
 
-def _cells(entries: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _cells(entries: Sequence[dict[str, Any]], known: set[str]) -> dict[str, str]:
+    """Returns the columns of which some round of the study has a measure."""
     return {
         title: spread([entry[key] for entry in entries if key in entry], digits)
         for title, digits, key in _COLUMNS
+        if key in known
     }
 
 

@@ -4,10 +4,10 @@
     python -m studies.rpo_unpaired_report
 
 ``rnnlg``: one sample of the fine-tuned policy for each act of four domains, good if it has no slot error. ``taskmaster4``: thumbs on
-dialogue turns. The arms start from the same fine-tuned policies, those of the studies `rnnlg` and `human_feedback`, and have equal steps of as many
-responses: SFT on the good responses, RPO with uniform weights, RPO with weights of temperature tau from T5 states of the start or from a
-sentence encoder, and DPO with the missing pairs (an upper reference, which reads more). beta is .1, and RPO's scale `row_sum`, which has
-DPO's gradient size at the start; no hyperparameter is searched.
+dialogue turns. The arms start from the same fine-tuned policies, those of the studies `rnnlg` and `human_feedback`, and have equal steps of
+as many responses: SFT on the good responses, RPO with uniform weights, RPO with weights of temperature tau from T5 states of the start or
+from a sentence encoder, and DPO with the missing pairs (an upper reference, which reads more). beta is .1, and RPO's scale `row_sum`, which
+has DPO's gradient size at the start; no hyperparameter is searched.
 
 The arms of the sentence encoder need its vectors. Without the package in this environment, write them with one that has it, before or after
 the other arms, and give the same command again:

@@ -31,13 +31,16 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     lines.append(markdown_table([_row(arm, runs) for arm, runs in found.items() if runs]))
     lines.append(
         f"\nMean and standard deviation over seeds, after {EPOCHS} epochs unless said otherwise. U: golden ends more than two standard "
-        "errors (over held-out sequences) above its lowest measurement. Slope: of log proxy on log epoch over the last third of the epochs; a "
-        "healthy run follows a power law, with a negative slope. A window is a measurement with a lower proxy and a higher golden than the one "
-        "before.\n"
+        "errors (over held-out sequences) above its lowest measurement. Slope: of log proxy on log epoch over the last third of the "
+        "epochs; a healthy run follows a power law, with a negative slope. A window is a measurement with a lower proxy and a higher "
+        "golden than the one before.\n"
     )
     series = {
-        arm: np.stack(
-            [np.mean([run[key] for run in runs], axis=0) for key in ("proxy", "golden")], axis=1
+        arm: list(
+            zip(
+                *(np.mean([run[key] for run in runs], axis=0) for key in ("proxy", "golden")),
+                strict=True,
+            )
         )
         for arm, runs in found.items()
         if runs

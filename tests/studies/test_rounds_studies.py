@@ -49,3 +49,22 @@ def test_a_page_shows_finished_arms_and_names_the_others(tmp_path):
     assert "| `spa` | 1 | -0.250 ± 0.071 |" in page
     assert "`spa` (2)" in page and "`oracle` (0)" in page
     assert (tmp_path / "page.png").stat().st_size
+
+
+def test_the_page_of_selm_has_the_log_probability_of_the_starts_responses_where_it_was_scored(
+    tmp_path,
+):
+    arm = "normal_alpha0.1"
+    rounds = [
+        {"round": name, "reward": -0.3, "log_ratio_to_start": 0.0, "length": 20.0}
+        for name in ("start", "1")
+    ]
+    results = {arm: {"rounds": rounds}, f"start_log_probs/{arm}": {"log_probs": {"1": -12.5}}}
+    for name, result in results.items():
+        folder = tmp_path / name / "seed0"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+    page = rounds_report.report("selm", tmp_path, tmp_path / "page.png")
+    lines = [line for line in page.splitlines() if line.startswith(f"| `{arm}`")]
+    assert [line.split("|")[-3].strip() for line in lines] == ["-", "-12.50"]
+    assert "label accuracy" not in page

@@ -1,0 +1,205 @@
+"""Studies of teacher hacking, SA2, RPO without pairs and OSP: complete graphs, their pure parts, and pages of unfinished studies."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from studies import (
+    repeated_steps,
+    rounds_osp,
+    rpo_unpaired,
+    rpo_unpaired_report,
+    self_augmented_selection,
+    teacher_hacking,
+    teacher_hacking_report,
+)
+
+NAMES = ("teacher_hacking", "self_augmented_selection", "rpo_unpaired", "rounds_osp")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_job_has_what_it_needs_and_a_name_of_its_own(name, tmp_path):
+    jobs = importlib.import_module(f"studies.{name}").jobs(tmp_path, tmp_path)
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    for position, job in enumerate(jobs):
+        assert set(job.needs) <= set(names[:position])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_of_a_study_that_has_not_run_names_all_arms(name, tmp_path):
+    study = importlib.import_module(f"studies.{name}")
+    report = importlib.import_module(f"studies.{name}_report").report
+    page = report(tmp_path, tmp_path / "page.png")
+    for arm in study.ARMS:
+        assert f"{arm}` (0)" in page
+
+
+def test_the_page_of_teacher_hacking_shows_what_has_finished(tmp_path):
+    result = {
+        "epochs": [0, 1, 2],
+        "golden": [3.0, 2.0, 2.5],
+        "proxy": [3.0, 2.0, 1.0],
+        "lowest": 1,
+        "rise": 0.5,
+        "u": True,
+        "windows": [2],
+        "log_slope": -1.0,
+        "steps": 40,
+    }
+    folder = tmp_path / "offline/seed1"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    page = teacher_hacking_report.report(tmp_path, tmp_path / "page.png")
+    assert "| `offline` | 1.000 | 2.500 | 2.000 | 1.0 | 0.500 | 1 of 1 | 1.0 | -1.00 | 40 |" in page
+    assert "`offline` (1)" in page
+    assert (tmp_path / "page.png").stat().st_size
+
+
+def test_the_page_of_rpo_shows_what_has_finished(tmp_path):
+    numbers = {"accuracy": 0.6, "accuracy_error": 0.02, "good_over_bad": 0.7, "log_ratio": 1.0}
+    results = {
+        "rnnlg/responses": {"train": 9, "good": 0.5, "pairs": 4, "test_pairs": 3},
+        "rnnlg/uniform": {**numbers, "log_ratio_std": 1.0},
+    }
+    for name, result in results.items():
+        folder = tmp_path / name / "seed0"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+    page = rpo_unpaired_report.report(tmp_path, tmp_path / "page.png")
+    assert "| `uniform` | 0.600 (0.020) | 0.700 |" in page
+
+
+def test_a_teacher_that_is_no_nearer_to_the_oracle_than_the_student_is_refused():
+    teacher_hacking.check_starts(1.0, 1.1)
+    with pytest.raises(UserError, match=r"below the student's 1\.000"):
+        teacher_hacking.check_starts(1.0, 1.0)
+
+
+def test_the_detector_finds_the_exponent_of_a_power_law_in_the_last_third():
+    epochs = np.arange(1, 41)
+    # The first two thirds do not follow it.
+    values = np.where(epochs < 26, 5.0, 3.0 * epochs**-0.25)
+    assert teacher_hacking.log_slope(epochs, values) == pytest.approx(-0.25)
+
+
+def test_a_u_needs_a_rise_above_two_standard_errors():
+    noise = np.array([-1.0, 1.0, -1.0, 1.0])
+    u = teacher_hacking.hacked(np.array([[3.0] * 4, [1.0] * 4, [2.0] * 4]), [3, 2, 1])
+    assert u["u"] and u["lowest"] == 1 and u["windows"] == [2]
+    unclear = np.array([[3.0] * 4, [1.0] * 4, 1.1 + noise])
+    assert not teacher_hacking.hacked(unclear, [3, 2, 1])["u"]
+    assert not teacher_hacking.hacked(np.array([[3.0] * 4, [1.0] * 4]), [3, 2])["u"]
+
+
+@pytest.fixture(scope="module")
+def small_policy():
+    config = T5Config(
+        vocab_size=8,
+        emb_dim=8,
+        num_heads=1,
+        head_dim=8,
+        mlp_dim=8,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        dropout_rate=0.0,
+        dtype="float32",
+    )
+    policy = Policy(config, logits_chunk_size=None)
+    return policy, [policy.init(jax.random.key(seed)) for seed in (0, 1)]
+
+
+def test_sequence_kl_sums_the_positions_of_a_response_whatever_its_batch(small_policy):
+    policy, (first, second) = small_policy
+    prompts = [[3, 4, 1], [5, 1], [6, 7, 3, 1]]
+    responses = [[4, 1], [6, 3, 5, 1], [7, 1]]
+
+    def kl(first, second, **options):
+        return teacher_hacking.sequence_kl(
+            (policy, first), (policy, second), prompts, responses, **options
+        )
+
+    together = kl(first, second)
+    np.testing.assert_allclose(kl(first, second, batch_size=1), together, rtol=1e-5)
+    np.testing.assert_allclose(kl(first, first), 0, atol=1e-6)
+    assert (together > 0).all()
+
+
+def test_epochs_have_every_example_once_and_pairs_stay_together():
+    prompts = [[3, 1], [4, 1], [5, 1], [6, 1]]
+    batches = list(
+        repeated_steps.epoch_batches(
+            prompts, prompts, rows=2, lengths=(2, 2), generator=np.random.default_rng(0)
+        )
+    )
+    assert sorted(np.concatenate([index for index, _ in batches])) == [0, 1, 2, 3]
+    pairs = [(prompt, [7, 1]) for prompt in prompts]
+    endless = repeated_steps.pair_batches(
+        prompts, pairs, rows=2, lengths=(2, 2), generator=np.random.default_rng(0)
+    )
+    for _ in range(5):
+        index, first, second = next(endless)
+        assert first["encoder_input_tokens"].tolist() == [prompts[i] for i in index]
+        assert first["decoder_target_tokens"].tolist() == [prompts[i] for i in index]
+        assert second["decoder_target_tokens"].tolist() == [[7, 1], [7, 1]]
+
+
+def test_acts_of_fewshotwoz_become_one_act_of_rnnlg():
+    prompt = "request ( area = ? ; type = ? ) @ inform ( choice = 79 ; price = 1,200 )"
+    assert self_augmented_selection.joined_act(prompt) == (
+        "request inform(area=?;type=?;choice=79;price=1 200)"
+    )
+    assert self_augmented_selection.joined_act("bye ( )") == "bye()"
+
+
+def test_unpaired_responses_have_one_for_each_prompt():
+    rows = [{"prompt": p, "response": r} for p in "abc" for r in "xyz"]
+    found = rpo_unpaired.one_each(rows, 0)
+    assert sorted(row["prompt"] for row in found) == ["a", "b", "c"]
+    assert rpo_unpaired.good_over_bad(
+        np.array([2.0, 1.0, 0.0, 1.0]), np.array([True, True, False, False])
+    ) == pytest.approx((2 + 1.5) / 4)
+
+
+@pytest.mark.parametrize("arm", ["uniform", "t5_tau0.1", "t5_tau0.75", "sft_on_good"])
+def test_losses_prefer_higher_log_ratios_of_good_responses(arm):
+    loss = rpo_unpaired._loss(arm, 0.5)
+    feedback = jnp.array([[1.0], [1.0], [0.0], [0.0]])
+    vectors = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
+
+    def total(ratios):
+        losses, _ = loss(ratios, feedback, vectors, jnp.ones((4, 1), bool))
+        return losses.sum()
+
+    gradient = jax.grad(total)(jnp.zeros((4, 1)))[:, 0]
+    assert (gradient[:2] < 0).all()
+    if arm != "sft_on_good":
+        assert (gradient[2:] > 0).all()
+
+
+def test_comparisons_come_in_both_orders_with_opposite_answers():
+    acts = ["inform(name=SLOT_NAME;area=SLOT_AREA)", "inform(name=SLOT_NAME)"]
+    groups = [["SLOT_NAME is in SLOT_AREA", "hello", "hello"], ["hi", "ho"]]
+    rows = rounds_osp.comparisons(acts, groups, 5)
+    assert [answer for _, answer in rows] == ["A", "B"]
+    assert "response A : SLOT_NAME is in SLOT_AREA response B : hello" in rows[0][0]
+    assert "response A : hello response B : SLOT_NAME is in SLOT_AREA" in rows[1][0]
+
+
+def test_exact_strengths_are_even_for_ties_and_cross_entropy_is_least_at_their_logits():
+    act = "inform(name=SLOT_NAME;area=SLOT_AREA)"
+    assert rounds_osp.exact_strength(act, "hello", "hi") == 0.5
+    assert rounds_osp.exact_strength(act, "SLOT_NAME", "hi") == pytest.approx(1 / (1 + np.exp(-5)))
+    strengths = np.array([0.3, 0.9])
+    logits = np.log(strengths / (1 - strengths))
+    least = rounds_osp.cross_entropy(logits, strengths)
+    entropy = -(strengths * np.log(strengths) + (1 - strengths) * np.log(1 - strengths)).mean()
+    assert least == pytest.approx(entropy)
+    assert rounds_osp.cross_entropy(logits + 0.1, strengths) > least
