@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.annotation.judge_calibration import calibration
-from jaxalign.annotation.self_judge import TEMPLATE, SelfJudge, choice_pieces, fill, sigmoid
+from jaxalign.annotation.self_judge import TEMPLATE, SelfJudge, choice_pieces, fill
 from jaxalign.data import slots
 from jaxalign.data.candidates import Annotation, Candidates
 from jaxalign.data.derived import write_jsonl
@@ -37,10 +35,8 @@ from jaxalign.data.records import Record
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.rows import score_responses
 from jaxalign.inference.sampling import DecodingSettings, generate_responses
 from jaxalign.losses.soft_preference import osp_loss
-from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
 from jaxalign.recipes.jobs import Job
 from jaxalign.runs.folder import Run
@@ -49,10 +45,11 @@ from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
 from jaxalign.training.start import StartFrom
 from studies import rnnlg_data
-from studies.command_line import MINI_T5, run_study
+from studies.command_line import run_study
 from studies.equal_footing import constant_loop
 from studies.equal_footing_forms import read_rows
 from studies.repeated_steps import make_step, pair_batches
+from studies.rounds_osp_pairs import BETA, POLICY, Pairs, comparisons, cross_entropy, exact_strength
 
 SEEDS = (0, 1, 2)
 ARMS = ("soft", "argmax", "sampled", "exact")
@@ -62,11 +59,8 @@ VOCAB_SIZE = 1000
 SFT_STEPS, JUDGE_STEPS = 600, 800
 JUDGE_PAIRS, JUDGE_ACTS, ROUND_ACTS, HELD_OUT_ACTS, TEST_ACTS = 800, 600, 300, 150, 150
 SAMPLES = 4
-# Reward is minus the share of wrong slots; a difference of this size has the probability .73.
-EXACT_SCALE = 0.1
-BETA, LEARNING_RATE, ROWS = 0.1, 1e-4, 16
+LEARNING_RATE, ROWS = 1e-4, 16
 MEASURED = (0, 50, 100, 200, 400, 800, 1600)
-POLICY = Policy(MINI_T5, logits_chunk_size=None)
 
 
 def jobs(source: Path, folder: Path) -> list[Job]:
@@ -84,47 +78,6 @@ def jobs(source: Path, folder: Path) -> list[Job]:
             for arm in ARMS
         ]
     return made
-
-
-def comparisons(
-    acts: Sequence[str], groups: Sequence[Sequence[str]], count: int
-) -> list[tuple[str, str]]:
-    """Returns the judge's texts with their answers, both orders of each pair of responses with different rewards.
-
-    One pair of each act comes first, then the second pairs, and so on.
-
-    Args:
-      acts, groups: the acts and the responses to each.
-      count: the most pairs.
-    """
-    by_act = []
-    for act, group in zip(acts, groups, strict=True):
-        texts = [text for text in dict.fromkeys(group) if text.strip()]
-        rewards = {text: rnnlg_data.feedback(act, text) for text in texts}
-        by_act.append(
-            [
-                (act, one, other, rewards[one] > rewards[other])
-                for one, other in itertools.combinations(texts, 2)
-                if rewards[one] != rewards[other]
-            ]
-        )
-    chosen = [pair for pairs in itertools.zip_longest(*by_act) for pair in pairs if pair][:count]
-    rows = []
-    for act, one, other, better in chosen:
-        rows.append((fill(TEMPLATE, act, one, other), "A" if better else "B"))
-        rows.append((fill(TEMPLATE, act, other, one), "B" if better else "A"))
-    return rows
-
-
-def exact_strength(act: str, one: str, other: str) -> float:
-    """Returns the probability that the first response is better, from the exact rewards."""
-    difference = rnnlg_data.feedback(act, one) - rnnlg_data.feedback(act, other)
-    return float(sigmoid(np.array(difference / EXACT_SCALE)))
-
-
-def cross_entropy(margins: np.ndarray, strengths: np.ndarray) -> float:
-    """Returns the mean cross-entropy of strengths p and sigmoid(margin), in nats."""
-    return float(np.mean(np.logaddexp(0, -margins) + (1 - strengths) * margins))
 
 
 def _prepare(source: Path, job: Path) -> dict[str, Any]:
@@ -269,7 +222,7 @@ def _arm(folder: Path, arm: str, seed: int, job: Path) -> dict[str, Any]:
     encoder = encoder_of(start)
     pairs = folder / f"pairs/seed{seed}"
     training, held_out = (
-        _Pairs.read(pairs / f"{name}.jsonl", encoder, start.params) for name in (arm, "held_out")
+        Pairs.read(pairs / f"{name}.jsonl", encoder, start.params) for name in (arm, "held_out")
     )
 
     def loss(params: Any, first: Any, second: Any, reference: Any, strengths: Any) -> Any:
@@ -303,41 +256,8 @@ def _arm(folder: Path, arm: str, seed: int, job: Path) -> dict[str, Any]:
     return {"pairs": len(training.pairs), "measures": measures}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pairs:
-    """Pairs as token ids, with the log-probabilities of the start and the strengths."""
-
-    prompts: list[list[int]]
-    pairs: list[tuple[list[int], list[int]]]
-    reference: np.ndarray  # [pairs, 2]
-    strengths: np.ndarray  # [pairs]
-
-    @staticmethod
-    def read(path: Path, encoder: TextEncoder, params: Any) -> _Pairs:
-        rows = read_rows(path)
-        prompts = [list(each) for each in encoder.prompts([row["prompt"] for row in rows]).tokens]
-        first, second = (
-            [list(each) for each in encoder.responses([row[field] for row in rows]).tokens]
-            for field in ("chosen", "rejected")
-        )
-        pairs = list(zip(first, second, strict=True))
-        reference, _ = score_responses(POLICY, params, prompts, pairs, batch_size=64)
-        strengths = np.array([row["margin"] for row in rows], np.float32)
-        return _Pairs(prompts, pairs, reference.astype(np.float32), strengths)
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        return max(map(len, self.prompts)), max(len(each) for pair in self.pairs for each in pair)
-
-    def margins(self, params: Any) -> np.ndarray:
-        """Returns beta times the difference of the log-ratios of every pair."""
-        own, _ = score_responses(POLICY, params, self.prompts, self.pairs, batch_size=64)
-        ratios = own - self.reference
-        return BETA * (ratios[:, 0] - ratios[:, 1])
-
-
 def _measure(
-    folder: Path, params: Any, encoder: TextEncoder, training: _Pairs, held_out: _Pairs
+    folder: Path, params: Any, encoder: TextEncoder, training: Pairs, held_out: Pairs
 ) -> dict[str, Any]:
     acts = _acts(folder, "test")
     settings = DecodingSettings(LENGTHS["targets"], temperature=1.0)

@@ -45,7 +45,7 @@ ARMS: dict[str, Arm] = {
 
 
 def jobs(source: Path, folder: Path) -> list[Job]:
-    """Returns all jobs of the study. A job of its own scores the start's responses after each arm, so that a finished arm stays as it is."""
+    """Returns all jobs of the study. A job of its own scores the start's responses after each arm, so that finished arms stay."""
     return [
         *study_jobs(source, folder, ARMS),
         *[

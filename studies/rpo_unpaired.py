@@ -4,10 +4,10 @@
     python -m studies.rpo_unpaired_report
 
 ``rnnlg``: one sample of the fine-tuned policy for each act of four domains, good if it has no slot error. ``taskmaster4``: thumbs on
-dialogue turns. The arms start from the same fine-tuned policies, those of the studies `rnnlg` and `human_feedback`, and have equal steps of
-as many responses: SFT on the good responses, RPO with uniform weights, RPO with weights of temperature tau from T5 states of the start or
-from a sentence encoder, and DPO with the missing pairs (an upper reference, which reads more). beta is .1, and RPO's scale `row_sum`, which
-has DPO's gradient size at the start; no hyperparameter is searched.
+dialogue turns. The arms start from the same fine-tuned policies, those of the studies of rounds and of `human_feedback`, and have equal
+steps of as many responses: SFT on the good responses, RPO with uniform weights, RPO with weights of temperature tau from T5 states of the
+start or from a sentence encoder, and DPO with the missing pairs (an upper reference, which reads more). beta is .1, and RPO's scale
+`row_sum`, which has DPO's gradient size at the start; no hyperparameter is searched.
 
 The arms of the sentence encoder need its vectors. Without the package in this environment, write them with one that has it, before or after
 the other arms, and give the same command again:
@@ -21,49 +21,45 @@ The same command continues an interrupted study. Expected: 2.5 core-hours (an es
 from __future__ import annotations
 
 import functools
-import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.annotation.embeddings import embed_tokens
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.rows import score_responses
-from jaxalign.losses.contrastive import rpo_unpaired_loss, rpo_unpaired_uniform_loss
-from jaxalign.networks.policy import Policy
+from jaxalign.inference.sampling import DecodingSettings, generate_responses
 from jaxalign.recipes.jobs import Job
 from jaxalign.runs.folder import Run
-from jaxalign.training.optimizers import adamw
-from studies import human_feedback, rnnlg
-from studies.command_line import MINI_T5, run_study
+from studies import human_feedback, rnnlg_data, rounds_arms
+from studies.command_line import run_study
 from studies.equal_footing_forms import read_rows
-from studies.repeated_steps import epoch_batches, make_step, pair_batches
+from studies.rpo_unpaired_training import (
+    POLICY,
+    WEIGHTED,
+    log_ratios,
+    loss_of,
+    train_pairs,
+    train_single,
+)
 
 SEEDS = (0, 1, 2)
 SOURCES = ("rnnlg", "taskmaster4")
 # A response is good if its feedback exceeds this.
 THRESHOLDS = {"rnnlg": -1e-6, "taskmaster4": 0.5}
-MOST_RESPONSES = 1600
-BETA, LEARNING_RATE, STEPS, ROWS = 0.1, 1e-4, 150, 32
-TAUS = (0.1, 0.25, 0.5, 0.75)
-ENCODERS = ("t5", "sentence")
-WEIGHTED = {f"{encoder}_tau{tau:g}": (encoder, tau) for encoder in ENCODERS for tau in TAUS}
+MOST_RESPONSES, SAMPLES_PER_ACT = 1600, 4
 ARMS = ("sft_on_good", "uniform", *WEIGHTED, "dpo_with_pairs")
-POLICY = Policy(MINI_T5, logits_chunk_size=None)
 
 
 def jobs(source: Path, folder: Path) -> list[Job]:
     """Returns all jobs: the starts of the other studies, then data, vectors and arms, seed after seed."""
     made = [
         job
-        for job in rnnlg.jobs(source, folder)
-        if job.name.startswith(("data", "sft/", "samples/"))
+        for job in rounds_arms.study_jobs(source, folder, {})
+        if job.name.startswith(("data", "sft/"))
     ]
     made += [
         job
@@ -71,6 +67,8 @@ def jobs(source: Path, folder: Path) -> list[Job]:
         if job.name.startswith(("taskmaster4/data", "taskmaster4/sft"))
     ]
     for seed in SEEDS:
+        samples = functools.partial(_samples, folder, seed)
+        made.append(Job(f"samples/seed{seed}", samples, (f"sft/seed{seed}",)))
         for name in SOURCES:
             start = f"samples/seed{seed}" if name == "rnnlg" else f"taskmaster4/sft/seed{seed}"
             rows = f"{name}/responses/seed{seed}"
@@ -105,6 +103,24 @@ def good_over_bad(scores: np.ndarray, good: np.ndarray) -> float:
 def start_of(folder: Path, name: str, seed: int) -> Path:
     """Returns the run that the arms of a seed start from."""
     return folder / (f"sft/seed{seed}/run" if name == "rnnlg" else f"{name}/sft/seed{seed}/run")
+
+
+def _samples(folder: Path, seed: int, job: Path) -> dict[str, Any]:
+    """Writes judged samples of the fine-tuned policy: to some training acts, and to the acts of validation for the test."""
+    opened = Run(start_of(folder, "rnnlg", seed)).policy()
+    settings = DecodingSettings(
+        rounds_arms.LENGTHS["targets"], num_samples=SAMPLES_PER_ACT, temperature=1.0
+    )
+    counts: dict[str, Any] = {}
+    for split in ("train", "validation"):
+        acts = rnnlg_data.acts(folder / "data", split)
+        order = np.random.default_rng(seed).permutation(len(acts))[:MOST_RESPONSES]
+        acts = [acts[i] for i in order]
+        texts, _ = generate_responses(
+            POLICY, opened.params, encoder_of(opened), acts, settings, batch_size=64, seed=seed
+        )
+        counts[split] = rnnlg_data.write_feedback(job, split, acts, texts)
+    return counts
 
 
 def _responses(source: Path, folder: Path, name: str, seed: int, job: Path) -> dict[str, Any]:
@@ -153,22 +169,22 @@ def _arm(folder: Path, name: str, arm: str, seed: int, job: Path) -> dict[str, A
 
     if arm == "dpo_with_pairs":
         prompts, chosen, rejected = encoded("pairs", "chosen", "rejected")
-        params = _train_pairs(opened.params, prompts, chosen, rejected, seed)
+        params = train_pairs(opened.params, prompts, chosen, rejected, seed)
     else:
         prompts, responses = encoded("train", "response")
         feedback = np.array([row["feedback"] for row in read_rows(rows / "train.jsonl")])
         vectors = _vectors(arm, rows, opened.params, prompts)
-        loss = _loss(arm, THRESHOLDS[name])
-        params = _train_single(
+        loss = loss_of(arm, THRESHOLDS[name])
+        params = train_single(
             arm, loss, opened.params, prompts, responses, feedback, vectors, seed,
             THRESHOLDS[name],
         )  # fmt: skip
     prompts, responses = encoded("test", "response")
-    ratios = _log_ratios(params, opened.params, prompts, [[each] for each in responses])[:, 0]
+    ratios = log_ratios(params, opened.params, prompts, [[each] for each in responses])[:, 0]
     feedback = np.array([row["feedback"] for row in read_rows(rows / "test.jsonl")])
     prompts, chosen, rejected = encoded("test_pairs", "chosen", "rejected")
     groups = [list(pair) for pair in zip(chosen, rejected, strict=True)]
-    pairs = _log_ratios(params, opened.params, prompts, groups)
+    pairs = log_ratios(params, opened.params, prompts, groups)
     wins = np.where(pairs[:, 0] == pairs[:, 1], 0.5, pairs[:, 0] > pairs[:, 1])
     return {
         "accuracy": float(wins.mean()),
@@ -196,133 +212,6 @@ def _vectors(arm: str, rows: Path, params: Any, prompts: list[list[int]]) -> np.
             f"{file}: is missing; write it with studies/rpo_unpaired_sentences.py and start the study again"
         )
     return np.asarray(np.load(file, allow_pickle=False), np.float32)
-
-
-def _loss(arm: str, threshold: float) -> Callable[..., Any]:
-    """Returns a function from log-ratios, feedback, vectors and mask to losses and weights, [responses, 1]."""
-    if arm == "uniform":
-        return lambda ratios, feedback, vectors, mask: rpo_unpaired_uniform_loss(
-            ratios, feedback, mask, beta=BETA, threshold=threshold
-        )
-    if arm in WEIGHTED:
-        tau = WEIGHTED[arm][1]
-        return lambda ratios, feedback, vectors, mask: rpo_unpaired_loss(
-            ratios,
-            feedback,
-            vectors,
-            mask,
-            beta=BETA,
-            tau=tau,
-            threshold=threshold,
-            scale="row_sum",
-        )
-    # SFT: all responses of its batches are good. A reference cancels in the gradient.
-    return lambda ratios, feedback, vectors, mask: (-ratios, mask.astype(jnp.float32))
-
-
-def _train_single(
-    arm: str,
-    loss: Callable[..., Any],
-    params: Any,
-    prompts: list[list[int]],
-    responses: list[list[int]],
-    feedback: np.ndarray,
-    vectors: np.ndarray,
-    seed: int,
-    threshold: float,
-) -> Any:
-    """Returns the parameters after `STEPS` steps on single responses."""
-    if arm == "sft_on_good":
-        kept = np.flatnonzero(feedback > threshold)
-        prompts, responses = [prompts[i] for i in kept], [responses[i] for i in kept]
-        feedback, vectors = feedback[kept], vectors[kept]
-    reference, _ = score_responses(POLICY, params, prompts, [[each] for each in responses])
-
-    def total(params: Any, batch: Any, reference: Any, feedback: Any, vectors: Any) -> Any:
-        ratios = POLICY.score(params, batch).log_probs - reference
-        losses, weights = loss(ratios, feedback, vectors, jnp.ones(ratios.shape, bool))
-        return jnp.sum(losses) / jnp.maximum(jnp.sum(weights), 1)
-
-    others = (
-        reference.astype(np.float32),
-        feedback[:, None].astype(np.float32),
-        vectors,
-    )
-    return _steps(total, params, prompts, responses, others, seed)
-
-
-def _train_pairs(
-    params: Any,
-    prompts: list[list[int]],
-    chosen: list[list[int]],
-    rejected: list[list[int]],
-    seed: int,
-) -> Any:
-    """Returns the parameters after DPO with as many responses in every step: chosen and rejected ones are rows of their own."""
-    groups = [list(pair) for pair in zip(chosen, rejected, strict=True)]
-    reference = score_responses(POLICY, params, prompts, groups)[0].astype(np.float32)
-    generator = np.random.default_rng(seed)
-    lengths = _lengths(prompts, [*chosen, *rejected])
-
-    def total(params: Any, winners: Any, losers: Any, reference: Any) -> Any:
-        first, second = (POLICY.score(params, each).log_probs[:, 0] for each in (winners, losers))
-        margins = first - second - (reference[:, 0] - reference[:, 1])
-        return -jnp.mean(jax.nn.log_sigmoid(BETA * margins))
-
-    initial, step = make_step(total, _optimizer())
-    state = initial(params)
-    batches = pair_batches(
-        prompts,
-        list(zip(chosen, rejected, strict=True)),
-        rows=ROWS // 2,
-        lengths=lengths,
-        generator=generator,
-    )
-    for index, winners, losers in itertools.islice(batches, STEPS):
-        params, state, _ = step(params, state, winners, losers, reference[index])
-    return params
-
-
-def _steps(
-    loss: Callable[..., Any],
-    params: Any,
-    prompts: list[list[int]],
-    responses: list[list[int]],
-    others: Sequence[np.ndarray],
-    seed: int,
-) -> Any:
-    initial, step = make_step(loss, _optimizer())
-    state = initial(params)
-    generator = np.random.default_rng(seed)
-    lengths = _lengths(prompts, responses)
-    done = 0
-    while done < STEPS:
-        for index, batch in epoch_batches(
-            prompts, responses, rows=ROWS, lengths=lengths, generator=generator
-        ):
-            if done == STEPS:
-                break
-            params, state, _ = step(params, state, batch, *[each[index] for each in others])
-            done += 1
-    return params
-
-
-def _lengths(prompts: list[list[int]], responses: list[list[int]]) -> tuple[int, int]:
-    return max(map(len, prompts)), max(map(len, responses))
-
-
-def _optimizer() -> Any:
-    return adamw(
-        LEARNING_RATE, warmup_steps=20, schedule="cosine", total_steps=STEPS, clip_norm=1.0
-    )
-
-
-def _log_ratios(params: Any, start: Any, prompts: Any, responses: Any) -> np.ndarray:
-    own, reference = (
-        score_responses(POLICY, each, prompts, responses, batch_size=64)[0]
-        for each in (params, start)
-    )
-    return np.asarray(own - reference)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from studies import self_augmented_selection
 from studies.command_line import write_report
 from studies.formatting import finished, spread, unfinished
 from studies.plotting import dot_plot
-from studies.self_augmented_selection import ARMS, DOMAINS, ROUNDS, SEEDS
+from studies.self_augmented_selection import ARMS, ROUNDS, SEEDS
+from studies.self_augmented_selection_data import DOMAINS
 
 FIGURE = Path("docs/results/self_augmented_selection.png")
 _COLUMNS = (

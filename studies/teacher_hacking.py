@@ -11,7 +11,7 @@ replaced by fresh samples of its own, and on a fifth of the acts with five fixed
 Golden is KL(oracle || student), proxy is KL(teacher || student), in nats a sequence, exact at every position along fixed samples to
 held-out acts. A student that imitates its teacher exactly has golden KL(oracle || teacher), so a run needs a teacher that is nearer to the
 oracle than the student's start; the job ``starts`` fails otherwise. The same command continues an interrupted study; an arm of a seed that
-was interrupted starts again. Expected: 3 core-hours (an estimate; the oracle about .6, a teacher .2, an arm of a seed .12).
+was interrupted starts again. Expected: 4 core-hours (an estimate; the oracle about .6, a teacher .2, an arm of a seed .15).
 """
 
 from __future__ import annotations
@@ -29,16 +29,12 @@ import numpy as np
 from jaxalign.data.derived import write_jsonl
 from jaxalign.data.records import Record
 from jaxalign.data.task_data import TaskData
-from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.rows import EOS, by_batch, response_tokens
+from jaxalign.inference.rows import EOS, response_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_responses, generate_tokens
-from jaxalign.losses.distillation import forward_kl
-from jaxalign.networks.distributions import map_distributions
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.objectives.sft import SFT
-from jaxalign.objectives.token_weighted import token_mask
 from jaxalign.recipes.jobs import Job
 from jaxalign.runs.folder import Run
 from jaxalign.training.optimizers import adamw
@@ -47,13 +43,14 @@ from studies import rnnlg_data
 from studies.command_line import MINI_T5, run_study
 from studies.equal_footing import constant_loop
 from studies.repeated_steps import epoch_batches, make_step
+from studies.teacher_hacking_measures import check_starts, hacked, log_slope, sequence_kl
 
 SEEDS = (0, 1, 2)
 LENGTHS = {"inputs": 96, "targets": 64}
 VOCAB_SIZE = 1000
 STUDENT_ACTS, HELD_OUT_ACTS, HELD_OUT_SAMPLES = 600, 200, 2
-# Responses of the oracle to each act of the first stage.
-ORACLE_SAMPLES = 4
+# Acts that the oracle answers for the teacher and the student, and its responses to each.
+FIRST_STAGE_ACTS, ORACLE_SAMPLES = 4000, 2
 EPOCHS, ROWS, LEARNING_RATE = 40, 30, 1e-3
 MEASURED = (0, 1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 24, 28, 32, 36, 40)
 FEWER = 5
@@ -98,98 +95,13 @@ def jobs(source: Path, folder: Path) -> list[Job]:
     return made
 
 
-def sequence_kl(
-    first: tuple[Policy, Any],
-    second: tuple[Policy, Any],
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    *,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Returns the sum over positions of KL(first || second) along each response, [responses], in nats.
-
-    Over responses that the first policy samples, the expectation is KL(first || second) of whole sequences.
-
-    Args:
-      first, second: policies with their parameters.
-      prompts: token ids.
-      responses: one response to each prompt, EOS included.
-    """
-    found = np.zeros(len(prompts))
-    for index, batch in by_batch(prompts, [[each] for each in responses], batch_size):
-        values = _kl(first[0], second[0], first[1], second[1], batch)
-        found[index] = np.asarray(values)[: len(index)]
-    return found
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _kl(first: Policy, second: Policy, first_params: Any, second_params: Any, batch: Any) -> Any:
-    distributions = [
-        policy.distributions(params, policy.decode(params, batch))
-        for policy, params in ((first, first_params), (second, second_params))
-    ]
-    return (map_distributions(forward_kl, distributions, chunk_size=None) * token_mask(batch)).sum(
-        axis=1
-    )
-
-
-def log_slope(epochs: Sequence[float], values: Sequence[float]) -> float:
-    """Returns the slope of log value on log epoch over the last third of the epochs: the detector that needs no oracle."""
-    x, y = np.asarray(epochs, float), np.asarray(values, float)
-    late = x >= 2 / 3 * x.max()
-    return float(np.polyfit(np.log(x[late]), np.log(y[late]), 1)[0])
-
-
-def hacked(golden: np.ndarray, proxy: Sequence[float]) -> dict[str, Any]:
-    """Says whether golden has the form of a U, and where proxy falls while golden rises.
-
-    Args:
-      golden: [measurements, sequences].
-      proxy: of every measurement.
-
-    Returns:
-      ``rise`` of golden from its lowest measurement to the last, its standard error over sequences, ``u`` if the rise is above two
-      standard errors, and the ``windows``, the measurements with a lower proxy and a higher golden than the one before.
-    """
-    means = golden.mean(axis=1)
-    lowest = int(means.argmin())
-    difference = golden[-1] - golden[lowest]
-    error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
-    windows = [
-        number
-        for number in range(1, len(means))
-        if proxy[number] < proxy[number - 1] and means[number] > means[number - 1]
-    ]
-    rise = float(difference.mean())
-    return {
-        "lowest": lowest,
-        "rise": rise,
-        "rise_error": error,
-        "u": rise > 2 * error and lowest < len(means) - 1,
-        "windows": windows,
-    }
-
-
-def check_starts(oracle_to_teacher: float, oracle_to_student: float) -> None:
-    """Refuses a teacher that is not nearer to the oracle than the student is before distillation.
-
-    Raises:
-      UserError: every arm would have to depart from the oracle.
-    """
-    if oracle_to_teacher >= oracle_to_student:
-        raise UserError(
-            f"studies.teacher_hacking: KL(oracle, teacher) is {oracle_to_teacher:.3f}, not below the student's {oracle_to_student:.3f} "
-            "at its start, so that every arm would depart from the oracle: raise FIT_STEPS['teacher'] or lower FIT_STEPS['student']"
-        )
-
-
 def _prepare(source: Path, job: Path) -> dict[str, Any]:
     counts = rnnlg_data.prepare(source, job, VOCAB_SIZE)
     acts = rnnlg_data.acts(job, "train")
     order = np.random.default_rng(0).permutation(len(acts))
     splits = {
         "student": [acts[i] for i in order[:STUDENT_ACTS]],
-        "first_stage": [acts[i] for i in order[STUDENT_ACTS:]],
+        "first_stage": [acts[i] for i in order[STUDENT_ACTS:][:FIRST_STAGE_ACTS]],
         "held_out": rnnlg_data.acts(job, "test")[:HELD_OUT_ACTS],
     }
     (job / "acts.json").write_text(json.dumps(splits, indent=1), encoding="utf-8")

@@ -13,11 +13,12 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from studies import (
     repeated_steps,
-    rounds_osp,
+    rounds_osp_pairs,
     rpo_unpaired,
     rpo_unpaired_report,
-    self_augmented_selection,
-    teacher_hacking,
+    rpo_unpaired_training,
+    self_augmented_selection_data,
+    teacher_hacking_measures,
     teacher_hacking_report,
 )
 
@@ -78,25 +79,25 @@ def test_the_page_of_rpo_shows_what_has_finished(tmp_path):
 
 
 def test_a_teacher_that_is_no_nearer_to_the_oracle_than_the_student_is_refused():
-    teacher_hacking.check_starts(1.0, 1.1)
+    teacher_hacking_measures.check_starts(1.0, 1.1)
     with pytest.raises(UserError, match=r"below the student's 1\.000"):
-        teacher_hacking.check_starts(1.0, 1.0)
+        teacher_hacking_measures.check_starts(1.0, 1.0)
 
 
 def test_the_detector_finds_the_exponent_of_a_power_law_in_the_last_third():
     epochs = np.arange(1, 41)
     # The first two thirds do not follow it.
     values = np.where(epochs < 26, 5.0, 3.0 * epochs**-0.25)
-    assert teacher_hacking.log_slope(epochs, values) == pytest.approx(-0.25)
+    assert teacher_hacking_measures.log_slope(epochs, values) == pytest.approx(-0.25)
 
 
 def test_a_u_needs_a_rise_above_two_standard_errors():
     noise = np.array([-1.0, 1.0, -1.0, 1.0])
-    u = teacher_hacking.hacked(np.array([[3.0] * 4, [1.0] * 4, [2.0] * 4]), [3, 2, 1])
+    u = teacher_hacking_measures.hacked(np.array([[3.0] * 4, [1.0] * 4, [2.0] * 4]), [3, 2, 1])
     assert u["u"] and u["lowest"] == 1 and u["windows"] == [2]
     unclear = np.array([[3.0] * 4, [1.0] * 4, 1.1 + noise])
-    assert not teacher_hacking.hacked(unclear, [3, 2, 1])["u"]
-    assert not teacher_hacking.hacked(np.array([[3.0] * 4, [1.0] * 4]), [3, 2])["u"]
+    assert not teacher_hacking_measures.hacked(unclear, [3, 2, 1])["u"]
+    assert not teacher_hacking_measures.hacked(np.array([[3.0] * 4, [1.0] * 4]), [3, 2])["u"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_sequence_kl_sums_the_positions_of_a_response_whatever_its_batch(small_p
     responses = [[4, 1], [6, 3, 5, 1], [7, 1]]
 
     def kl(first, second, **options):
-        return teacher_hacking.sequence_kl(
+        return teacher_hacking_measures.sequence_kl(
             (policy, first), (policy, second), prompts, responses, **options
         )
 
@@ -153,10 +154,10 @@ def test_epochs_have_every_example_once_and_pairs_stay_together():
 
 def test_acts_of_fewshotwoz_become_one_act_of_rnnlg():
     prompt = "request ( area = ? ; type = ? ) @ inform ( choice = 79 ; price = 1,200 )"
-    assert self_augmented_selection.joined_act(prompt) == (
+    assert self_augmented_selection_data.joined_act(prompt) == (
         "request inform(area=?;type=?;choice=79;price=1 200)"
     )
-    assert self_augmented_selection.joined_act("bye ( )") == "bye()"
+    assert self_augmented_selection_data.joined_act("bye ( )") == "bye()"
 
 
 def test_unpaired_responses_have_one_for_each_prompt():
@@ -170,7 +171,7 @@ def test_unpaired_responses_have_one_for_each_prompt():
 
 @pytest.mark.parametrize("arm", ["uniform", "t5_tau0.1", "t5_tau0.75", "sft_on_good"])
 def test_losses_prefer_higher_log_ratios_of_good_responses(arm):
-    loss = rpo_unpaired._loss(arm, 0.5)
+    loss = rpo_unpaired_training.loss_of(arm, 0.5)
     feedback = jnp.array([[1.0], [1.0], [0.0], [0.0]])
     vectors = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]])
 
@@ -187,7 +188,7 @@ def test_losses_prefer_higher_log_ratios_of_good_responses(arm):
 def test_comparisons_come_in_both_orders_with_opposite_answers():
     acts = ["inform(name=SLOT_NAME;area=SLOT_AREA)", "inform(name=SLOT_NAME)"]
     groups = [["SLOT_NAME is in SLOT_AREA", "hello", "hello"], ["hi", "ho"]]
-    rows = rounds_osp.comparisons(acts, groups, 5)
+    rows = rounds_osp_pairs.comparisons(acts, groups, 5)
     assert [answer for _, answer in rows] == ["A", "B"]
     assert "response A : SLOT_NAME is in SLOT_AREA response B : hello" in rows[0][0]
     assert "response A : hello response B : SLOT_NAME is in SLOT_AREA" in rows[1][0]
@@ -195,11 +196,13 @@ def test_comparisons_come_in_both_orders_with_opposite_answers():
 
 def test_exact_strengths_are_even_for_ties_and_cross_entropy_is_least_at_their_logits():
     act = "inform(name=SLOT_NAME;area=SLOT_AREA)"
-    assert rounds_osp.exact_strength(act, "hello", "hi") == 0.5
-    assert rounds_osp.exact_strength(act, "SLOT_NAME", "hi") == pytest.approx(1 / (1 + np.exp(-5)))
+    assert rounds_osp_pairs.exact_strength(act, "hello", "hi") == 0.5
+    assert rounds_osp_pairs.exact_strength(act, "SLOT_NAME", "hi") == pytest.approx(
+        1 / (1 + np.exp(-5))
+    )
     strengths = np.array([0.3, 0.9])
     logits = np.log(strengths / (1 - strengths))
-    least = rounds_osp.cross_entropy(logits, strengths)
+    least = rounds_osp_pairs.cross_entropy(logits, strengths)
     entropy = -(strengths * np.log(strengths) + (1 - strengths) * np.log(1 - strengths)).mean()
     assert least == pytest.approx(entropy)
-    assert rounds_osp.cross_entropy(logits + 0.1, strengths) > least
+    assert rounds_osp_pairs.cross_entropy(logits + 0.1, strengths) > least
