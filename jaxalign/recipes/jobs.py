@@ -48,10 +48,9 @@ def work(folder: Path, jobs: Sequence[Job]) -> None:
     """
     failed: set[str] = set()
     while True:
-        pending = [
-            job for job in jobs if read_result(folder, job.name) is None and job.name not in failed
-        ]
-        pending = [job for job in pending if not failed & set(job.needs)]
+        unfinished = [job for job in jobs if read_result(folder, job.name) is None]
+        blocked = _blocked(unfinished, failed)
+        pending = [job for job in unfinished if job.name not in blocked]
         if not pending:
             break
         ready = [
@@ -134,6 +133,14 @@ def _closure(jobs: Sequence[Job], prefix: str) -> set[str]:
             found.add(name)
             wanted.extend(by_name[name].needs)
     return found
+
+
+def _blocked(jobs: Sequence[Job], failed: set[str]) -> set[str]:
+    """Returns the failed jobs and those that need one of them, directly or through other unfinished jobs."""
+    blocked = set(failed)
+    while more := {job.name for job in jobs if blocked & set(job.needs)} - blocked:
+        blocked |= more
+    return blocked
 
 
 def _claim(folder: Path) -> bool:

@@ -35,7 +35,12 @@ def test_finished_jobs_are_not_run_again(tmp_path):
 
 def test_a_failure_stops_only_the_jobs_that_need_it(tmp_path):
     calls = []
-    jobs = [_job("bad", calls, fails=True), _job("after", calls, ("bad",)), _job("other", calls)]
+    jobs = [
+        _job("bad", calls, fails=True),
+        _job("after", calls, ("bad",)),
+        _job("long after", calls, ("after",)),
+        _job("other", calls),
+    ]
     with pytest.raises(RuntimeError, match="bad"):
         work(tmp_path, jobs)
     assert calls == ["bad", "other"]
