@@ -11,7 +11,7 @@ from studies import self_augmented_selection
 from studies.command_line import write_report
 from studies.formatting import finished, spread, unfinished
 from studies.plotting import dot_plot
-from studies.self_augmented_selection import ARMS, ROUNDS, SEEDS
+from studies.self_augmented_selection import DOMAIN_ARMS, ROUNDS, SEEDS
 from studies.self_augmented_selection_data import DOMAINS
 
 FIGURE = Path("docs/results/self_augmented_selection.png")
@@ -23,6 +23,7 @@ _COLUMNS = (
     ("their slot error", "selected_slot_error", 3),
     ("trained on", "pseudo_labels", 0),
 )
+_PANELS = {"slot error, greedy": "greedy_slot_error", "BLEU, greedy": "greedy_bleu"}
 
 
 def report(folder: Path, figure: Path = FIGURE) -> str:
@@ -36,6 +37,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     )
     panels: dict[str, dict[str, list[float]]] = {}
     missing: dict[str, list[Any]] = {}
+    first = next(iter(DOMAINS))
     for domain in DOMAINS:
         stages = {"base": f"{domain}/base", "50 labelled": f"{domain}/labelled"}
         rows = [
@@ -43,16 +45,15 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
             for name, path in stages.items()
             if (runs := finished(folder, path, SEEDS))
         ]
-        for arm in ARMS:
+        for arm in DOMAIN_ARMS[domain]:
             last: list[dict[str, Any]] = []
             for number in range(1, ROUNDS + 1):
                 last = finished(folder, f"{domain}/{arm}/round{number}", SEEDS)
                 if last:
                     rows.append(_row(f"`{arm}`", number, last))
             missing[f"{domain}/{arm}"] = last
-            if last:
-                errors = [run["greedy_slot_error"] for run in last]
-                panels.setdefault(domain, {})[arm] = errors
+            for title, key in _PANELS.items() if last and domain == first else ():
+                panels.setdefault(f"{domain}: {title}", {})[arm] = [run[key] for run in last]
         data = read_result(folder, f"{domain}/data")
         if data is not None:
             rows.insert(
@@ -61,8 +62,8 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
         if rows:
             lines += [f"## {domain}, from `{DOMAINS[domain]}`\n", markdown_table(rows), ""]
     if panels:
-        dot_plot(panels, "slot error of greedy sentences", figure)
-        lines.append(f"![Slot error after the last round]({figure.name})\n")
+        dot_plot(panels, "", figure)
+        lines.append(f"![Slot error and BLEU after the last round]({figure.name})\n")
     return "\n".join([*lines, *unfinished(missing, SEEDS)])
 
 
