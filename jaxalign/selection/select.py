@@ -121,9 +121,7 @@ def settings_of(selector: Selector) -> dict[str, Any]:
 def describe(selection: Selection, candidates: Candidates, output: str) -> str:
     """Returns the table of counts that the command prints."""
     what = (
-        "prompts that are to be labelled"
-        if selection.kind == "candidates"
-        else f"{selection.kind} records"
+        "prompts with candidates" if selection.kind == "candidates" else f"{selection.kind} records"
     )
     responses = sum(map(len, candidates.responses))
     rows = [
