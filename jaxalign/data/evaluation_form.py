@@ -34,12 +34,13 @@ class Form:
         found = self.other(obj)
         if found is None or found.kind not in KINDS:
             return None
-        # The field `target` is read as a reference.
-        return None if ("response", "target") in found.fields else found
+        # The responses of `generate` are meant to be left out, and the field `target` is read as a reference.
+        generated = found.layout == "candidates" and found.kind == "seq2seq"
+        return None if generated or ("response", "target") in found.fields else found
 
     def remedy(self, found: recognition.Found) -> str:
         """Returns what a user does with a file of another form, to follow the words "the record looks like ..., which is"."""
-        if found.layout == "ultrafeedback":
+        if found.layout in ("ultrafeedback", "candidates"):
             return f"evaluated from a cache: make one with `jaxalign cache --layout={found.layout}`, and give that as --prompts"
         options = found.options()
         if not self.kind or found.kind not in KINDS:
