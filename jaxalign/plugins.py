@@ -1,6 +1,6 @@
 """Plug-ins that a command line or a gin file names: `name`, `name:argument`, `name:key=value,key=value`, or `module:function`.
 
-Annotators and selectors are found by this syntax.
+Annotators and selectors are found by this syntax; judges and extractors of features share its last form.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Registry(Generic[PlugIn]):
 
         def add(factory: _Factory) -> _Factory:
             if name in self._factories:
-                raise ValueError(f"a {self.subject} named {name!r} is registered already")
+                raise ValueError(f"the {self.subject} {name!r} is registered already")
             self._factories[name] = factory
             return factory
 
@@ -136,18 +136,30 @@ class Registry(Generic[PlugIn]):
             raise UserError(
                 f"no {self.subject} named {parts.name!r}: use one of {', '.join(self.names())}, or module:function"
             )
-        try:
-            module = importlib.import_module(parts.name)
-        except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
-            raise UserError(
-                f"{self.subject} {spec!r}: cannot import module {parts.name!r} ({error}); is its folder on PYTHONPATH?"
-            ) from None
-        function = getattr(module, parts.argument, None)
-        if not callable(function):
-            raise UserError(
-                f"{self.subject} {spec!r}: module {parts.name!r} has no function {parts.argument!r}"
-            )
-        return self._wrap(parts.argument, function)
+        return self._wrap(parts.argument, import_function(self.subject, spec))
+
+
+def import_function(subject: str, spec: str) -> Callable[..., Any]:
+    """Returns the function of a specification `module:function`, which a user gave; never of one that a file or run folder names.
+
+    Args:
+      subject: what the function is, for messages, such as "annotator".
+      spec: the specification.
+
+    Raises:
+      UserError: the module cannot be imported, or has no such function.
+    """
+    name, _, function_name = spec.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
+        raise UserError(
+            f"{subject} {spec!r}: cannot import module {name!r} ({error}); is its folder on PYTHONPATH?"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"{subject} {spec!r}: module {name!r} has no function {function_name!r}")
+    return function
 
 
 def _converted(value: str, wanted: Any, owner: str, name: str) -> Any:

@@ -5,9 +5,13 @@
 class Polite:
     word: str = "please"
     kind = "scores"
+    whole_file = False
 
-    def identity(self): return {"word": self.word}
-    def annotate(self, candidates): return [np.array([...]) for responses in candidates.responses]
+    def identity(self):
+        return {"word": self.word}
+
+    def annotate(self, candidates):
+        return [np.array([...]) for responses in candidates.responses]
 """
 
 from __future__ import annotations

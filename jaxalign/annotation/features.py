@@ -11,7 +11,6 @@ names a function that is called: it can use the registered extractors only.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from jaxtyping import Float
 
 from jaxalign.data import slots, synthetic
 from jaxalign.errors import UserError
+from jaxalign.plugins import import_function
 from jaxalign.runs.folder import Run
 
 Extractor = Callable[[Sequence[str], Sequence[str]], Any]
@@ -71,15 +71,7 @@ def get_extractor(spec: str, *, of_run: bool = False) -> Extractor:
         raise UserError(
             f"there is no extractor named {spec!r}: use {', '.join(extractor_names())}, or module:function"
         )
-    try:
-        function = getattr(importlib.import_module(name), argument, None)
-    except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
-        raise UserError(
-            f"extractor {spec!r}: cannot import module {name!r} ({error}); is its folder on PYTHONPATH?"
-        ) from None
-    if not callable(function):
-        raise UserError(f"extractor {spec!r}: module {name!r} has no function {argument!r}")
-    return function
+    return import_function("extractor", spec)
 
 
 def extract(

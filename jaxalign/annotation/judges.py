@@ -10,7 +10,6 @@ your own judges: any importable function (prompts, responses, references) -> one
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +28,7 @@ from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.networks.feature_reward import FeatureReward
+from jaxalign.plugins import import_function
 from jaxalign.runs.folder import Run
 
 References = Sequence[Sequence[str]]
@@ -93,16 +93,7 @@ def get_judge(spec: str) -> Judge:
         raise UserError(
             f"no judge named '{spec}': use one of {', '.join(judge_names())}, or module:function."
         )
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two: '' and '.name'
-        raise UserError(
-            f"judge '{spec}': cannot import module '{name}' ({error}); is its folder on PYTHONPATH?"
-        ) from None
-    function = getattr(module, argument, None)
-    if not callable(function):
-        raise UserError(f"judge '{spec}': module '{name}' has no function '{argument}'.")
-    return FunctionJudge(argument, function)
+    return FunctionJudge(argument, import_function("judge", spec))
 
 
 def check_prompts(judge: Judge, prompts: Sequence[str], references: References) -> None:
