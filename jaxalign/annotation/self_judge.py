@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxalign.annotation.annotators import register_annotator
 from jaxalign.annotation.flat import file_identity, run_identity
@@ -164,9 +165,7 @@ class SelfJudge:
         shown = dict(zip(orders, self.judge(texts), strict=True))
         preferences = [np.full((len(group), len(group)), np.nan) for group in candidates.responses]
         for index, i, j in orders:
-            # P(i > j) = (s(i, j) + 1 - s(j, i)) / 2, see `selection.judged_pairs.debias`.
-            both = shown[index, i, j] + 1 - shown[index, j, i]
-            preferences[index][i, j] = 0.5 * both
+            preferences[index][i, j] = debias(shown[index, i, j], shown[index, j, i])
         return preferences
 
     def judge(self, texts: Sequence[str]) -> np.ndarray:
@@ -192,6 +191,19 @@ class SelfJudge:
         self._policy.require_finite([log_probs], "log-probabilities")
         found[fits] = sigmoid((log_probs[:, 0] - log_probs[:, 1]) / self.temperature)
         return found
+
+
+def debias(
+    first_order: Float[np.ndarray, "*pairs"] | float,
+    second_order: Float[np.ndarray, "*pairs"] | float,
+) -> Float[np.ndarray, "*pairs"] | float:
+    """Returns ``P(a > b) = (s(a, b) + 1 - s(b, a)) / 2``, which removes a judge's position bias by averaging both orders.
+
+    Args:
+      first_order: ``s(a, b)``, the judge's probability for a when a is shown first.
+      second_order: ``s(b, a)``, the judge's probability for b when b is shown first.
+    """
+    return 0.5 * (first_order + 1 - second_order)
 
 
 def sigmoid(values: np.ndarray) -> np.ndarray:

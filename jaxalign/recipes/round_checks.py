@@ -11,6 +11,7 @@ from jaxalign.data.recorded_vocabulary import require_same_vocabulary
 from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
+from jaxalign.interop.parameters import ARCHITECTURE
 from jaxalign.recipes import round_training
 from jaxalign.recipes.round_labels import SELECT, filled_in, waits_for_labels
 from jaxalign.recipes.round_prompts import (
@@ -25,19 +26,6 @@ from jaxalign.recipes.round_recipe import Recipe
 from jaxalign.runs.folder import Run
 from jaxalign.selection.selectors import get_selector
 from jaxalign.training.build import make_transformations
-
-# These say whether two networks have the same parameters.
-_SHAPES = (
-    "vocab_size",
-    "emb_dim",
-    "num_heads",
-    "head_dim",
-    "mlp_dim",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "logits_via_embedding",
-)
-
 
 # The number of prompts with which annotators check themselves.
 _TRIED = 100
@@ -181,7 +169,7 @@ def _check_training(recipe: Recipe, number: int, start: Run) -> None:
     if recipe.epochs_of(number) is not None and data.pack:
         raise UserError("EPOCHS needs PACK = False; with packed rows set TRAIN_STEPS")
     ours, theirs = getattr(objective.policy, "config", None), start.config("policy")
-    for name in _SHAPES:
+    for name in ARCHITECTURE:
         if ours is not None and getattr(ours, name) != getattr(theirs, name):
             raise UserError(
                 f"MODEL has {name} {getattr(ours, name)}, and the policy of START {recipe.start} has {getattr(theirs, name)}; give the "

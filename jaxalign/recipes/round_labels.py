@@ -202,8 +202,9 @@ def label_accuracy(path: Path, kind: str, truth: Annotator) -> dict[str, float]:
         texts = line["responses"] if kind == "ranked" else [line["chosen"], line["rejected"]]
         first, second = texts[:2]
         margin = line.get("margin")
-        soft = isinstance(margin, (int, float)) and margin < 0
-        pairs.append([second, first] if soft else [first, second])
+        # A negative margin says that `rejected` is the better one, see `data.records`.
+        exchanged = isinstance(margin, (int, float)) and margin < 0
+        pairs.append([second, first] if exchanged else [first, second])
     annotated = apply(truth, Candidates(prompts, pairs, path=str(path)), "truth")
     values = np.array([array[:2] for array in annotated.annotations["truth"].values])
     difference = values[:, 0] - values[:, 1]

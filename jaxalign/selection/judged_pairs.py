@@ -31,19 +31,6 @@ class RankedPairs(NamedTuple):
     weights: Float[Array, "prompts pairs"]
 
 
-def debias(
-    first_order: Float[Array, "*pairs"], second_order: Float[Array, "*pairs"]
-) -> Float[Array, "*pairs"]:
-    """Returns ``P(a > b) = (s(a, b) + 1 - s(b, a)) / 2``, which removes a judge's position bias by averaging both orders.
-
-    Args:
-      first_order: ``s(a, b)``, the judge's probability for a when a is shown first.
-      second_order: ``s(b, a)``, the judge's probability for b when b is shown first.
-    """
-    first_order, second_order = as_float32(first_order, second_order)
-    return 0.5 * (first_order + 1 - second_order)
-
-
 def preferences_over_baseline(
     probabilities: Float[Array, "prompts responses"],
 ) -> Float[Array, "prompts responses responses"]:

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxalign.annotation import annotators
 from jaxalign.annotation.annotators import get_annotator
 from jaxalign.annotation.judge_calibration import calibration
-from jaxalign.annotation.self_judge import choice_pieces, fill, read_template, sigmoid
+from jaxalign.annotation.self_judge import choice_pieces, debias, fill, read_template, sigmoid
 from jaxalign.data.candidates import Candidates
 from jaxalign.data.vocabularies import ByteVocabulary
 from jaxalign.errors import UserError
@@ -20,6 +22,17 @@ def judged(runs, candidates, tmp_path, settings=""):
     made = get_annotator(f"self_judge:policy={runs['a']},template={template}{settings}")
     made.check(candidates)
     return annotators.apply(made, candidates, "self").annotation("self").values, made.counts()
+
+
+@given(first=st.floats(0, 1, width=32), second=st.floats(0, 1, width=32))
+def test_debiased_preferences_of_both_orders_sum_to_one(first, second):
+    one, other = np.array([first]), np.array([second])
+    np.testing.assert_allclose(debias(one, other) + debias(other, one), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("taste", [0.0, 0.3, 1.0])
+def test_a_judge_of_positions_only_has_no_preference(taste):
+    np.testing.assert_allclose(debias(np.full(3, taste), np.full(3, taste)), 0.5, atol=1e-6)
 
 
 def test_probabilities_are_the_debiased_softmax_over_the_choices(runs, tmp_path):
