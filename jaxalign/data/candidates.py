@@ -149,7 +149,8 @@ class Candidates:
         for name in TOP_LEVEL:
             if name in annotations:
                 line[name] = _to_json(annotations.pop(name).values[index])
-        if annotations:
+        # Written even if it is empty: it says that the responses are in no order.
+        if annotations or "log_probs" not in line:
             line["annotations"] = {
                 name: {found.kind: _to_json(found.values[index])}
                 | ({"names": list(found.names)} if found.names else {})

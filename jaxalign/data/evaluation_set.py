@@ -14,7 +14,14 @@ from typing import Any
 from jaxalign.data import json_lines, layouts, preferences, recognition, validation
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_form import Form
-from jaxalign.data.records import KINDS, Record, RecordError, field_value, parse_record
+from jaxalign.data.records import (
+    KINDS,
+    Record,
+    RecordError,
+    field_value,
+    is_candidates,
+    parse_record,
+)
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION, RejectionLog
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
@@ -208,11 +215,11 @@ def read_evaluation_records(
 def recognise_kind(obj: Mapping[str, Any]) -> str:
     """Returns the record kind that an object's fields imply; '' for a prompt alone.
 
-    Lines written by `jaxalign generate` count as prompts alone, because nobody ranked their responses.
+    Candidates, such as lines written by `jaxalign generate`, count as prompts alone, because nobody ranked their responses.
     """
     if obj.get("chosen") is not None and obj.get("rejected") is not None:
         return "pair"
-    if obj.get("responses") is not None and "log_probs" not in obj:
+    if obj.get("responses") is not None and not is_candidates(obj):
         return "multi" if obj.get("scores") is not None else "ranked"
     if obj.get("response") is None:
         return ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxalign.data.candidate_records import feedback_field
 from jaxalign.data.layouts import TURN, is_messages
-from jaxalign.data.records import KINDS, RecordError, number
+from jaxalign.data.records import KINDS, RecordError, is_candidates, number
 
 # Names that others use for a prompt, a response and feedback, the most likely name first.
 _ALIASES = {
@@ -80,7 +80,7 @@ def layout_of(obj: Any) -> Found | None:
         return None
     if {"response_a", "response_b"} <= names and names & {"human_labels", "winner", "preference"}:
         return Found("pair", "compared")
-    if isinstance(obj.get("responses"), list) and _is_candidates(obj):
+    if isinstance(obj.get("responses"), list) and is_candidates(obj):
         return _candidates(obj, prompt)
     if isinstance(obj.get("responses"), list):
         return _renamed("multi" if "scores" in names else "ranked", prompt=prompt)
@@ -122,11 +122,6 @@ def _is_feedback(value: Any) -> bool:
     except RecordError:
         return False
     return True
-
-
-def _is_candidates(obj: Mapping[str, Any]) -> bool:
-    """Returns whether nobody ranked the responses of a line, because a policy wrote them or they have annotations."""
-    return isinstance(obj.get("annotations"), Mapping) or isinstance(obj.get("log_probs"), list)
 
 
 def _candidates(obj: Mapping[str, Any], prompt: str) -> Found:

@@ -126,6 +126,11 @@ def check_kind(kind: str) -> str:
     return kind
 
 
+def is_candidates(obj: Mapping[str, Any]) -> bool:
+    """Returns whether an object is a line of candidates (see `candidates`), whose responses are in no order."""
+    return isinstance(obj.get("annotations"), Mapping) or isinstance(obj.get("log_probs"), list)
+
+
 def states_feedback(obj: Any, kind: str, fields: Mapping[str, str] | None = None) -> bool:
     """Returns whether a record of a kind of `ASSUMED_FEEDBACK` states its feedback, instead of implying it by the order."""
     return (
@@ -174,6 +179,12 @@ def parse_record(
             raise RecordError("wrong_type", "a ranked record needs at least two responses")
         given = reader.optional("feedback")
         if given is None:
+            if is_candidates(obj):
+                raise RecordError(
+                    "missing_rating",
+                    "the responses are candidates, in no order; read them with layout=candidates and "
+                    "fields=feedback=annotations.NAME, or make records with jaxalign select",
+                )
             last = len(responses) - 1
             feedback = tuple((last - rank) / last for rank in range(len(responses)))
         else:

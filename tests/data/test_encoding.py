@@ -5,6 +5,7 @@ import pytest
 from jaxalign.data import cache
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import read_evaluation_records, recognise_kind
+from jaxalign.data.records import RecordError, parse_record
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import Limits
 from jaxalign.data.vocabularies import ByteVocabulary
@@ -91,4 +92,9 @@ def test_kinds_are_recognised_by_their_fields():
         assert recognise_kind(rows_of(kind)[0]) == kind
     assert recognise_kind({"prompt": "p"}) == ""
     # Samples that `generate` wrote are nobody's ranking.
-    assert recognise_kind({"prompt": "p", "responses": ["a", "b"], "log_probs": [-1, -2]}) == ""
+    candidates = {"prompt": "p", "responses": ["a", "b"]}
+    for more in ({"log_probs": [-1, -2]}, {"annotations": {"judge": {"scores": [0, 1]}}}):
+        assert recognise_kind({**candidates, **more}) == ""
+        # Their position says nothing, so that it is not taken for a rank.
+        with pytest.raises(RecordError, match="candidates, in no order"):
+            parse_record({**candidates, **more}, "ranked")

@@ -203,6 +203,10 @@ def test_responses_that_are_not_read_are_told(write_lines, tmp_path):
     for fields in ({"responses": ["a"], "log_probs": [-1.0]}, {"target": "t"}, {"references": "r"}):
         path = write_lines("plain.jsonl", [{"prompt": "p", **fields}])
         assert read_evaluation_records(path, side_file=side).note == ""
+    # Candidates that are judged could be evaluated, from a cache.
+    judged = {"prompt": "p", "responses": ["a", "b"], "annotations": {"judge": {"scores": [1, 0]}}}
+    found = read_evaluation_records(write_lines("judged.jsonl", [judged]), side_file=side)
+    assert "jaxalign cache --layout=candidates" in found.note
 
 
 def test_every_command_allows_the_same_share_of_bad_records():
