@@ -39,7 +39,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
 from jaxalign.recipes.jobs import Job
 from jaxalign.runs.folder import Run
-from jaxalign.selection.uncertainty import phase_one
+from jaxalign.selection.low_loss_uncertain import phase_one
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
 from jaxalign.training.start import StartFrom

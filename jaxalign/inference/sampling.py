@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
-from jaxalign.inference import continuous
+from jaxalign.inference import continuous_batching
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 from jaxalign.networks.beam_search import beam_search
 from jaxalign.networks.decoding import check_choice
@@ -72,7 +72,7 @@ class DecodingSettings:
 def decoder(policy: Any, settings: DecodingSettings, batch_size: int) -> Callable[..., Any]:
     """Returns a function (params, prompts, indices, key) -> tokens and log-probabilities of the prompts, best response first.
 
-    Greedy responses and samples are decoded by `inference.continuous`, beam search in batches. Both take prompts of similar length
+    Greedy responses and samples are decoded by `inference.continuous_batching`, beam search in batches. Both take prompts of similar length
     together.
     """
     length = settings.max_target_length
@@ -104,15 +104,15 @@ def decoder(policy: Any, settings: DecodingSettings, batch_size: int) -> Callabl
         check_choice(policy, settings.temperature, settings.top_k, settings.top_p)
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
-        choice = continuous.Choice(settings.temperature, settings.top_k, settings.top_p)
+        choice = continuous_batching.Choice(settings.temperature, settings.top_k, settings.top_p)
         rows = num_rows(len(prompts), batch_size)
         for input_length, index in by_length([len(prompt) for prompt in prompts], rows):
-            tokens[index], log_probs[index] = continuous.decode_prompts(
+            tokens[index], log_probs[index] = continuous_batching.decode_prompts(
                 policy,
                 params,
                 [prompts[i] for i in index],
                 indices[index],
-                continuous.Shapes(rows, settings.num_samples, input_length, length),
+                continuous_batching.Shapes(rows, settings.num_samples, input_length, length),
                 choice,
                 key,
             )

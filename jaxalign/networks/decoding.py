@@ -1,6 +1,6 @@
 """Greedy and sampled responses of one batch of prompts. Compiled once per shape; decoding stops when every row has ended.
 
-This is the plain decoder. `networks.continuous` decodes many prompts, in place of rows that have ended.
+This is the plain decoder. `networks.decoding_rows` decodes many prompts, in place of rows that have ended.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
 from jaxalign.selection import (  # noqa: F401
     budget,
     joint_pairs,
+    low_loss_uncertain,
     rated,
     routed,
     scored,
     self_judged,
     similarity,
-    uncertainty,
 )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batches import prompt_rows
-from jaxalign.inference import continuous, sampling
+from jaxalign.inference import continuous_batching, sampling
 from jaxalign.inference.rows import response_tokens, score_responses
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens, generate_windows
-from jaxalign.networks import continuous as programs
+from jaxalign.networks import decoding_rows as programs
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.decoding import generate
 from jaxalign.networks.policy import Policy
@@ -35,8 +35,8 @@ def small():
 @pytest.fixture
 def small_cache(monkeypatch):
     """A cache that has to grow for the longer responses, and to become small again after them."""
-    monkeypatch.setattr(continuous, "SMALLEST_CACHE", LENGTH // 2)
-    monkeypatch.setattr(continuous, "MARGIN", 2)
+    monkeypatch.setattr(continuous_batching, "SMALLEST_CACHE", LENGTH // 2)
+    monkeypatch.setattr(continuous_batching, "MARGIN", 2)
 
 
 @pytest.fixture(scope="module")

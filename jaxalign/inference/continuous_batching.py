@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from jaxalign.data.batches import prompt_rows
 from jaxalign.inference.rows import EOS, PAD, Tokens
-from jaxalign.networks import continuous
+from jaxalign.networks import decoding_rows
 
 SMALLEST_CACHE = 64  # slots
 MARGIN = 16  # tokens that at least fit into a cache before it must grow
@@ -69,8 +69,8 @@ def decode_prompts(
     count, length = len(prompts), shapes.max_decode_len
     tokens = np.full((count, shapes.samples, length), PAD, np.int32)
     log_probs = np.zeros((count, shapes.samples), np.float32)
-    constants = continuous.constants(policy, params, max_decode_len=length)
-    rows = continuous.idle_rows(
+    constants = decoding_rows.constants(policy, params, max_decode_len=length)
+    rows = decoding_rows.idle_rows(
         policy,
         num_rows=shapes.rows,
         num_samples=shapes.samples,
@@ -87,14 +87,14 @@ def decode_prompts(
             if begun == end:
                 begin, end = end, min(end + shapes.rows, count)
                 padded = [*prompts[begin:end], *[[EOS]] * (shapes.rows - (end - begin))]
-                encoded = continuous.encode(
+                encoded = decoding_rows.encode(
                     policy, params, prompt_rows(padded, shapes.input_length), max_decode_len=length
                 )
             if reading is None:
                 reading = jax.tree.map(jnp.copy, encoded)
             taken = idle[: end - begun]
             new = np.arange(begun, begun + len(taken))
-            rows, reading = continuous.replace_rows(
+            rows, reading = decoding_rows.replace_rows(
                 rows,
                 reading,
                 encoded,
@@ -110,9 +110,9 @@ def decode_prompts(
         oldest = int(ages[busy].max())
         slots = cache_slots(oldest, length)
         if slots != rows.tokens.shape[-1]:
-            rows = continuous.with_slots(rows, num_slots=slots)
+            rows = decoding_rows.with_slots(rows, num_slots=slots)
         enough = idle.size + max(1, shapes.rows // IDLE_SHARE) if begun < count else shapes.rows
-        rows = continuous.decode(
+        rows = decoding_rows.decode(
             policy,
             constants,
             reading,
