@@ -23,7 +23,7 @@ from jaxalign.annotation.reward_judges import (
     judging_encoder,
 )
 from jaxalign.data import slots, synthetic
-from jaxalign.data.evaluation_set import prompt_of
+from jaxalign.data.evaluation_records import prompt_of
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError

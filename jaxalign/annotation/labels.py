@@ -27,7 +27,7 @@ from jaxalign.annotation.annotators import register_annotator
 from jaxalign.annotation.flat import file_identity
 from jaxalign.data.candidates import Candidates
 from jaxalign.data.json_lines import read_json_objects
-from jaxalign.data.records import RecordError, number
+from jaxalign.data.record_fields import RecordError, number
 from jaxalign.data.rejections import DataError
 from jaxalign.errors import UserError, require_one_of
 

@@ -19,7 +19,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.records import Record, RecordError, field_value, parse_record
+from jaxalign.data.record_fields import RecordError, field_value
+from jaxalign.data.records import Record, parse_record
 
 _ANNOTATIONS = "annotations"
 # Fields of a line that its records keep.

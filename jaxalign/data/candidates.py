@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxalign import files
 from jaxalign.data.json_lines import read_json_objects
-from jaxalign.data.records import MAX_FLOAT32
+from jaxalign.data.record_fields import MAX_FLOAT32
 from jaxalign.data.rejections import DataError
 
 KINDS = ("scores", "preferences", "vectors")

@@ -19,7 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from jaxalign.data.records import FIELDS, RecordError, field_value, number
+from jaxalign.data.record_fields import RecordError, field_value, number
+from jaxalign.data.records import FIELDS
 from jaxalign.data.rejections import DataError
 
 LAYOUTS = ("records", "trl", "hh", "instructions", "compared", "ultrafeedback", "candidates")

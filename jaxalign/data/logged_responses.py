@@ -12,7 +12,8 @@ from jaxalign.data import layouts, recognition
 from jaxalign.data.candidates import Annotation, Candidates, read_candidates
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
-from jaxalign.data.records import KINDS, Record, field_value
+from jaxalign.data.record_fields import field_value
+from jaxalign.data.records import KINDS, Record
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.sources import JsonlSource
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from jaxalign.data.candidate_records import feedback_field
 from jaxalign.data.layouts import TURN, is_messages
-from jaxalign.data.records import KINDS, RecordError, is_candidates, number
+from jaxalign.data.record_fields import RecordError, number
+from jaxalign.data.records import KINDS, is_candidates
 
 # Names that others use for a prompt, a response and feedback, the most likely name first.
 _ALIASES = {

@@ -15,7 +15,7 @@ prompt, in the unit of `feedback`. It has the same length in every record of a t
 Stated feedback decides which response is the better one, not the position; see `preferences`.
 
 `multi` also accepts `responses` with a list of score objects. A mapping from the names above to those of the file changes the
-field names. Every failure is a `RecordError` with one of the reasons of `REASONS`.
+field names. Every failure is a `RecordError` with one of the reasons of `record_fields.REASONS`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.record_fields import FieldReader, RecordError, number, numbers, type_name
 from jaxalign.errors import UserError
 
 KINDS = ("triplet", "pair", "ranked", "seq2seq", "multi")
@@ -42,36 +42,10 @@ FIELDS = (
     "group",
     "reference_feedback",
 )
-REASONS = (
-    "invalid_json",
-    "missing_field",
-    "wrong_type",
-    "nonfinite_feedback",
-    "empty_prompt",
-    "empty_response",
-    "long_prompt",
-    "long_response",
-    "duplicate",
-    "identical",
-    "unknown_pieces",
-    "missing_rating",
-    "reference_mismatch",
-)
 # Kinds whose records only compare their responses.
 COMPARED_KINDS = ("pair", "ranked")
-MAX_FLOAT32 = 3.4028235e38
-_WORDS = {"up": 1.0, "down": 0.0, "true": 1.0, "false": 0.0}
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)")
 # Kinds whose feedback is optional because the order of the responses implies it, and the name of the count of such records.
 ASSUMED_FEEDBACK = {"pair": "without_margin", "ranked": "without_feedback"}
-
-
-class RecordError(ValueError):
-    """A record that cannot be used: `reason` is one of `REASONS`, and the message describes the error."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +84,6 @@ def prompt_id(prompt: str) -> int:
     return (value & 0x7FFFFFFF) or 1
 
 
-def field_value(obj: Mapping[str, Any], name: str) -> Any:
-    """Returns the field `name`; if there is none, `a.b` is the field b of the object a; None if neither exists."""
-    if name in obj or "." not in name:
-        return obj.get(name)
-    outer, _, inner = name.partition(".")
-    nested = obj.get(outer)
-    return field_value(nested, inner) if isinstance(nested, Mapping) else None
-
-
 def check_kind(kind: str) -> str:
     """Returns the kind itself; raises UserError, which lists the known kinds, if it is unknown."""
     if kind not in KINDS:
@@ -134,7 +99,8 @@ def is_candidates(obj: Mapping[str, Any]) -> bool:
 def states_feedback(obj: Any, kind: str, fields: Mapping[str, str] | None = None) -> bool:
     """Returns whether a record of a kind of `ASSUMED_FEEDBACK` states its feedback, instead of implying it by the order."""
     return (
-        _Reader(obj, fields or {}).optional("margin" if kind == "pair" else "feedback") is not None
+        FieldReader(obj, fields or {}).optional("margin" if kind == "pair" else "feedback")
+        is not None
     )
 
 
@@ -161,8 +127,8 @@ def parse_record(
       RecordError: the record cannot be used; the message names the field and the error.
     """
     if not isinstance(obj, Mapping):
-        raise RecordError("wrong_type", f"the line holds a {_type(obj)}, not an object")
-    reader = _Reader(obj, fields or {})
+        raise RecordError("wrong_type", f"the line holds a {type_name(obj)}, not an object")
+    reader = FieldReader(obj, fields or {})
     prompt = reader.text("prompt")
     if not prompt.strip():
         raise RecordError("empty_prompt", "the prompt is empty")
@@ -188,7 +154,7 @@ def parse_record(
             last = len(responses) - 1
             feedback = tuple((last - rank) / last for rank in range(len(responses)))
         else:
-            feedback = _numbers(given, "feedback", len(responses))
+            feedback = numbers(given, "feedback", len(responses))
     elif kind == "triplet":
         responses = (reader.text("response"),)
         feedback = (number(reader.required("feedback"), "feedback"),)
@@ -217,7 +183,7 @@ def parse_record(
     )
 
 
-def _reference_feedback(reader: _Reader) -> tuple[float, ...] | None:
+def _reference_feedback(reader: FieldReader) -> tuple[float, ...] | None:
     given = reader.optional("reference_feedback")
     if given is None:
         return None
@@ -230,7 +196,7 @@ def _reference_feedback(reader: _Reader) -> tuple[float, ...] | None:
 
 
 def _parse_multi(
-    reader: _Reader, score_names: Sequence[str] | None
+    reader: FieldReader, score_names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[tuple[float, ...], ...], tuple[float, ...]]:
     several = reader.optional("responses") is not None
     responses = reader.texts("responses") if several else (reader.text("response"),)
@@ -253,89 +219,5 @@ def _parse_multi(
     if overall is None:
         feedback = tuple(math.fsum(row) / len(row) for row in rows)
     else:
-        feedback = _numbers(overall if several else [overall], "feedback", len(responses))
+        feedback = numbers(overall if several else [overall], "feedback", len(responses))
     return responses, tuple(rows), feedback
-
-
-def number(value: Any, field: str) -> float:
-    """Returns a float that float32 can hold, from a number, a boolean, "up"/"down", or a number as text (as in tables).
-
-    Raises:
-      RecordError: the value is not a number, is NaN or infinite, or is beyond float32.
-    """
-    if isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if text in _WORDS:
-            return _WORDS[text]
-        if not _NUMBER.fullmatch(text):
-            raise RecordError(
-                "wrong_type",
-                f'{field} is the text {value[:40]!r}; wanted a number, true/false or "up"/"down"',
-            )
-        value = float(text)
-    if not isinstance(value, (int, float)):
-        raise RecordError(
-            "wrong_type", f'{field} is a {_type(value)}; wanted a number, true/false or "up"/"down"'
-        )
-    try:
-        result = float(value)
-    except OverflowError:
-        result = math.inf
-    if not math.isfinite(result):
-        raise RecordError("nonfinite_feedback", f"{field} is {result}")
-    if abs(result) > MAX_FLOAT32:
-        raise RecordError(
-            "nonfinite_feedback", f"{field} is {result:g}, which float32 holds as infinite"
-        )
-    return result
-
-
-def _numbers(value: Any, field: str, length: int) -> tuple[float, ...]:
-    if not isinstance(value, list) or len(value) != length:
-        raise RecordError(
-            "wrong_type", f"{field} must be a list of {length} numbers, one a response"
-        )
-    return tuple(number(item, field) for item in value)
-
-
-def _type(value: Any) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
-
-
-class _Reader:
-    """Looks up fields under the file's names and checks their types."""
-
-    def __init__(self, obj: Mapping[str, Any], fields: Mapping[str, str]):
-        self._obj = obj
-        self._fields = fields
-
-    def optional(self, field: str) -> Any:
-        return field_value(self._obj, self._fields.get(field, field))
-
-    def required(self, field: str) -> Any:
-        value = self.optional(field)
-        if value is None:
-            name = self._fields.get(field, field)
-            state = "is null" if name in self._obj else "is missing"
-            raise RecordError("missing_field", f"the field {name!r} {state}")
-        return value
-
-    def text(self, field: str) -> str:
-        value = self.required(field)
-        if not isinstance(value, str):
-            raise RecordError(
-                "wrong_type",
-                f"{self._fields.get(field, field)!r} is a {_type(value)}, not a string",
-            )
-        return value
-
-    def texts(self, field: str) -> tuple[str, ...]:
-        value = self.required(field)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise RecordError(
-                "wrong_type", f"{self._fields.get(field, field)!r} must be a list of strings"
-            )
-        return tuple(value)

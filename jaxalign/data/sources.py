@@ -1,4 +1,4 @@
-"""Sources of records that do not need TensorFlow: data files and the bundled task.
+"""Sources of records that do not need TensorFlow: data files (`bundled_sources` has the bundled tasks).
 
 A source knows its record kind and yields the `Record`s of each split; bad records go to a `RejectionLog`. `tasks.py` wraps
 the same sources as seqio Tasks, so a task gives the same records in both cases.
@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxalign.data import derived, json_lines, layouts, synthetic, validation
+from jaxalign.data import derived, json_lines, layouts, validation
 from jaxalign.data.candidate_records import CandidatesParser, common_scores
 from jaxalign.data.records import Record, check_kind
 from jaxalign.data.rejections import DataError, RejectionLog
@@ -261,54 +261,3 @@ class JsonlSource(RecordSource):
                     for block in iter(lambda: file.read(1 << 20), b""):
                         digest.update(block)
         return digest.hexdigest()
-
-
-@dataclasses.dataclass
-class SyntheticSource(RecordSource):
-    """The bundled task (see `synthetic`): `num_prompts` acts, of which `num_validation` are the validation split."""
-
-    kind: str = "triplet"
-    num_prompts: int = 4000
-    num_validation: int = 300
-    responses_per_prompt: int = 2
-    seed: int = 0
-    behaviour: synthetic.Behaviour = dataclasses.field(default_factory=synthetic.Behaviour)
-    feedback: str = "slots"
-    difficulty_weight: float = 0.0
-    score_names: tuple[str, ...] = ()
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return ("train", "validation")
-
-    def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
-        if split not in self.splits:
-            raise DataError(
-                f"The bundled task has no split {split!r}; it has train and validation."
-            )
-        prompts = synthetic.make_prompts(self.num_prompts + self.num_validation, self.seed)
-        cut = self.num_prompts
-        for record in synthetic.make_records(
-            self.kind,
-            prompts[:cut] if split == "train" else prompts[cut:],
-            responses_per_prompt=self.responses_per_prompt,
-            seed=self.seed,
-            behaviour=self.behaviour,
-            feedback=self.feedback,
-            difficulty_weight=self.difficulty_weight,
-        ):
-            if log is not None:
-                log.seen += 1
-            yield record
-
-    def fingerprint(self) -> str | None:
-        options = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(f"synthetic 1 {options}".encode()).hexdigest()
-
-
-BUNDLED: dict[str, Callable[[], Any]] = {
-    "synthetic_triplets": lambda: SyntheticSource("triplet"),
-    "synthetic_seq2seq": lambda: SyntheticSource("seq2seq"),
-    "synthetic_pairs": lambda: SyntheticSource("pair", responses_per_prompt=4),
-    "synthetic_ranked": lambda: SyntheticSource("ranked", responses_per_prompt=4),
-}

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.data import (
+    bundled_sources,
+    cache_checks,
+    example_sampling,
+    layouts,
+    stored_fields,
+)
 from jaxalign.data import cache as cache_module
-from jaxalign.data import example_sampling, layouts, sources, stored_fields, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.records import KINDS
-from jaxalign.data.rejections import MAX_REJECTED_FRACTION, DataError
+from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import DUPLICATES, LONG_PROMPTS, Limits
 from jaxalign.data.vocabularies import Vocabulary, vocabulary_from_spec
@@ -150,12 +154,14 @@ class TaskData:
             and not self.train_file
         ):
             metadata = self.cache().metadata
-            self._check_same_cache(metadata)
+            cache_checks.check_same_options(
+                self.cache(), task=self.task, limits=self.limits, vocabulary=self._own_vocabulary()
+            )
         else:
             metadata = self._make_cache()
             self.check_same_vocabulary()
-        self._check_splits(metadata)
-        self._check_stored()
+        cache_checks.check_splits(self.cache(), self.train_split, self.eval_split)
+        cache_checks.check_stored(self.cache(), self.train_split, self.eval_split, self.stored)
         # Reports now if nothing can be drawn.
         _ = self.sampled
         return metadata
@@ -175,23 +181,6 @@ class TaskData:
             field=self.sampling_field,
         )
 
-    def _check_same_cache(self, metadata: CacheMetadata) -> None:
-        """Refuses a cache whose examples would differ if this run had made it. The records are not read again."""
-        if metadata.name != self.task:
-            raise UserError(
-                f"{self.cache_dir} caches task {metadata.name!r}, not {self.task!r}; set another one with --CACHE_DIR=..."
-            )
-        differences = [*_cut_differently(metadata, self)]
-        wanted = self._wanted_vocabulary()
-        found = self.load_vocabulary()
-        if wanted is not None and wanted != found:
-            differences.insert(0, f"vocabulary {_describe(found)} instead of {_describe(wanted)}")
-        if differences:
-            raise UserError(
-                f"{self.cache_dir} was made with other options than this run has: {'; '.join(differences)}. Choose another "
-                "cache_dir, delete that one to have it made anew, or give the options that it was made with."
-            )
-
     def vocabulary_exists(self) -> bool:
         """Returns whether VOCABULARY names bytes, an address, or a file that exists; true if it is not given."""
         name = self.vocabulary or "bytes"
@@ -199,54 +188,17 @@ class TaskData:
 
     def check_same_vocabulary(self) -> None:
         """Refuses a cache with another vocabulary that happens to give the ids of this run, for example with other EXTRA_IDS."""
-        wanted, found = self._wanted_vocabulary(), self.load_vocabulary()
-        if wanted is not None and wanted != found:
-            raise UserError(
-                f"{self.cache_dir} was made with vocabulary {_describe(found)}, and this run says {_describe(wanted)}; give the same, or "
-                "another --CACHE_DIR=..."
-            )
+        cache_checks.check_same_vocabulary(self.cache(), self._own_vocabulary())
 
-    def _wanted_vocabulary(self) -> Vocabulary | None:
+    def _own_vocabulary(self) -> Vocabulary | None:
         """Returns the vocabulary with which this run would make a cache; None if it cannot be determined here."""
-        if self.vocabulary is None and self.task not in sources.BUNDLED:
-            # The task's own vocabulary. If seqio was not imported, nothing has registered the task.
-            if "seqio" not in sys.modules:
-                return None
-            with contextlib.suppress(DataError):
-                return getattr(task_registry.resolve_source(self.task), "vocabulary", None)
-            return None
+        if self.vocabulary is None and self.task not in bundled_sources.BUNDLED:
+            return cache_checks.vocabulary_of_task(self.task)
         name = self.vocabulary or "bytes"
         if "://" in name or not self.vocabulary_exists():
             # The cache was moved here with its own copy of the model.
             return None
         return vocabulary_from_spec(name, self.extra_ids)
-
-    def _check_splits(self, metadata: CacheMetadata) -> None:
-        for option, split in (("train_split", self.train_split), ("eval_split", self.eval_split)):
-            if split and split not in metadata.splits:
-                without = "; eval_split = '' trains without one" if option == "eval_split" else ""
-                raise UserError(
-                    f"{self.cache_dir} has no split {split!r}; it has {', '.join(metadata.splits)}. Give a file with records for it "
-                    f"(validation_file), or set TaskData.{option} to one that is there{without}"
-                )
-
-    def _check_stored(self) -> None:
-        def check(split: str) -> None:
-            cache = self.cache()
-            cache.stored_by_field(split, self.stored)
-            if stored_fields.TEACHER_TOP in self.stored:
-                cache.teacher_tokens(split, self.stored[stored_fields.TEACHER_TOP])
-
-        check(self.train_split)
-        if not self.eval_split:
-            return
-        try:
-            check(self.eval_split)
-        except DataError as error:
-            # Reported now, because the first evaluation may come an hour later.
-            raise UserError(
-                f"{error} Evaluation needs it too; --gin.TaskData.eval_split= (empty) trains without."
-            ) from error
 
     def _make_cache(self) -> CacheMetadata:
         def make() -> None:
@@ -330,27 +282,3 @@ class TaskData:
             "skip_ties": self.ties == "drop",
             "paired_lines": self.paired_lines,
         }
-
-
-def _cut_differently(metadata: CacheMetadata, data: TaskData) -> Iterator[str]:
-    """Yields the options of a cache that caused tokens or records to differ from those that this run would keep."""
-    limits, wanted = metadata.limits, data.limits
-    prompts = metadata.noted("truncated_prompts") + metadata.rejected_because("long_prompt")
-    responses = metadata.rejected_because("long_response")
-    for name, found, needed, cut in (
-        ("max_input_length", limits.max_input_length, wanted.max_input_length, prompts),
-        ("max_target_length", limits.max_target_length, wanted.max_target_length, responses),
-    ):
-        if cut and found < needed:
-            yield f"{name} {found}, which cut or rejected {cut} records, instead of {needed}"
-    if prompts and limits.long_prompts != wanted.long_prompts:
-        yield f"long_prompts {limits.long_prompts!r} instead of {wanted.long_prompts!r}"
-    repeated = metadata.rejected_because("duplicate")
-    if repeated and wanted.duplicates == "keep":
-        yield f"duplicates 'reject', which dropped {repeated} records, instead of 'keep'"
-
-
-def _describe(vocabulary: Vocabulary) -> str:
-    spec = vocabulary.to_dict()
-    name = f"sentencepiece {spec['sha256'][:12]}" if "sha256" in spec else spec["kind"]
-    return f"{name} with {spec.get('extra_ids', 0)} extra ids"

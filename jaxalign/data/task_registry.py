@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxalign.data.sources import BUNDLED, RecordSource
+from jaxalign.data.bundled_sources import BUNDLED
+from jaxalign.data.sources import RecordSource
 
 
 def resolve_source(task: str) -> RecordSource:

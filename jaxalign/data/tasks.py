@@ -13,7 +13,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxalign.data import sources
+from jaxalign.data import bundled_sources, sources
 from jaxalign.data.rejections import DataError
 from jaxalign.data.seqio_sources import SeqioSource, TfdsSource, as_seqio_source
 from jaxalign.data.ultrafeedback import ASPECTS, CONTAMINATED_SOURCES, UltraFeedbackParser
@@ -149,10 +149,10 @@ def register_bundled_tasks(vocabulary: str | Vocabulary = "bytes") -> list[str]:
     """Registers the bundled tasks with seqio (for mixtures; `jaxalign cache` needs no registration) and returns their names."""
     import seqio
 
-    for name, make in sources.BUNDLED.items():
+    for name, make in bundled_sources.BUNDLED.items():
         if name not in seqio.TaskRegistry.names():
             register_source_task(name, make(), vocabulary=vocabulary)
-    return list(sources.BUNDLED)
+    return list(bundled_sources.BUNDLED)
 
 
 def register_mixture(
@@ -252,7 +252,11 @@ def source_of_task(name: str) -> SeqioSource:
         provider = seqio.MixtureRegistry.get(name)
         tasks = provider.tasks
     else:
-        known = [*sources.BUNDLED, *seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+        known = [
+            *bundled_sources.BUNDLED,
+            *seqio.TaskRegistry.names(),
+            *seqio.MixtureRegistry.names(),
+        ]
         raise DataError(
             f"Unknown task {name!r}; known: {', '.join(dict.fromkeys(known))}. For your own JSON Lines file pass "
             "train_file and kind."

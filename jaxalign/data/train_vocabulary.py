@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from jaxalign import files, untrusted
-from jaxalign.data import sentencepiece_models, sources, task_registry
+from jaxalign.data import bundled_sources, sentencepiece_models, sources, task_registry
 from jaxalign.data.rejections import DataError
 from jaxalign.data.sources import RecordSource
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
@@ -239,7 +239,7 @@ def _source(task_or_file: str, kind: str, layout: str, fields: str) -> RecordSou
     try:
         return task_registry.resolve_source(task_or_file)
     except DataError:
-        known = ", ".join(sources.BUNDLED)
+        known = ", ".join(bundled_sources.BUNDLED)
         raise UserError(
             f"{task_or_file!r} is neither a file nor a task (the bundled tasks are {known}); correct --task_or_file, or register the task "
             "in a gin file with REGISTER_TASKS"

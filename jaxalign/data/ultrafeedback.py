@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxalign.data.records import Record, RecordError
+from jaxalign.data.record_fields import RecordError
+from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")

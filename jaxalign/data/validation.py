@@ -12,14 +12,8 @@ from typing import Any
 from jaxalign.data import layouts, recognition
 from jaxalign.data.digests import Places
 from jaxalign.data.json_lines import read_json_lines
-from jaxalign.data.records import (
-    ASSUMED_FEEDBACK,
-    Record,
-    RecordError,
-    field_value,
-    parse_record,
-    states_feedback,
-)
+from jaxalign.data.record_fields import RecordError, field_value
+from jaxalign.data.records import ASSUMED_FEEDBACK, Record, parse_record, states_feedback
 from jaxalign.data.rejections import DataError, RejectionLog
 
 # The beginning of the note that counts the records with a score that the task does not have.

@@ -12,11 +12,8 @@ import numpy as np
 
 from jaxalign import files
 from jaxalign.annotation import judges as judging
-from jaxalign.data.evaluation_set import (
-    EvaluationRecords,
-    EvaluationSet,
-    read_evaluation_records,
-)
+from jaxalign.data.evaluation_records import EvaluationRecords, read_evaluation_records
+from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.errors import UserError
 from jaxalign.evaluation import output_folder, results
 from jaxalign.evaluation.comparison import Comparison

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.evaluation_set import prompt_of
+from jaxalign.data.evaluation_records import prompt_of
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.tokenization import LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range

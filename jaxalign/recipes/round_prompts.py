@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data import sources
+from jaxalign.data import bundled_sources
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.evaluation_set import read_evaluation_records
+from jaxalign.data.evaluation_records import read_evaluation_records
 from jaxalign.data.records import Record
 from jaxalign.errors import UserError, require_range
 
@@ -74,8 +74,8 @@ class PromptSource:
         return [Prompt(text, tuple(found)) for text, found in logged.items()]
 
     def _records(self, side_file: str) -> Sequence[Record]:
-        if self.file in sources.BUNDLED and not Path(self.file).exists():
-            return list(sources.BUNDLED[self.file]().records(self.split))
+        if self.file in bundled_sources.BUNDLED and not Path(self.file).exists():
+            return list(bundled_sources.BUNDLED[self.file]().records(self.split))
         return read_evaluation_records(
             Path(self.file).expanduser(),
             side_file=side_file,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxalign.data import cache, sources, train_vocabulary, vocabularies
+from jaxalign.data import bundled_sources, cache, train_vocabulary, vocabularies
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +36,7 @@ def make_cache(tmp_path_factory, small_vocabulary):
     def make(kind="triplet", num_prompts=60):
         if (kind, num_prompts) not in made:
             folder = str(tmp_path_factory.mktemp("cache") / kind)
-            source = sources.SyntheticSource(
+            source = bundled_sources.SyntheticSource(
                 kind, num_prompts, 13, responses_per_prompt=1 if kind == "triplet" else 3, seed=1
             )
             cache.cache_source(

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.data import sources
-from jaxalign.data.evaluation_set import read_evaluation_records
+from jaxalign.data.evaluation_records import read_evaluation_records
 from jaxalign.data.recognition import Found, layout_of
 from jaxalign.data.rejections import RejectionLog
 from jaxalign.errors import UserError

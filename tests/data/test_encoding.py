@@ -4,8 +4,9 @@ import pytest
 
 from jaxalign.data import cache
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.evaluation_set import read_evaluation_records, recognise_kind
-from jaxalign.data.records import RecordError, parse_record
+from jaxalign.data.evaluation_records import read_evaluation_records, recognise_kind
+from jaxalign.data.record_fields import RecordError
+from jaxalign.data.records import parse_record
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.tokenization import Limits
 from jaxalign.data.vocabularies import ByteVocabulary

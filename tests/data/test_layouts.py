@@ -6,7 +6,8 @@ import pytest
 
 from jaxalign.data import cache, layouts, recognition, sources, validation
 from jaxalign.data.recognition import Found
-from jaxalign.data.records import RecordError, parse_record
+from jaxalign.data.record_fields import RecordError
+from jaxalign.data.records import parse_record
 from jaxalign.data.rejections import DataError, RejectionLog
 
 USER, REPLY, OTHER = (

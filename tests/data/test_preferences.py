@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.data import cache, pipeline
-from jaxalign.data.evaluation_set import read_evaluation_records
+from jaxalign.data.evaluation_records import read_evaluation_records
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
 

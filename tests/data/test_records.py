@@ -2,8 +2,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from jaxalign.data import derived, records, rejections, validation
-from jaxalign.data.records import RecordError, parse_record
+from jaxalign.data import derived, record_fields, records, rejections, validation
+from jaxalign.data.record_fields import RecordError
+from jaxalign.data.records import parse_record
 from jaxalign.selection import from_feedback
 
 
@@ -71,7 +72,7 @@ def test_every_bad_line_is_reported_with_file_and_line(kind, line, reason, write
     assert list(validation.read_jsonl(path, kind, log=log)) == []
     (entry,) = log.entries
     assert (entry["file"], entry["line"], entry["reason"]) == (path, 2, reason)
-    assert entry["reason"] in records.REASONS
+    assert entry["reason"] in record_fields.REASONS
     assert log.counts == {reason: 1}
     assert log.seen == 1
     with pytest.raises(rejections.DataError, match=r"data\.jsonl:2: "):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jaxalign.data import derived, slots, sources, synthetic
+from jaxalign.data import bundled_sources, derived, slots, sources, synthetic
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
 
@@ -97,7 +97,7 @@ def test_difficulty_moves_all_responses_of_a_prompt_alike():
 
 
 def test_the_bundled_task_is_deterministic_and_its_splits_disjoint(tmp_path):
-    source = sources.SyntheticSource("triplet", 50, 10)
+    source = bundled_sources.SyntheticSource("triplet", 50, 10)
     train, validation = (list(source.records(split)) for split in source.splits)
     assert train == list(source.records("train"))
     assert not {r.prompt for r in train} & {r.prompt for r in validation}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, sources, tasks, vocabularies
+from jaxalign.data import bundled_sources, cache, tasks, vocabularies
 from jaxalign.data.cache_metadata import RewardStatistics
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
@@ -70,7 +70,7 @@ def test_a_task_yields_the_token_features(write_lines):
 
 
 def test_several_responses_are_flat_targets_with_their_lengths():
-    source = sources.SyntheticSource("ranked", 5, 2, responses_per_prompt=3)
+    source = bundled_sources.SyntheticSource("ranked", 5, 2, responses_per_prompt=3)
     task = tasks.register_source_task("ranked", source)
     record = next(source.records("train"))
     example = next(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
@@ -83,7 +83,7 @@ def test_several_responses_are_flat_targets_with_their_lengths():
 
 @pytest.mark.parametrize("kind", ["triplet", "seq2seq", "pair"])
 def test_a_cache_made_through_seqio_equals_one_made_directly(kind, small_vocabulary, tmp_path):
-    source = sources.SyntheticSource(kind, 30, 5, responses_per_prompt=3)
+    source = bundled_sources.SyntheticSource(kind, 30, 5, responses_per_prompt=3)
     vocabulary = vocabularies.SentencePieceVocabulary(small_vocabulary)
     direct = cache.cache_source(source, str(tmp_path / "a"), name="a", vocabulary=vocabulary)
     tasks.register_source_task("task", source, vocabulary=vocabulary)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.data.evaluation_set import read_evaluation_records
+from jaxalign.data.evaluation_records import read_evaluation_records
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 from jaxalign.errors import UserError
 from jaxalign.evaluation.evaluate import evaluate, named_checkpoints
