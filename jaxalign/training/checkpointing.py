@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from jaxalign import files, untrusted
@@ -26,7 +24,6 @@ from jaxalign.runs.checkpoints import (
     FROZEN_LEAVES,
     checkpoint_steps,
     quieten_orbax,
-    recorded_origin,
     with_shardings,
 )
 from jaxalign.runs.description import MAX_STEP
@@ -265,49 +262,6 @@ class Checkpointer:
             raise UserError(
                 f"could not write a checkpoint under {self._folder}: {found}; {kept}"
             ) from error
-
-
-def open_run(model_dir: Path, policy: CheckpointPolicy) -> Checkpointer:
-    """Opens the checkpointer of a new or continued run. Sets damaged checkpoints aside, removes leftover files, and prints both.
-
-    Raises:
-      UserError: if all checkpoints are damaged, or the folder cannot be written.
-    """
-    for line in distributed.broadcast_from_first(lambda: _tidied(model_dir)):
-        if distributed.is_primary_process():
-            print(f"jaxalign: {line}", file=sys.stderr)
-    return Checkpointer(model_dir, policy)
-
-
-def _tidied(model_dir: Path) -> list[str]:
-    """Sets damaged checkpoints aside and removes leftover files of killed processes; returns one line for each."""
-    folder = model_dir / CHECKPOINTS
-    if not folder.is_dir():
-        return leftovers.remove_from_run(model_dir)
-    untrusted.check_tree(folder, inside=model_dir)
-    removed = leftovers.remove_from_run(model_dir)
-    steps, origin = checkpoint_steps(folder), recorded_origin(model_dir)
-    lines = manifests.set_damaged_aside(folder, steps, origin)
-    return removed + lines + leftovers.remove_older_damaged(folder)
-
-
-def check_space(
-    model_dir: Path, policy: CheckpointPolicy, train_steps: int, abstract_state: TrainState
-) -> None:
-    """Refuses a run whose checkpoints do not fit on the disk.
-
-    Raises:
-      UserError: the checkpoints do not fit; the message gives the sizes.
-    """
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
-    number = -(-train_steps // policy.period) if policy.period else 1
-    if policy.keep_latest is not None:
-        # The oldest checkpoint is deleted only after the newest is complete.
-        best = policy.keep_best if policy.best_metric is not None else 0
-        number = min(number, policy.keep_latest + best + 1)
-    there = checkpoint_steps(model_dir / CHECKPOINTS)
-    more = max(number - len(there), 0 if there and there[-1] >= train_steps else 1)
-    distributed.broadcast_from_first(lambda: files.check_space(model_dir, size, more))
 
 
 def _iterator_state(folder: Path) -> Any:

@@ -20,12 +20,11 @@ from jaxalign.parallel.preemption import Preempted, PreemptionHandler
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
 from jaxalign.training.best_checkpoints import BestCheckpoints
 from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
+from jaxalign.training.evaluations import Evaluations, Evaluator, last_metrics
 from jaxalign.training.metric_writing import MetricAccumulator, MetricWriter
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
 from jaxalign.training.throughput import Count, Throughput
-
-Evaluator = Callable[[int, Mapping[str, Any]], dict[str, float]]
 
 
 class NonFiniteError(UserError):
@@ -101,25 +100,26 @@ class Loop:
     ) -> None:
         self._step, self._objective, self._mesh, self._config = step, objective, mesh, config
         self._model_dir, self._writer, self._checkpointer = model_dir, writer, checkpointer
-        self._metadata, self._evaluators, self._frozen = dict(metadata), evaluators, frozen
+        self._metadata, self._frozen = dict(metadata), frozen
         self._notice = notice
         self._view = distributed.GlobalBatchFields(mesh) if distributed.is_multiprocess() else None
         self._accumulator = MetricAccumulator()
         self._throughput = Throughput()
         # A run that is resumed at its end reports its earlier measurements.
         written = read_metrics(model_dir / METRICS_FILE)
-        self.last_training_metrics = _last(written, "train")
-        self.evaluations: dict[str, float] = {
-            f"{name}/{metric}": value
-            for name in evaluators
-            for metric, value in _last(written, name).items()
-        }
+        self.last_training_metrics = last_metrics(written, "train")
+        self._evaluations = Evaluations(evaluators, model_dir, writer, written)
         self._best = BestCheckpoints(model_dir, config.checkpoint, checkpointer, written)
 
     @property
     def best(self) -> dict[str, Any]:
         """Returns ``step``, ``metric`` and ``value`` of the best checkpoint; empty if none is ranked."""
         return self._best.best
+
+    @property
+    def evaluations(self) -> dict[str, float]:
+        """Returns the newest results of all evaluators, ``{"<evaluator>/<metric>": value}``."""
+        return self._evaluations.newest
 
     @property
     def objective_name(self) -> str:
@@ -152,7 +152,7 @@ class Loop:
         self._best.forget_after(start)
         if start:
             # The earlier launch may have stopped between saving this step and evaluating it.
-            owed = distributed.broadcast_from_first(lambda: self._not_evaluated(start))
+            owed = distributed.broadcast_from_first(lambda: self._owed(start))
             if owed:
                 self._evaluate(start, state, owed)
         if start >= config.train_steps:
@@ -270,36 +270,20 @@ class Loop:
         if self._due(number, self._config.checkpoint.period):
             self._checkpointer.save(state, data_state, self._metadata)
         if self._evaluation_due(number):
-            self._evaluate(number, state, list(self._evaluators))
+            self._evaluate(number, state, self._evaluations.names)
 
     def _evaluation_due(self, number: int) -> bool:
         policy = self._config.checkpoint
         ranked = policy.best_metric is not None and self._due(number, policy.period)
         return ranked or self._due(number, self._config.eval_period)
 
-    def _not_evaluated(self, number: int) -> list[str]:
+    def _owed(self, number: int) -> list[str]:
         """Returns the evaluators that are due at a step but have no line for it."""
-        if not self._evaluation_due(number):
-            return []
-        written = read_metrics(self._model_dir / METRICS_FILE)
-        done = {record["split"] for record in written if record["step"] == number}
-        return [name for name in self._evaluators if name not in done]
+        return self._evaluations.missing(number) if self._evaluation_due(number) else []
 
     def _evaluate(self, number: int, state: TrainState, names: Sequence[str]) -> None:
-        results = self.evaluate(number, merge_roles(self._frozen, state.params), names)
-        self.evaluations = self.evaluations | results
+        results = self._evaluations.run(number, merge_roles(self._frozen, state.params), names)
         self._best.add(number, results)
-
-    def evaluate(
-        self, step: int, params: Mapping[str, Any], names: Sequence[str] | None = None
-    ) -> dict[str, float]:
-        """Runs the evaluators, all by default, and writes their metrics; returns ``{"<evaluator>/<metric>": value}``."""
-        results: dict[str, float] = {}
-        for name in self._evaluators if names is None else names:
-            values = self._evaluators[name](step, params)
-            self._writer.write(step, name, values)
-            results.update({f"{name}/{metric}": value for metric, value in values.items()})
-        return results
 
     def _bar(self, start: int) -> Any:
         shown = self._config.progress and distributed.is_primary_process()
@@ -313,28 +297,3 @@ class Loop:
             mininterval=1.0 if sys.stderr.isatty() else 30.0,
             dynamic_ncols=True,
         )
-
-
-def make_evaluator(
-    eval_step: Callable[[Mapping[str, Any], Batch], Any],
-    objective: Objective,
-    mesh: Mesh,
-    batches: Callable[[], Iterator[Batch]],
-) -> Evaluator:
-    """Returns an evaluator that averages the objective's metrics over all batches of a split."""
-
-    def evaluate(step: int, params: Mapping[str, Any]) -> dict[str, float]:
-        del step
-        accumulator = MetricAccumulator()
-        for batch in batches():
-            accumulator.add(eval_step(params, partitioning.make_global_batch(mesh, batch)))
-        return objective.summarize(accumulator.means())
-
-    return evaluate
-
-
-def _last(records: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
-    """Returns the metrics of the last record of a split."""
-    chosen = [record for record in records if record["split"] == split]
-    last = chosen[-1] if chosen else {}
-    return {name: value for name, value in last.items() if name not in ("step", "split")}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
 import sys
 import time
@@ -14,26 +12,25 @@ import jax
 import optax
 
 from jaxalign import files
-from jaxalign.annotation import score
-from jaxalign.annotation.cache_pass import PassSettings
 from jaxalign.data.task_data import TaskData
 from jaxalign.networks.leaves import merge_roles
-from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices, Placement
 from jaxalign.parallel.preemption import Preempted, PreemptionHandler
 from jaxalign.runs.checkpoints import restore_frozen_leaves
-from jaxalign.training import build, checkpointing, run_folder, task_checks
+from jaxalign.training import build, checkpoint_folder, run_folder, task_checks
 from jaxalign.training.build import BuiltStep
 from jaxalign.training.checkpointing import Checkpointer
+from jaxalign.training.evaluations import Evaluator, make_evaluator
 from jaxalign.training.launch import SUMMARY_FILE, open_launch
-from jaxalign.training.loop import Evaluator, Loop, LoopConfig, make_evaluator
+from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.metric_writing import MetricWriter
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.start import RANDOM_INITIALISATION, Start, StartFrom
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import jit_eval_step, make_eval_step
+from jaxalign.training.training_batches import TrainingBatches, open_batches
 
 
 def train(
@@ -93,9 +90,9 @@ def train(
         frozen = start.frozen()
         transformations = build.make_transformations(objective, optimizers)
         abstract = build.abstract_state(objective, transformations)
-        checkpointing.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
+        checkpoint_folder.check_space(folder, loop.checkpoint, loop.train_steps, abstract)
 
-        batches = _open_batches(
+        batches = open_batches(
             objective, data, start, placement, batch_size, random_seed, reference_scores
         )
         leaf_shapes, leaf_shardings = build.frozen_leaves(
@@ -113,7 +110,7 @@ def train(
             microbatches=placement.microbatches,
         )
 
-        checkpointer = checkpointing.open_run(folder, loop.checkpoint)
+        checkpointer = checkpoint_folder.open_run(folder, loop.checkpoint)
         resumed = checkpointer.latest_step()
         if resumed is None:
             state, leaves = _fresh_state(start, objective, built, transformations, checkpointer)
@@ -157,80 +154,6 @@ def train(
         return summary
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """The training data.
-
-    Attributes:
-      iterator: an endless iterator over batches, with `get_state` and `set_state`.
-      first: the first batch, which the iterator returns again.
-      reference_scores: the name of the stored log-probabilities that batches hold; None for none.
-      global_size: the number of rows of the global batch.
-    """
-
-    iterator: Any
-    first: Batch
-    reference_scores: str | None
-    global_size: int
-
-
-def _open_batches(
-    objective: Objective,
-    data: TaskData,
-    start: Start,
-    placement: Placement,
-    batch_size: int,
-    random_seed: int,
-    reference_scores: str | None,
-) -> _Batches:
-    """Opens the training data. First computes the reference's log-probabilities if the objective needs them."""
-    check = functools.partial(task_checks.check_batch, objective, task=data.task)
-    if "reference_log_probs" in objective.required_fields():
-        # Scoring may take hours, so the other fields of the task are checked first.
-        unscored = data.training_dataset(batch_size, random_seed, None, placement.rows)
-        probe = next(iter(unscored))
-        probe = {**probe, "reference_log_probs": probe["response_mask"]}
-        distributed.check_global_batch(check, placement.mesh, probe)
-        if reference_scores is None:
-            reference_scores = _store_reference_scores(
-                objective, data, start, placement, batch_size
-            )
-    else:
-        reference_scores = None
-    dataset = data.training_dataset(batch_size, random_seed, reference_scores, placement.rows)
-    iterator = iter(dataset)
-    beginning = iterator.get_state()
-    first = next(iterator)
-    iterator.set_state(beginning)
-    distributed.check_global_batch(check, placement.mesh, first)
-    return _Batches(iterator, first, reference_scores, batch_size)
-
-
-def _store_reference_scores(
-    objective: Objective, data: TaskData, start: Start, placement: Placement, batch_size: int
-) -> str:
-    """Returns the name of the reference's log-probabilities, and computes them for the splits that lack them."""
-    assert isinstance(objective.policy, Policy)
-    name = score.reference_name(start.identity, objective.policy)
-    splits = [split for split in (data.train_split, data.eval_split) if split]
-    missing = score.unscored(data.cache(), splits, name)
-    if missing:
-        score.score_splits(
-            objective.policy,
-            start.policy,
-            data.cache(),
-            name,
-            PassSettings(
-                splits=missing,
-                feature_lengths=data.feature_lengths,
-                batch_size=batch_size,
-                mesh=placement.mesh,
-                info=start.identity,
-            ),
-        )
-    return name
-
-
 def _fresh_state(
     start: Start,
     objective: Objective,
@@ -251,7 +174,7 @@ def _fresh_state(
 def _resumed_state(
     checkpointer: Checkpointer,
     built: BuiltStep,
-    batches: _Batches,
+    batches: TrainingBatches,
     data: TaskData,
     batch_size: int,
 ) -> TrainState:
@@ -300,7 +223,7 @@ def _objective_evaluator(
     placement: Placement,
     built: BuiltStep,
     frozen: Mapping[str, Any],
-    batches: _Batches,
+    batches: TrainingBatches,
 ) -> dict[str, Evaluator]:
     """Returns an evaluator of the objective's own metrics on the evaluation split, if there is one."""
     if not data.eval_split:

@@ -15,7 +15,8 @@ from jaxalign.runs import manifests
 from jaxalign.runs.checkpoints import CHECKPOINTS, restore_params
 from jaxalign.runs.description import write_description
 from jaxalign.runs.manifests import MANIFEST, find_damage
-from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy, open_run
+from jaxalign.training.checkpoint_folder import open_run
+from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.state import build_transformations, create_state
 

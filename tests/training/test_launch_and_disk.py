@@ -23,7 +23,8 @@ from jaxalign.parallel import distributed, preemption, processes
 from jaxalign.parallel.preemption import PreemptionHandler
 from jaxalign.parallel.processes import EXIT_LOST_PROCESS, ProcessConfig, find_process_config
 from jaxalign.training import launch, run
-from jaxalign.training.checkpointing import CheckpointPolicy, check_space
+from jaxalign.training.checkpoint_folder import check_space
+from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.state import TrainState
 
 SLURM = {
