@@ -110,6 +110,18 @@ def token_statistics(
     )
 
 
+def statistics_of_logits(
+    logits: Logits,
+    targets: Int[AnyArray, "*batch"],
+    *,
+    with_mean_log_probs: bool = False,
+    forbidden_token: int | None = None,
+) -> TokenStatistics:
+    """`token_statistics` of logits that exist already, for functions that `distributions.map_logits` calls chunk by chunk."""
+    log_probs, log_normalizers, means = _read(logits, targets, forbidden_token, with_mean_log_probs)
+    return TokenStatistics(log_probs, log_normalizers, means if with_mean_log_probs else None)
+
+
 def response_scores(statistics: TokenStatistics, batch: Batch) -> ResponseScores:
     """Sums of token log-probabilities, and lengths, per response."""
     _, num_examples, num_responses = batch["response_mask"].shape
