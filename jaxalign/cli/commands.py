@@ -182,6 +182,14 @@ COMMANDS = {
             registers_tasks=False,
         ),
         Command(
+            "index",
+            "jaxalign.retrieval.index",
+            "index",
+            "give items identifiers that a policy can learn to write, for retrieval",
+            "{result[report]}",
+            registers_tasks=False,
+        ),
+        Command(
             "rounds",
             "jaxalign.recipes.rounds",
             "rounds",

@@ -1,0 +1,191 @@
+"""Implements `jaxalign index`, which gives items identifiers that a policy can learn to write, and writes what it trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import UserError, require_one_of, require_range
+from jaxalign.retrieval.identifier_vocabulary import PIECES, TOKENS, holds_identifier_tokens
+from jaxalign.retrieval.identifiers import MOST_LEVELS
+from jaxalign.retrieval.index_building import build, extend
+from jaxalign.retrieval.index_folder import TRAIN_FILE, VOCABULARY_FILE, Index, read_index
+from jaxalign.retrieval.items import read_items, read_queries
+
+
+def index(
+    items: str,
+    output: str,
+    *,
+    vocabulary: str = "",
+    extra_ids: int = 0,
+    features: str = "vector",
+    components: int = 0,
+    queries: str = "",
+    pseudo_queries: str = "",
+    coarse: int = 16,
+    levels: int = 2,
+    codes: int = 16,
+    counters: int = 0,
+    quantizer: str = "kmeans",
+    tokens: str = PIECES,
+    shuffle: bool = False,
+    codebooks_of: str = "",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Gives every item an identifier: a cluster, codes of what is left of its vector, and a counter.
+
+    Args:
+      items: JSON Lines, one item per line: `item` (a text or an integer), and what the features need: `vector`, `image`, `text` or `row`.
+      output: the folder of the index.
+      vocabulary: the SentencePiece model of the queries; the index gets a copy with tokens for the identifiers.
+      extra_ids: the sentinels of the vocabulary; 100 for T5.
+      features: the vectors of items: `vector` (of the line), `array:FILE`, `pictures`, `embedding:RUN`, `sentence_encoder`, or
+        `module:function` (docs/retrieval.md).
+      components: the principal components of the vectors that are used; 0 for the vectors themselves.
+      queries: JSON Lines with `query` and `item`, to train on.
+      pseudo_queries: more of them, such as captions that a model wrote.
+      coarse: clusters; 0 for identifiers without a cluster.
+      levels: levels of residual codes; 0 for identifiers of cluster and counter.
+      codes: codes of a level.
+      counters: the tokens of the counter: at least the items of the largest group that shares its codes, which is the default. More give
+        room for later items.
+      quantizer: `kmeans`, or `rqvae` with settings such as `rqvae:latent=32,steps=1000`.
+      tokens: `pieces` adds pieces to the vocabulary, `sentinels` writes identifiers with its sentinels.
+      shuffle: exchange the identifiers between items at random: a control that takes their meaning away.
+      codebooks_of: another index, whose features, clusters, codebooks and vocabulary are used. Its items keep their identifiers.
+      seed: the seed of k-means, of the RQ-VAE and of the exchange.
+      overwrite: replace an existing folder.
+
+    Returns:
+      `output`, `items`, `queries`, `vocab_size`, `statistics`, `fingerprint` and `report`, all of this in words.
+
+    Raises:
+      UserError: malformed items, queries or vectors, a vocabulary that cannot name the identifiers, or a folder that exists.
+    """
+    require_range("index", "[0, inf)", coarse=coarse, components=components, extra_ids=extra_ids)
+    require_range("index", "[1, inf)", codes=codes)
+    require_range("index", f"[0, {MOST_LEVELS}]", levels=levels)
+    require_range("index", "[0, inf)", counters=counters, seed=seed)
+    require_one_of("index", TOKENS, tokens=tokens)
+    if not coarse and not levels:
+        raise UserError(
+            "index.coarse and index.levels are both 0; identifiers need clusters or codes"
+        )
+    if bool(vocabulary) == bool(codebooks_of):
+        raise UserError(
+            "give --vocabulary, a SentencePiece model, or --codebooks_of, an index that has one"
+        )
+    if Path(output).expanduser().exists() and not overwrite:
+        raise UserError(f"{output} exists already; choose another --output, or --overwrite")
+    given = read_items(items)
+    if codebooks_of:
+        made = extend(read_index(codebooks_of), given)
+    else:
+        made = build(
+            given,
+            vocabulary=vocabulary,
+            extra_ids=extra_ids,
+            features=features,
+            components=components,
+            coarse=coarse,
+            levels=levels,
+            codes=codes,
+            counters=counters,
+            quantizer=quantizer,
+            tokens=tokens,
+            shuffle=shuffle,
+            seed=seed,
+        )
+    made = with_training(made, [queries, pseudo_queries])
+    made.write(output)
+    report = describe(made, output)
+    return {
+        "output": output,
+        "items": len(given),
+        "queries": len(made.training),
+        "vocab_size": made.vocabulary.size,
+        "statistics": made.statistics,
+        "fingerprint": made.fingerprint,
+        "report": report,
+    }
+
+
+def with_training(index: Index, paths: Sequence[str]) -> Index:
+    """Returns an index with training records, query -> identifier, of files of queries. Repeated records are left out.
+
+    Raises:
+      UserError: a query is for an item that the index does not have, or holds a token of an identifier.
+    """
+    texts = {
+        item: fields["identifier"]
+        for item, fields in zip(index.items.ids, index.items.fields, strict=True)
+    }
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    seen = 0
+    for path in filter(None, paths):
+        queries = read_queries(path, need_items=True)
+        encoded = index.vocabulary.encode_batch(list(queries.texts))
+        for query, item, tokens in zip(queries.texts, queries.items, encoded, strict=True):
+            if item not in texts:
+                raise UserError(
+                    f"{path}: the query {query[:60]!r} is for the item {item!r}, which {index.items.path} does not have"
+                )
+            check_query(query, tokens, index)
+            seen += 1
+            record = {"prompt": query, "response": texts[item], "item": item}
+            records.setdefault((query, texts[item]), record)
+    trained = {record["item"] for record in records.values()}
+    statistics = {
+        **index.statistics,
+        "items": len(index.items),
+        "queries": len(records),
+        "repeated_queries": seen - len(records),
+        "items_without_queries": len(index.items) - len(trained),
+    }
+    return dataclasses.replace(index, training=list(records.values()), statistics=statistics)
+
+
+def check_query(query: str, tokens: Sequence[int], index: Index) -> None:
+    """Refuses a query whose tokens include one of an identifier.
+
+    Raises:
+      UserError: it does.
+    """
+    if holds_identifier_tokens(tokens, index.blocks):
+        raise UserError(
+            f"the query {query[:60]!r} holds a token of an identifier, which would name an item; remove it from the text"
+        )
+
+
+def describe(index: Index, output: str) -> str:
+    """Returns the statistics of an index in words, and how to train on it."""
+    found = index.statistics
+    lines = [
+        f"{output} holds {found['items']} items; fingerprint {index.fingerprint}",
+        f"before the counter {found['unique']:.1%} of the identifiers are unique; the largest group has {found['largest_group']} items; "
+        f"the codes leave {found['relative_error']:.1%} of the squared distances from the mean",
+    ]
+    lines += [
+        f"position {letter}: {codes['used']:.0%} of {codes['tokens']} tokens used, perplexity {codes['perplexity']:.1f}"
+        for letter, codes in found["positions"].items()
+    ]
+    repeated = found["repeated_queries"]
+    lines.append(
+        f"{found['queries']} training queries"
+        + (f", without {repeated} repeated ones" if repeated else "")
+    )
+    if found["queries"] and found["items_without_queries"]:
+        lines.append(
+            f"{found['items_without_queries']} items have no training query; a policy can hardly learn to write their identifiers"
+        )
+    if found["queries"]:
+        spec = index.vocabulary.to_dict()
+        lines.append(
+            f"train: --TRAIN_FILE={output}/{TRAIN_FILE} --VOCABULARY={output}/{VOCABULARY_FILE} --EXTRA_IDS={spec['extra_ids']} with "
+            f"VOCAB_SIZE of at least {index.vocabulary.size}"
+        )
+    return "\n".join(lines)
