@@ -6,10 +6,11 @@ Annotators and selectors are found by this syntax; judges and extractors of feat
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Generic, TypeVar
 
 from jaxalign.errors import UserError
@@ -160,6 +161,26 @@ def import_function(subject: str, spec: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{subject} {spec!r}: module {name!r} has no function {function_name!r}")
     return function
+
+
+def own_code(spec: str, known: Container[str]) -> str | None:
+    """Returns a digest of the source of the function in a specification `module:function`; None for a plug-in with a known name."""
+    parts = parse_spec(spec)
+    if parts.name in known or not parts.argument.isidentifier():
+        return None
+    try:
+        function = getattr(importlib.import_module(parts.name), parts.argument)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None
+    return source_digest(function)
+
+
+def source_digest(function: Callable[..., Any]) -> str | None:
+    """Returns a digest of a function's source, so that an edited function is another one; None if it has no Python source."""
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return None
 
 
 def _converted(value: str, wanted: Any, owner: str, name: str) -> Any:

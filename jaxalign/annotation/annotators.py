@@ -27,7 +27,7 @@ from jaxalign.annotation.flat import flat, references_of, split
 from jaxalign.annotation.judged import JudgeAnnotator
 from jaxalign.data.candidates import Annotation, Candidates
 from jaxalign.errors import UserError
-from jaxalign.plugins import Registry
+from jaxalign.plugins import Registry, source_digest
 
 # The modules with the annotators of this package. They are imported when the first annotator is looked up.
 _BUILT_IN = (
@@ -87,7 +87,10 @@ class FunctionAnnotator:
         self.name, self._function = name, function
 
     def identity(self) -> Mapping[str, Any]:
-        return {"function": f"{self._function.__module__}.{self.name}"}
+        return {
+            "function": f"{self._function.__module__}.{self.name}",
+            "source": source_digest(self._function),
+        }
 
     def annotate(self, candidates: Candidates) -> Sequence[np.ndarray]:
         prompts, texts = flat(candidates)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxalign.annotation import judges
 from jaxalign.annotation.flat import file_identity, flat, references_of, run_identity, split
 from jaxalign.data.candidates import Candidates
+from jaxalign.plugins import own_code
 from jaxalign.runs.folder import Run
 
 
@@ -37,7 +38,10 @@ class JudgeAnnotator:
             return {"judge": name, **file_identity(argument)}
         if name == "reward_model":
             return {"judge": name, **run_identity(Run(argument))}
-        return {"judge": self._spec}
+        return {
+            "judge": self._spec,
+            **({"source": code} if (code := own_code(self._spec, judges.judge_names())) else {}),
+        }
 
     def check(self, candidates: Candidates) -> None:
         """Raises `UserError` if the judge cannot judge responses to these prompts."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.annotation.annotators import LabelsWanted, get_annotator
+from jaxalign.annotation.annotators import LabelsWanted, annotator_names, get_annotator
 from jaxalign.errors import UserError
+from jaxalign.plugins import own_code
 from jaxalign.recipes import round_labels, round_measures, round_sampling, round_training
 from jaxalign.recipes.round_labels import RECORDS, SELECT, filled_in
 from jaxalign.recipes.round_prompts import DividedPrompts, Prompt, digest_of, file_digest
@@ -17,6 +18,7 @@ from jaxalign.recipes.round_recipe import Recipe
 from jaxalign.recipes.round_sampling import CANDIDATES
 from jaxalign.recipes.round_training import CACHE
 from jaxalign.recipes.stages import Stage, Wait, result_of
+from jaxalign.selection.selectors import selector_names
 
 
 def stages(recipe: Recipe, prompts: DividedPrompts, held_out: Sequence[Prompt]) -> list[Stage]:
@@ -83,7 +85,12 @@ def _labelling(recipe: Recipe, prompts: DividedPrompts, number: int) -> Iterator
             spec=filled,
             **({"last": False} if chooses else {"name": name}),
         )
-        yield Stage(stage, run, {"spec": spec, "runs": recipe.identities}, (before, *needs))
+        described = {
+            "spec": spec,
+            "code": _own_code(spec),
+            "runs": recipe.identities,
+        }
+        yield Stage(stage, run, described, (before, *needs))
         before = stage
     yield Stage(
         f"{here}/select",
@@ -93,7 +100,7 @@ def _labelling(recipe: Recipe, prompts: DividedPrompts, number: int) -> Iterator
             spec=filled_in(recipe.selector, runs, number),
             last=True,
         ),
-        {"spec": recipe.selector},
+        {"spec": recipe.selector, "code": _own_code(recipe.selector)},
         (before,),
     )
 
@@ -199,6 +206,7 @@ def _measure(
 
     described = {
         "settings": _settings(dataclasses.replace(settings, file="")),
+        "code": {name: _own_code(spec) for name, spec in filled.items()},
         "prompts": digest_of(held_out),
         "seed": recipe.seed,
         "runs": recipe.identities,
@@ -212,6 +220,11 @@ def _settings(settings: Any) -> dict[str, Any]:
     return {
         key: value for key, value in dataclasses.asdict(settings).items() if key != "batch_size"
     }
+
+
+def _own_code(spec: str) -> str | None:
+    """Returns a digest of the user's own function that a specification names, so that an edited one is another setting."""
+    return own_code(spec.removeprefix(SELECT), {*annotator_names(), *selector_names()})
 
 
 def _before(recipe: Recipe, number: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ def annotate(folder: Path, before: Path, spec: str, name: str) -> dict[str, Any]
         "counts": found["counts"],
         "identity": json.loads(json.dumps(annotator.identity(), default=str)),
         "candidates": file_digest(str(path)),
+        "files": files_of(spec),
     }
 
 
@@ -134,12 +136,7 @@ def select(folder: Path, before: Path, spec: str, *, last: bool) -> dict[str, An
         "dropped": {reason: count for reason, count in selection.dropped.items() if count},
         "measures": {name: float(value) for name, value in selection.measures.items()},
         "output": file_digest(str(path)),
-        # Labelled candidates, logged pairs, measured mixes: a finished stage knows if they change.
-        "files": [
-            file_identity(value)
-            for value in parse_spec(spec).settings.values()
-            if Path(value).expanduser().is_file()
-        ],
+        "files": files_of(spec),
     }
 
 
@@ -214,6 +211,16 @@ def label_accuracy(path: Path, kind: str, truth: Annotator) -> dict[str, float]:
         "label_accuracy": float((difference[differs] > 0).mean()) if differs.any() else 0.5,
         "label_ties": float(1 - differs.sum() / max(known.sum(), 1)),
     }
+
+
+def files_of(spec: str) -> list[dict[str, Any]]:
+    """Returns the path and digest of every file that a specification names, so that a finished stage knows if one changes.
+
+    Such files are templates of questions, labels of people, labelled candidates, logged pairs and measured mixes.
+    """
+    parts = parse_spec(spec)
+    named = [*parts.settings.values(), parts.argument]
+    return [file_identity(value) for value in named if os.path.isfile(os.path.expanduser(value))]
 
 
 def _check_kind(selection: Selection, spec: str, last: bool) -> None:

@@ -170,12 +170,15 @@ def described(run: functools.partial[dict[str, Any]]) -> dict[str, Any]:
     data, loop = keywords["data"], keywords["loop"]
     steps = sorted({0, loop.train_steps // 2, loop.train_steps - 1})
     return {
-        **describing.describe_method(keywords["objective"]),
+        **describing.describe_networks(keywords["objective"]),
         "batch_size": keywords["batch_size"],
         "train_steps": loop.train_steps,
         "learning_rates": {
             role: [float(optimizer.schedule(jnp.int32(step))) for step in steps]
             for role, optimizer in keywords["optimizers"].items()
+        },
+        "optimizers": {
+            role: dict(optimizer.settings) for role, optimizer in keywords["optimizers"].items()
         },
         "lengths": dict(data.feature_lengths),
         "pack": data.pack,

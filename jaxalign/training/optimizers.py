@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -76,10 +76,12 @@ class Optimizer:
     Attributes:
       build: a function from a factor on the learning rate to the optax transformation.
       schedule: a function from a 0-based step to its learning rate, for logging.
+      settings: the name of the method and its arguments, for comparison with an earlier run.
     """
 
     build: Callable[[float], optax.GradientTransformation]
     schedule: Schedule
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def adafactor(
@@ -117,6 +119,7 @@ def adafactor(
     Raises:
       UserError: on a number out of its range.
     """
+    settings = {"method": "adafactor", **locals()}
     require_range(
         "adafactor", "(0, inf)", clip_norm=clip_norm, clipping_threshold=clipping_threshold
     )
@@ -155,7 +158,7 @@ def adafactor(
             ),
         )
 
-    return Optimizer(build, rate)
+    return Optimizer(build, rate, settings)
 
 
 def adamw(
@@ -186,6 +189,7 @@ def adamw(
     Raises:
       UserError: on a number out of its range.
     """
+    settings = {"method": "adamw", **locals()}
     require_range("adamw", "[0, 1)", b1=b1, b2=b2)
     require_range("adamw", "(0, inf)", eps=eps, clip_norm=clip_norm)
     require_range("adamw", "[0, inf)", weight_decay=weight_decay)
@@ -205,7 +209,7 @@ def adamw(
             ),
         )
 
-    return Optimizer(build, rate)
+    return Optimizer(build, rate, settings)
 
 
 def sgd(learning_rate: float = 1e-2, *, clip_norm: float | None = None) -> Optimizer:
@@ -218,15 +222,17 @@ def sgd(learning_rate: float = 1e-2, *, clip_norm: float | None = None) -> Optim
     Raises:
       UserError: on a number out of its range.
     """
+    settings = {"method": "sgd", **locals()}
     require_range("sgd", "[0, inf)", learning_rate=learning_rate)
     require_range("sgd", "(0, inf)", clip_norm=clip_norm)
 
     def build(update_scale: float) -> optax.GradientTransformation:
         return _clipped(clip_norm, optax.sgd(learning_rate * update_scale))
 
-    return Optimizer(
-        build, lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), learning_rate)
-    )
+    def rate(step: Any) -> Any:
+        return jnp.full_like(jnp.asarray(step, jnp.float32), learning_rate)
+
+    return Optimizer(build, rate, settings)
 
 
 def _clipped(

@@ -1,16 +1,21 @@
 """Rounds: every stage resumes, labels are measured against a fixed start, and mistakes are told in one line."""
 
 import dataclasses
+import functools
+import importlib
 import json
+import linecache
+import sys
 
 import numpy as np
 import pytest
 
-from jaxalign.annotation.annotators import register_annotator
+from jaxalign.annotation.annotators import annotator_names, get_annotator, register_annotator
 from jaxalign.data.candidates import read_candidates
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
-from jaxalign.recipes import round_labels
+from jaxalign.plugins import own_code
+from jaxalign.recipes import round_labels, rounds_dry_run
 from jaxalign.recipes import rounds as commands
 from jaxalign.recipes.round_measures import Measure
 from jaxalign.recipes.round_prompts import PromptSource
@@ -20,6 +25,7 @@ from jaxalign.recipes.round_training import check_reference
 from jaxalign.recipes.rounds import make_recipe, rounds
 from jaxalign.recipes.stages import STARTED, Waiting, result_of
 from jaxalign.selection.selectors import Selection, register_selector
+from jaxalign.training.optimizers import adamw
 from tests.fixtures.chat_server import failure, prefer_longer, serving
 from tests.recipes.conftest import arguments, training, write_policy
 
@@ -74,7 +80,14 @@ def first_prompts(n: int = 2):
     return select
 
 
-def run(folder, start, file, **changes):
+def with_weight_decay(values):
+    made = training(values)
+    return functools.partial(
+        made.func, **{**made.keywords, "optimizers": {"policy": adamw(1e-3, weight_decay=0.1)}}
+    )
+
+
+def run(folder, start, file, launch=rounds, **changes):
     given = {
         "output_dir": str(folder),
         "start": str(start),
@@ -87,7 +100,7 @@ def run(folder, start, file, **changes):
         "measure": Measure(count=4, judge="letters", truth="letters", batch_size=8),
         "per_round": {"BETA": (0.1, 0.2)},
     }
-    return rounds(**{**given, **changes})
+    return launch(**{**given, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +221,17 @@ def test_other_settings_of_a_finished_stage_are_refused_before_anything_runs(fin
         ({"annotators": {"judge": "letters"}}, "round1, annotate judge was finished with spec = "),
         ({"selector": "letters_pairs:annotation=judge"}, "round1, select was finished with spec"),
         ({"per_round": {"BETA": (0.1, 0.3)}}, "round2, train was finished with hyperparameters"),
+        (
+            {"training": with_weight_decay},
+            r"round1, train was finished with optimizers\.policy\.weight_decay = 0\.0",
+        ),
     ):
-        with pytest.raises(UserError, match=message) as caught:
-            run(folder, start, prompts, **changes)
-        assert "delete" in str(caught.value) and "\n" not in str(caught.value)
+        for launch in (rounds, rounds_dry_run.check):
+            with pytest.raises(UserError, match=message) as caught:
+                run(folder, start, prompts, launch=launch, **changes)
+            assert "delete" in str(caught.value) and "\n" not in str(caught.value)
+    told = run(folder, start, prompts, launch=rounds_dry_run.check).splitlines()[-1]
+    assert told == f"{len(before)} of {len(before)} stages are finished in {folder}"
     assert outputs(folder) == before
 
 
@@ -394,3 +414,28 @@ def test_roles_share_the_prompts_exactly():
     assert [len(part) for part in parts.values()] == [45, 5]
     assert sorted(parts["previous"] + parts["start"]) == list(range(50))
     assert parts != sampler.shared_out(50, (0, 2))
+
+
+def test_an_edited_function_and_an_edited_template_are_other_annotators(tmp_path, monkeypatch):
+    module = tmp_path / "own_judge.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def identity(body):
+        module.write_text(f"def score(prompts, responses, references):\n    return {body}\n")
+        importlib.invalidate_caches()
+        sys.modules.pop("own_judge", None)
+        linecache.clearcache()
+        made = get_annotator("own_judge:score")
+        assert dict(made.identity())["source"] == own_code("own_judge:score", annotator_names())
+        return dict(made.identity())
+
+    first = identity("[0.0] * len(responses)")
+    assert identity("[1.0] * len(responses)") != first
+    assert identity("[0.0] * len(responses)") == first
+    assert own_code("own_judge:score", {"own_judge"}) is None
+
+    template = tmp_path / "question.txt"
+    template.write_text("Which is better?")
+    named = round_labels.files_of(f"llm:mode=pairwise,template={template}")
+    assert [each["file"] for each in named] == [str(template)]
