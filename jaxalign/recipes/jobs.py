@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign import files
+from jaxalign.errors import UserError
+from jaxalign.locks import Lock
 
 RESULT = "result.json"
 _CLAIM = "claim"
@@ -58,8 +60,9 @@ def work(folder: Path, jobs: Sequence[Job]) -> None:
             for job in pending
             if all(read_result(folder, need) is not None for need in job.needs)
         ]
-        job = next((job for job in ready if _claim(folder / job.name)), None)
-        if job is None:
+        claimed = ((job, claim) for job in ready if (claim := _claim(folder / job.name)))
+        job, claim = next(claimed, (None, None))
+        if job is None or claim is None:
             time.sleep(_POLL_SECONDS)
             continue
         started = time.time()
@@ -74,7 +77,7 @@ def work(folder: Path, jobs: Sequence[Job]) -> None:
             failed.add(job.name)
             continue
         finally:
-            (folder / job.name / _CLAIM).unlink(missing_ok=True)
+            claim.release()
         print(f"[{os.getpid()}] {job.name}: {result['seconds']:.0f} s", flush=True)
     if failed:
         raise RuntimeError(f"jobs failed: {', '.join(sorted(failed))}")
@@ -143,18 +146,14 @@ def _blocked(jobs: Sequence[Job], failed: set[str]) -> set[str]:
     return blocked
 
 
-def _claim(folder: Path) -> bool:
-    """Claims a job unless a running process has claimed it."""
+def _claim(folder: Path) -> Lock | None:
+    """Claims a job; returns None if it is finished or another running process has claimed it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _CLAIM
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        owner = path.read_text(encoding="utf-8").strip()
-        if not owner or (owner.isdigit() and Path(f"/proc/{owner}").exists()):
-            return False
-        path.unlink(missing_ok=True)
-        return _claim(folder)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(str(os.getpid()))
-    return not (folder / RESULT).exists()
+        claim = Lock(folder / _CLAIM, f"job {folder}")
+    except UserError:
+        return None
+    if (folder / RESULT).exists():
+        claim.release()
+        return None
+    return claim
