@@ -61,7 +61,9 @@ def mc_mean_logits_decode(
         "encoder_segment_ids": (tokens > 0).astype(jnp.int32),
     }
     of_encoder, of_decoder = jnp.swapaxes(jax.vmap(jax.random.split)(keys), 0, 1)
-    encoded = jax.lax.map(lambda key: policy.encode(params, prompts, rng=key), of_encoder)
+    encoded = jax.lax.map(
+        lambda key: policy.encode_for_decoder(params, prompts, rng=key), of_encoder
+    )
 
     def mean_logits(written: Any, position: Any) -> Any:
         batch = {

@@ -25,7 +25,7 @@ from jaxalign.networks.stacking import STACKS
 EMBEDDING, HEAD = "token_embedder.embedding", "decoder.logits_dense.kernel"
 _QUERY = "encoder.layers_0.attention.query.kernel"
 _LAYER = re.compile(r"(encoder|decoder)\.layers_(\d+)\.(.+)")
-# The fields that determine what the network computes. The other fields of a T5Config determine how.
+# The fields that determine what every T5 computes; they also identify a checkpoint of another system.
 ARCHITECTURE = (
     "vocab_size",
     "emb_dim",
@@ -39,6 +39,8 @@ ARCHITECTURE = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
+# With the fields of networks that are more than a T5. The other fields of a T5Config determine how they compute.
+COMPUTATION = (*ARCHITECTURE, "encoder_fusion")
 
 
 def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
@@ -139,10 +141,24 @@ def same_architecture(where: str, theirs: T5Config, ours: T5Config) -> None:
     Raises:
       UserError: the configurations differ; the message names the first difference.
     """
-    for name in ARCHITECTURE:
+    for name in COMPUTATION:
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
                 f"{where} has {name} {getattr(theirs, name)}, and the model of this command {getattr(ours, name)}"
+            )
+
+
+def require_t5(what: str, config: T5Config) -> None:
+    """Refuses a network with parts that the T5 of other systems does not have.
+
+    Raises:
+      UserError: the network is refused; the message names the field.
+    """
+    for name, stock in T5Config.EXTENSIONS.items():
+        value = getattr(config, name)
+        if value != stock:
+            raise UserError(
+                f"{what} has {name} {value!r}, which the T5 of T5X and of transformers does not have: only run folders of jaxalign hold it"
             )
 
 

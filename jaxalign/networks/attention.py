@@ -6,11 +6,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxalign.networks.blocks import Dense
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.shapes import Bias, Encoded, Heads, Hidden, Joined, SourceHeads
+from jaxalign.networks.shapes import (
+    AnyArray,
+    Bias,
+    Encoded,
+    Heads,
+    Hidden,
+    Joined,
+    SourceHeads,
+    SourceLayers,
+)
 
 _kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -61,6 +70,33 @@ class Attention(nn.Module):
     ) -> Hidden:
         """Softmax attention over given keys and values; `bias` holds masks and relative positions."""
         q = self._split(self.query(queries))
+        mixed = self._mix(q, keys, values, bias, deterministic).swapaxes(1, 2)
+        return self.out(mixed.reshape(*queries.shape[:-1], -1))
+
+    def attend_mixture(
+        self,
+        queries: Hidden,
+        keys: SourceLayers,
+        values: SourceLayers,
+        bias: Bias,
+        weights: Float[AnyArray, " mixed"],
+        *,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """The weighted sum of `attend` over several sources, which share the masks; weighted before the (linear) output map."""
+        count = keys.shape[1]
+        q = self._split(self.query(queries))
+        if bias.shape[0] > 1:
+            bias = jnp.repeat(bias, count, axis=0)
+        keys, values = (each.reshape(-1, *each.shape[2:]) for each in (keys, values))
+        mixed = self._mix(jnp.repeat(q, count, axis=0), keys, values, bias, deterministic)
+        mixed = jnp.einsum("s,rshqd->rqhd", weights, mixed.reshape(-1, count, *mixed.shape[1:]))
+        return self.out(mixed.reshape(*queries.shape[:-1], -1))
+
+    def _mix(
+        self, q: Heads, keys: SourceHeads, values: SourceHeads, bias: Bias, deterministic: bool
+    ) -> Heads:
+        """The values, averaged for every query and head."""
         score_dtype = jnp.float32 if self.config.float32_attention_logits else q.dtype
         scores = jnp.einsum("bhqd,bhkd->bhqk", q.astype(score_dtype), keys.astype(score_dtype))
         scores = scores + bias.astype(score_dtype)
@@ -75,8 +111,7 @@ class Attention(nn.Module):
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, values)
         if scale is not None:
             mixed *= scale
-        mixed = mixed.swapaxes(1, 2)
-        return self.out(mixed.reshape(*queries.shape[:-1], -1))
+        return mixed
 
     def _split(self, x: Joined) -> Heads:
         x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
+ENCODER_FUSIONS = ("last", "gated")
 _SIZES = (
     "vocab_size",
     "emb_dim",
@@ -44,6 +45,8 @@ class T5Config:
       remat_policy: what the backward pass recomputes: ``none``; ``minimal``, all but weight matmuls; ``full``, whole layers.
       param_scan_axis: position of the layer axis in stacked parameters.
       one_hot_embedding: look tokens up by a one-hot matmul, which partitions better than a gather when the vocabulary is sharded.
+      encoder_fusion: what the decoder reads of the encoder: ``last``, the last layer's states (T5); ``gated``, the outputs of all layers
+        (`networks.encoder_fusion`).
     """
 
     vocab_size: int
@@ -64,6 +67,10 @@ class T5Config:
     remat_policy: str = "none"
     param_scan_axis: int = 1
     one_hot_embedding: bool = False
+    encoder_fusion: str = "last"
+
+    # The fields of parts that T5 does not have, with T5's values.
+    EXTENSIONS: ClassVar[dict[str, Any]] = {"encoder_fusion": "last"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -79,6 +86,7 @@ class T5Config:
             )
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("remat_policy", self.remat_policy, REMAT_POLICIES)
+        _one_of("encoder_fusion", self.encoder_fusion, ENCODER_FUSIONS)
         _one_of("param_scan_axis", self.param_scan_axis, (0, 1))
         if not self.mlp_activations:
             raise ValueError("T5Config.mlp_activations is empty; T5 1.1 uses ('gelu', 'linear').")
@@ -101,6 +109,15 @@ class T5Config:
     def activation_dtype(self) -> Any:
         """`dtype` as a JAX dtype."""
         return jnp.dtype(self.dtype)
+
+    def stock(self) -> T5Config:
+        """The T5 in this network, without the parts that T5 does not have."""
+        return self.replace(**self.EXTENSIONS)
+
+    @property
+    def fuses_encoder_layers(self) -> bool:
+        """Whether the decoder reads the outputs of all encoder layers."""
+        return self.encoder_fusion != "last"
 
     def replace(self, **changes: Any) -> T5Config:
         """A copy with some fields changed."""

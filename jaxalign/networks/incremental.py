@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from jaxalign.networks.attention import Attention
 from jaxalign.networks.blocks import RMSNorm
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import DecoderLayer
@@ -34,7 +33,7 @@ class Prompt(NamedTuple):
 
     params: Params
     layers: tuple[Params, ...]
-    cross: tuple[KeysAndValues, ...]
+    cross: tuple[tuple[AnyArray, ...], ...]  # of every layer, rows first
     cross_bias: AnyArray
     position_bias: AnyArray  # [1, heads, max_decode_len, max_decode_len]
 
@@ -67,10 +66,7 @@ def read_prompts(
         for index in range(config.num_decoder_layers)
     )
     cross = tuple(
-        Attention(config).apply(
-            {"params": layer["encoder_decoder_attention"]}, encoded, method="keys_and_values"
-        )
-        for layer in layers
+        DecoderLayer(config).apply({"params": layer}, encoded, method="sources") for layer in layers
     )
     position_bias = RelativePositionBias(config, bidirectional=False).apply(
         {"params": decoder["relpos_bias"]}, max_decode_len, max_decode_len

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jaxtyping import Float
 
 from jaxalign.networks.attention import Attention
 from jaxalign.networks.blocks import FeedForward, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.encoder_fusion import GatedFusion
 from jaxalign.networks.shapes import AnyArray, Bias, CrossBias, Encoded, Hidden
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each behind a norm and with a residual."""
+    """Self-attention and feed-forward, each behind a norm and with a residual. Returns its states twice where they are kept."""
 
     config: T5Config
 
@@ -26,14 +30,15 @@ class EncoderLayer(nn.Module):
         self.mlp = FeedForward(self.config)
         self.dropout = length_dropout(self.config)
 
-    def __call__(self, x: Hidden, bias: Bias, deterministic: bool) -> tuple[Hidden, None]:
+    def __call__(self, x: Hidden, bias: Bias, deterministic: bool) -> tuple[Hidden, Hidden | None]:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, y, bias, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return x, x if self.config.fuses_encoder_layers else None
 
 
 class DecoderLayer(nn.Module):
@@ -47,6 +52,8 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(self.config)
         self.pre_cross_attention_layer_norm = RMSNorm(dtype)
         self.encoder_decoder_attention = Attention(self.config)
+        if self.config.fuses_encoder_layers:
+            self.encoder_fusion = GatedFusion(self.config)
         self.pre_mlp_layer_norm = RMSNorm(dtype)
         self.mlp = FeedForward(self.config)
         self.dropout = length_dropout(self.config)
@@ -64,11 +71,24 @@ class DecoderLayer(nn.Module):
         y = self.self_attention(y, y, self_bias, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.pre_cross_attention_layer_norm(x)
-        y = self.encoder_decoder_attention(y, encoded, cross_bias, deterministic=deterministic)
+        y = self._read(y, self.sources(encoded), cross_bias, deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         y = self.mlp(self.pre_mlp_layer_norm(x), deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
+
+    def sources(self, encoded: Encoded) -> tuple[AnyArray, ...]:
+        """The keys and values of an encoded prompt that `step` reads, rows first."""
+        if not self.config.fuses_encoder_layers:
+            return self.encoder_decoder_attention.keys_and_values(encoded)
+        return self.encoder_fusion.sources(self.encoder_decoder_attention, encoded)
+
+    def _read(self, y: Hidden, sources: Any, bias: CrossBias, deterministic: bool) -> Hidden:
+        attention = self.encoder_decoder_attention
+        if not self.config.fuses_encoder_layers:
+            keys, values = sources
+            return attention.attend(y, keys, values, bias, deterministic=deterministic)
+        return self.encoder_fusion.fused(attention, y, sources, bias, deterministic=deterministic)
 
     def step(
         self,
@@ -76,7 +96,7 @@ class DecoderLayer(nn.Module):
         cache: tuple[AnyArray, AnyArray],
         slot: AnyArray,
         self_bias: Bias,
-        cross: tuple[AnyArray, AnyArray],
+        cross: tuple[AnyArray, ...],
         cross_bias: CrossBias,
     ) -> tuple[Hidden, tuple[AnyArray, AnyArray]]:
         """One target position of several sequences per row, without dropout.
@@ -86,7 +106,7 @@ class DecoderLayer(nn.Module):
           cache: keys and values ``[groups, heads, slots, head_dim]`` of earlier positions; sequences of a group share slots.
           slot: where this position's keys and values start.
           self_bias: which slots each sequence of a group sees, and their position biases.
-          cross: keys and values of the encoded prompt, ``[rows, heads, source, head_dim]``.
+          cross: keys and values of the encoded prompt, from `sources`.
           cross_bias: masks the prompt's padding.
         """
         keys, values = cache
@@ -96,7 +116,7 @@ class DecoderLayer(nn.Module):
         values = jax.lax.dynamic_update_slice_in_dim(values, new_values, slot, axis=2)
         x = x + self.self_attention.attend(y, keys, values, self_bias).reshape(x.shape)
         y = self.pre_cross_attention_layer_norm(x)
-        x = x + self.encoder_decoder_attention.attend(y, *cross, cross_bias)
+        x = x + self._read(y, cross, cross_bias, deterministic=True)
         return x + self.mlp(self.pre_mlp_layer_norm(x)), (keys, values)
 
 
@@ -107,10 +127,11 @@ def apply_layers(
     x: Hidden,
     *inputs: AnyArray,
     deterministic: bool,
-) -> Hidden:
+) -> tuple[Hidden, Float[AnyArray, "layers rows length emb"] | None]:
     """Apply `num_layers` copies of `layer` inside a compact method: ``layers_0``, ... unrolled, or ``layers`` scanned.
 
-    `inputs` are the same for every layer. Rematerialisation follows ``config.remat_policy``.
+    `inputs` are the same for every layer. Rematerialisation follows ``config.remat_policy``. Returns the last states, and what the layers
+    returned besides, stacked, if they return anything.
     """
     if config.remat_policy != "none":
         layer = nn.remat(
@@ -120,9 +141,11 @@ def apply_layers(
             static_argnums=(len(inputs) + 2,),  # `deterministic`; 0 is self
         )
     if not config.scan_layers:
+        outputs = []
         for index in range(num_layers):
-            x, _ = layer(config, name=f"layers_{index}")(x, *inputs, deterministic)
-        return x
+            x, output = layer(config, name=f"layers_{index}")(x, *inputs, deterministic)
+            outputs.append(output)
+        return x, None if outputs[0] is None else jnp.stack(outputs)
     scanned = nn.scan(
         layer,
         variable_axes={"params": config.param_scan_axis},
@@ -131,8 +154,7 @@ def apply_layers(
         length=num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = scanned(config, name="layers")(x, *inputs, deterministic)
-    return x
+    return scanned(config, name="layers")(x, *inputs, deterministic)
 
 
 def _remat_policy(name: str) -> Callable[..., bool] | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import require_range
-from jaxalign.networks import distributions, scoring
+from jaxalign.networks import distributions, encoder_fusion, scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.distributions import TokenDistributions
@@ -105,6 +105,17 @@ class Policy(TokenPolicy, DecodingPolicy):
             rng=rng,
         )
 
+    def encode_for_decoder(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> Encoded:
+        return self._apply(
+            params,
+            batch["encoder_input_tokens"],
+            batch["encoder_segment_ids"],
+            method="encode_for_decoder",
+            rng=rng,
+        )
+
     def embed(self, params: Params, tokens: Tokens) -> Embedded:
         """Rows of the embedding table, in the dtype of activations."""
         return self.module.apply({"params": params}, tokens, method="embed")
@@ -124,12 +135,12 @@ class Policy(TokenPolicy, DecodingPolicy):
           params: of the policy.
           batch: as the data pipeline makes it.
           rng: switches dropout on; half of it is the encoder's.
-          encoded: states of `encode`, if they are already computed.
+          encoded: what `encode_for_decoder` returns, if it is already computed.
           decoder_input_embeddings: inputs of the decoder that replace the embedded input tokens.
         """
         encode_rng, decode_rng = (None, None) if rng is None else jax.random.split(rng)
         if encoded is None:
-            encoded = self.encode(params, batch, rng=encode_rng)
+            encoded = self.encode_for_decoder(params, batch, rng=encode_rng)
         return self._apply(
             params,
             encoded,
@@ -181,9 +192,10 @@ class Policy(TokenPolicy, DecodingPolicy):
     ) -> tuple[ResponseScores, Encoded]:
         """`score`, and the encoder states that it reads, of one forward pass."""
         encode_rng = None if rng is None else jax.random.split(rng)[0]
-        encoded = self.encode(params, batch, rng=encode_rng)
+        encoded = self.encode_for_decoder(params, batch, rng=encode_rng)
         statistics = self.token_statistics(params, batch, rng=rng, encoded=encoded)
-        return scoring.response_scores(statistics, batch), encoded
+        states = encoder_fusion.last_layer(self.config, encoded)
+        return scoring.response_scores(statistics, batch), states
 
     def value_logits(
         self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
@@ -208,7 +220,7 @@ class Policy(TokenPolicy, DecodingPolicy):
     ) -> Prompt:
         segments = (encoder_input_tokens > 0).astype(jnp.int32)
         batch = {"encoder_input_tokens": encoder_input_tokens, "encoder_segment_ids": segments}
-        encoded = self.encode(params, batch)
+        encoded = self.encode_for_decoder(params, batch)
         return self._architecture.read_prompts(
             self.config, params, encoded, segments, max_decode_len
         )

@@ -125,6 +125,12 @@ class TokenPolicy(PolicyNetwork, Protocol):
     @property
     def logits_chunk_size(self) -> int | None: ...
 
+    def encode_for_decoder(
+        self, params: Params, batch: Batch, *, rng: PRNGKeyArray | None = None
+    ) -> Encoded:
+        """Returns what `decode` reads of the batch's prompts; by default the states of `encode`."""
+        return self.encode(params, batch, rng=rng)
+
     def embed(self, params: Params, tokens: Tokens) -> Embedded:
         """Returns rows of the embedding table, in the dtype of activations."""
         ...

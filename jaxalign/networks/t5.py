@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxalign.networks.blocks import Dense, Embedding, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.encoder_fusion import LayerConcatenation, LayerOutputs
 from jaxalign.networks.layers import DecoderLayer, EncoderLayer, apply_layers
 from jaxalign.networks.positions import (
     RelativePositionBias,
@@ -45,8 +46,9 @@ class Encoder(nn.Module):
         segment_ids: Tokens,
         *,
         deterministic: bool = True,
-    ) -> Hidden:
-        """Encoded states, after the final norm; positions of segment 0 carry no meaning."""
+        all_layers: bool = False,
+    ) -> Hidden | LayerOutputs:
+        """Encoded states, after the final norm, or those of all layers; positions of segment 0 carry no meaning."""
         config = self.config
         length = embedded.shape[1]
         positions = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
@@ -56,10 +58,10 @@ class Encoder(nn.Module):
             config.activation_dtype,
         )
         x = length_dropout(config)(embedded, deterministic=deterministic)
-        x = apply_layers(
+        x, outputs = apply_layers(
             EncoderLayer, config, config.num_encoder_layers, x, bias, deterministic=deterministic
         )
-        x = RMSNorm(config.activation_dtype, name="encoder_norm")(x)
+        x = RMSNorm(config.activation_dtype, name="encoder_norm")(outputs if all_layers else x)
         # T5X drops single elements here, unlike everywhere else.
         return nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
 
@@ -100,7 +102,7 @@ class Decoder(nn.Module):
             segment_mask(prompt_ids, encoder_segment_ids), None, config.activation_dtype
         )
         x = length_dropout(config)(embedded, deterministic=deterministic)
-        x = apply_layers(
+        x, _ = apply_layers(
             DecoderLayer,
             config,
             config.num_decoder_layers,
@@ -122,6 +124,8 @@ class EncoderDecoder(nn.Module):
         self.token_embedder = Embedding(self.config)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
+        if self.config.fuses_encoder_layers:
+            self.encoder_concatenation = LayerConcatenation(self.config)
 
     def encode(
         self,
@@ -134,6 +138,23 @@ class EncoderDecoder(nn.Module):
         segments = _segments(encoder_segment_ids, encoder_input_tokens)
         embedded = self.token_embedder(encoder_input_tokens)
         return self.encoder(embedded, segments, deterministic=deterministic)
+
+    def encode_for_decoder(
+        self,
+        encoder_input_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Encoded:
+        """What `decode` reads of prompts: `encode`, or by ``config.encoder_fusion`` the outputs of all layers."""
+        if not self.config.fuses_encoder_layers:
+            return self.encode(
+                encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+            )
+        segments = _segments(encoder_segment_ids, encoder_input_tokens)
+        embedded = self.token_embedder(encoder_input_tokens)
+        outputs = self.encoder(embedded, segments, deterministic=deterministic, all_layers=True)
+        return self.encoder_concatenation(outputs)
 
     def embed(self, tokens: Tokens) -> Hidden:
         """Rows of the embedding table, in the dtype of activations."""
@@ -155,7 +176,7 @@ class EncoderDecoder(nn.Module):
         """Decoder states before the vocabulary projection, under teacher forcing.
 
         Args:
-          encoded: what `encode` returned.
+          encoded: what `encode_for_decoder` returned.
           encoder_input_tokens: prompts; read for their padding when there are no segment ids.
           decoder_input_tokens: responses shifted right.
           decoder_target_tokens: responses; read for their padding when there are no segment ids.
@@ -194,8 +215,8 @@ class EncoderDecoder(nn.Module):
         *,
         deterministic: bool = True,
     ) -> Logits:
-        """Logits under teacher forcing: `encode`, `decode`, `logits`."""
-        encoded = self.encode(
+        """Logits under teacher forcing: `encode_for_decoder`, `decode`, `logits`."""
+        encoded = self.encode_for_decoder(
             encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
         )
         hidden = self.decode(

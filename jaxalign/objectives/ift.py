@@ -80,7 +80,7 @@ class IFT(Objective):
         frozen = jax.lax.stop_gradient(trained)
         segments = segments_of(batch)
         encode_rng = None if rng is None else jax.random.split(rng)[0]
-        encoded = policy.encode(trained, batch, rng=encode_rng)
+        encoded = policy.encode_for_decoder(trained, batch, rng=encode_rng)
         metrics: dict[str, Metric] = {}
         embeddings = None
         if self.mix > 0 or self.form != "code" or self.discount > 0:

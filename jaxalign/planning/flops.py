@@ -36,10 +36,17 @@ def decoder_flops(config: T5Config, source: int, target: int) -> int:
       target: decoder tokens of the row.
     """
     joined = config.num_heads * config.head_dim
-    # Queries and the output at decoder positions, keys and values at encoder positions.
-    cross = 4 * config.emb_dim * joined * (target + source) + 4 * target * source * joined
+    # Queries and the output at decoder positions; keys and values at encoder positions, and both products with the weights.
+    at_targets = 4 * config.emb_dim * joined * target
+    at_sources = 4 * config.emb_dim * joined * source + 4 * target * source * joined
+    cross, concatenation = at_targets + at_sources, 0
+    if config.fuses_encoder_layers:
+        gate = 2 * target * config.emb_dim**2
+        cross = 2 * at_targets + (config.num_encoder_layers + 1) * at_sources + gate
+        concatenation = 2 * source * config.num_encoder_layers * config.emb_dim**2
     embedding = 2 * target * config.vocab_size * config.emb_dim if config.one_hot_embedding else 0
-    return embedding + config.num_decoder_layers * (layer_flops(config, target) + cross)
+    layers = config.num_decoder_layers * (layer_flops(config, target) + cross)
+    return embedding + concatenation + layers
 
 
 def logits_flops(config: T5Config, target: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import PRNGKeyArray
+
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
@@ -14,6 +16,7 @@ from jaxalign.parallel import distributed
 from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.runs import checkpoints
 from jaxalign.runs.folder import Run
+from jaxalign.training import fresh_leaves
 from jaxalign.training.state import role_shardings
 
 
@@ -26,27 +29,43 @@ class InitialCheckpoint:
       reader: a function from a policy, its shapes and its shardings to its parameters.
       vocabulary: the vocabulary it was trained with; None if it records none. T5X checkpoints never record one.
       t5x: whether it is a T5X checkpoint. In T5X, a run that starts from one continues to count its steps.
+      config: the configuration of a run's policy; None for the T5 of another system.
     """
 
     identity: dict[str, Any]
     reader: Callable[[Any, Any, Any], Any]
     vocabulary: RecordedVocabulary | None = None
     t5x: bool = False
+    config: T5Config | None = None
 
-    def restore(self, policy: Any, mesh: Any, rules: AxisRules = ()) -> Any:
+    def restore(
+        self, policy: Any, mesh: Any, rules: AxisRules = (), rng: PRNGKeyArray | None = None
+    ) -> Any:
         """Returns the parameters; each device holds its own part.
 
         Args:
           policy: the network.
           mesh: the mesh of the run.
           rules: logical axis rules that come before the standard ones.
+          rng: the key with which parts of the network that the checkpoint lacks are initialised; without it they are an error.
 
         Raises:
           UserError: the parameters do not belong to this policy.
         """
-        shapes = policy.abstract_params()
-        places = role_shardings(mesh, shapes, policy.logical_axes(), rules)
-        return self.reader(policy, shapes, places)
+        there = policy if rng is None else fresh_leaves.without(policy, self.lacking(policy))
+        params = self.reader(there, there.abstract_params(), _places(there, mesh, rules))
+        if rng is None or there is policy:
+            return params
+        places = _places(policy, mesh, rules)
+        return fresh_leaves.completed(policy, params, rng, mesh, places)
+
+    def lacking(self, policy: Any) -> dict[str, Any]:
+        """Returns the extensions of a policy that the checkpoint does not have, by the fields of its configuration."""
+        return fresh_leaves.lacking(getattr(policy, "config", None), self.config)
+
+
+def _places(policy: Any, mesh: Any, rules: AxisRules) -> Any:
+    return role_shardings(mesh, policy.abstract_params(), policy.logical_axes(), rules)
 
 
 def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoint:
@@ -80,7 +99,9 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
                 path, "policy", step=run.step, abstract=shapes, shardings=shardings
             )
 
-        return InitialCheckpoint(identity, read_run, run.recorded_vocabulary)
+        has_policy = "policy" in run.description.networks
+        config = run.config("policy") if has_policy else None
+        return InitialCheckpoint(identity, read_run, run.recorded_vocabulary, config=config)
     if distributed.is_multiprocess():
         # If something still writes to the folder, each process could find a different latest step.
         step = distributed.broadcast_from_first(
@@ -118,7 +139,8 @@ def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVoca
     if checkpoint_sources.is_run(path):
         return Run(path, step).recorded_vocabulary
     source = checkpoint_sources.open_source(path, step)
-    source.configured(getattr(policy, "config", None))
+    config = getattr(policy, "config", None)
+    source.configured(config.stock() if isinstance(config, T5Config) else None)
     return source_vocabulary.own_vocabulary(source)
 
 

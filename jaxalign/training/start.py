@@ -99,7 +99,7 @@ class Start:
                 raise
             self._unreadable, self.identity = error, before
             return
-        self.identity = self._initial.identity
+        self.identity = self._identity(self._initial, seed)
         self._check_vocabulary(f"the initial checkpoint {start_from.path}", self._initial)
         check_same_origin(launch.folder, "initial checkpoint", before, self.identity)
 
@@ -119,7 +119,8 @@ class Start:
             raise self._unreadable
         if self._initial is not None:
             rules = self._rules.get("policy", ())
-            return self._initial.restore(self._objective.policy, self._mesh, rules)
+            key = self._keys.get("policy")
+            return self._initial.restore(self._objective.policy, self._mesh, rules, key)
         if "policy" not in self._keys:
             return None
         return self._initialise("policy", self._objective.policy)
@@ -158,6 +159,19 @@ class Start:
             check_same_origin(Path(run), f"checkpoint of the {role}", before, opened.identity)
             frozen[role] = opened.restore(network, self._mesh)
         return frozen
+
+    def _identity(self, initial: initial_checkpoint.InitialCheckpoint, seed: int) -> dict[str, Any]:
+        """Returns the identity of the policy at the start: with new random parts, it is another policy than the checkpoint's."""
+        new = initial.lacking(self._objective.policy) if "policy" in self._keys else {}
+        if not new:
+            return initial.identity
+        if distributed.is_primary_process():
+            print(
+                f"jaxalign: {self._path} has no {', '.join(new)}: these parts of the policy begin with random parameters",
+                file=sys.stderr,
+            )
+        run_id = "-".join([initial.identity["run_id"], *new, str(seed)])
+        return {**initial.identity, "run_id": run_id}
 
     def warn_of_random_reference(self) -> None:
         """Warns that a method that compares with a reference policy begins with random parameters."""

@@ -1,5 +1,6 @@
 """Every direction of `jaxalign convert` keeps every bit, and what cannot be kept is refused or said."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from jaxalign.interop import (
     checkpoint_sources,
     huggingface,
     huggingface_config,
+    run_writer,
     safetensors,
     storage,
     zarr,
@@ -321,6 +323,22 @@ def test_vocabularies_are_copied(values, make_checkpoint, tmp_path, repository):
     with pytest.raises(UserError, match=r"259 tokens .* 40 rows"):
         small = make_checkpoint(T5X, values(), name="small")
         convert(checkpoint=small, output=str(tmp_path / "no"), vocabulary="bytes")
+
+
+def test_a_network_that_is_more_than_a_t5_stays_in_run_folders(values, make_checkpoint, tmp_path):
+    config = CONFIG.replace(encoder_fusion="gated")
+    expected = values(config)
+    params = {name: arrays.from_numpy(value) for name, value in expected.items()}
+    source = open_source(make_checkpoint(T5X, values()))
+    source = dataclasses.replace(source, params=params, config=config)
+    run = str(tmp_path / "fused")
+    run_writer.write(run, params, 7, run_writer.describe(source, config, None, {}), None)
+    scanned = convert(checkpoint=run, output=str(tmp_path / "scanned"), scan_layers=True)["output"]
+    for path in (run, scanned):
+        assert_equal(path, expected, config)
+    for to in (T5X, T5X_ORBAX, HUGGING_FACE):
+        with pytest.raises(UserError, match="fused has encoder_fusion 'gated', which the T5 of"):
+            convert(checkpoint=run, output=str(tmp_path / to), to=to)
 
 
 @pytest.mark.parametrize(

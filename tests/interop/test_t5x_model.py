@@ -210,6 +210,9 @@ def test_what_t5x_cannot_run_is_refused(t5x_model):
     ):
         with pytest.raises(UserError, match=message):
             model_of(t5x_model, objective)
+    fused = DROP(policy=Policy(CONFIG.replace(encoder_fusion="gated")), rescale="none")
+    with pytest.raises(UserError, match="policy has encoder_fusion 'gated'"):
+        model_of(t5x_model, fused)
     other = Module(CONFIG.replace(num_heads=4, head_dim=2))
     with pytest.raises(UserError, match="policy has num_heads 2, and T5X's module 4"):
         t5x_model.ObjectiveModel(other, None, None, None, objectives()["dro_p"], ROWS)

@@ -58,8 +58,10 @@ def xla_flops(function, *arguments):
     return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
 
-def test_parts_of_the_forward_pass_match_xla():
-    policy, batch = policy_of(), batch_of()
+@pytest.mark.parametrize("fusion", ["last", "gated"])
+def test_parts_of_the_forward_pass_match_xla(fusion):
+    layers = 1 if fusion == "last" else 2
+    policy, batch = policy_of(encoder_fusion=fusion, num_encoder_layers=layers), batch_of()
     params = policy.abstract_params()
     parts = flops.parts(policy.config, ROWS, SOURCE, TARGET)
     counts = [xla_flops(part(policy), params, batch) for part in (encode, decode, score)]

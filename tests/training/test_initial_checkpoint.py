@@ -236,3 +236,24 @@ def test_steps_are_explained_to_whoever_comes_from_t5x(folders, capsys):
     for name in ("huggingface", "unrolled"):
         begin(objective, folders / name).warn_of_t5x_steps(2)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["t5x", "huggingface", "scanned"])
+def test_a_network_with_more_parts_than_its_start_gets_random_ones(folders, params, name, capsys):
+    policy = Policy(CONFIG.replace(encoder_fusion="gated"))
+    objective = SFT(policy=policy)
+    check(folders / name, None, policy)
+    start = begin(objective, folders / name)
+    assert "has no encoder_fusion: these parts of the policy begin with random parameters" in (
+        capsys.readouterr().err
+    )
+    found, expected = (parameters.flatten(tree) for tree in (start.trained()["policy"], params))
+    assert all(np.array_equal(found.pop(path), leaf) for path, leaf in expected.items())
+    fresh = parameters.flatten(policy.init(start._keys["policy"]))
+    assert len(found) == len(fresh) - len(expected) == 2 + 2 * 7
+    for path, leaf in found.items():
+        np.testing.assert_allclose(leaf, fresh[path], rtol=1e-6)
+    # As a reference it is not the checkpoint's policy.
+    plain = begin(SFT(policy=Policy(CONFIG)), folders / name).identity
+    assert start.identity["run_id"] == f"{plain['run_id']}-encoder_fusion-0"
+    reference_name(start.identity, policy)
