@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from jaxalign.data.batches import prompt_rows
 from jaxalign.inference.rows import EOS, PAD, Tokens
 from jaxalign.networks import decoding_rows
+from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
 
 SMALLEST_CACHE = 64  # slots
 MARGIN = 16  # tokens that at least fit into a cache before it must grow
@@ -55,26 +56,34 @@ def decode_prompts(
     shapes: Shapes,
     choice: Choice,
     key: Any,
+    hooks: Hooks = NO_HOOKS,
 ) -> tuple[Int[np.ndarray, "prompts samples length"], Float[np.ndarray, "prompts samples"]]:
     """Returns the responses to all prompts, in their order, and the responses' log-probabilities.
 
     Args:
       policy, params: the network.
       prompts: token ids; those with long responses should come first.
-      indices: the numbers from which, with `key`, the keys of the prompts follow.
+      indices: the numbers from which, with `key`, the keys of the prompts follow; hooks know the prompts by them.
       shapes: of the batch.
       choice: how tokens are chosen.
       key: of all prompts.
+      hooks: which tokens are allowed, and what is added to their scores. A response after which nothing is allowed ends without EOS.
+
+    Raises:
+      UserError: a hook does not fit.
     """
+    hooks.check(policy, indices, shapes.max_decode_len)
     count, length = len(prompts), shapes.max_decode_len
     tokens = np.full((count, shapes.samples, length), PAD, np.int32)
     log_probs = np.zeros((count, shapes.samples), np.float32)
-    constants = decoding_rows.constants(policy, params, max_decode_len=length)
+    constants = decoding_rows.constants(policy, params, hooks, max_decode_len=length)
     rows = decoding_rows.idle_rows(
         policy,
+        hooks,
         num_rows=shapes.rows,
         num_samples=shapes.samples,
         num_slots=cache_slots(0, length),
+        max_decode_len=length,
     )
     owners = np.full(shapes.rows, -1)  # the prompt of each row; -1: none
     ages = np.zeros(shapes.rows, np.int64)  # tokens since a row began
@@ -88,7 +97,11 @@ def decode_prompts(
                 begin, end = end, min(end + shapes.rows, count)
                 padded = [*prompts[begin:end], *[[EOS]] * (shapes.rows - (end - begin))]
                 encoded = decoding_rows.encode(
-                    policy, params, prompt_rows(padded, shapes.input_length), max_decode_len=length
+                    policy,
+                    params,
+                    prompt_rows(padded, shapes.input_length),
+                    hooks,
+                    max_decode_len=length,
                 )
             if reading is None:
                 reading = jax.tree.map(jnp.copy, encoded)
@@ -101,6 +114,8 @@ def decode_prompts(
                 _at(taken, new - begin, shapes.rows, -1),
                 _at(taken, indices[new], shapes.rows, 0),
                 key,
+                hooks,
+                max_decode_len=length,
             )
             owners[taken], ages[taken] = new, 0
             idle, begun = idle[len(taken) :], begun + len(taken)
@@ -121,6 +136,7 @@ def decode_prompts(
             np.float32(choice.top_p),
             np.int32(slots - oldest),
             np.int32(enough),
+            hooks,
             greedy=choice.temperature == 0,
             top_k=choice.top_k,
             nucleus=choice.top_p < 1,

@@ -8,16 +8,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.networks import decoding_hooks
 from jaxalign.networks.decoding import (
     EOS,
     PAD,
     Generations,
     PromptTokens,
+    numbers_of,
     require_positive,
 )
+from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks, HookStates
+from jaxalign.networks.decoding_scores import AtPosition
 from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
-from jaxalign.networks.token_choice import without_pad
+from jaxalign.networks.token_choice import Proposal, without_pad
 
 EMPTY = -1e7  # score of an empty beam, as in T5X
 
@@ -30,12 +34,18 @@ def beam_search(
     num_beams: int,
     alpha: float = 0.6,
     max_decode_len: int,
+    hooks: Hooks = NO_HOOKS,
+    prompt_numbers: AnyArray | None = None,
 ) -> Generations:
     """Beam search as in T5X: beams by increasing score, the best last. PAD is never chosen.
 
     A beam that has ended scores ``log_prob / ((5 + length) / 6) ** alpha`` (Wu et al. 2016, arXiv 1609.08144, equation 14). Where
     fewer than `num_beams` have ended, the first ones are empty, with a score and log-probability of `EMPTY`; where none has,
     the unfinished beams are returned, scored by their log-probability.
+
+    With `hooks`, the score that they define takes the place of the log-probability in the ranking. A beam after which nothing is allowed
+    is dropped. Where this happens to all beams of a row before one has ended, all of them are empty, and `dead_ends` is True.
+    The search does not stop early if a number is added to scores, because a live beam may then still gain.
 
     Args:
       policy: the network.
@@ -44,14 +54,23 @@ def beam_search(
       num_beams: beams per prompt.
       alpha: strength of the length penalty; 0 compares log-probabilities.
       max_decode_len: tokens, EOS included, after which a beam is cut.
+      hooks: which tokens are allowed, and what is added to their scores.
+      prompt_numbers: the numbers ``[rows]`` of the prompts that hooks speak of; by default those of the rows.
+
+    Raises:
+      UserError: a hook does not fit.
     """
     require_positive("max_decode_len", max_decode_len)
     require_positive("num_beams", num_beams)
+    prompt_numbers = numbers_of(encoder_input_tokens, prompt_numbers)
+    hooks.check(policy, prompt_numbers, max_decode_len)
     return _beam_search(
         policy,
         params,
         jnp.asarray(encoder_input_tokens),
         jnp.float32(alpha),
+        hooks,
+        prompt_numbers,
         num_beams=num_beams,
         max_decode_len=max_decode_len,
     )
@@ -66,11 +85,13 @@ class _Ranked(NamedTuple):
 class _Beams(NamedTuple):
     position: AnyArray
     last: AnyArray  # [rows, beams], of the live beams, best first
-    log_probs: AnyArray  # [rows, beams]
+    log_probs: AnyArray  # [rows, beams], under the policy
+    totals: AnyArray  # [rows, beams], the log-probabilities, or what hooks make of them
     tokens: AnyArray  # [rows, beams, length]
     ancestors: AnyArray  # [rows, beams, length]: whose slot holds each position of a live beam
     ended: _Ranked  # beams that have ended, best first
     cache: Any
+    hooked: HookStates
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "num_beams", "max_decode_len"))
@@ -79,22 +100,27 @@ def _beam_search(
     params: Any,
     encoder_input_tokens: Any,
     alpha: Any,
+    hooks: Any,
+    prompt_numbers: Any,
     *,
     num_beams: Any,
     max_decode_len: Any,
 ) -> Generations:
-    rows, vocab_size = encoder_input_tokens.shape[0], policy.vocab_size
+    rows = encoder_input_tokens.shape[0]
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
+    hook_prompts = decoding_hooks.read_prompts(hooks, encoder_input_tokens, max_decode_len)
     beams = jnp.arange(num_beams)
 
     def penalty(length: AnyArray) -> AnyArray:
         return jnp.power((5.0 + length) / 6.0, alpha)
 
     def not_ended(state: _Beams) -> AnyArray:
-        # Log-probabilities only decrease, so no live beam can reach a better score than this.
-        best_possible = state.log_probs[:, 0] / penalty(jnp.float32(max_decode_len))
-        worst_ended = jnp.min(state.ended.scores, axis=1)
-        return (state.position < max_decode_len) & jnp.any(worst_ended <= best_possible)
+        is_live = state.totals[:, 0] > EMPTY / 2
+        if hooks.score is None:
+            # Log-probabilities only decrease, so no live beam can reach a better score than this.
+            best_possible = state.totals[:, 0] / penalty(jnp.float32(max_decode_len))
+            is_live &= jnp.min(state.ended.scores, axis=1) <= best_possible
+        return (state.position < max_decode_len) & jnp.any(is_live)
 
     def extend(state: _Beams) -> _Beams:
         position = state.position
@@ -104,26 +130,42 @@ def _beam_search(
         )
         visible = (ancestors[..., None] == beams).reshape(rows, num_beams, -1)
         logits, cache = policy.next_logits(prompt, state.cache, state.last, position, visible)
-        log_probs = without_pad(jax.nn.log_softmax(logits)) + state.log_probs[..., None]
+        proposal, hooked = decoding_hooks.propose(
+            hooks, state.hooked, hook_prompts, logits, state.last, AtPosition(position, visible)
+        )
+        if proposal is None:
+            gains = without_pad(jax.nn.log_softmax(logits))
+        else:
+            gains = proposal.weights - proposal.offsets[..., None]
 
         # Twice as many candidates as beams: even if half of them end, enough beams stay live.
-        log_probs, flat = jax.lax.top_k(log_probs.reshape(rows, -1), 2 * num_beams)
-        parents, chosen = flat // vocab_size, (flat % vocab_size).astype(jnp.int32)
+        totals = (gains + state.totals[..., None]).reshape(rows, -1)
+        totals, flat = jax.lax.top_k(totals, 2 * num_beams)
+        parents, chosen = flat // gains.shape[-1], (flat % gains.shape[-1]).astype(jnp.int32)
+        if proposal is None:
+            log_probs = totals
+        else:
+            chosen = _tokens(proposal, parents, chosen)
+            log_probs = _gather(state.log_probs, parents) + _log_probs(logits, parents, chosen)
         tokens = _gather(state.tokens, parents)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, chosen, position, axis=2)
         has_ended = chosen == EOS
 
-        live, order = jax.lax.top_k(log_probs + jnp.where(has_ended, EMPTY, 0.0), num_beams)
-        scores = log_probs / penalty(position + 1.0) + jnp.where(has_ended, 0.0, EMPTY)
+        live, order = jax.lax.top_k(totals + jnp.where(has_ended, EMPTY, 0.0), num_beams)
+        scores = totals / penalty(position + 1.0) + jnp.where(has_ended, 0.0, EMPTY)
         ended = _Ranked(tokens, log_probs, scores)
+        last, parents = _gather(chosen, order), _gather(parents, order)
+        moved = jax.tree.map(lambda values: _gather(values, parents), hooked.allowed)
         return _Beams(
             position + 1,
-            _gather(chosen, order),
+            last,
+            _gather(log_probs, order),
             live,
             _gather(tokens, order),
-            _gather(ancestors, _gather(parents, order)),
+            _gather(ancestors, parents),
             _best(jax.tree.map(lambda *both: jnp.concatenate(both, 1), state.ended, ended)),
             cache,
+            decoding_hooks.advance(hooks, hooked._replace(allowed=moved), last),
         )
 
     def _best(candidates: _Ranked) -> _Ranked:
@@ -131,6 +173,7 @@ def _beam_search(
         return jax.tree.map(lambda values: _gather(values, order), candidates)
 
     shape = (rows, num_beams)
+    num_slots = num_beams * max_decode_len
     no_tokens = jnp.full((*shape, max_decode_len), PAD, jnp.int32)
     nothing = jnp.full(shape, EMPTY, jnp.float32)
     state = _Beams(
@@ -138,27 +181,61 @@ def _beam_search(
         jnp.full(shape, PAD, jnp.int32),
         # All beams are equal at first, so only one is kept.
         jnp.where(beams == 0, 0.0, nothing),
+        jnp.where(beams == 0, 0.0, nothing),
         no_tokens,
         jnp.zeros((*shape, max_decode_len), jnp.int32),
         _Ranked(no_tokens, nothing, nothing),
-        policy.empty_cache(rows, num_beams * max_decode_len),
+        policy.empty_cache(rows, num_slots),
+        decoding_hooks.start(
+            hooks,
+            prompt_numbers,
+            num_sequences=num_beams,
+            max_decode_len=max_decode_len,
+            num_groups=rows,
+            num_slots=num_slots,
+        ),
     )
     state = jax.lax.while_loop(not_ended, extend, state)
 
-    is_empty = state.ended.scores <= EMPTY / 2
-    ended = _Ranked(
-        jnp.where(is_empty[..., None], PAD, state.ended.tokens),
-        jnp.where(is_empty, EMPTY, state.ended.log_probs),
-        jnp.where(is_empty, EMPTY, state.ended.scores),
-    )
-    live = _Ranked(state.tokens, state.log_probs, state.log_probs)
-    none_ended = jnp.all(is_empty, axis=1)
+    ended = _without_empty(state.ended)
+    live = _without_empty(_Ranked(state.tokens, state.log_probs, state.totals))
+    none_ended = jnp.all(ended.scores == EMPTY, axis=1)
 
     def choose(unfinished: Any, finished: Any) -> Any:
         condition = none_ended.reshape(-1, *[1] * (finished.ndim - 1))
         return jnp.flip(jnp.where(condition, unfinished, finished), axis=1)
 
-    return Generations(*jax.tree.map(choose, live, ended))
+    found = jax.tree.map(choose, live, ended)
+    if hooks.is_empty:
+        return Generations(*found)
+    dead = jnp.all(found.scores == EMPTY, axis=1, keepdims=True)
+    return Generations(*found, jnp.broadcast_to(dead, shape))
+
+
+def _without_empty(beams: _Ranked) -> _Ranked:
+    is_empty = beams.scores <= EMPTY / 2
+    return _Ranked(
+        jnp.where(is_empty[..., None], PAD, beams.tokens),
+        jnp.where(is_empty, EMPTY, beams.log_probs),
+        jnp.where(is_empty, EMPTY, beams.scores),
+    )
+
+
+def _tokens(proposal: Proposal, parents: AnyArray, index: AnyArray) -> AnyArray:
+    """The tokens of candidates, by their beams and their places among the beams' candidates."""
+    if proposal.tokens is None:
+        return index
+    flat = parents * proposal.tokens.shape[-1] + index
+    return jnp.take_along_axis(proposal.tokens.reshape(len(flat), -1), flat, axis=1)
+
+
+def _log_probs(logits: AnyArray, parents: AnyArray, tokens: AnyArray) -> AnyArray:
+    """The log-probabilities of tokens after beams."""
+    vocab_size = logits.shape[-1]
+    flat = jnp.take_along_axis(
+        logits.reshape(len(tokens), -1), parents * vocab_size + tokens, axis=1
+    )
+    return flat - _gather(jax.nn.logsumexp(logits, axis=-1), parents)
 
 
 def _gather(values: Any, indices: Any) -> Any:

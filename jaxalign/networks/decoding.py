@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from jaxalign.errors import UserError
+from jaxalign.networks import decoding_hooks
+from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks, HookStates
+from jaxalign.networks.decoding_scores import AtPosition
 from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
 from jaxalign.networks.token_choice import EOS, PAD, choose, sequence_keys
@@ -20,6 +24,7 @@ from jaxalign.networks.token_choice import EOS, PAD, choose, sequence_keys
 PromptTokens = Int[AnyArray, "rows source"]
 SampleTokens = Int[AnyArray, "rows samples length"]
 SampleValues = Float[AnyArray, "rows samples"]
+DeadEnds = Bool[AnyArray, "rows samples"]
 
 
 class Generations(NamedTuple):
@@ -29,12 +34,15 @@ class Generations(NamedTuple):
       tokens: int32, each response followed by EOS and then PAD; without EOS if it was cut at the maximal length.
       log_probs: log-probability of the response including its EOS, in nats, under the policy itself: temperature, top-k and
         top-p change the sampled response, not this number.
-      scores: the ranking of beam search; None for samples.
+      scores: the ranking of beam search; for greedy responses and samples what `decoding_hooks.Hooks` defines, None without hooks.
+      dead_ends: whether a response was cut because the hooks allowed no token after it, in beam search whether this happened to all
+        beams of a prompt before one had ended (all of them are empty then); None without hooks.
     """
 
     tokens: SampleTokens
     log_probs: SampleValues
     scores: SampleValues | None = None
+    dead_ends: DeadEnds | None = None
 
 
 def generate(
@@ -49,6 +57,8 @@ def generate(
     top_p: float = 1.0,
     num_samples: int = 1,
     choose_pad: bool = False,
+    hooks: Hooks = NO_HOOKS,
+    prompt_numbers: AnyArray | None = None,
 ) -> Generations:
     """Greedy responses, or samples.
 
@@ -64,9 +74,11 @@ def generate(
       num_samples: responses per prompt.
       choose_pad: let a response contain PAD, as T5X and transformers do. An untrained model may then answer with PAD only, and
         scoring a response, which takes PAD for its end, need not give the returned log-probability again.
+      hooks: which tokens are allowed, and what is added to their scores. A response after which nothing is allowed ends without EOS.
+      prompt_numbers: the numbers ``[rows]`` of the prompts that hooks speak of; by default those of the rows.
 
     Raises:
-      UserError: temperature, top_k or top_p out of range.
+      UserError: temperature, top_k or top_p out of range, or a hook does not fit.
       ValueError: another argument is out of range, or sampling was asked for without `rng`.
     """
     require_positive("max_decode_len", max_decode_len)
@@ -81,6 +93,8 @@ def generate(
         if not greedy:
             raise ValueError("Sampling (temperature > 0) needs rng, a jax.random.key.")
         rng = jax.random.key(0)
+    prompt_numbers = numbers_of(encoder_input_tokens, prompt_numbers)
+    hooks.check(policy, prompt_numbers, max_decode_len)
     return _generate(
         policy,
         params,
@@ -88,6 +102,8 @@ def generate(
         rng,
         jnp.float32(temperature),
         jnp.float32(top_p),
+        hooks,
+        prompt_numbers,
         max_decode_len=max_decode_len,
         greedy=greedy,
         top_k=top_k,
@@ -106,6 +122,11 @@ def check_choice(policy: DecodingPolicy, temperature: float, top_k: int, top_p: 
         )
 
 
+def numbers_of(tokens: AnyArray, prompt_numbers: AnyArray | None) -> AnyArray:
+    """The numbers of prompts, by default those of their rows."""
+    return np.arange(len(tokens)) if prompt_numbers is None else np.asarray(prompt_numbers)
+
+
 def require_positive(name: str, value: int) -> None:
     """Raises ValueError if a number is below 1."""
     if value < 1:
@@ -119,6 +140,9 @@ class _Samples(NamedTuple):
     log_probs: AnyArray  # [rows, samples]
     tokens: AnyArray  # [rows, samples, length]
     cache: Any
+    scores: AnyArray  # [rows, samples]
+    dead_ends: AnyArray  # [rows, samples]
+    hooked: HookStates
 
 
 @functools.partial(
@@ -140,6 +164,8 @@ def _generate(
     rng: Any,
     temperature: Any,
     top_p: Any,
+    hooks: Any,
+    prompt_numbers: Any,
     *,
     max_decode_len: Any,
     greedy: Any,
@@ -150,6 +176,7 @@ def _generate(
 ) -> Generations:
     rows = encoder_input_tokens.shape[0]
     prompt = policy.read_prompts(params, encoder_input_tokens, max_decode_len)
+    hook_prompts = decoding_hooks.read_prompts(hooks, encoder_input_tokens, max_decode_len)
     keys = sequence_keys(rng, jnp.arange(rows), num_samples)
 
     def not_ended(state: _Samples) -> AnyArray:
@@ -157,7 +184,16 @@ def _generate(
 
     def extend(state: _Samples) -> _Samples:
         logits, cache = policy.next_logits(prompt, state.cache, state.last, state.position)
-        chosen, log_probs = choose(
+        proposal, hooked = decoding_hooks.propose(
+            hooks,
+            state.hooked,
+            hook_prompts,
+            logits,
+            state.last,
+            AtPosition(state.position),
+            choose_pad=choose_pad,
+        )
+        found = choose(
             logits,
             keys,
             jnp.broadcast_to(state.position, (rows,)),
@@ -167,15 +203,20 @@ def _generate(
             top_k=top_k,
             nucleus=nucleus,
             choose_pad=choose_pad,
+            proposal=proposal,
         )
-        chosen = jnp.where(state.finished, PAD, chosen)
+        ended = decoding_hooks.ended(state.finished, proposal)
+        chosen = jnp.where(ended, PAD, found.tokens)
         return _Samples(
             state.position + 1,
             chosen,
-            state.finished | (chosen == EOS),
-            state.log_probs + jnp.where(state.finished, 0.0, log_probs),
+            ended | (chosen == EOS),
+            state.log_probs + jnp.where(ended, 0.0, found.log_probs),
             jax.lax.dynamic_update_index_in_dim(state.tokens, chosen, state.position, axis=2),
             cache,
+            state.scores + jnp.where(ended, 0.0, found.gains),
+            state.dead_ends | (ended & ~state.finished),
+            decoding_hooks.advance(hooks, hooked, chosen),
         )
 
     shape = (rows, num_samples)
@@ -186,6 +227,18 @@ def _generate(
         jnp.zeros(shape, jnp.float32),
         jnp.full((*shape, max_decode_len), PAD, jnp.int32),
         policy.empty_cache(rows * num_samples, max_decode_len),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, bool),
+        decoding_hooks.start(
+            hooks,
+            prompt_numbers,
+            num_sequences=num_samples,
+            max_decode_len=max_decode_len,
+            num_groups=rows * num_samples,
+            num_slots=max_decode_len,
+        ),
     )
     state = jax.lax.while_loop(not_ended, extend, state)
-    return Generations(state.tokens, state.log_probs)
+    if hooks.is_empty:
+        return Generations(state.tokens, state.log_probs)
+    return Generations(state.tokens, state.log_probs, state.scores, state.dead_ends)

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from jaxalign.networks import decoding_hooks
+from jaxalign.networks.decoding_hooks import HookStates
+from jaxalign.networks.decoding_scores import InRing
 from jaxalign.networks.shapes import AnyArray
 from jaxalign.networks.token_choice import EOS, PAD, choose, sequence_keys
 
@@ -28,37 +31,69 @@ class Rows(NamedTuple):
     keys: AnyArray  # [rows, samples]
     tokens: AnyArray  # [rows, samples, slots]
     cache: Any
+    scores: AnyArray  # [rows, samples]
+    dead_ends: AnyArray  # [rows, samples]
+    hooked: HookStates
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "max_decode_len"))
-def encode(policy: Any, params: Any, tokens: Any, *, max_decode_len: int) -> Any:
-    """What decoding reads of each prompt, one to a row."""
-    return policy.read_prompts(params, tokens, max_decode_len).by_row
+def encode(policy: Any, params: Any, tokens: Any, hooks: Any, *, max_decode_len: int) -> Any:
+    """What decoding reads of each prompt, one to a row: a tuple for the policy and the networks of the hooks."""
+    prompts = _read(policy, params, tokens, hooks, max_decode_len)
+    return tuple(prompt.by_row for prompt in prompts)
 
 
 @functools.partial(jax.jit, static_argnames=("policy", "max_decode_len"))
-def constants(policy: Any, params: Any, *, max_decode_len: int) -> Any:
-    """What decoding reads of the parameters: a prompt without tokens."""
-    return policy.read_prompts(params, jnp.zeros((1, 1), jnp.int32), max_decode_len)
+def constants(policy: Any, params: Any, hooks: Any, *, max_decode_len: int) -> Any:
+    """What decoding reads of the parameters of the same networks: prompts without tokens."""
+    return _read(policy, params, jnp.zeros((1, 1), jnp.int32), hooks, max_decode_len)
 
 
-@functools.partial(jax.jit, static_argnames=("policy", "num_rows", "num_samples", "num_slots"))
-def idle_rows(policy: Any, *, num_rows: int, num_samples: int, num_slots: int) -> Rows:
+def _read(policy: Any, params: Any, tokens: Any, hooks: Any, max_decode_len: int) -> Any:
+    own = policy.read_prompts(params, tokens, max_decode_len)
+    return own, *decoding_hooks.read_prompts(hooks, tokens, max_decode_len)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("policy", "num_rows", "num_samples", "num_slots", "max_decode_len")
+)
+def idle_rows(
+    policy: Any,
+    hooks: Any,
+    *,
+    num_rows: int,
+    num_samples: int,
+    num_slots: int,
+    max_decode_len: int,
+) -> Rows:
     """Rows without prompts."""
     shape = (num_rows, num_samples)
+    no_prompts = jnp.zeros(num_rows, jnp.int32)
     return Rows(
         jnp.int32(0),
         jnp.zeros(num_rows, jnp.int32),
         jnp.full(shape, PAD, jnp.int32),
         jnp.ones(shape, bool),
         jnp.zeros(shape, jnp.float32),
-        sequence_keys(jax.random.key(0), jnp.zeros(num_rows, jnp.int32), num_samples),
+        sequence_keys(jax.random.key(0), no_prompts, num_samples),
         jnp.full((*shape, num_slots), PAD, jnp.int32),
         policy.empty_cache(num_rows * num_samples, num_slots),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, bool),
+        decoding_hooks.start(
+            hooks,
+            no_prompts,
+            num_sequences=num_samples,
+            max_decode_len=max_decode_len,
+            num_groups=num_rows * num_samples,
+            num_slots=num_slots,
+        ),
     )
 
 
-@functools.partial(jax.jit, donate_argnames=("rows", "prompts"))
+@functools.partial(
+    jax.jit, static_argnames=("max_decode_len",), donate_argnames=("rows", "prompts")
+)
 def replace_rows(
     rows: Rows,
     prompts: Any,
@@ -66,6 +101,9 @@ def replace_rows(
     sources: AnyArray,
     indices: AnyArray,
     key: PRNGKeyArray,
+    hooks: Any,
+    *,
+    max_decode_len: int,
 ) -> tuple[Rows, Any]:
     """Lets rows begin with other prompts.
 
@@ -74,8 +112,10 @@ def replace_rows(
       prompts: what the rows read of their prompts.
       encoded: what `encode` returned for other prompts.
       sources: the row of `encoded` that each row takes; -1: it stays as it is.
-      indices: the index of each new prompt, from which its keys follow.
+      indices: the index of each new prompt, from which its keys follow; hooks know the prompt by it.
       key: of all prompts.
+      hooks: of decoding.
+      max_decode_len: tokens after which a response is cut.
     """
     is_new = sources >= 0
 
@@ -85,13 +125,18 @@ def replace_rows(
     def take(new: Any, old: Any) -> Any:
         return put(jnp.take(new, sources, axis=0, mode="clip"), old)
 
-    keys = sequence_keys(key, indices, rows.last.shape[1])
+    num_samples = rows.last.shape[1]
+    keys = sequence_keys(key, indices, num_samples)
+    begun = decoding_hooks.start_allowed(hooks, indices, num_samples, max_decode_len)
     rows = rows._replace(
         positions=put(0, rows.positions),
         last=put(PAD, rows.last),
         finished=put(False, rows.finished),
         log_probs=put(0.0, rows.log_probs),
         keys=put(keys, rows.keys),
+        scores=put(0.0, rows.scores),
+        dead_ends=put(False, rows.dead_ends),
+        hooked=rows.hooked._replace(allowed=jax.tree.map(put, begun, rows.hooked.allowed)),
     )
     return rows, jax.tree.map(take, encoded, prompts)
 
@@ -99,13 +144,20 @@ def replace_rows(
 @functools.partial(jax.jit, static_argnames=("num_slots",))
 def with_slots(rows: Rows, *, num_slots: int) -> Rows:
     """The state with more slots, or with fewer: then with the last that were written."""
-    before = rows.tokens.shape[-1]
-    distances = (
-        rows.step - 1 - jnp.arange(num_slots)
-    ) % num_slots  # steps since a new slot was written
-    sources = (rows.step - 1 - distances) % before
-    move = functools.partial(jnp.take, indices=sources, axis=2)
-    return rows._replace(tokens=move(rows.tokens), cache=jax.tree.map(move, rows.cache))
+    change = num_slots - rows.tokens.shape[-1]
+
+    def move(old: AnyArray) -> AnyArray:
+        # A network of the hooks may have one slot more.
+        before = old.shape[2]
+        after = before + change
+        distances = (rows.step - 1 - jnp.arange(after)) % after  # steps since a slot was written
+        return jnp.take(old, (rows.step - 1 - distances) % before, axis=2)
+
+    return rows._replace(
+        tokens=move(rows.tokens),
+        cache=jax.tree.map(move, rows.cache),
+        hooked=rows.hooked._replace(caches=jax.tree.map(move, rows.hooked.caches)),
+    )
 
 
 @functools.partial(
@@ -122,6 +174,7 @@ def decode(
     top_p: Any,
     max_steps: Any,
     enough: Any,
+    hooks: Any,
     *,
     greedy: bool,
     top_k: int,
@@ -136,9 +189,12 @@ def decode(
       temperature, top_p, greedy, top_k, nucleus: as in `token_choice.choose`.
       max_steps: such that no unfinished row gets more tokens than there are slots.
       enough: the number of rows that stops decoding.
+      hooks: which tokens are allowed, and what is added to their scores.
       max_decode_len: tokens after which a response is cut.
     """
-    prompt = prompt.with_rows(prompts)
+    prompt, *hook_prompts = [
+        each.with_rows(by_row) for each, by_row in zip(prompt, prompts, strict=True)
+    ]
     last_step = rows.step + max_steps
 
     def goes_on(state: Rows) -> AnyArray:
@@ -149,7 +205,15 @@ def decode(
         logits, cache = policy.next_logits_in_ring(
             prompt, state.cache, state.last, state.step, state.positions
         )
-        chosen, log_probs = choose(
+        proposal, hooked = decoding_hooks.propose(
+            hooks,
+            state.hooked,
+            tuple(hook_prompts),
+            logits,
+            state.last,
+            InRing(state.step, state.positions),
+        )
+        found = choose(
             logits,
             state.keys,
             state.positions,
@@ -158,18 +222,23 @@ def decode(
             greedy=greedy,
             top_k=top_k,
             nucleus=nucleus,
+            proposal=proposal,
         )
-        chosen = jnp.where(state.finished, PAD, chosen)
+        ended = decoding_hooks.ended(state.finished, proposal)
+        chosen = jnp.where(ended, PAD, found.tokens)
         positions = state.positions + 1
         slot = state.step % state.tokens.shape[-1]
         return state._replace(
             step=state.step + 1,
             positions=positions,
             last=chosen,
-            finished=state.finished | (chosen == EOS) | (positions >= max_decode_len)[:, None],
-            log_probs=state.log_probs + jnp.where(state.finished, 0.0, log_probs),
+            finished=ended | (chosen == EOS) | (positions >= max_decode_len)[:, None],
+            log_probs=state.log_probs + jnp.where(ended, 0.0, found.log_probs),
             tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, chosen, slot, axis=2),
             cache=cache,
+            scores=state.scores + jnp.where(ended, 0.0, found.gains),
+            dead_ends=state.dead_ends | (ended & ~state.finished),
+            hooked=decoding_hooks.advance(hooks, hooked, chosen),
         )
 
     return jax.lax.while_loop(goes_on, extend, rows)

@@ -6,7 +6,7 @@ depend on those that are decoded beside it. (Gumbel noise on every logit took ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,36 @@ PAD, EOS = 0, 1
 
 SequenceValues = Float[AnyArray, "rows sequences"]
 SequenceKeys = Key[AnyArray, "rows sequences"]
+
+
+class Proposal(NamedTuple):
+    """The tokens that may be chosen for every sequence, where `decoding_hooks` restrict or score them.
+
+    Attributes:
+      tokens: ``[rows, sequences, candidates]``; None: candidate i is token i.
+      weights: logits of the distribution of samples, ``[rows, sequences, candidates]``; -inf where a candidate is not allowed.
+      offsets: what `weights` exceed the gains in score by, ``[rows, sequences]``.
+      is_dead: whether nothing is allowed, ``[rows, sequences]``.
+    """
+
+    tokens: AnyArray | None
+    weights: AnyArray
+    offsets: AnyArray
+    is_dead: AnyArray
+
+
+class Chosen(NamedTuple):
+    """The next token of every sequence.
+
+    Attributes:
+      tokens: without meaning where the proposal is dead.
+      log_probs: under the logits themselves.
+      gains: what the token adds to the score; the log-probability if there is no proposal.
+    """
+
+    tokens: SequenceTokens
+    log_probs: SequenceValues
+    gains: SequenceValues
 
 
 def sequence_keys(key: PRNGKeyArray, prompts: AnyArray, num_samples: int) -> SequenceKeys:
@@ -42,8 +72,9 @@ def choose(
     top_k: int,
     nucleus: bool,
     choose_pad: bool = False,
-) -> tuple[SequenceTokens, SequenceValues]:
-    """The next token of every sequence, and its log-probability under the logits themselves.
+    proposal: Proposal | None = None,
+) -> Chosen:
+    """The next token of every sequence.
 
     Args:
       logits: float32.
@@ -54,8 +85,12 @@ def choose(
       top_k: sample among the k most probable tokens; 0 is all.
       nucleus: sample among the fewest tokens (of those that `top_k` leaves) whose probability reaches `top_p`.
       choose_pad: let PAD be chosen.
+      proposal: what may be chosen; None: any token.
     """
-    allowed = logits if choose_pad else without_pad(logits)
+    if proposal is None:
+        allowed = logits if choose_pad else without_pad(logits)
+    else:
+        allowed = jnp.where(proposal.is_dead[..., None], 0.0, proposal.weights)
     maximum = jnp.max(logits, axis=-1, keepdims=True)
     probabilities = jnp.exp(logits - maximum)  # not normalised
     log_normalizers = jnp.log(jnp.sum(probabilities, axis=-1)) + maximum[..., 0]
@@ -67,8 +102,22 @@ def choose(
         chosen = _sample(
             uniform, allowed / temperature, top_k=top_k, top_p=top_p if nucleus else None
         )
-    log_probs = jnp.take_along_axis(logits, chosen[..., None], axis=-1)[..., 0]
-    return chosen, log_probs - log_normalizers
+    if proposal is None:
+        log_probs = _entry(logits, chosen) - log_normalizers
+        return Chosen(chosen, log_probs, log_probs)
+    gains = _entry(allowed, chosen) - proposal.offsets
+    if proposal.tokens is not None:
+        chosen = _entry(proposal.tokens, chosen)
+    return Chosen(chosen, _entry(logits, chosen) - log_normalizers, gains)
+
+
+def of_tokens(values: AnyArray, tokens: AnyArray | None) -> AnyArray:
+    """The entries of listed tokens in values of all; all if None is listed."""
+    return values if tokens is None else jnp.take_along_axis(values, tokens, axis=-1)
+
+
+def _entry(values: AnyArray, index: AnyArray) -> AnyArray:
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
 
 
 def _sample(
@@ -76,7 +125,7 @@ def _sample(
 ) -> SequenceTokens:
     ids = None
     if top_k:
-        logits, ids = jax.lax.top_k(logits, top_k)
+        logits, ids = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     if top_p is not None:
         probs = weights / jnp.sum(weights, axis=-1, keepdims=True)
