@@ -23,6 +23,7 @@ from jaxalign.data.evaluation_records import prompt_of
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.tokenization import LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range
+from jaxalign.inference.constraints import prefix_tokens, read_bad_words
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.resumable_output import count_unfinished, resume
 from jaxalign.inference.rows import EOS, decode_tokens
@@ -80,6 +81,10 @@ def generate(
     top_p: float = 1.0,
     num_beams: int = 0,
     alpha: float = 0.6,
+    min_target_length: int = 0,
+    no_repeat_ngram: int = 0,
+    forced_prefix: str = "",
+    bad_words: str = "",
     batch_size: int = 32,
     max_input_length: int = 0,
     max_target_length: int = 0,
@@ -100,7 +105,10 @@ def generate(
         the response ended before the length limit) and the other fields of the input line. An input field `id` is kept as `source_id`.
         Input fields `responses`, `log_probs` and `finished` are replaced, and annotations of old responses are left out.
         `sampler` is a digest of the policy, its step and all settings, which OUTPUT.settings.json holds in full.
-      num_samples, temperature, top_k, top_p, num_beams, alpha: see DecodingSettings.
+      num_samples, temperature, top_k, top_p, num_beams, alpha, min_target_length, no_repeat_ngram: see DecodingSettings.
+      forced_prefix: a text with which every response begins.
+      bad_words: a file with one word or phrase per line, none of which occurs in a response as the vocabulary splits it. A response
+        after which nothing is allowed ends there, with `finished` false.
       batch_size: the number of prompts decoded together.
       max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
       long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
@@ -140,6 +148,10 @@ def generate(
         top_p=top_p,
         num_beams=num_beams,
         alpha=alpha,
+        min_target_length=min_target_length,
+        no_repeat_ngram=no_repeat_ngram,
+        forced_prefix=prefix_tokens(forced_prefix, run.vocabulary),
+        bad_words=read_bad_words(bad_words, run.vocabulary) if bad_words else (),
     )
     return write_responses(
         run,
@@ -170,7 +182,7 @@ def write_responses(
         "keys": SAMPLE_KEYS,
         "max_input_length": encoder.limits.max_input_length,
         "long_prompts": encoder.limits.long_prompts,
-        **vars(settings.decoding),
+        **_recorded(settings.decoding),
     }
     sampler = sampler_digest(run.run.description.run_id, fingerprint)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -220,6 +232,13 @@ def write_responses(
         "unknown_pieces": encoded.unknown_fraction,
         "unfinished": unfinished / max(responses, 1),
     }
+
+
+def _recorded(settings: DecodingSettings) -> dict[str, Any]:
+    """Returns the settings as JSON has them. Constraints that are off are left out, as files from before they existed have them."""
+    recorded = json.loads(json.dumps(dataclasses.asdict(settings)))
+    constraints = ("min_target_length", "no_repeat_ngram", "forced_prefix", "bad_words")
+    return {key: value for key, value in recorded.items() if value or key not in constraints}
 
 
 def sampler_digest(run_id: str, fingerprint: Mapping[str, Any]) -> str:

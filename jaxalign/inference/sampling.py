@@ -17,9 +17,11 @@ from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference import continuous_batching
+from jaxalign.inference.constraints import hooks_of
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 from jaxalign.networks.beam_search import beam_search
 from jaxalign.networks.decoding import check_choice
+from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
 
 WINDOW = 16  # batches of prompts that are decoded together, and then returned
 FILLS = 4  # how often a group of prompts of similar length fills the rows, at least
@@ -38,6 +40,10 @@ class DecodingSettings:
       top_p: sample only among the most likely tokens with this total probability; 1 turns this off.
       num_beams: the number of beams of a beam search, whose best `num_samples` beams are returned; 0 turns this off.
       alpha: the length penalty of the beam search.
+      min_target_length: the least number of tokens of a response, EOS included.
+      no_repeat_ngram: no sequence of so many tokens occurs twice in a response; 0 turns this off.
+      forced_prefix: tokens with which every response begins.
+      bad_words: sequences of tokens that occur in no response.
     """
 
     max_target_length: int
@@ -47,6 +53,10 @@ class DecodingSettings:
     top_p: float = 1.0
     num_beams: int = 0
     alpha: float = 0.6
+    min_target_length: int = 0
+    no_repeat_ngram: int = 0
+    forced_prefix: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         owner = "decoding"
@@ -55,6 +65,9 @@ class DecodingSettings:
         require_range(owner, "[0, inf)", temperature=self.temperature, top_k=self.top_k)
         require_range(owner, "(0, 1]", top_p=self.top_p)
         require_range(owner, "[0, inf)", num_beams=self.num_beams, alpha=self.alpha)
+        require_range(owner, "[0, inf)", no_repeat_ngram=self.no_repeat_ngram)
+        longest = f"[0, {self.max_target_length}]"
+        require_range(owner, longest, min_target_length=self.min_target_length)
         if self.num_beams and self.temperature:
             raise UserError("beam search and sampling exclude each other: set temperature=0.")
         if self.num_beams and self.num_samples > self.num_beams:
@@ -69,16 +82,19 @@ class DecodingSettings:
             )
 
 
-def decoder(policy: Any, settings: DecodingSettings, batch_size: int) -> Callable[..., Any]:
+def decoder(
+    policy: Any, settings: DecodingSettings, batch_size: int, hooks: Hooks = NO_HOOKS
+) -> Callable[..., Any]:
     """Returns a function (params, prompts, indices, key) -> tokens and log-probabilities of the prompts, best response first.
 
-    Greedy responses and samples are decoded by `inference.continuous_batching`, beam search in batches. Both take prompts of similar length
-    together.
+    Responses obey the settings and the `hooks`. Greedy responses and samples are decoded by `inference.continuous_batching`, beam search
+    in batches. Both take prompts of similar length together.
     """
     length = settings.max_target_length
+    hooks = hooks_of(settings, hooks)
 
     def beam(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
-        del indices, key
+        del key
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
         rows = num_rows(len(prompts), batch_size)
@@ -93,6 +109,8 @@ def decoder(policy: Any, settings: DecodingSettings, batch_size: int) -> Callabl
                 num_beams=settings.num_beams,
                 alpha=settings.alpha,
                 max_decode_len=length,
+                hooks=hooks,
+                prompt_numbers=np.pad(indices[index], (0, rows - len(index)), mode="edge"),
             )
             # T5X orders beams from worst to best.
             best_first = slice(None, -settings.num_samples - 1, -1)
@@ -115,6 +133,7 @@ def decoder(policy: Any, settings: DecodingSettings, batch_size: int) -> Callabl
                 continuous_batching.Shapes(rows, settings.num_samples, input_length, length),
                 choice,
                 key,
+                hooks,
             )
         return tokens, log_probs
 
@@ -158,6 +177,7 @@ def generate_windows(
     batch_size: int = 32,
     seed: int = 0,
     first: int = 0,
+    hooks: Hooks = NO_HOOKS,
 ) -> Iterator[
     tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]
 ]:
@@ -173,12 +193,14 @@ def generate_windows(
       batch_size: the number of prompts that are decoded at a time.
       seed: the seed of all samples.
       first: windows before the one with this prompt are left out.
+      hooks: tokens that are allowed beside those of the settings, and what is added to scores. A response after which nothing is
+        allowed ends without EOS.
 
     Yields:
       The slice of prompts, their response tokens (EOS, then padding) and log-probabilities under the
       policy at temperature 1 (nats, sums).
     """
-    decode = decoder(policy, settings, batch_size)
+    decode = decoder(policy, settings, batch_size, hooks)
     key = jax.random.key(seed)
 
     def one(part: slice) -> Any:
@@ -187,7 +209,7 @@ def generate_windows(
 
     parts = [part for part in chunks(len(prompts), WINDOW * batch_size) if part.stop > first]
     lanes = _lanes()
-    programs = (policy, settings, batch_size)
+    programs = (policy, settings, batch_size, jax.tree.structure(hooks))
     if parts and (lanes == 1 or programs not in _compiled):
         # Alone, so that two threads do not compile the same programs.
         yield one(parts.pop(0))
@@ -222,10 +244,13 @@ def generate_tokens(
     *,
     batch_size: int = 32,
     seed: int = 0,
+    hooks: Hooks = NO_HOOKS,
 ) -> tuple[Int[np.ndarray, "prompts samples length"], Float[np.ndarray, "prompts samples"]]:
     """Returns the results of all windows of `generate_windows` together."""
     parts = list(
-        generate_windows(policy, params, prompts, settings, batch_size=batch_size, seed=seed)
+        generate_windows(
+            policy, params, prompts, settings, batch_size=batch_size, seed=seed, hooks=hooks
+        )
     )
     if not parts:
         shape = (0, settings.num_samples)
@@ -242,6 +267,7 @@ def generate_responses(
     *,
     batch_size: int = 32,
     seed: int = 0,
+    hooks: Hooks = NO_HOOKS,
 ) -> tuple[list[list[str]], Float[np.ndarray, "prompts samples"]]:
     """Returns the texts of a policy's responses, for use inside a program.
 
@@ -250,7 +276,7 @@ def generate_responses(
       encoder: the encoder of the run, from `jaxalign.inference.encoders.encoder_of`.
       prompts: the texts of the prompts.
       settings: the decoding settings.
-      batch_size, seed: as in `generate_windows`.
+      batch_size, seed, hooks: as in `generate_windows`.
 
     Returns:
       [prompts][num_samples] texts and their log-probabilities under the untempered policy, in nats.
@@ -262,6 +288,7 @@ def generate_responses(
         settings,
         batch_size=batch_size,
         seed=seed,
+        hooks=hooks,
     )
     return [
         [decode_tokens(encoder.vocabulary, row) for row in group] for group in tokens

@@ -182,7 +182,7 @@ class PrefixValue(DecodingScore):
             raise UserError(
                 f"the network of the decoding score has {self.config.vocab_size} tokens, and the policy that decodes has {vocab_size}"
             )
-        if not 2 <= self.num_candidates:
+        if self.num_candidates < 2:
             raise UserError(f"num_candidates is {self.num_candidates}; it must be at least 2")
 
     def read_prompts(self, tokens: AnyArray, max_decode_len: int) -> tuple[Any, ...]:

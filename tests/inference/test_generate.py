@@ -39,9 +39,9 @@ def test_every_prompt_gets_its_line_with_the_other_fields(fake_runs, prompts, tm
     assert lines[0]["log_probs"][0] == -3 * (len(lines[0]["responses"][0]) + 1)
 
 
-def decoder_that_often_never_ends(policy, settings, batch_size):
+def decoder_that_often_never_ends(policy, settings, batch_size, hooks):
     """Like the stand-in's decoder, but half of the prompts get responses without EOS."""
-    decode = letter_decoder(policy, settings, batch_size)
+    decode = letter_decoder(policy, settings, batch_size, hooks)
 
     def endless(params, prompts, indices, key):
         responses, log_probs = decode(params, prompts, indices, key)

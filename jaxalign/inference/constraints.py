@@ -1,0 +1,68 @@
+"""Makes the machines of allowed tokens from the settings of decoding, and reads texts that a response must begin with or avoid."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxalign.errors import UserError
+from jaxalign.networks.allowed_tokens import Intersection, MinimumLength, forced_prefix
+from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
+from jaxalign.networks.token_bans import NoRepeatedNGram, banned_sequences
+
+if TYPE_CHECKING:
+    from jaxalign.inference.sampling import DecodingSettings
+
+
+def hooks_of(settings: DecodingSettings, hooks: Hooks = NO_HOOKS) -> Hooks:
+    """Returns hooks that also obey the settings: minimum length, forced prefix, repeated n-grams, bad words."""
+    machines: list[Any] = []
+    if settings.min_target_length > 1:
+        machines.append(MinimumLength(settings.min_target_length))
+    if settings.forced_prefix:
+        machines.append(forced_prefix([settings.forced_prefix]))
+    if settings.no_repeat_ngram:
+        machines.append(NoRepeatedNGram(settings.no_repeat_ngram))
+    if settings.bad_words:
+        machines.append(banned_sequences(settings.bad_words))
+    if not machines:
+        return hooks
+    if hooks.allowed is not None:
+        machines.insert(0, hooks.allowed)
+    allowed = machines[0] if len(machines) == 1 else Intersection(tuple(machines))
+    return dataclasses.replace(hooks, allowed=allowed)
+
+
+def prefix_tokens(text: str, vocabulary: Any) -> tuple[int, ...]:
+    """Returns the tokens of a text with which every response begins."""
+    tokens = tuple(int(token) for token in vocabulary.encode(text)) if text else ()
+    if vocabulary.unk_id in tokens:
+        raise UserError(f"forced_prefix={text!r} has characters that the vocabulary does not know")
+    return tokens
+
+
+def read_bad_words(path: str, vocabulary: Any) -> tuple[tuple[int, ...], ...]:
+    """Returns the tokens of the words and phrases of a file, one per line; blank lines are skipped.
+
+    Each is banned as the pieces into which the vocabulary splits it when it stands alone: with a SentencePiece model, at the beginning of a
+    word. Another spelling, and another split into pieces, is another word.
+
+    Raises:
+      UserError: the file cannot be read, has no words, or the vocabulary does not know a word.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"bad_words={path}: cannot be read ({error})") from error
+    words = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        tokens = tuple(int(token) for token in vocabulary.encode(line.strip()))
+        if not tokens or vocabulary.unk_id in tokens:
+            raise UserError(f"{path}:{number}: the vocabulary does not know {line.strip()!r}")
+        words.append(tokens)
+    if not words:
+        raise UserError(f"bad_words={path}: has no words")
+    return tuple(dict.fromkeys(words))
