@@ -108,6 +108,10 @@ NOT_SETTINGS = {
     "CacheMetadata",
     "Optimizer",
     "Dense",
+    # Pytrees, which JAX makes too: decoding calls their `check`.
+    "NoRepeatedNGram",
+    "PrefixValue",
+    "Trie",
 }
 
 

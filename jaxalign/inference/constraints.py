@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def hooks_of(settings: DecodingSettings, hooks: Hooks = NO_HOOKS) -> Hooks:
     if hooks.allowed is not None:
         machines.insert(0, hooks.allowed)
     allowed = machines[0] if len(machines) == 1 else Intersection(tuple(machines))
-    return dataclasses.replace(hooks, allowed=allowed)
+    return Hooks(allowed, hooks.score, hooks.renormalize)
 
 
 def prefix_tokens(text: str, vocabulary: Any) -> tuple[int, ...]:

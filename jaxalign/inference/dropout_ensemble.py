@@ -85,7 +85,7 @@ def mc_mean_logits_decode(
 
     def extend(state: _State) -> _State:
         logits = mean_logits(state.tokens, state.position)
-        chosen, _ = choose(
+        chosen = choose(
             logits,
             sequence_keys[:, None],
             jnp.full((rows,), state.position),
@@ -94,7 +94,7 @@ def mc_mean_logits_decode(
             greedy=False,
             top_k=0,
             nucleus=True,
-        )
+        ).tokens
         chosen = jnp.where(state.finished, PAD, chosen[:, 0])
         return _State(
             state.position + 1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ import numpy as np
 from jaxalign.errors import UserError
 from jaxalign.networks.shapes import AnyArray
 from jaxalign.networks.token_choice import EOS, PAD
+
+_Machine = TypeVar("_Machine")
 
 
 class Listed(NamedTuple):
@@ -53,14 +55,15 @@ class AllowedTokens(Protocol):
         ...
 
 
-def machine(cls: type) -> Any:
-    """A decorator: a frozen dataclass that is a pytree. Its checks stand in functions that make it, because JAX makes it too."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
-
-
 def static(default: Any = dataclasses.MISSING) -> Any:
     """A field of a machine that is a part of the compiled program."""
     return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def machine(cls: type[_Machine]) -> type[_Machine]:
+    """A decorator: a frozen dataclass that is a pytree. Its checks stand in functions that make it, because JAX makes it too."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 @machine

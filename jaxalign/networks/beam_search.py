@@ -145,7 +145,7 @@ def _beam_search(
         if proposal is None:
             log_probs = totals
         else:
-            chosen = _tokens(proposal, parents, chosen)
+            chosen = jnp.asarray(_tokens(proposal, parents, chosen))
             log_probs = _gather(state.log_probs, parents) + _log_probs(logits, parents, chosen)
         tokens = _gather(state.tokens, parents)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, chosen, position, axis=2)
@@ -209,7 +209,7 @@ def _beam_search(
     if hooks.is_empty:
         return Generations(*found)
     dead = jnp.all(found.scores == EMPTY, axis=1, keepdims=True)
-    return Generations(*found, jnp.broadcast_to(dead, shape))
+    return Generations(found.tokens, found.log_probs, found.scores, jnp.broadcast_to(dead, shape))
 
 
 def _without_empty(beams: _Ranked) -> _Ranked:

@@ -32,7 +32,7 @@ class Hooks:
 
     allowed: Any = None
     score: Any = None
-    renormalize: bool = static(False)
+    renormalize: bool = static(default=False)
 
     @property
     def is_empty(self) -> bool:

@@ -111,7 +111,7 @@ class PolicyLogRatio(DecodingScore):
     weight: Any
     policy: Any = static()
     reference_params: Any = None
-    reference: Any = static(None)
+    reference: Any = static(default=None)
 
     def check(self, vocab_size: int) -> None:
         for policy, _ in self._networks():

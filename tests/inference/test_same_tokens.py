@@ -43,8 +43,8 @@ def seen(monkeypatch):
         found = {tuple(int(token) for token in row if token) for row in tokens}
         return found - {(), (1,)}  # rows that fill a batch
 
-    def watched_decoder(policy, settings, batch_size):
-        decode = decoder(policy, settings, batch_size)
+    def watched_decoder(policy, settings, batch_size, hooks):
+        decode = decoder(policy, settings, batch_size, hooks)
 
         def watched(params, tokens, indices, key):
             prompts["decode"] |= kept(tokens)
