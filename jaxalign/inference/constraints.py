@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.networks.allowed_tokens import Intersection, MinimumLength, forced_prefix
-from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
+from jaxalign.networks.decoding_hooks import Hooks
 from jaxalign.networks.token_bans import NoRepeatedNGram, banned_sequences
 
-if TYPE_CHECKING:
-    from jaxalign.inference.sampling import DecodingSettings
 
-
-def hooks_of(settings: DecodingSettings, hooks: Hooks = NO_HOOKS) -> Hooks:
-    """Returns hooks that also obey the settings: minimum length, forced prefix, repeated n-grams, bad words."""
+def constrained(
+    hooks: Hooks,
+    *,
+    min_target_length: int,
+    no_repeat_ngram: int,
+    prefix: Sequence[int],
+    bad_words: Sequence[Sequence[int]],
+) -> Hooks:
+    """Returns hooks that also obey settings of decoding, which `inference.sampling.DecodingSettings` describes."""
     machines: list[Any] = []
-    if settings.min_target_length > 1:
-        machines.append(MinimumLength(settings.min_target_length))
-    if settings.forced_prefix:
-        machines.append(forced_prefix([settings.forced_prefix]))
-    if settings.no_repeat_ngram:
-        machines.append(NoRepeatedNGram(settings.no_repeat_ngram))
-    if settings.bad_words:
-        machines.append(banned_sequences(settings.bad_words))
+    if min_target_length > 1:
+        machines.append(MinimumLength(min_target_length))
+    if prefix:
+        machines.append(forced_prefix([prefix]))
+    if no_repeat_ngram:
+        machines.append(NoRepeatedNGram(no_repeat_ngram))
+    if bad_words:
+        machines.append(banned_sequences(bad_words))
     if not machines:
         return hooks
     if hooks.allowed is not None:

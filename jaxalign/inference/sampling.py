@@ -17,7 +17,7 @@ from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference import continuous_batching
-from jaxalign.inference.constraints import hooks_of
+from jaxalign.inference.constraints import constrained
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 from jaxalign.networks.beam_search import beam_search
 from jaxalign.networks.decoding import check_choice
@@ -91,7 +91,13 @@ def decoder(
     in batches. Both take prompts of similar length together.
     """
     length = settings.max_target_length
-    hooks = hooks_of(settings, hooks)
+    hooks = constrained(
+        hooks,
+        min_target_length=settings.min_target_length,
+        no_repeat_ngram=settings.no_repeat_ngram,
+        prefix=settings.forced_prefix,
+        bad_words=settings.bad_words,
+    )
 
     def beam(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
         del key
