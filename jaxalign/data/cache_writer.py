@@ -9,8 +9,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxalign.data import sources, stored_fields, validation
 from jaxalign.data.cache_metadata import (
     REJECTED_FILE,
@@ -24,10 +22,10 @@ from jaxalign.data.cached_split import lengths_path, records_path
 from jaxalign.data.examples import encode_example
 from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError, RejectionLog
+from jaxalign.data.split_summary import SplitSummary
 from jaxalign.data.tokenization import (
     BLOCK,
     Limits,
-    SplitSummary,
     Tokenized,
     make_examples,
     tokenize,
@@ -135,7 +133,7 @@ class CacheWriter:
 
     def _has_examples(self, writer: SplitWriter, *, first: bool) -> bool:
         """Returns False, and removes the file, if the source divides its only file and has no record for this split."""
-        if writer.summary.prompt_lengths:
+        if writer.summary.examples:
             return True
         if not first and not writer.log.seen:
             os.remove(records_path(self._folder, writer.split))
@@ -171,10 +169,10 @@ class SplitWriter:
         *,
         kind: str,
     ) -> None:
-        self.split, self.log, self.summary = split, RejectionLog(), SplitSummary()
+        self.split, self.log, self.summary = split, RejectionLog(), SplitSummary(folder)
         self._folder, self._vocabulary, self._limits, self._kind = folder, vocabulary, limits, kind
         self._references = references
-        self._duplicates = validation.Duplicates() if limits.duplicates == "reject" else None
+        self._duplicates = validation.Duplicates(folder) if limits.duplicates == "reject" else None
         self._content = hashlib.sha256(f"{split}\n".encode())
         self._records: list[Record] = []
         self._tokens: list[Tokens] = []
@@ -229,16 +227,16 @@ class SplitWriter:
         """Writes the lengths of the examples and returns the metadata of the split."""
         path = lengths_path(self._folder, self.split)
         with open(path, "wb") as file:
-            np.save(file, self.summary.example_lengths(), allow_pickle=False)
+            self.summary.write_lengths(file)
         return _describe(self.summary, self.log, stored_fields.sha256_of(path))
 
 
 def _describe(summary: SplitSummary, log: RejectionLog, lengths_sha256: str) -> SplitMetadata:
     lengths, ranges = summary.lengths(), summary.feedback_ranges()
     return SplitMetadata(
-        num_examples=len(summary.prompt_lengths),
+        num_examples=summary.examples,
         num_prompts=len(summary.prompts),
-        num_responses=len(summary.response_lengths),
+        num_responses=summary.num_responses,
         num_read=log.seen,
         prompt_lengths=LengthStatistics(**lengths["prompt"]),
         response_lengths=LengthStatistics(**lengths["response"]),

@@ -5,14 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from jaxalign.data import preferences
-from jaxalign.data.digests import Places
 from jaxalign.data.examples import CachedExample, make_example
 from jaxalign.data.records import COMPARED_KINDS, Record, prompt_id
 from jaxalign.data.rejections import RejectionLog
@@ -22,8 +18,6 @@ from jaxalign.errors import require_one_of, require_range
 LONG_PROMPTS = ("truncate", "truncate_left", "reject")
 DUPLICATES = ("reject", "keep")
 BLOCK = 1024
-# Feedback is an outlier if it is farther from the median than this many times the range of the middle 90 % of the responses.
-_OUTLIER = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,80 +194,6 @@ def find_problem(
     if kind in COMPARED_KINDS and all(list(target) == list(targets[0]) for target in targets[1:]):
         return "identical", "all responses are the same tokens of the vocabulary"
     return None
-
-
-class SplitSummary:
-    """The statistics of a split, gathered while it is written."""
-
-    def __init__(self) -> None:
-        # Numbers are in arrays and texts are stored as digests, because a split may have millions of examples.
-        self.prompts = Places()
-        self.prompt_lengths = array("i")
-        self.response_lengths = array("i")
-        self.decoder_lengths = array("i")
-        self.feedback = array("d")
-        self.first_feedback = array("d")
-        self.fields: set[str] = {"feedback", "scores", "reference_feedback"}
-        self.responses = 0
-        self.reference_samples = 0
-
-    def add(self, example: CachedExample) -> None:
-        self.prompts.add(example.prompt, example.file, example.line)
-        self.prompt_lengths.append(len(example.inputs))
-        self.response_lengths.extend(example.target_lengths.tolist())
-        self.decoder_lengths.append(len(example.targets))
-        self.responses = max(self.responses, len(example.target_lengths))
-        if example.feedback is None:
-            self.fields.discard("feedback")
-        else:
-            self.feedback.extend(example.feedback.tolist())
-            self.first_feedback.append(float(example.feedback[0]))
-        if example.scores is None:
-            self.fields.discard("scores")
-        if example.reference_feedback is None:
-            self.fields.discard("reference_feedback")
-        else:
-            self.reference_samples = len(example.reference_feedback)
-
-    def example_lengths(self) -> np.ndarray:
-        return np.stack(
-            [np.array(self.prompt_lengths, np.int32), np.array(self.decoder_lengths, np.int32)],
-            axis=1,
-        )
-
-    def feedback_statistics(self) -> dict[str, float] | None:
-        """Returns the mean and (population) standard deviation over responses; the deviation is 1 if all feedback is equal."""
-        if "feedback" not in self.fields:
-            return None
-        values = np.asarray(self.feedback, np.float64)
-        std = float(values.std())
-        return {"mean": float(values.mean()), "std": std if std > 1e-12 else 1.0}
-
-    def feedback_ranges(self) -> dict[str, dict[str, float]]:
-        """Returns the minimum and maximum feedback of all responses and of the first ones; nothing without feedback."""
-        if "feedback" not in self.fields:
-            return {}
-        named = {"feedback": self.feedback, "chosen_feedback": self.first_feedback}
-        return {name: {"min": min(found), "max": max(found)} for name, found in named.items()}
-
-    def feedback_outliers(self) -> int:
-        """Counts the responses whose feedback is so far from the others that it alone determines the scale of standardised rewards."""
-        if "feedback" not in self.fields:
-            return 0
-        values = np.asarray(self.feedback, np.float64)
-        low, median, high = np.percentile(values, (5, 50, 95))
-        spread = max(high - low, 1e-3 * max(abs(median), 1.0))
-        return int(np.sum(np.abs(values - median) > _OUTLIER * spread))
-
-    def lengths(self) -> dict[str, dict[str, float]]:
-        result = {}
-        for name, values in (("prompt", self.prompt_lengths), ("response", self.response_lengths)):
-            percentiles = np.percentile(values, (50, 90, 95, 99, 100))
-            keys = ("p50", "p90", "p95", "p99", "max")
-            result[name] = {"mean": float(np.mean(values))} | {
-                key: float(value) for key, value in zip(keys, percentiles, strict=True)
-            }
-        return result
 
 
 def _blocks(items: Iterable[Item]) -> Iterator[list[Item]]:

@@ -219,10 +219,14 @@ def common_score_names(
 
 
 class Duplicates:
-    """Rejects records that equal an earlier one."""
+    """Rejects records that equal an earlier one.
 
-    def __init__(self) -> None:
-        self._seen = Places()
+    Args:
+      folder: the folder of temporary files, see `Places`.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._seen = Places(folder)
 
     def is_new(self, record: Record, log: RejectionLog, split: str = "") -> bool:
         """Returns whether the record is the first of its kind; another one is rejected with the location of the first."""

@@ -8,8 +8,8 @@ import pytest
 from jaxalign.data import cache, cache_writer, examples, sources
 from jaxalign.data.cache_metadata import Range
 from jaxalign.data.rejections import DataError
+from jaxalign.data.split_summary import SplitSummary
 from jaxalign.data.task_cache import TaskCache
-from jaxalign.data.tokenization import SplitSummary
 from jaxalign.data.vocabularies import ByteVocabulary
 
 
@@ -308,7 +308,7 @@ def test_reference_scores(write_lines, tmp_path):
 
 def test_a_seqio_task_whose_splits_share_prompts_gets_advice_that_fits_it():
     shared = SplitSummary()
-    shared.prompts.add("the same", "data.jsonl", 1)
+    shared.prompts.note("the same", "data.jsonl", 1)
     summaries = {"train": shared, "validation": shared}
     for by_seqio, advice in ((True, "register 'my_task' with splits"), (False, "train_file")):
         with pytest.raises(DataError, match=advice):
