@@ -190,6 +190,14 @@ COMMANDS = {
             registers_tasks=False,
         ),
         Command(
+            "retrieve",
+            "jaxalign.evaluation.retrieve",
+            "retrieve",
+            "rank items for queries by the identifiers that a policy writes, beside two baselines",
+            "{result[report]}",
+            registers_tasks=False,
+        ),
+        Command(
             "rounds",
             "jaxalign.recipes.rounds",
             "rounds",

@@ -11,7 +11,13 @@ from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.retrieval.identifier_vocabulary import PIECES, TOKENS, holds_identifier_tokens
 from jaxalign.retrieval.identifiers import MOST_LEVELS
 from jaxalign.retrieval.index_building import build, extend
-from jaxalign.retrieval.index_folder import TRAIN_FILE, VOCABULARY_FILE, Index, read_index
+from jaxalign.retrieval.index_folder import (
+    TRAIN_FILE,
+    VALIDATION_FILE,
+    VOCABULARY_FILE,
+    Index,
+    read_index,
+)
 from jaxalign.retrieval.items import read_items, read_queries
 
 
@@ -25,6 +31,7 @@ def index(
     components: int = 0,
     queries: str = "",
     pseudo_queries: str = "",
+    validation_queries: str = "",
     coarse: int = 16,
     levels: int = 2,
     codes: int = 16,
@@ -48,6 +55,7 @@ def index(
       components: the principal components of the vectors that are used; 0 for the vectors themselves.
       queries: JSON Lines with `query` and `item`, to train on.
       pseudo_queries: more of them, such as captions that a model wrote.
+      validation_queries: JSON Lines with `query` and `item`, for the validation loss during training.
       coarse: clusters; 0 for identifiers without a cluster.
       levels: levels of residual codes; 0 for identifiers of cluster and counter.
       codes: codes of a level.
@@ -100,7 +108,7 @@ def index(
             shuffle=shuffle,
             seed=seed,
         )
-    made = with_training(made, [queries, pseudo_queries])
+    made = with_queries(made, [queries, pseudo_queries], [validation_queries])
     made.write(output)
     report = describe(made, output)
     return {
@@ -114,12 +122,30 @@ def index(
     }
 
 
-def with_training(index: Index, paths: Sequence[str]) -> Index:
-    """Returns an index with training records, query -> identifier, of files of queries. Repeated records are left out.
+def with_queries(index: Index, train: Sequence[str], validation: Sequence[str] = ()) -> Index:
+    """Returns an index with records, query -> identifier, of files of queries. Repeated records are left out.
 
     Raises:
       UserError: a query is for an item that the index does not have, or holds a token of an identifier.
     """
+    training, repeated = _records(index, train)
+    statistics = {
+        **index.statistics,
+        "items": len(index.items),
+        "queries": len(training),
+        "repeated_queries": repeated,
+        "items_without_queries": len(index.items) - len({record["item"] for record in training}),
+    }
+    return dataclasses.replace(
+        index,
+        training=training,
+        validation=_records(index, validation)[0],
+        statistics=statistics,
+    )
+
+
+def _records(index: Index, paths: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """Returns the records of files of queries, and the number of repeated ones."""
     texts = {
         item: fields["identifier"]
         for item, fields in zip(index.items.ids, index.items.fields, strict=True)
@@ -138,15 +164,7 @@ def with_training(index: Index, paths: Sequence[str]) -> Index:
             seen += 1
             record = {"prompt": query, "response": texts[item], "item": item}
             records.setdefault((query, texts[item]), record)
-    trained = {record["item"] for record in records.values()}
-    statistics = {
-        **index.statistics,
-        "items": len(index.items),
-        "queries": len(records),
-        "repeated_queries": seen - len(records),
-        "items_without_queries": len(index.items) - len(trained),
-    }
-    return dataclasses.replace(index, training=list(records.values()), statistics=statistics)
+    return list(records.values()), seen - len(records)
 
 
 def check_query(query: str, tokens: Sequence[int], index: Index) -> None:
@@ -184,8 +202,9 @@ def describe(index: Index, output: str) -> str:
         )
     if found["queries"]:
         spec = index.vocabulary.to_dict()
+        validation = f" --VALIDATION_FILE={output}/{VALIDATION_FILE}" if index.validation else ""
         lines.append(
-            f"train: --TRAIN_FILE={output}/{TRAIN_FILE} --VOCABULARY={output}/{VOCABULARY_FILE} --EXTRA_IDS={spec['extra_ids']} with "
-            f"VOCAB_SIZE of at least {index.vocabulary.size}"
+            f"train: --TRAIN_FILE={output}/{TRAIN_FILE}{validation} --VOCABULARY={output}/{VOCABULARY_FILE} "
+            f"--EXTRA_IDS={spec['extra_ids']} with VOCAB_SIZE of at least {index.vocabulary.size}"
         )
     return "\n".join(lines)

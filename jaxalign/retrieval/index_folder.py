@@ -29,7 +29,8 @@ from jaxalign.retrieval.identifiers import Block, Identifiers, token_ids
 from jaxalign.retrieval.items import Items, read_items
 from jaxalign.runs.typed_json import JsonReader
 
-INDEX_FILE, ITEMS_FILE, TRAIN_FILE = "index.json", "items.jsonl", "train.jsonl"
+INDEX_FILE, ITEMS_FILE = "index.json", "items.jsonl"
+TRAIN_FILE, VALIDATION_FILE = "train.jsonl", "validation.jsonl"
 VOCABULARY_FILE = "vocabulary.model"
 VECTORS, IDENTIFIERS, CENTROIDS = "vectors", "identifiers", "centroids"
 MEAN, COMPONENTS = "mean", "components"
@@ -50,7 +51,7 @@ class Index:
       vocabulary: the vocabulary with the tokens of the identifiers.
       settings: how the index was made, as JSON.
       statistics: see `code_statistics`, and counts of items and queries.
-      training: the training records, query and item.
+      training, validation: records with `prompt` (the query), `response` (the identifier) and `item`.
       path: the folder.
     """
 
@@ -61,6 +62,7 @@ class Index:
     settings: Mapping[str, Any]
     statistics: Mapping[str, Any]
     training: Sequence[Mapping[str, Any]] = ()
+    validation: Sequence[Mapping[str, Any]] = ()
     path: str = "index"
 
     @property
@@ -102,6 +104,8 @@ class Index:
                 files.write_bytes(new / VOCABULARY_FILE, self.vocabulary.model)
             _write_lines(new / ITEMS_FILE, self.items.fields)
             _write_lines(new / TRAIN_FILE, self.training)
+            if self.validation:
+                _write_lines(new / VALIDATION_FILE, self.validation)
             content = {
                 "version": _VERSION,
                 "fingerprint": self.fingerprint,
@@ -154,7 +158,8 @@ def read_index(path: str | Path) -> Index:
         vocabulary_from_dict({**vocabulary, "path": VOCABULARY_FILE}, str(folder)),
         reader.optional_object("settings") or {},
         reader.optional_object("statistics") or {},
-        [record for _, record in read_json_objects(folder / TRAIN_FILE)],
+        _records(folder / TRAIN_FILE),
+        _records(folder / VALIDATION_FILE),
         str(folder),
     )
     _check(index, reader)
@@ -207,6 +212,10 @@ def _blocks(value: Any, reader: JsonReader) -> list[Block]:
         end = block.first + block.size
         blocks.append(block)
     return blocks
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [record for _, record in read_json_objects(path)] if path.is_file() else []
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

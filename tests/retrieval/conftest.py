@@ -2,10 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.data.train_vocabulary import train_sentencepiece
+from jaxalign.networks.config import T5Config
+from jaxalign.networks.policy import Policy
+from jaxalign.retrieval.index import index
+from jaxalign.retrieval.index_folder import read_index
 
 COLOURS = ("red", "green", "blue")
 THINGS = ("circle", "square", "star", "cross")
@@ -51,3 +56,32 @@ def query_lines(item_lines):
     return [
         {"item": line["item"], "query": [f"a {line['text']}", line["text"]]} for line in item_lines
     ]
+
+
+@pytest.fixture(scope="session")
+def small_index(tmp_path_factory, item_lines, query_lines, spm):
+    """An index of the twelve items, with clusters, one level of codes and a counter."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, lines in (("items", item_lines), ("queries", query_lines)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    index(
+        str(folder / "items.jsonl"),
+        str(folder / "index"),
+        vocabulary=str(spm),
+        queries=str(folder / "queries.jsonl"),
+        coarse=3,
+        levels=1,
+        codes=3,
+    )
+    return read_index(folder / "index")
+
+
+@pytest.fixture(scope="session")
+def retriever(small_index):
+    """An untrained T5 over the vocabulary of the index, and its parameters."""
+    config = T5Config(small_index.vocabulary.size + 3, 8, 1, 8, 8, 1, 1, dropout_rate=0.0)
+    policy = Policy(config, logits_chunk_size=None)
+    params = policy.init(jax.random.key(3))
+    # Sharper than at initialisation, so that rankings are not decided by rounding.
+    return policy, jax.tree.map(lambda leaf: 3 * leaf, params)
