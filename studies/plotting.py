@@ -19,6 +19,7 @@ def dot_plot(panels: Mapping[str, Mapping[str, Sequence[float]]], label: str, pa
             axis.errorbar(np.mean(values), row, xerr=deviation, fmt="o", color="C0", capsize=2)
         axis.set_yticks(range(len(arms)), list(arms))
         axis.set_title(title, fontsize=10)
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
