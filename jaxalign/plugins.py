@@ -1,6 +1,6 @@
 """Plug-ins that a command line or a gin file names: `name`, `name:argument`, `name:key=value,key=value`, or `module:function`.
 
-Annotators and selectors are found by this syntax; judges and extractors of features share its last form.
+Annotators and selectors are found by this syntax. For judges and extractors of features, all text after the colon is one argument.
 """
 
 from __future__ import annotations
@@ -63,10 +63,18 @@ class Registry(Generic[PlugIn]):
     Args:
       subject: what the plug-ins are, for messages, such as "annotator".
       wrap: makes a plug-in of a user's own function, as (name, function) -> plug-in.
+      settings: whether the text after the colon may be a list of settings. If not, all of it is passed to the factory, '' by default.
     """
 
-    def __init__(self, subject: str, wrap: Callable[[str, Callable[..., Any]], PlugIn]) -> None:
+    def __init__(
+        self,
+        subject: str,
+        wrap: Callable[[str, Callable[..., Any]], PlugIn],
+        *,
+        settings: bool = True,
+    ) -> None:
         self.subject = subject
+        self._has_settings = settings
         self._wrap = wrap
         self._factories: dict[str, Callable[..., PlugIn]] = {}
 
@@ -98,10 +106,13 @@ class Registry(Generic[PlugIn]):
         Raises:
           UserError: an unknown name or setting, a value of another type, or a module that cannot be imported.
         """
-        parts = parse_spec(spec)
+        name, _, text = spec.partition(":")
+        parts = parse_spec(spec) if self._has_settings else Spec(name, text)
         factory = self._factories.get(parts.name)
         if factory is None:
             return self._own(spec, parts)
+        if not self._has_settings:
+            return factory(text, **overrides)
         parameters = inspect.signature(factory).parameters
         settings = dict(parts.settings)
         if parts.argument:

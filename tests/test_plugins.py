@@ -37,6 +37,17 @@ def test_a_specification_has_a_name_and_an_argument_or_settings():
         parse_spec("best:margin=1,0.5")
 
 
+def test_a_registry_without_settings_passes_all_of_the_text():
+    registry = Registry("judge", lambda name, function: function, settings=False)
+    registry.register("run")(lambda text: f"<{text}>")
+    assert registry.build("run:runs/lr=1e-3,b") == "<runs/lr=1e-3,b>"
+    assert registry.build("run") == "<>"
+    with pytest.raises(
+        UserError, match="no judge named 'walk': use one of run, or module:function"
+    ):
+        registry.build("walk")
+
+
 def test_settings_get_the_types_of_the_factory(registry):
     made = registry.build("best:annotation=judge,margin=1e-1,count=3,ties=true")
     assert (made.annotation, made.margin, made.count, made.ties) == ("judge", 0.1, 3, True)

@@ -14,39 +14,26 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxalign.data import slots, synthetic
 from jaxalign.errors import UserError
-from jaxalign.plugins import import_function
+from jaxalign.plugins import Registry
 from jaxalign.runs.folder import Run
 
 Extractor = Callable[[Sequence[str], Sequence[str]], Any]
-_Factory = TypeVar("_Factory", bound=Callable[[str], Extractor])
-_REGISTRY: dict[str, Callable[[str], Extractor]] = {}
+# A factory takes the text after the extractor's name.
+_REGISTRY: Registry[Extractor] = Registry(
+    "extractor", lambda name, function: function, settings=False
+)
+register_extractor = _REGISTRY.register
+extractor_names = _REGISTRY.names
 _WORD = re.compile(r"\w+(?:['.\-]\w+)*")
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 _PUNCTUATION = re.compile(r"[^\w\s]")
-
-
-def register_extractor(name: str) -> Callable[[_Factory], _Factory]:
-    """Returns a decorator that registers a factory (argument text -> extractor) under a name."""
-
-    def register(factory: _Factory) -> _Factory:
-        if name in _REGISTRY:
-            raise ValueError(f"an extractor named {name!r} is registered already")
-        _REGISTRY[name] = factory
-        return factory
-
-    return register
-
-
-def extractor_names() -> list[str]:
-    """Returns the names of the registered extractors."""
-    return sorted(_REGISTRY)
 
 
 def get_extractor(spec: str, *, of_run: bool = False) -> Extractor:
@@ -60,18 +47,12 @@ def get_extractor(spec: str, *, of_run: bool = False) -> Extractor:
       UserError: the name is unknown, the module cannot be imported, or the module has no such function.
     """
     name, _, argument = spec.partition(":")
-    if name in _REGISTRY:
-        return _REGISTRY[name](argument)
-    if of_run and argument:
+    if of_run and argument and name not in _REGISTRY:
         raise UserError(
             f"the extractor {spec!r} is a function outside of jaxalign, which is not called because a run folder names it; compute these "
             "scores with jaxalign annotate --annotator=features:..., or judge with a function of your own, module:function"
         )
-    if not argument:
-        raise UserError(
-            f"there is no extractor named {spec!r}: use {', '.join(extractor_names())}, or module:function"
-        )
-    return import_function("extractor", spec)
+    return _REGISTRY.build(spec)
 
 
 def extract(
@@ -109,7 +90,7 @@ def _plain(name: str, measure: Callable[[str, str], float]) -> None:
             measure(prompt, text) for prompt, text in zip(prompts, responses, strict=True)
         ]
 
-    _REGISTRY[name] = factory
+    register_extractor(name)(factory)
 
 
 def _share(part: float, whole: float) -> float:

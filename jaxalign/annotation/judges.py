@@ -11,7 +11,7 @@ your own judges: any importable function (prompts, responses, references) -> one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.plugins import import_function
+from jaxalign.plugins import Registry
 from jaxalign.runs.folder import Run
 
 References = Sequence[Sequence[str]]
@@ -56,44 +56,6 @@ class Judge(Protocol):
           prompts, responses: [items].
           references: [items][any number], the reference responses of each prompt, if there are any.
         """
-
-
-# A registered factory takes the text after the judge's name, "" by default.
-_REGISTRY: dict[str, Callable[[str], Judge]] = {}
-_Factory = TypeVar("_Factory", bound=Callable[[str], Judge])
-
-
-def register_judge(name: str) -> Callable[[_Factory], _Factory]:
-    """Returns a decorator that registers a factory (argument text -> Judge) under a name."""
-
-    def register(factory: _Factory) -> _Factory:
-        if name in _REGISTRY:
-            raise ValueError(f"a judge named '{name}' is registered already; choose another name.")
-        _REGISTRY[name] = factory
-        return factory
-
-    return register
-
-
-def judge_names() -> list[str]:
-    """Returns the names of the registered judges."""
-    return sorted(_REGISTRY)
-
-
-def get_judge(spec: str) -> Judge:
-    """Returns the judge that a command line names: `name`, `name:argument` or `module:function`.
-
-    Raises:
-      UserError: the name is unknown, the module cannot be imported, or the module has no such function.
-    """
-    name, _, argument = spec.partition(":")
-    if name in _REGISTRY:
-        return _REGISTRY[name](argument)
-    if not argument:
-        raise UserError(
-            f"no judge named '{spec}': use one of {', '.join(judge_names())}, or module:function."
-        )
-    return FunctionJudge(argument, import_function("judge", spec))
 
 
 def check_prompts(judge: Judge, prompts: Sequence[str], references: References) -> None:
@@ -149,6 +111,21 @@ class FunctionJudge:
         references: References | None = None,
     ) -> Float[np.ndarray, " items"]:
         return np.asarray(self._function(prompts, responses, references), np.float64)
+
+
+# A factory takes the text after the judge's name.
+_REGISTRY: Registry[Judge] = Registry("judge", FunctionJudge, settings=False)
+register_judge = _REGISTRY.register
+judge_names = _REGISTRY.names
+
+
+def get_judge(spec: str) -> Judge:
+    """Returns the judge that a command line names: `name`, `name:argument` or `module:function`.
+
+    Raises:
+      UserError: the name is unknown, the module cannot be imported, or the module has no such function.
+    """
+    return _REGISTRY.build(spec)
 
 
 def _no_argument(name: str, argument: str) -> None:

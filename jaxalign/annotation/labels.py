@@ -47,7 +47,8 @@ def labels_wanted(
     Args:
       candidates: the prompts with their responses.
       path: the file; an existing one is refused, because it may hold labels.
-      form: `scores` for one line per prompt with a list `feedback`, `pairs` for one line per comparison with a `winner`.
+      form: `scores` for one line per prompt with a list `feedback`, `pairs` for one line per comparison with a `winner`. Nobody is asked
+        about an empty response, so a prompt may have no line.
       pairs: for `pairs`, the comparisons (prompt, response, response); by default all pairs of distinct responses.
 
     Raises:
@@ -61,6 +62,9 @@ def labels_wanted(
         for index, (prompt, texts) in enumerate(
             zip(candidates.prompts, candidates.responses, strict=True)
         ):
+            texts = [text for text in texts if text.strip()]
+            if not texts:
+                continue
             lines.append(
                 {
                     "id": candidates.fields[index].get("id", index),
@@ -104,7 +108,7 @@ def _all_pairs(candidates: Candidates) -> list[tuple[int, int, int]]:
         (index, i, j)
         for index, texts in enumerate(candidates.responses)
         for i, j in itertools.combinations(range(len(texts)), 2)
-        if texts[i] != texts[j]
+        if texts[i] != texts[j] and texts[i].strip() and texts[j].strip()
     ]
 
 

@@ -13,13 +13,13 @@ from jaxalign.data.candidates import Annotation, Candidates, read_candidates
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
 from jaxalign.data.record_fields import field_value
-from jaxalign.data.records import KINDS, Record
+from jaxalign.data.records import FIELDS, KINDS, Record
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.sources import JsonlSource
 
 _LOOKED_AT = 500
 _MAX_REJECTED_FRACTION = 0.05
-# Fields of a logged record that its line of candidates keeps.
+# Fields of a logged record of another layout that its line of candidates keeps. Of our own layout all fields are kept.
 _KEPT = ("references", "reference", "target", "group", "split", "source_id")
 # Fields of a line of candidates that describe its responses.
 _OF_RESPONSES = ("finished", "sampler")
@@ -130,12 +130,20 @@ def _candidates(
 
 def _kept_fields(path: str, found: Found) -> dict[int, tuple[dict[str, Any], bool]]:
     """Returns the fields to keep of every line, and whether the line states feedback instead of implying it."""
-    name = dict(found.fields).get("feedback", "feedback")
+    renamed = dict(found.fields)
+    name = renamed.get("feedback", "feedback")
+    # What the responses and annotations of the line are made of, or what has a meaning there.
+    read = {*renamed.values(), *FIELDS, "id", "annotations", "log_probs", *_OF_RESPONSES}
     result = {}
     for line, obj, _ in read_json_lines(path, log=RejectionLog()):
         if not isinstance(obj, Mapping):
             continue
-        kept = {key: obj[key] for key in _KEPT if obj.get(key) is not None}
+        kept = {
+            key: value
+            for key, value in obj.items()
+            if value is not None
+            and (key in _KEPT or (found.layout == "records" and key not in read))
+        }
         if obj.get("id") is not None:
             kept["source_id"] = obj["id"]
         # The order of a ranking and the mean of several scores are not feedback that somebody gave.

@@ -25,7 +25,7 @@ class Budget:
     """Keeps n prompts of the candidates, with all their responses and annotations.
 
     Attributes:
-      n: the number of prompts, or their share if below 1.
+      n: the number of prompts, a whole one; or their share if below 1. So 1 and 1.0 are one prompt.
       mode: 'random'; 'lowest' or 'highest' by a number of each prompt; or 'first'. The order of the file is kept.
       by: a number of each line, such as `similarity`, or an annotation.
       reduce: what makes one number of an annotation of K responses: 'spread' (largest minus smallest), 'mean', 'max' or 'min'.
@@ -42,6 +42,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         require_range("budget", "(0, inf)", n=self.n)
+        if self.n > 1 and self.n != int(self.n):
+            raise UserError(
+                f"selector 'budget': n is {self.n:g}; give a whole number of prompts, or a share below 1"
+            )
         require_one_of("budget", MODES, mode=self.mode)
         require_one_of("budget", REDUCTIONS, reduce=self.reduce)
         if self.mode in ("lowest", "highest") and not self.by:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.losses.hyperparameters import require_nonnegative
 from jaxalign.losses.masking import as_float32
-
-_CLIP = 1e-4
 
 
 class RankedPairs(NamedTuple):
@@ -29,19 +26,6 @@ class RankedPairs(NamedTuple):
     second: Int[Array, "prompts pairs"]
     probabilities: Float[Array, "prompts pairs"]
     weights: Float[Array, "prompts pairs"]
-
-
-def preferences_over_baseline(
-    probabilities: Float[Array, "prompts responses"],
-) -> Float[Array, "prompts responses responses"]:
-    """Returns ``P_ij = sigmoid(logit p_i - logit p_j)`` from comparisons with one baseline, ``p_i = P(i preferred to baseline)``.
-
-    The result is exact for any baseline if preferences are Bradley-Terry. It needs 2 N judge calls for N responses, not N (N - 1).
-    """
-    (probabilities,) = as_float32(probabilities)
-    clipped = jnp.clip(probabilities, _CLIP, 1 - _CLIP)
-    logits = jnp.log(clipped) - jnp.log1p(-clipped)
-    return jax.nn.sigmoid(logits[:, :, None] - logits[:, None, :])
 
 
 def ranked_pairs(

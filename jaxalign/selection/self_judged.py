@@ -180,8 +180,9 @@ class WithLogged:
 class RankedPairs:
     """OSP's pairs: every response against all lower-ranked ones, with the judge's probability as `margin` (arXiv 2405.14103).
 
-    The order is that of the mean probability of winning. The probability of a pair can be below 1/2 where the judge is intransitive;
-    the objective `osp` reads it as it is. The details are a reconstruction, see `selection.judged_pairs`.
+    The order is that of the mean probability of winning. Where the judge is intransitive and prefers the lower-ranked response of a pair,
+    that one is `chosen`, with its probability; the loss of `osp` is the same for both. The details are a reconstruction, see
+    `selection.judged_pairs`.
 
     Attributes:
       annotation: preferences, de-biased by asking in both orders.
@@ -233,10 +234,11 @@ class RankedPairs:
                     probability = float(probabilities[index, p])
                     below_half += probability < 0.5
                     one, other = texts[kept[a]], texts[kept[b]]
+                    # The preferred response comes first, so that other readers of the pair see the same order.
+                    if probability < (draw if self.labels == "sampled" else 0.5):
+                        one, other = other, one
+                        probability = 1 - probability
                     if self.labels != "soft":
-                        cut = 0.5 if self.labels == "argmax" else draw
-                        if probability < cut:
-                            one, other = other, one
                         probability = 1.0
                     lines.append(pair_line(candidates, index, one, other, margin=probability))
         measures = pair_measures(lines)

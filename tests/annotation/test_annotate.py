@@ -167,7 +167,18 @@ def test_an_annotator_of_the_whole_file_sees_all_prompts_at_once(given, tmp_path
         ([{"prompt": "p", "responses": ["r", "s"], "feedback": [3, 1]}], [["r", "s"]], [[3, 1]]),
         ([{"question": "p", "completion": "r", "label": True}], [["r"]], [[1]]),
         (
-            [{"prompt": "p", "response": "r", "feedback": 1, "references": ["x"], "id": "a"}] * 2,
+            [
+                {
+                    "prompt": "p",
+                    "response": "r",
+                    "feedback": 1,
+                    "references": ["x"],
+                    "id": "a",
+                    "annotator": {"age": 30},
+                    "finished": "by me",
+                }
+            ]
+            * 2,
             [["r"], ["r"]],
             [[1], [1]],
         ),
@@ -184,6 +195,8 @@ def test_logged_records_of_any_kind_become_candidates(
     assert [line["id"] for line in lines] == list(range(len(lines)))
     if "references" in records[0]:
         assert (lines[1]["references"], lines[1]["source_id"]) == (["x"], "a")
+        # A field of the file's own is kept, unless it means something else in a line of candidates.
+        assert lines[1]["annotator"] == {"age": 30} and "finished" not in lines[1]
     assert [line["annotations"]["length"]["scores"] for line in lines] == [
         [1] * len(texts) for texts in responses
     ]

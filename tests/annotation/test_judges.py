@@ -116,7 +116,7 @@ def test_unknown_judges_are_told_with_the_known_names():
 
 
 def test_a_registered_judge_is_found_and_its_name_is_taken(monkeypatch):
-    monkeypatch.setattr(judges, "_REGISTRY", dict(judges._REGISTRY))
+    monkeypatch.setattr(judges._REGISTRY, "_factories", dict(judges._REGISTRY._factories))
 
     @judges.register_judge("constant")
     def constant(argument):

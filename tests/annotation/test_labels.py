@@ -8,6 +8,7 @@ import pytest
 from jaxalign.annotation import annotators
 from jaxalign.annotation.annotators import get_annotator
 from jaxalign.annotation.labels import labels_missing, labels_wanted
+from jaxalign.data.candidates import Candidates
 from jaxalign.errors import UserError
 
 NAN = np.nan
@@ -121,6 +122,15 @@ def test_what_is_wanted_can_be_filled_in_and_read(candidates, tmp_path, form, co
     assert found.annotation("human").kind == {"scores": "scores", "pairs": "preferences"}[form]
     with pytest.raises(UserError, match="exists already and may hold labels"):
         labels_wanted(candidates, path)
+
+
+def test_nobody_is_asked_about_an_empty_response(tmp_path):
+    candidates = Candidates(["p", "q"], [["a", " ", "b"], ["", "\n"]])
+    for form, wanted in (("scores", [["a", "b"]]), ("pairs", [["a", "b"]])):
+        path = tmp_path / f"{form}.jsonl"
+        assert labels_wanted(candidates, path, form=form) == 1
+        (line,) = map(json.loads, path.read_text().splitlines())
+        assert [line.get("responses") or [line["response_a"], line["response_b"]]] == wanted
 
 
 def test_only_chosen_pairs_can_be_asked_for(candidates, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.selection.judged_pairs import preferences_over_baseline, ranked_pairs
+from jaxalign.selection.judged_pairs import ranked_pairs
 
 
 def close(found, expected, tolerance=1e-6):
@@ -20,16 +20,6 @@ def bradley_terry(rewards):
 @pytest.fixture
 def rewards():
     return jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
-
-
-@pytest.mark.parametrize("baseline", [-1.0, 0.5])
-def test_one_baseline_is_exact_for_bradley_terry_whatever_it_is(rewards, baseline):
-    found = preferences_over_baseline(jax.nn.sigmoid(rewards - baseline))
-    close(found, bradley_terry(rewards), 1e-5)
-
-
-def test_certain_wins_over_the_baseline_stay_finite():
-    assert np.isfinite(preferences_over_baseline(jnp.array([[0.0, 1.0]]))).all()
 
 
 def test_pairs_are_ordered_by_rank(rewards):

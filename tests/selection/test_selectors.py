@@ -126,11 +126,12 @@ def preferences(table):
 INTRANSITIVE = [[math.nan, 0.9, 0.45], [0.1, math.nan, 0.6], [0.55, 0.4, math.nan]]
 
 
-def test_ranked_pairs_keep_the_probability_even_below_one_half(make):
+def test_soft_labels_have_the_preferred_response_first_even_against_the_ranking(make):
     judged = make({"self_judge": ("preferences", preferences(INTRANSITIVE))})
     found = get_selector("ranked_pairs")(judged)
     margins = {(line["chosen"], line["rejected"]): line["margin"] for line in found.lines}
-    expected = {("r0", "r2"): 0.45, ("r0", "r1"): 0.9, ("r2", "r1"): 0.4}
+    # Ranked r0, r2, r1, but r2 beats r0 and r1 beats r2.
+    expected = {("r2", "r0"): 0.55, ("r0", "r1"): 0.9, ("r1", "r2"): 0.6}
     assert margins == {pair: pytest.approx(value) for pair, value in expected.items()}
     assert found.measures["intransitive"] == pytest.approx(2 / 3)
 
@@ -190,6 +191,12 @@ def test_a_budget_keeps_the_prompts_with_the_largest_spread_in_order(judged):
     found = get_selector("budget:n=2,mode=highest,by=judge")(judged)
     assert [line["id"] for line in found.lines] == [0, 2]
     assert found.kind == "candidates"
+
+
+def test_a_budget_is_a_whole_number_or_a_share(judged):
+    assert len(get_selector("budget:n=1")(judged).lines) == 1
+    with pytest.raises(UserError, match=r"n is 1\.5; give a whole number of prompts, or a share"):
+        get_selector("budget:n=1.5")
 
 
 def test_a_stratified_budget_is_shared_in_proportion(make):
