@@ -16,7 +16,7 @@ from jaxalign import files
 from jaxalign.annotation import annotate as annotating
 from jaxalign.annotation.annotators import Annotator, LabelsWanted, apply, get_annotator
 from jaxalign.annotation.flat import file_identity
-from jaxalign.annotation.labels import labels_missing, labels_wanted
+from jaxalign.annotation.labels_wanted import labels_missing, labels_wanted
 from jaxalign.data.candidates import Candidates, read_candidates
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.errors import UserError

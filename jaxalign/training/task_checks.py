@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator
 
 import jax
 
 from jaxalign.data import cache_report, stored_fields
-from jaxalign.data.cache_metadata import REJECTED_FILE, CacheMetadata
+from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.records import ASSUMED_FEEDBACK
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError, require_range
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.runs.recorded_hyperparameters import hyperparameters
-from jaxalign.training import responses_advice
+from jaxalign.training import responses_advice, task_report
 
 # Field of the cache -> the batch fields that come from it.
 _FIELDS_OF = {
@@ -66,7 +65,7 @@ def check(
     _check_teacher(objective, data)
     _check_ranges(objective, data, metadata)
     if jax.process_index() == 0:
-        lines = [] if quiet else [describe(data, metadata)]
+        lines = [] if quiet else [task_report.describe(data, metadata)]
         if best_only and not quiet:
             lines.append(
                 f"{objective.name} imitates, so of the responses to each prompt it gets the best one alone; "
@@ -75,10 +74,7 @@ def check(
         if not quiet:
             remedy = "TASK_FEATURE_LENGTHS and TaskData.long_prompts change it"
             lines += [cache_report.summary(metadata), *cache_report.losses(metadata, remedy)]
-        lines += [
-            f"warning: {text}"
-            for text in (*_without_vocabulary(data), *warnings(objective, data, metadata))
-        ]
+        lines += [f"warning: {text}" for text in task_report.warnings(objective, data, metadata)]
         print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
     return dataclasses.replace(
         data,
@@ -100,68 +96,12 @@ def check_vocabulary_size(objective: Objective, data: TaskData) -> None:
             )
 
 
-def _without_vocabulary(data: TaskData) -> Iterator[str]:
-    if not data.vocabulary_exists():
-        yield (
-            f"VOCABULARY {data.vocabulary} does not exist; the cache in {data.cache_dir} has its own copy, which is used: if another one "
-            "is meant, correct VOCABULARY"
-        )
-
-
 def check_batch(objective: Objective, batch: Batch, task: str) -> None:
     """Calls `Objective.check_batch`, and adds the task to the messages of its errors."""
     try:
         objective.check_batch(batch)
     except UserError as error:
         raise UserError(f"task {task!r}: {error}") from error
-
-
-def describe(data: TaskData, metadata: CacheMetadata) -> str:
-    """Returns one line with the task, its examples by split, and the number of rejected records."""
-    examples = ", ".join(f"{count} {split}" for split, count in metadata.num_examples.items())
-    text = f"task {data.task}: {examples} examples"
-    reasons: dict[str, int] = {}
-    for by_reason in metadata.rejected.values():
-        for reason, count in by_reason.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    if not reasons:
-        return f"{text}, no record rejected"
-    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"{text}; rejected records: {counts} (listed in {data.cache_dir}/{REJECTED_FILE})"
-
-
-def warnings(objective: Objective, data: TaskData, metadata: CacheMetadata) -> Iterator[str]:
-    """Yields warnings about valid data that make training useless: feedback that is constant, or all on one side of a threshold."""
-    split = metadata.splits.get(data.train_split)
-    found = split.feedback_range if split else None
-    reads = {"feedback", "rewards"}.intersection(objective.required_fields())
-    if found is None or not reads:
-        return
-    low, high = found.min, found.max
-    if low == high and not objective.requirements().imitates:
-        yield (
-            f"all feedback of {data.task!r}, split {data.train_split!r}, is {low:g}: objective {objective.name} has nothing to tell "
-            "good responses from bad ones by"
-        )
-        return
-    threshold = objective.requirements().threshold
-    if threshold is None:
-        return
-    name, field = threshold
-    chosen = hyperparameters(objective)
-    value = chosen.get(name)
-    # A range cannot show which feedback lies above the mean of a prompt's responses.
-    if not isinstance(value, (int, float)) or chosen.get("baseline", "none") != "none":
-        return
-    statistics = metadata.reward_statistics
-    if field == "rewards" and data.standardize_rewards and statistics:
-        low, high = ((end - statistics.mean) / statistics.std for end in (low, high))
-    if low > value or high <= value:
-        share = "100 %" if low > value else "0 %"
-        yield (
-            f"{share} of the training responses of {data.task!r} exceed {objective.name}'s {name} {value:g}, for their {field} "
-            f"{'are' if field == 'rewards' else 'is'} between {low:g} and {high:g}: set a threshold in between"
-        )
 
 
 def _best_only(objective: Objective, data: TaskData, metadata: CacheMetadata) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.annotation import annotators
 from jaxalign.annotation.annotators import get_annotator
-from jaxalign.annotation.labels import labels_missing, labels_wanted
+from jaxalign.annotation.labels_wanted import labels_missing, labels_wanted
 from jaxalign.data.candidates import Candidates
 from jaxalign.errors import UserError
 
