@@ -68,10 +68,10 @@ def report(folder: Path) -> str:
 
 _CONCLUSION = [
     "Conclusion: a mixture of both kinds orders held-out ratings better than as many comparisons within acts (.037 within and .036 between",
-    "acts, .073 in Spearman's correlation, in each of the three seeds), and comparisons between acts alone order no",
-    "better than those within acts, even between acts. 91 held-out comparisons have a standard error of .05 themselves, so three seeds with",
-    "one test set show no more than a tendency. No arm writes sentences with fewer slot errors than the SFT policy: the ratings are of",
-    "quality, and 350 to 700 of them do not change greedy sentences by more than chance.",
+    "acts, .073 in Spearman's correlation, in each of the three seeds), and comparisons between acts alone order no better than those",
+    "within acts, even between acts. 91 held-out comparisons have a standard error of .05 themselves, so three seeds with one test set",
+    "show no more than a tendency. No arm writes sentences with fewer slot errors than the SFT policy: the ratings are of quality, and",
+    "350 to 700 of them do not change greedy sentences by more than chance.",
     "",
 ]
 

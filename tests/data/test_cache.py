@@ -308,7 +308,7 @@ def test_reference_scores(write_lines, tmp_path):
 
 def test_a_seqio_task_whose_splits_share_prompts_gets_advice_that_fits_it():
     shared = SplitSummary()
-    shared.prompts.note("the same", "data.jsonl", 1)
+    shared.prompts.add("the same", "data.jsonl", 1)
     summaries = {"train": shared, "validation": shared}
     for by_seqio, advice in ((True, "register 'my_task' with splits"), (False, "train_file")):
         with pytest.raises(DataError, match=advice):

@@ -1,6 +1,7 @@
 """Settings become machines, and texts that are forced or banned become tokens."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ def test_responses_obey_all_settings_together(beams):
     assert np.isfinite(log_probs).all()
     for row in tokens.reshape(-1, 8).tolist():
         words = [token for token in row if token]
-        bigrams = list(zip(words, words[1:], strict=False))
+        bigrams = list(itertools.pairwise(words))
         assert words[:2] == [4, 2]
         assert 1 not in words[:4]
         assert 3 not in words and (4, 5) not in bigrams
