@@ -48,12 +48,12 @@ class Places:
 
     def add(self, text: str, file: str, line: int) -> tuple[str, int] | None:
         """Adds a text unless it is present; returns the file and line of its earlier occurrence, or None."""
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        number = self._files.setdefault(file, len(self._files))
-        added = self._execute(
-            "INSERT INTO places VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (digest, number, line)
-        )
-        return None if added.rowcount else self._find(digest)
+        digest = _digest(text)
+        return None if self._insert(digest, file, line) else self._find(digest)
+
+    def note(self, text: str, file: str, line: int) -> None:
+        """Adds a text unless it is present."""
+        self._insert(_digest(text), file, line)
 
     def shared(self, other: Places) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
         """Yields the places of each text that is in both sets: its first occurrence here and its first occurrence in `other`."""
@@ -66,6 +66,13 @@ class Places:
                 place = (files[number], line)
                 yield (found, place) if swapped else (place, found)
 
+    def _insert(self, digest: bytes, file: str, line: int) -> bool:
+        number = self._files.setdefault(file, len(self._files))
+        added = self._execute(
+            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)", (digest, number, line)
+        )
+        return bool(added.rowcount)
+
     def _find(self, digest: bytes) -> tuple[str, int] | None:
         found = self._execute("SELECT file, line FROM places WHERE digest = ?", (digest,))
         row = found.fetchone()
@@ -76,3 +83,7 @@ class Places:
             return self._database.execute(command, values)
         except sqlite3.Error as error:
             raise OSError(f"the temporary database of record digests failed: {error}") from error
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -25,7 +25,7 @@ def test_what_two_sets_share(one, other):
     first, second = Places(), Places()
     for places, numbers, file in ((first, one, "f"), (second, other, "g")):
         for number in numbers:
-            places.add(str(number), file, number)
+            places.note(str(number), file, number)
     shared = sorted(first.shared(second))
     assert shared == [(("f", number), ("g", number)) for number in sorted(one & other)]
 
