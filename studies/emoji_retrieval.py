@@ -84,7 +84,8 @@ class Sizes:
     Attributes:
       pieces: of the vocabulary of texts.
       vocab_size: rows of the embedding table.
-      clusters, levels, codes, counters: of the identifiers; the counters leave room for new items.
+      clusters, levels, codes: of the identifiers.
+      room: counters beyond those of the largest group, for new items.
       components: principal components of the pictures.
       updates, rows, learning_rate: of SFT.
       beams: of the search.
@@ -93,11 +94,11 @@ class Sizes:
     """
 
     pieces: int = 1000
-    vocab_size: int = 1280
+    vocab_size: int = 1536
     clusters: int = 32
     levels: int = 2
     codes: int = 32
-    counters: int = 64
+    room: int = 32
     components: int = 64
     updates: int = 1000
     rows: int = 64
@@ -151,15 +152,12 @@ def make_index(
         "coarse": sizes.clusters,
         "levels": sizes.levels,
         "codes": sizes.codes,
-        "counters": sizes.counters,
         "features": f"pictures:path={pictures / 'images.npz'}" if of_images else f"array:{files / 'text.npy'}",
         "components": sizes.components if of_images else 0,
     }  # fmt: skip
     settings |= ARMS[arm].settings
-    if settings["levels"] == 0:
-        # The counter alone tells the items of a cluster apart.
-        settings["counters"] = 0
-    found = index(
+    made = functools.partial(
+        index,
         str(files / f"{prefix}items.jsonl"),
         str(output),
         vocabulary=str(files / "spm.model"),
@@ -170,7 +168,10 @@ def make_index(
         overwrite=True,
         **settings,
     )
-    return found["statistics"]
+    statistics = made()["statistics"]
+    if prefix:
+        statistics = made(counters=statistics["largest_group"] + sizes.room)["statistics"]
+    return statistics
 
 
 def _policy(sizes: Sizes, fusion: str, dropout_rate: float = 0.1) -> Policy:
