@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from jaxalign.data import sentencepiece_models
 from jaxalign.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
@@ -70,9 +71,25 @@ class RecordedVocabulary:
         same_sentinels = not counted or mine.sentinels == theirs.sentinels
         return same_sentinels and mine.digest == theirs.digest
 
+    def is_extended_by(self, other: RecordedVocabulary) -> bool:
+        """Returns whether the other one has all ids of this one, and user-defined pieces behind them."""
+        try:
+            mine, theirs = self.load(), other.load()
+        except UserError:
+            return False
+        if not isinstance(mine, SentencePieceVocabulary) or not isinstance(
+            theirs, SentencePieceVocabulary
+        ):
+            return False
+        return sentencepiece_models.is_extended(
+            sentencepiece_models.parse(mine.model, mine.path),
+            mine.extra_ids,
+            sentencepiece_models.parse(theirs.model, theirs.path),
+        )
+
 
 def require_same_vocabulary(
-    what: str, theirs: RecordedVocabulary, ours: RecordedVocabulary
+    what: str, theirs: RecordedVocabulary, ours: RecordedVocabulary, *, may_extend: bool = False
 ) -> None:
     """Refuses a task whose tokenisation differs from the one that a network was trained with.
 
@@ -80,11 +97,13 @@ def require_same_vocabulary(
       what: the network, for the message: "the run runs/sft".
       theirs: the vocabulary of the network.
       ours: the vocabulary of the task, with the cache as its folder.
+      may_extend: accept user-defined pieces behind all ids of the network's vocabulary, such as those of identifiers. The network then
+        learns them in free rows of its embedding table.
 
     Raises:
       UserError: the vocabularies differ; the message names the setting to change.
     """
-    if theirs.agrees_with(ours):
+    if theirs.agrees_with(ours) or (may_extend and theirs.is_extended_by(ours)):
         return
     place = str(theirs.spec.get("path", "bytes"))
     if theirs.folder and "path" in theirs.spec:

@@ -69,6 +69,27 @@ def with_sentinels(proto: Any, extra_ids: int) -> Any:
     return extended
 
 
+def is_extended(proto: Any, extra_ids: int, longer: Any) -> bool:
+    """Returns whether a model is another one with its sentinels and with user-defined pieces behind all of its own.
+
+    Texts without these pieces then have the same ids in both.
+
+    Args:
+      proto, extra_ids: the shorter model and the number of sentinels behind its pieces.
+      longer: the model with more pieces.
+    """
+    own = with_sentinels(proto, extra_ids)
+    count = len(own.pieces)
+    defined = model_proto().SentencePiece.USER_DEFINED
+    return (
+        len(longer.pieces) > count
+        and list(longer.pieces)[:count] == list(own.pieces)
+        and all(piece.type == defined for piece in list(longer.pieces)[count:])
+        and longer.normalizer_spec == proto.normalizer_spec
+        and longer.trainer_spec.model_type == proto.trainer_spec.model_type
+    )
+
+
 def digest(proto: Any) -> str:
     """Returns a digest of everything that determines ids: the pieces except sentinels, their scores, the algorithm, the normalisation.
 

@@ -6,6 +6,7 @@ The module reads no arrays and computes nothing.
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,19 @@ def check(
         task_checks.check(objective, data, metadata)
         if started is not None:
             found = RecordedVocabulary(metadata.vocabulary, data.cache_dir)
-            require_same_vocabulary(f"the initial checkpoint {start}", started, found)
+            require_same_vocabulary(
+                f"the initial checkpoint {start}", started, found, may_extend=True
+            )
         return
     vocabulary = data.vocabulary or "bytes"
     if started is not None and data.vocabulary is not None and "://" not in vocabulary:
         wanted = vocabulary_from_spec(vocabulary, data.extra_ids).to_dict()
+        if "path" in wanted:
+            # Relative to the current folder, and not to the cache, which does not exist yet.
+            wanted["path"] = os.path.abspath(wanted["path"])
         require_same_vocabulary(
-            f"the initial checkpoint {start}", started, RecordedVocabulary(wanted, data.cache_dir)
+            f"the initial checkpoint {start}",
+            started,
+            RecordedVocabulary(wanted, data.cache_dir),
+            may_extend=True,
         )

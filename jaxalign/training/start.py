@@ -203,7 +203,7 @@ class Start:
 
     def _check_vocabulary(self, what: str, opened: initial_checkpoint.InitialCheckpoint) -> None:
         if self._vocabulary is not None and opened.vocabulary is not None:
-            require_same_vocabulary(what, opened.vocabulary, self._vocabulary)
+            require_same_vocabulary(what, opened.vocabulary, self._vocabulary, may_extend=True)
 
     def warn_of_unreadable_checkpoint(self) -> None:
         """Warns that the run continues without its initial checkpoint."""

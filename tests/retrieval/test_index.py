@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.vocabularies import SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.retrieval.identifier_vocabulary import (
@@ -103,6 +104,21 @@ def test_t5_gets_pieces_behind_its_sentinels(shared_dir):
     assert blocks[0].first == 32100 and extended.sentinels == 100
     assert identifier_texts(extended, identifiers, blocks) == ["<c3><a1><u0>"]
     assert extended.encode("house <extra_id_7>") == t5.encode("house <extra_id_7>")
+
+
+def test_a_run_may_start_from_a_checkpoint_whose_vocabulary_has_no_identifiers_yet(make, spm):
+    made = make(extra_ids=10)
+    before = RecordedVocabulary(SentencePieceVocabulary(spm, 10).to_dict())
+    require_same_vocabulary("a", before, made.recorded_vocabulary, may_extend=True)
+    fewer = RecordedVocabulary(SentencePieceVocabulary(spm, 9).to_dict())
+    for theirs, ours, allowed in (
+        (before, made.recorded_vocabulary, False),
+        (made.recorded_vocabulary, before, True),
+        # Another number of sentinels would move the ids.
+        (fewer, made.recorded_vocabulary, True),
+    ):
+        with pytest.raises(UserError, match="another vocabulary"):
+            require_same_vocabulary("a", theirs, ours, may_extend=allowed)
 
 
 def test_shuffled_identifiers_are_the_same_ones_in_another_order(make):
