@@ -12,6 +12,7 @@ from jaxalign.retrieval.identifier_vocabulary import PIECES, TOKENS, holds_ident
 from jaxalign.retrieval.identifiers import MOST_LEVELS
 from jaxalign.retrieval.index_building import build, extend
 from jaxalign.retrieval.index_folder import (
+    INDEX_FILE,
     TRAIN_FILE,
     VALIDATION_FILE,
     VOCABULARY_FILE,
@@ -87,8 +88,7 @@ def index(
         raise UserError(
             "give --vocabulary, a SentencePiece model, or --codebooks_of, an index that has one"
         )
-    if Path(output).expanduser().exists() and not overwrite:
-        raise UserError(f"{output} exists already; choose another --output, or --overwrite")
+    _check_output(Path(output).expanduser(), overwrite)
     given = read_items(items)
     if codebooks_of:
         made = extend(read_index(codebooks_of), given)
@@ -120,6 +120,16 @@ def index(
         "fingerprint": made.fingerprint,
         "report": report,
     }
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that exists, unless it is an index that may be replaced."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{folder} exists already; choose another --output, or --overwrite")
+    if not (folder / INDEX_FILE).is_file():
+        raise UserError(f"{folder} is no index, so it is not replaced; choose another --output")
 
 
 def with_queries(index: Index, train: Sequence[str], validation: Sequence[str] = ()) -> Index:

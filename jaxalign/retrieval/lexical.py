@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.inference.rows import chunks
 from jaxalign.retrieval.recall import Ranked, best_first
+
+_BLOCK = 256  # queries whose similarities to all items are in memory together
 
 
 class LexicalIndex:
@@ -36,6 +39,10 @@ class LexicalIndex:
 
     def ranked(self, queries: Sequence[str], listed: int) -> Ranked:
         """Returns the most similar items, -1 in place of items that share no word with the query."""
+        parts = [self._ranked(queries[part], listed) for part in chunks(len(queries), _BLOCK)]
+        return np.concatenate(parts)
+
+    def _ranked(self, queries: Sequence[str], listed: int) -> Ranked:
         scores = self.scores(queries)
         order = best_first(scores, listed)
         return np.where(np.take_along_axis(scores, order, axis=1) > 0, order, -1)

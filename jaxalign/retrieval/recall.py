@@ -45,8 +45,8 @@ def cluster_recall(
 
 
 def best_first(scores: Float[np.ndarray, "queries items"], listed: int) -> Ranked:
-    """Returns the items with the highest scores; of equal ones the first."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :listed]
+    """Returns the items with the highest scores; of equal ones the first. Lists are shorter if there are fewer items."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :listed].astype(np.int64)
 
 
 def padded(ranked: Sequence[Sequence[int]], listed: int) -> Ranked:

@@ -56,12 +56,12 @@ class TrainedTowers:
     ) -> Ranked:
         """Returns the most similar items of every query, by their vectors; they need not be those of the training."""
         items = np.asarray(_items(self.network, self.params, self._standardised(vectors)))
-        found = np.zeros((len(queries), items.shape[1]), np.float32)
+        parts = []
         for part in chunks(len(queries), batch_size):
             tokens = _padded(queries[part], batch_size)
             rows = np.asarray(_queries(self.network, self.params, tokens))
-            found[part] = rows[: part.stop - part.start]
-        return best_first((found @ items.T).astype(np.float64), listed)
+            parts.append(best_first(rows[: part.stop - part.start] @ items.T, listed))
+        return np.concatenate(parts)
 
     def _standardised(self, vectors: Vectors) -> Vectors:
         return (vectors - self.mean) / self.deviation

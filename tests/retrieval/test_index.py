@@ -202,7 +202,10 @@ def test_too_few_counters_are_refused(make):
         make(counters=1, coarse=11, codes=3)
 
 
-def test_an_existing_folder_is_kept(make):
+def test_an_existing_folder_is_kept(make, tmp_path):
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(UserError, match="is no index, so it is not replaced"):
+        make(name="precious", overwrite=True)
     first = make()
     with pytest.raises(UserError, match="exists already"):
         make(coarse=2)
