@@ -81,9 +81,12 @@ def write_data(data: Path, job: Path, pieces: int) -> dict[str, Any]:
     counts["new_test"] = _write(job / "new_test.jsonl", _pairs(new, every))
     # The texts of an item are its label and tags; its test queries are not read.
     texts = [" ; ".join([x["label"], *x["tags"]]) for x in lines]
-    np.save(job / "text.npy", tfidf(texts, word_features, width=TEXT_WIDTH).astype(np.float32))
-    queries = [q for x in lines for q in [*x["train_queries"], *pseudo_queries(x)]]
-    vocabulary = train_sentencepiece(queries, str(job / "spm.model"), vocab_size=pieces)
+    vectors = tfidf(texts, word_features, width=TEXT_WIDTH)
+    # Rare words are lost in the projection; without this, items that have only such words would all lie at the origin.
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    np.save(job / "text.npy", vectors.astype(np.float32))
+    wordings = [query for x in lines for query in [*x["train_queries"], *pseudo_queries(x)]]
+    vocabulary = train_sentencepiece(wordings, str(job / "spm.model"), vocab_size=pieces)
     return {**counts, "pieces": vocabulary.size}
 
 

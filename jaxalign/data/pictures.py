@@ -31,12 +31,12 @@ def read_picture(path: Path | str, size: int) -> Picture:
     try:
         with untrusted.open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
-            if path.stat().st_size > _FILE_BYTES or image.width * image.height > _MOST_PIXELS:
+            opened = Image.open(file, formats=FORMATS)
+            if path.stat().st_size > _FILE_BYTES or opened.width * opened.height > _MOST_PIXELS:
                 raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels; at most {_MOST_PIXELS} are read"
+                    f"{path} has {opened.width} x {opened.height} pixels; at most {_MOST_PIXELS} are read"
                 )
-            image = image.convert("RGBA").resize((size, size), Image.Resampling.BOX)
+            image = opened.convert("RGBA").resize((size, size), Image.Resampling.BOX)
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file") from None
     except UnidentifiedImageError:
