@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -31,8 +32,11 @@ def read_picture(path: Path | str, size: int) -> Picture:
     try:
         with untrusted.open_regular(path) as file, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            size_in_bytes = os.fstat(file.fileno()).st_size
+            if size_in_bytes > _FILE_BYTES:
+                raise UserError(f"{path} has {size_in_bytes} bytes; at most {_FILE_BYTES} are read")
             opened = Image.open(file, formats=FORMATS)
-            if path.stat().st_size > _FILE_BYTES or opened.width * opened.height > _MOST_PIXELS:
+            if opened.width * opened.height > _MOST_PIXELS:
                 raise UserError(
                     f"{path} has {opened.width} x {opened.height} pixels; at most {_MOST_PIXELS} are read"
                 )
