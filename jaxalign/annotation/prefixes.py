@@ -12,8 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from jaxalign.annotation.reward_judges import judging_encoder
+from jaxalign.data.logged_responses import read_responses
+from jaxalign.errors import UserError
 from jaxalign.inference.rows import Tokens, by_batch, jitted
 from jaxalign.losses import goal_conditioning
+from jaxalign.networks.protocols import PrefixRewardPredictor
+from jaxalign.runs.folder import Run
+
+# A vocabulary that lacks so large a share of the pieces is not that of these texts.
+_MAX_UNKNOWN = 0.2
 
 
 class PrefixScores(NamedTuple):
@@ -74,3 +82,92 @@ def score_prefixes(
         values[index, :length] = goal_conditioning.prefix_values(states, jnp.asarray(goal))
         rewards[index, :length] = network.head(params, states)
     return PrefixScores(np.where(mask, values, 0), np.where(mask, rewards, 0), mask)
+
+
+def lowest_scores(
+    values: Float[np.ndarray, "responses length"],
+    mask: Bool[np.ndarray, "responses length"],
+    ignored_tokens: int,
+) -> Float[np.ndarray, " responses"]:
+    """Returns each response's least score behind its first tokens, infinity if there is none.
+
+    `jaxalign.losses.goal_conditioning.prefix_filter` drops a response if this is below its threshold.
+    """
+    read = mask & (np.arange(mask.shape[1]) > ignored_tokens)
+    return np.where(read, values, np.inf).min(axis=1, initial=np.inf)
+
+
+def threshold_that_drops(lowest: Float[np.ndarray, " responses"], count: int) -> float:
+    """Returns a threshold that drops `count` responses, or fewer if several have the same lowest score."""
+    ordered = np.sort(lowest)
+    return float(ordered[count]) if count < len(ordered) else float("inf")
+
+
+class PrefixScorer:
+    """A run's reward network with a goal, which scores the prefixes of texts.
+
+    Args:
+      run: a run folder or checkpoint of a reward on decoder states (`goal_conditioned_reward_model`).
+      goal: logged records or candidates whose good responses make the goal: those with feedback above the file's mean, or all if the file
+        has no feedback. The pairs that the run was trained on are the usual choice.
+      batch_size: responses that are scored together.
+
+    Attributes:
+      cut: the number of responses that were cut at the run's limit so far.
+
+    Raises:
+      UserError: the run has no such reward, or the goal's file has no good response or another vocabulary.
+    """
+
+    def __init__(self, run: str, goal: str, *, batch_size: int = 32) -> None:
+        opened = Run(run).reward()
+        if not isinstance(opened.network, PrefixRewardPredictor):
+            raise UserError(
+                f"run {run}: its reward network ({opened.network.kind!r}) has no states of prefixes; train one with "
+                "objectives/goal_conditioned_reward_model.gin"
+            )
+        self._run, self._batch_size = run, batch_size
+        self._network = (opened.network, opened.params)
+        self._encoder = judging_encoder(opened)
+        prompts, responses = _good_responses(goal)
+        self.cut = 0
+        tokens = self._encoded(prompts, responses, goal)
+        self._goal = goal_vector(*self._network, *tokens, batch_size=batch_size)
+        self.cut = 0
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], source: str) -> PrefixScores:
+        """Scores one response per prompt; `source` is their file, for messages."""
+        tokens = self._encoded(prompts, responses, source)
+        return score_prefixes(*self._network, self._goal, *tokens, batch_size=self._batch_size)
+
+    def _encoded(
+        self, prompts: Sequence[str], responses: Sequence[str], source: str
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        answers = self._encoder.responses(responses)
+        if answers.unknown_fraction > _MAX_UNKNOWN:
+            raise UserError(
+                f"{source}: {answers.unknown_fraction:.0%} of the pieces of its responses are unknown to the vocabulary of {self._run}; "
+                "give a reward run whose vocabulary holds this text"
+            )
+        self.cut += answers.cut
+        return self._encoder.prompts(prompts).tokens, answers.tokens
+
+
+def _good_responses(path: str) -> tuple[list[str], list[str]]:
+    candidates, _ = read_responses(path)
+    feedback = candidates.annotations.get("feedback")
+    flat = [
+        (prompt, text, np.nan if feedback is None else feedback.values[index][place])
+        for index, (prompt, texts) in enumerate(
+            zip(candidates.prompts, candidates.responses, strict=True)
+        )
+        for place, text in enumerate(texts)
+    ]
+    values = np.array([value for *_, value in flat])
+    if np.isfinite(values).any():
+        flat = [item for item in flat if item[2] > np.nanmean(values)]
+    if not flat:
+        raise UserError(
+            f"{path}: no response has feedback above the others, so there is no good response to make a goal of"
+        )
+    return [prompt for prompt, *_ in flat], [text for _, text, _ in flat]

@@ -198,6 +198,14 @@ COMMANDS = {
             registers_tasks=False,
         ),
         Command(
+            "vote",
+            "jaxalign.evaluation.vote",
+            "vote",
+            "let the answers of several responses vote: by majority, weighted, or filtered early by a reward model",
+            "{result[report]}",
+            registers_tasks=False,
+        ),
+        Command(
             "rounds",
             "jaxalign.recipes.rounds",
             "rounds",

@@ -302,6 +302,14 @@ class PrefixRewardPredictor(RewardPredictor, Protocol):
         """Returns `rewards` from given states."""
         ...
 
+    def prefix_states(self, params: Params, batch: Batch) -> tuple[Any, Any]:
+        """Returns the states of every response from its first position on, and a mask of the positions that exist."""
+        ...
+
+    def head(self, params: Params, states: Any) -> Any:
+        """Returns the reward read at any state."""
+        ...
+
 
 def _json(value: Any) -> Any:
     if isinstance(value, T5Config):
