@@ -49,3 +49,40 @@ def line_plot(
     axes[0][0].set_ylabel(labels[1])
     axes[0][-1].legend(fontsize=7)
     figure.savefig(path, dpi=110)
+
+
+def curves_plot(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Sequence[float]]]]],
+    labels: tuple[str, str],
+    path: Path,
+) -> None:
+    """Draws one panel per group with a curve per arm through (x, values over seeds), and the standard errors of the means."""
+    figure = Figure(figsize=(4.6 * len(panels) + 2.2, 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (title, arms) in zip(axes, panels.items(), strict=True):
+        for number, (arm, points) in enumerate(arms.items()):
+            errors = [
+                np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0
+                for _, values in points
+            ]
+            axis.errorbar(
+                [x for x, _ in points],
+                [np.mean(values) for _, values in points],
+                yerr=errors,
+                marker="o",
+                ms=3,
+                capsize=2,
+                label=arm,
+                # Two curves of an arm share a colour.
+                color=f"C{number // 2}",
+                linestyle="-" if number % 2 == 0 else "--",
+            )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(labels[0])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(labels[1])
+    handles = max(
+        (axis.get_legend_handles_labels() for axis in axes), key=lambda each: len(each[0])
+    )
+    figure.legend(*handles, fontsize=7, loc="outside right upper")
+    figure.savefig(path, dpi=110)
