@@ -11,6 +11,7 @@ import pytest
 
 import jaxalign
 from jaxalign.annotation.cache_pass import PassSettings
+from jaxalign.data.images import ImageFormat
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.tokenization import Limits
 from jaxalign.errors import UserError, require_range
@@ -24,6 +25,7 @@ from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.networks.token_value import TokenValueNetwork
+from jaxalign.networks.two_tower import TwoTower
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.objectives.dro import DROP, DROV
@@ -58,6 +60,8 @@ BUILDERS = {
     Policy: functools.partial(Policy, CONFIG),
     ValueNetwork: functools.partial(ValueNetwork, CONFIG),
     RewardNetwork: functools.partial(RewardNetwork, CONFIG),
+    TwoTower: functools.partial(TwoTower, POLICY, item_size=2),
+    ImageFormat: functools.partial(ImageFormat, 8, 4),
     FeatureReward: functools.partial(FeatureReward, num_features=2),
     RunningQuantile: RunningQuantile,
     TwoSidedRunningMean: TwoSidedRunningMean,
@@ -108,6 +112,8 @@ NOT_SETTINGS = {
     "CacheMetadata",
     "Optimizer",
     "Dense",
+    "Affine",
+    "TrainingBatches",
     # Pytrees, which JAX makes too: decoding calls their `check`.
     "NoRepeatedNGram",
     "PrefixValue",

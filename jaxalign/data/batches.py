@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxalign.data.examples import CachedExample
+from jaxalign.data.images import ImageFormat
+from jaxalign.networks.image_tokens import IMAGE_TOKENS, PATCHES
 
 Batch = dict[str, np.ndarray]
 
@@ -79,6 +81,7 @@ def make_batch(
     reference_log_probs: Float[np.ndarray, "examples responses"] | None = None,
     stored: Mapping[str, Float[np.ndarray, "examples responses *vector"]] | None = None,
     teacher_top: int = 0,
+    images: ImageFormat | None = None,
 ) -> Batch:
     """Builds a batch in the package's layout.
 
@@ -94,16 +97,22 @@ def make_batch(
       reference_log_probs: the values of the whole split, looked up by example index.
       stored: further arrays of this form by batch field, with a number or a vector for each response.
       teacher_top: the number of teacher tokens that an example has at every position; with 0 the batch has none.
+      images: the format of the images of examples; with None the batch has none.
 
     Returns:
       encoder_input_tokens, encoder_segment_ids [rows, S]; decoder_input_tokens, decoder_target_tokens,
       decoder_segment_ids, decoder_loss_weights [rows, T]; response_mask, feedback, rewards, reference_log_probs and the
       stored fields [rows, P, K] (vectors: [rows, P, K, length]); scores [rows, P, K, scores]; reference_rewards
       [rows, P, samples], the standardised feedback of samples of the reference policy; prompt_ids, example_ids
-      [rows, P]; teacher_top_ids and teacher_top_log_probs [rows, T, teacher_top], 0 on padding.
+      [rows, P]; teacher_top_ids and teacher_top_log_probs [rows, T, teacher_top], 0 on padding;
+      encoder_input_patches uint8 [rows, P, patches, values], to which the image tokens point (`networks.images`).
     """
     places = _Places.of(rows, num_rows, examples_per_row, responses_per_example)
     batch = _tokens(places, input_length, target_length)
+    if images is not None:
+        batch |= _images(
+            places, images, batch["encoder_input_tokens"], batch["encoder_segment_ids"]
+        )
     if with_feedback:
         feedback = places.per_response([each.feedback for each in places.examples], np.float32)
         # The division is done in float64, so that every machine rounds once and obtains the same result.
@@ -210,6 +219,25 @@ def _tokens(places: _Places, input_length: int, target_length: int) -> Batch:
         "response_mask": places.present.astype(np.float32),
         "prompt_ids": places.per_example(prompt_ids),
         "example_ids": places.per_example(places.indices, empty=-1),
+    }
+
+
+def _images(
+    places: _Places,
+    images: ImageFormat,
+    tokens: Int[np.ndarray, "rows width"],
+    segment_ids: Int[np.ndarray, "rows width"],
+) -> Batch:
+    """Returns the patches, and the tokens with image tokens that point to their example's place in the row."""
+    shape = (images.num_patches, 3 * images.patch_size**2)
+    patches = np.zeros((len(places.examples), *shape), np.uint8)
+    for number, example in enumerate(places.examples):
+        if example.image is not None:
+            patches[number] = images.patches(example.image)
+    first = (segment_ids - 1) * images.num_patches
+    return {
+        "encoder_input_tokens": np.where(tokens >= IMAGE_TOKENS, tokens + first, tokens),
+        PATCHES: places.per_example(patches),
     }
 
 

@@ -16,6 +16,7 @@ from jaxalign import files
 from jaxalign.data import cache_metadata, layouts, sources, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
+from jaxalign.data.images import ImageFormat
 from jaxalign.data.records import KINDS
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION, DataError
 from jaxalign.data.task_cache import TaskCache
@@ -43,6 +44,8 @@ def cache(
     validation_file: str | None = None,
     fields: list[str] | None = None,
     responses_per_example: int = 1,
+    image_size: int = 0,
+    patch_size: int = 0,
     overwrite: bool = False,
 ) -> CacheMetadata:
     """Tokenises a task into `output_dir` (`jaxalign cache`) and returns the metadata.
@@ -64,6 +67,8 @@ def cache(
         "candidates" (docs/data.md).
       fields: names of the fields in your file, as ours=theirs, such as response=completion,feedback=label.
       responses_per_example: if above 1, the records of one prompt are joined into examples of up to that many responses.
+      image_size: pixels of the side of the images of records (field `image`, docs/data.md); 0 reads no images.
+      patch_size: pixels of the side of a patch, each of which is a token of the prompt; both as the network has them.
       overwrite: replace a different cache in `output_dir`.
 
     Raises:
@@ -76,6 +81,12 @@ def cache(
     require_range("cache", "[0, 1]", max_rejected_fraction=max_rejected_fraction)
     require_range("cache", "[1, inf)", responses_per_example=responses_per_example)
     require_range("cache", "[0, inf)", extra_ids=extra_ids)
+    require_range("cache", "[0, inf)", image_size=image_size, patch_size=patch_size)
+    images = ImageFormat(image_size, patch_size) if image_size or patch_size else None
+    if images is not None and train_file is None:
+        raise DataError(
+            "Images are read from data files only: give train_file, or leave image_size out."
+        )
     source: sources.RecordSource
     if train_file is not None:
         files = {"train": train_file}
@@ -88,6 +99,7 @@ def cache(
             fields=layouts.parse_fields(fields),
             responses_per_example=responses_per_example,
             duplicates=duplicates,
+            images=images,
         )
     else:
         source = task_registry.resolve_source(task)
@@ -139,6 +151,7 @@ def cache_source(
             limits,
             max_rejected_fraction,
             side_file=f"{output_dir}.rejected.jsonl",
+            images=getattr(source, "images", None),
         )
         metadata = writer.write(splits, name, request)
         # Another process may have made a cache in the meantime and stored scores beside it.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from jaxalign.data import cache_report
 from jaxalign.data.encoding import CUT_FLAGS, describe_cut
+from jaxalign.data.images import ImageFormat
 from jaxalign.data.rejections import DataError
 from jaxalign.data.tokenization import Limits
 
@@ -97,6 +98,7 @@ class CacheMetadata:
       reward_statistics: the statistics of the training split; None without feedback or without that split.
       request: a hash of the options and the source's content; None if the source's content has no hash.
       fingerprint: a hash of the examples.
+      images: the format of the images of prompts; None if images were not read.
     """
 
     name: str
@@ -111,6 +113,7 @@ class CacheMetadata:
     reward_statistics: RewardStatistics | None
     request: str | None
     fingerprint: str
+    images: ImageFormat | None = None
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -148,6 +151,9 @@ class CacheMetadata:
     def write(self, folder: str) -> None:
         """Writes `metadata.json`."""
         described = {"version": VERSION, **dataclasses.asdict(self)}
+        if self.images is None:
+            # The files of a cache of text do not change.
+            del described["images"]
         with open(os.path.join(folder, METADATA_FILE), "w", encoding="utf-8") as file:
             json.dump(described, file, indent=2, ensure_ascii=False)
             file.write("\n")
@@ -211,6 +217,7 @@ def _parse(found: Mapping[str, Any]) -> CacheMetadata:
         reward_statistics=None if statistics is None else _statistics(statistics),
         request=None if request is None else _text(request, "request"),
         fingerprint=_text(found["fingerprint"], "fingerprint"),
+        images=_images(found["images"]) if "images" in found else None,
     )
 
 
@@ -241,6 +248,14 @@ def _limits(found: Any) -> Limits:
         long_prompts=_text(found["long_prompts"], "limits.long_prompts"),
         max_unknown_fraction=unknown,
         duplicates=_text(found["duplicates"], "limits.duplicates"),
+    )
+
+
+def _images(found: Any) -> ImageFormat:
+    found = _mapping(found, "images")
+    return ImageFormat(
+        _count(found["image_size"], "images.image_size", 1),
+        _count(found["patch_size"], "images.patch_size", 1),
     )
 
 

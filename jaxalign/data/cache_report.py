@@ -79,6 +79,11 @@ def _losses(metadata: Described) -> Iterator[str]:
             f"{noted('changed_responses')} of {responses} responses ({response_share:.0%}): line breaks and repeated spaces become one "
             "space, unknown characters are lost; VOCABULARY = 'bytes' keeps all text"
         )
+    if unread := noted("unread_images"):
+        yield (
+            f"warning: {unread} records have an image, which is not read: give --image_size and --patch_size (IMAGE_SIZE and "
+            "PATCH_SIZE of a run's model)"
+        )
     if reordered := noted("reordered"):
         yield (
             f"{reordered} of {prompts} examples have feedback that contradicts the order of their responses; the feedback is followed"

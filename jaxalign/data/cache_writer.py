@@ -20,6 +20,7 @@ from jaxalign.data.cache_metadata import (
 )
 from jaxalign.data.cached_split import lengths_path, records_path
 from jaxalign.data.examples import encode_example
+from jaxalign.data.images import ImageFormat
 from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.split_summary import SplitSummary
@@ -45,6 +46,7 @@ class CacheWriter:
       vocabulary, limits: determine how records become examples.
       max_rejected_fraction: an error is raised if a larger share of the records of all splits together is rejected.
       side_file: the file that lists the rejected records in that case.
+      images: the format of the images of records, if they are read.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class CacheWriter:
         max_rejected_fraction: float,
         *,
         side_file: str,
+        images: ImageFormat | None = None,
     ) -> None:
         self._source, self._folder, self._vocabulary = source, folder, vocabulary
         self._limits, self._max_rejected_fraction = limits, max_rejected_fraction
-        self._side_file = side_file
+        self._side_file, self._images = side_file, images
 
     def write(self, splits: Sequence[str], name: str, request: str | None) -> CacheMetadata:
         """Writes everything and returns the metadata."""
@@ -97,6 +100,7 @@ class CacheWriter:
             reward_statistics=RewardStatistics(**statistics) if statistics else None,
             request=request,
             fingerprint=content.hexdigest(),
+            images=self._images,
         )
         metadata.write(self._folder)
         return metadata
@@ -114,6 +118,7 @@ class CacheWriter:
                         self._limits,
                         references,
                         kind=self._source.kind,
+                        images=self._images,
                     )
                 )
                 for split in splits
@@ -153,6 +158,7 @@ class SplitWriter:
       vocabulary, limits: determine how records become examples.
       references: compares the number of reference samples of all records of the task.
       kind: the kind of the records.
+      images: the format of their images, if these are read.
 
     Attributes:
       log: the rejected records of the split.
@@ -168,10 +174,11 @@ class SplitWriter:
         references: validation.ReferenceSamples,
         *,
         kind: str,
+        images: ImageFormat | None = None,
     ) -> None:
         self.split, self.log, self.summary = split, RejectionLog(), SplitSummary(folder)
         self._folder, self._vocabulary, self._limits, self._kind = folder, vocabulary, limits, kind
-        self._references = references
+        self._references, self._images = references, images
         self._duplicates = validation.Duplicates(folder) if limits.duplicates == "reject" else None
         self._content = hashlib.sha256(f"{split}\n".encode())
         self._records: list[Record] = []
@@ -211,7 +218,13 @@ class SplitWriter:
         else:
             tokenized = tokenize(self._records, self._vocabulary)
         for example in make_examples(
-            tokenized, self._vocabulary, self._limits, self.log, self.split, kind=self._kind
+            tokenized,
+            self._vocabulary,
+            self._limits,
+            self.log,
+            self.split,
+            kind=self._kind,
+            images=self._images,
         ):
             data = encode_example(example)
             self._content.update(hashlib.sha256(data).digest())

@@ -19,12 +19,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.images import ImageReader
 from jaxalign.data.record_fields import RecordError, field_value
 from jaxalign.data.records import Record, parse_record
 
 _ANNOTATIONS = "annotations"
 # Fields of a line that its records keep.
-_KEPT = ("group", "reference_feedback")
+_KEPT = ("group", "reference_feedback", "image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +36,13 @@ class CandidatesParser:
       kind: the record kind.
       fields: the file's names of `feedback`, `scores`, `prompt` and `responses`, if they differ.
       score_names: for `multi`, the required scores in order.
+      images: reads the image of the line's prompt; None to read none.
     """
 
     kind: str
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     score_names: Sequence[str] = ()
+    images: ImageReader | None = None
 
     def __call__(
         self,
@@ -67,6 +70,7 @@ class CandidatesParser:
                 source=str(obj.get("source", "")),
                 file=file,
                 line=line,
+                images=self.images,
             )
 
         if self.kind in ("pair", "ranked"):

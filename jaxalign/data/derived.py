@@ -23,7 +23,7 @@ def group_by_prompt(records: Iterable[Record], max_responses: int) -> list[Recor
     """
     open_groups: dict[str, list[Record]] = {}
     for record in records:
-        open_groups.setdefault(record.prompt, []).append(record)
+        open_groups.setdefault(record.prompt_key, []).append(record)
     joined = []
     for parts in open_groups.values():
         for start in _chunks(parts, max_responses):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jaxalign.data.tokenization import Limits, cut_prompt, find_problem
+from jaxalign.data.tokenization import Limits, beside_image, cut_prompt, find_problem
 from jaxalign.data.vocabularies import Vocabulary
 from jaxalign.errors import UserError
+from jaxalign.networks.image_tokens import IMAGE_TOKENS
 
 CUT_FLAGS = "--max_input_length and --long_prompts change it"
 
@@ -48,23 +49,37 @@ class TextEncoder:
     vocabulary: Vocabulary
     limits: Limits
 
-    def prompts(self, texts: Sequence[str]) -> EncodedTexts:
+    def prompts(
+        self, texts: Sequence[str], image_tokens: Sequence[int] | None = None
+    ) -> EncodedTexts:
         """Encodes prompts and cuts those that are too long.
+
+        Args:
+          texts: the prompts.
+          image_tokens: the number of image tokens with which each prompt begins; none by default.
 
         Raises:
           UserError: a prompt is too long and the limits reject long prompts.
         """
         pieces = self.vocabulary.encode_batch(list(texts))
+        counts = [0] * len(pieces) if image_tokens is None else image_tokens
         limits = self.limits
+        rooms = [beside_image(limits, count) for count in counts]
         if limits.long_prompts == "reject":
-            for text, tokens in zip(texts, pieces, strict=True):
-                if len(tokens) + 1 > limits.max_input_length:
+            for text, tokens, room in zip(texts, pieces, rooms, strict=True):
+                if len(tokens) + 1 > room.max_input_length:
                     raise UserError(
                         f"the prompt {text[:60]!r} has {len(tokens) + 1} tokens with EOS, more than max_input_length="
                         f"{limits.max_input_length}, and the run rejects such prompts; give --long_prompts=truncate or "
                         "truncate_left, or a larger --max_input_length"
                     )
-        return self._encoded(pieces, [cut_prompt(tokens, limits) for tokens in pieces])
+        kept = [cut_prompt(tokens, room) for tokens, room in zip(pieces, rooms, strict=True)]
+        encoded = self._encoded(pieces, kept)
+        if not any(counts):
+            return encoded
+        images = [range(IMAGE_TOKENS, IMAGE_TOKENS + count) for count in counts]
+        joined = [[*image, *text] for image, text in zip(images, encoded.tokens, strict=True)]
+        return dataclasses.replace(encoded, tokens=joined)
 
     def responses(self, texts: Sequence[str]) -> EncodedTexts:
         """Encodes responses and cuts those that are too long at their end."""
@@ -73,10 +88,13 @@ class TextEncoder:
             pieces, [tokens[: self.limits.max_target_length - 1] for tokens in pieces]
         )
 
-    def problem(self, prompt: str, responses: Sequence[str]) -> tuple[str, str] | None:
+    def problem(
+        self, prompt: str, responses: Sequence[str], image_tokens: int = 0
+    ) -> tuple[str, str] | None:
         """Returns (reason, message) if a cache with these limits would reject a record, else None."""
         inputs, *targets = self.vocabulary.encode_batch([prompt, *responses])
-        return find_problem(inputs, targets, self.vocabulary, self.limits)
+        room = beside_image(self.limits, image_tokens)
+        return find_problem(inputs, targets, self.vocabulary, room)
 
     def describe_cut(self, encoded: EncodedTexts) -> str:
         """Returns one sentence about the prompts that were cut, or '' if none was."""

@@ -15,6 +15,7 @@ from jaxalign.data import json_lines, layouts, preferences, recognition, validat
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_form import Form
 from jaxalign.data.evaluation_set import EvaluationSet
+from jaxalign.data.images import ImageFormat, ImageReader
 from jaxalign.data.record_fields import RecordError, field_value
 from jaxalign.data.records import KINDS, Record, is_candidates, parse_record
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION, RejectionLog
@@ -56,6 +57,7 @@ class EvaluationRecords:
       references: for each record, further references from its fields `references` and `target`.
       rejected: the number of rejected records so far, by reason.
       note: a sentence about lines of which only the prompt was read although they hold responses in another form; '' if there are none.
+      images: the format of the records' images, if they were read.
     """
 
     path: str
@@ -63,6 +65,7 @@ class EvaluationRecords:
     references: Sequence[Sequence[str]]
     rejected: Mapping[str, int]
     note: str = ""
+    images: ImageFormat | None = None
 
     def readable(self, encoders: Sequence[TextEncoder]) -> EvaluationRecords:
         """Returns the records that a cache with every encoder's limits would hold, and counts the others.
@@ -73,7 +76,11 @@ class EvaluationRecords:
         kept, rejected = [], Counter(self.rejected)
         distinct = list(dict.fromkeys(encoders))
         for index, record in enumerate(self.records):
-            problems = (encoder.problem(record.prompt, record.responses) for encoder in distinct)
+            image_tokens = self.images.num_patches if self.images and record.image else 0
+            problems = (
+                encoder.problem(record.prompt, record.responses, image_tokens)
+                for encoder in distinct
+            )
             problem = next(filter(None, problems), None)
             if problem is None:
                 kept.append(index)
@@ -83,12 +90,11 @@ class EvaluationRecords:
         if not kept:
             reason = f"; the last one, {first}" if self.records else ""
             raise UserError(f"{self.path}: holds no record that can be evaluated{reason}.")
-        return EvaluationRecords(
-            self.path,
-            [self.records[index] for index in kept],
-            [self.references[index] for index in kept],
-            dict(rejected),
-            self.note,
+        return dataclasses.replace(
+            self,
+            records=[self.records[index] for index in kept],
+            references=[self.references[index] for index in kept],
+            rejected=dict(rejected),
         )
 
     def to_set(self) -> EvaluationSet:
@@ -118,6 +124,7 @@ def read_evaluation_records(
     prompt_field: str = "prompt",
     duplicates: str = "reject",
     max_rejected_fraction: float = MAX_REJECTED_FRACTION,
+    images: ImageFormat | None = None,
 ) -> EvaluationRecords:
     """Reads a data file, or a split of a cache folder.
 
@@ -130,6 +137,7 @@ def read_evaluation_records(
       prompt_field: the name of the prompt in a file; a short form of `fields` with prompt=NAME.
       duplicates: 'reject' or 'keep' repeated records of a file.
       max_rejected_fraction: the largest share of a file's lines that may be unusable.
+      images: the format of the records' images; None to read none.
 
     Raises:
       UserError: the file is missing or empty, too many lines are unusable, or the lines have another layout (the message names the
@@ -138,17 +146,19 @@ def read_evaluation_records(
     if duplicates not in ("reject", "keep"):
         raise UserError(f"duplicates={duplicates!r}; known: 'reject', 'keep'.")
     if Path(path).is_dir():
-        return _of_cache(str(path), split)
+        return _of_cache(str(path), split, images)
     if kind and kind not in KINDS:
         raise UserError(f"kind={kind!r}; known: {', '.join(KINDS)}, or nothing to recognise it.")
     names = {"prompt": prompt_field} | layouts.parse_fields(fields)
     form = Form(kind, layouts.check_layout(layout), names)
     log = RejectionLog()
     only_prompts: list[recognition.Found] = []
-    parsed = list(_parse(str(path), log, form, only_prompts))
+    reader = None if images is None else ImageReader(images)
+    parsed = list(_parse(str(path), log, form, only_prompts, reader))
     log.check(max_rejected_fraction, side_file)
     records = _of_file(str(path), log, parsed, duplicates)
-    return dataclasses.replace(records, note=form.note(records.path, only_prompts))
+    note = form.note(records.path, only_prompts)
+    return dataclasses.replace(records, note=note, images=images)
 
 
 def recognise_kind(obj: Mapping[str, Any]) -> str:
@@ -167,7 +177,12 @@ def recognise_kind(obj: Mapping[str, Any]) -> str:
     return "triplet" if obj.get("feedback") is not None else "seq2seq"
 
 
-def _of_cache(path: str, split: str) -> EvaluationRecords:
+def _of_cache(path: str, split: str, images: ImageFormat | None) -> EvaluationRecords:
+    cache = TaskCache(path)
+    if images is not None and cache.metadata.images not in (None, images):
+        raise UserError(
+            f"{path} holds images of another format ({cache.metadata.images}) than the policies read ({images}); give the data file"
+        )
     records = [
         Record(
             prompt=example.prompt,
@@ -175,10 +190,11 @@ def _of_cache(path: str, split: str) -> EvaluationRecords:
             feedback=None if example.feedback is None else tuple(example.feedback.tolist()),
             file=example.file,
             line=example.line,
+            image=None if images is None else example.image,
         )
-        for example in TaskCache(path).split(split)
+        for example in cache.split(split)
     ]
-    return EvaluationRecords(path, records, [()] * len(records), {})
+    return EvaluationRecords(path, records, [()] * len(records), {}, images=images)
 
 
 def _of_file(
@@ -200,7 +216,11 @@ def _of_file(
 
 
 def _parse(
-    path: str, log: RejectionLog, form: Form, only_prompts: list[recognition.Found]
+    path: str,
+    log: RejectionLog,
+    form: Form,
+    only_prompts: list[recognition.Found],
+    images: ImageReader | None,
 ) -> Iterator[tuple[Record, tuple[str, ...]]]:
     """Yields each record with its references; appends to `only_prompts` the form of each line whose responses are not read."""
     beginning = validation.Beginning(path)
@@ -211,10 +231,12 @@ def _parse(
             obj = _with_our_names(given, form.layout, form.fields)
             found = form.kind or recognise_kind(obj)
             if found:
-                record = parse_record(obj, found, file=path, line=line)
+                record = parse_record(obj, found, file=path, line=line, images=images)
             else:
                 # A prompt alone is checked like the prompt of a record with a response.
-                record = parse_record({**obj, "response": "-"}, "seq2seq", file=path, line=line)
+                record = parse_record(
+                    {**obj, "response": "-"}, "seq2seq", file=path, line=line, images=images
+                )
                 record = dataclasses.replace(record, responses=())
                 unread = form.other_with_responses(given)
                 only_prompts += [unread] if unread is not None else []

@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from jaxalign.data.records import prompt_key
 from jaxalign.data.rejections import DataError
 
 _VERSION = 1
@@ -30,6 +31,7 @@ class CachedExample:
       reference_feedback: float32 [samples] as given, the feedback of samples of the reference policy, or None.
       prompt_id: a positive hash of the prompt's text.
       prompt, responses, group, source, file, line: the record from which the tokens were made.
+      image: the pixels (uint8, red, green and blue) to which the image tokens of `inputs` belong, or None.
       teacher_ids, teacher_log_probs: int32 and float32 [length of targets, k], a teacher's most likely tokens at every position, or
         None. They are stored beside the cache, not in it.
     """
@@ -47,8 +49,14 @@ class CachedExample:
     file: str = ""
     line: int = 0
     reference_feedback: np.ndarray | None = None
+    image: bytes | None = None
     teacher_ids: np.ndarray | None = None
     teacher_log_probs: np.ndarray | None = None
+
+    @property
+    def prompt_key(self) -> str:
+        """A text that equal prompts have in common: the prompt's, with a digest of its image if it has one."""
+        return prompt_key(self.prompt, self.image)
 
     def target(self, response: int) -> np.ndarray:
         """Returns the tokens of one response, with EOS."""
@@ -119,9 +127,11 @@ def encode_example(example: CachedExample) -> bytes:
         header["f"] = example.feedback.astype(_FLOAT).tobytes()
     if example.scores is not None:
         header["s"] = example.scores.astype(_FLOAT).tobytes()
-    # The field is left out if there is none, so that the bytes of a cache without it do not change.
+    # Fields are left out if there are none, so that the bytes of a cache without them do not change.
     if example.reference_feedback is not None:
         header["r"] = example.reference_feedback.astype(_FLOAT).tobytes()
+    if example.image is not None:
+        header["m"] = example.image
     text = (
         example.prompt,
         list(example.responses),
@@ -166,6 +176,7 @@ def decode_example(
             feedback=feedback,
             scores=scores,
             reference_feedback=np.frombuffer(header["r"], _FLOAT) if "r" in header else None,
+            image=header.get("m"),
             prompt_id=header["p"],
             **text,
         )

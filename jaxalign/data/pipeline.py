@@ -231,6 +231,7 @@ class _BatchReader:
             teacher_top=self._teacher.count if self._teacher else 0,
             reward_mean=statistics.mean,
             reward_std=statistics.std,
+            images=metadata.images,
         )
 
     def __call__(self, index_rows: Sequence[Sequence[int]]) -> Batch:

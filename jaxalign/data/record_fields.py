@@ -21,6 +21,7 @@ REASONS = (
     "unknown_pieces",
     "missing_rating",
     "reference_mismatch",
+    "unreadable_image",
 )
 MAX_FLOAT32 = 3.4028235e38
 _WORDS = {"up": 1.0, "down": 0.0, "true": 1.0, "false": 0.0}

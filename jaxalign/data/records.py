@@ -12,6 +12,8 @@
 Kinds with feedback may also have `reference_feedback`: a list with the feedback of responses of the reference policy to the
 prompt, in the unit of `feedback`. It has the same length in every record of a task.
 
+A prompt of any kind may begin with an ``image`` (see `images`), which tasks of images read.
+
 Stated feedback decides which response is the better one, not the position; see `preferences`.
 
 `multi` also accepts `responses` with a list of score objects. A mapping from the names above to those of the file changes the
@@ -26,6 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxalign.data.images import ImageReader
 from jaxalign.data.record_fields import FieldReader, RecordError, number, numbers, type_name
 from jaxalign.errors import UserError
 
@@ -41,6 +44,7 @@ FIELDS = (
     "scores",
     "group",
     "reference_feedback",
+    "image",
 )
 # Kinds whose records only compare their responses.
 COMPARED_KINDS = ("pair", "ranked")
@@ -65,15 +69,29 @@ class Record:
     file: str = ""
     line: int = 0
     reference_feedback: tuple[float, ...] | None = None
+    image: bytes | None = dataclasses.field(default=None, repr=False)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """The values that two duplicates have in common: all fields except the location of the record."""
-        return self.prompt, self.responses, self.feedback, self.scores, self.reference_feedback
+        key = (self.prompt, self.responses, self.feedback, self.scores, self.reference_feedback)
+        return key if self.image is None else (*key, self.prompt_key)
+
+    @property
+    def prompt_key(self) -> str:
+        """A text that equal prompts have in common: the prompt's, with a digest of its image if it has one."""
+        return prompt_key(self.prompt, self.image)
 
     @property
     def where(self) -> str:
         return f"{self.file}:{self.line}" if self.file else f"record {self.line}"
+
+
+def prompt_key(prompt: str, image: bytes | None) -> str:
+    """Returns the text of a prompt, followed by a digest of its image."""
+    if image is None:
+        return prompt
+    return f"{prompt}\n{hashlib.blake2b(image, digest_size=16).hexdigest()}"
 
 
 def prompt_id(prompt: str) -> int:
@@ -113,6 +131,7 @@ def parse_record(
     source: str = "",
     file: str = "",
     line: int = 0,
+    images: ImageReader | None = None,
 ) -> Record:
     """Returns the record in a JSON object.
 
@@ -122,6 +141,7 @@ def parse_record(
       fields: the file's names of those `FIELDS` whose names differ.
       score_names: for `multi`, the required scores in order; None takes the object's own, sorted.
       source, file, line: kept in the record for reports.
+      images: reads the field `image`, which is ignored without it.
 
     Raises:
       RecordError: the record cannot be used; the message names the field and the error.
@@ -169,7 +189,7 @@ def parse_record(
             raise RecordError("empty_response", f"response {position} is empty")
     if kind in COMPARED_KINDS and len(set(responses)) == 1:
         raise RecordError("identical", "all responses are the same text")
-    group = reader.optional("group")
+    group, image = reader.optional("group"), reader.optional("image")
     return Record(
         prompt=prompt,
         responses=responses,
@@ -180,6 +200,7 @@ def parse_record(
         file=file,
         line=line,
         reference_feedback=None if kind == "seq2seq" else _reference_feedback(reader),
+        image=None if images is None or image is None else images.read(image, file),
     )
 
 

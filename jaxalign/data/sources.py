@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from jaxalign.data import derived, json_lines, layouts, validation
 from jaxalign.data.candidate_records import CandidatesParser, common_scores
+from jaxalign.data.images import ImageFormat, ImageReader
 from jaxalign.data.records import Record, check_kind
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
@@ -78,6 +79,7 @@ class JsonlSource(RecordSource):
       split_fractions, split_seed: determine how one file is divided.
       duplicates: "reject" or "keep" repeated records. It is applied here only before records are joined; the cache always applies it.
       parser: reads objects of another layout; see `validation.parse_objects_with`.
+      images: the format of the images of records; None to read none.
     """
 
     files: Mapping[str, str | Sequence[str]]
@@ -92,6 +94,7 @@ class JsonlSource(RecordSource):
     split_seed: int = 0
     duplicates: str = "reject"
     parser: Callable[..., list[Record]] | None = None
+    images: ImageFormat | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -167,7 +170,7 @@ class JsonlSource(RecordSource):
         first = next(iter(self.split_fractions))
         read_log = None if logs is None else RejectionLog()
         for record in self._of_files(first, read_log):
-            split = split_of_prompt(record.prompt, self.split_fractions, self.split_seed)
+            split = split_of_prompt(record.prompt_key, self.split_fractions, self.split_seed)
             if split in splits:
                 if logs is not None:
                     logs[split].seen += 1
@@ -203,9 +206,10 @@ class JsonlSource(RecordSource):
         objects = self.objects(path, log, split)
         file = self.describe(path)
         parser = self.parser
+        images = None if self.images is None else ImageReader(self.images)
         if self.layout == "candidates" and parser is None:
             parser = CandidatesParser(
-                self.kind, layouts.parse_fields(self.fields), self.score_names
+                self.kind, layouts.parse_fields(self.fields), self.score_names, images
             )
         if parser is not None:
             return validation.parse_objects_with(objects, parser, file=file, log=log, split=split)
@@ -219,6 +223,7 @@ class JsonlSource(RecordSource):
             score_names=self.score_names or None,
             source=os.path.basename(file),
             split=split,
+            images=images,
         )
 
     def objects(
@@ -247,12 +252,13 @@ class JsonlSource(RecordSource):
         raise DataError(f"No record of {self.files} has scores; give score_names, or another kind.")
 
     def fingerprint(self) -> str | None:
-        """Returns a hash of the files' content and the reading options; None if there is a parser."""
-        if self.parser is not None:
+        """Returns a hash of the files' content and the reading options; None if there is a parser, or images in files of their own."""
+        if self.parser is not None or self.images is not None:
             return None
         digest = hashlib.sha256()
         options = dataclasses.asdict(self)
         options.pop("files")
+        options.pop("images")
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
         for split in self.splits:
             for path in self.paths(split):

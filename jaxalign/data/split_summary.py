@@ -43,7 +43,7 @@ class SplitSummary:
     def add(self, example: CachedExample) -> None:
         """Adds an example."""
         self.examples += 1
-        self.prompts.note(example.prompt, example.file, example.line)
+        self.prompts.note(example.prompt_key, example.file, example.line)
         lengths = example.target_lengths.tolist()
         self._example_lengths.extend((len(example.inputs), len(example.targets)))
         self._response_lengths.extend(lengths)

@@ -19,6 +19,7 @@ from jaxalign.data import (
 from jaxalign.data import cache as cache_module
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.example_sampling import Sampling
+from jaxalign.data.images import ImageFormat
 from jaxalign.data.pipeline import DatasetSettings, make_dataset
 from jaxalign.data.records import KINDS
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION
@@ -65,6 +66,7 @@ class TaskData:
       paired_lines: whether two consecutive lines are one comparison and come into one batch; a run sets it for an objective that needs it.
       sampling: the training examples that are drawn: 'uniform', 'positive', 'priority' or 'reward' (`data.example_sampling.open_sampling`).
       sampling_field: the stored field for 'positive' and 'priority'.
+      images: the format of the images of records; a run sets it for a network that reads images.
     """
 
     task: str
@@ -93,6 +95,7 @@ class TaskData:
     paired_lines: bool = False
     sampling: str = "uniform"
     sampling_field: str = "advantages"
+    images: ImageFormat | None = None
 
     def __post_init__(self) -> None:
         for name in ("inputs", "targets"):
@@ -201,6 +204,9 @@ class TaskData:
         return vocabulary_from_spec(name, self.extra_ids)
 
     def _make_cache(self) -> CacheMetadata:
+        # Only files have images; a policy that reads them learns from a bundled task's text as well.
+        images = self.images if self.train_file else None
+
         def make() -> None:
             cache_module.cache(
                 self.task,
@@ -220,6 +226,8 @@ class TaskData:
                     f"{ours}={theirs}" for ours, theirs in layouts.parse_fields(self.fields).items()
                 ],
                 responses_per_example=self.responses_per_example,
+                image_size=images.image_size if images else 0,
+                patch_size=images.patch_size if images else 0,
             )
 
         distributed.broadcast_from_first(make)

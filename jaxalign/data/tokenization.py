@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from jaxalign.data import preferences
 from jaxalign.data.examples import CachedExample, make_example
+from jaxalign.data.images import ImageFormat
 from jaxalign.data.records import COMPARED_KINDS, Record, prompt_id
-from jaxalign.data.rejections import RejectionLog
+from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.vocabularies import Vocabulary
 from jaxalign.errors import require_one_of, require_range
 
@@ -71,19 +72,24 @@ def make_examples(
     split: str = "",
     *,
     kind: str,
+    images: ImageFormat | None = None,
 ) -> Iterator[CachedExample]:
     """Yields examples of the records that pass the limits, responses best first, with EOS appended; the others go to the log.
 
     The log's notes count the losses: `truncated_prompts`; `unknown_prompts` and `unknown_responses`, which hold unknown
     pieces; `changed_prompts` and `changed_responses`, whose tokens decode to another text; `reordered` records, whose feedback
     contradicts the order of their responses; and `ties`, records whose responses all have the same feedback.
+
+    With `images`, the tokens of a record's image come before those of its prompt, which has the rest of the length.
     """
     for block in _blocks(tokenized):
         changed = _changed(block, vocabulary)
         for given, inputs, given_targets in block:
             prompt_changed, responses_changed = next(changed)
             record, targets, reordered = preferences.ordered(given, given_targets, kind)
-            problem = find_problem(inputs, targets, vocabulary, limits, kind)
+            image_tokens = images.tokens if images and record.image is not None else range(0)
+            room = beside_image(limits, len(image_tokens))
+            problem = find_problem(inputs, targets, vocabulary, room, kind)
             if problem is not None:
                 log.reject_record(record, *problem, split=split)
                 continue
@@ -96,9 +102,10 @@ def make_examples(
                 changed_responses=responses_changed,
                 reordered=reordered and kind in COMPARED_KINDS,
                 ties=preferences.is_tie(record.feedback),
-                truncated_prompts=len(inputs) > limits.max_input_length - 1,
+                truncated_prompts=len(inputs) > room.max_input_length - 1,
             )
-            yield _example(record, inputs, targets, vocabulary.eos_id, limits)
+            prompt = [*image_tokens, *cut_prompt(inputs, room)]
+            yield _example(record, prompt, targets, vocabulary.eos_id)
 
 
 def _note(log: RejectionLog, **counts: int) -> None:
@@ -113,22 +120,39 @@ def _example(
     inputs: Sequence[int],
     targets: Sequence[Sequence[int]],
     eos_id: int,
-    limits: Limits,
 ) -> CachedExample:
     return make_example(
-        [*cut_prompt(inputs, limits), eos_id],
+        [*inputs, eos_id],
         [[*target, eos_id] for target in targets],
         record.feedback,
         record.scores,
         record.reference_feedback,
-        prompt_id=prompt_id(record.prompt),
+        prompt_id=prompt_id(record.prompt_key),
         prompt=record.prompt,
         responses=record.responses,
         group=record.group,
         source=record.source,
         file=os.path.basename(record.file),
         line=record.line,
+        image=record.image,
     )
+
+
+def beside_image(limits: Limits, image_tokens: int) -> Limits:
+    """Returns the limits of the text of a prompt that begins with an image.
+
+    Raises:
+      DataError: no token of text fits.
+    """
+    if not image_tokens:
+        return limits
+    room = limits.max_input_length - image_tokens
+    if room < 2:
+        raise DataError(
+            f"An image has {image_tokens} patches, each of which is a token of the prompt, and max_input_length={limits.max_input_length} "
+            "leaves no room for text: give a larger length (TASK_FEATURE_LENGTHS['inputs'] of a run) or larger patches."
+        )
+    return dataclasses.replace(limits, max_input_length=room)
 
 
 def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxalign.data import layouts, recognition
 from jaxalign.data.digests import Places
+from jaxalign.data.images import ImageReader
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.record_fields import RecordError, field_value
 from jaxalign.data.records import ASSUMED_FEEDBACK, Record, parse_record, states_feedback
@@ -64,6 +65,7 @@ def parse_objects(
     score_names: Sequence[str] | None = None,
     source: str = "",
     split: str = "",
+    images: ImageReader | None = None,
 ) -> Iterator[Record]:
     """Yields the records of (line, object, text) triples; see `read_jsonl`.
 
@@ -84,6 +86,7 @@ def parse_objects(
                 source=source,
                 file=file,
                 line=line,
+                images=images,
             )
         except RecordError as error:
             if beginning:
@@ -96,6 +99,8 @@ def parse_objects(
         if log is not None:
             if kind in ASSUMED_FEEDBACK and not states_feedback(obj, kind, names):
                 log.notes[ASSUMED_FEEDBACK[kind]] += 1
+            if images is None and field_value(obj, names.get("image", "image")) is not None:
+                log.notes["unread_images"] += 1
             if kind == "multi" and score_names is not None:
                 for name in set(record_score_names(obj, names)) - set(score_names):
                     log.notes[f"{UNUSED_SCORE}{name}"] += 1
@@ -274,7 +279,7 @@ class PromptReferences:
 
     def agrees(self, record: Record, log: RejectionLog | None, split: str = "") -> bool:
         """Returns whether the record can be joined with the first one of its prompt; without a log, DataError is raised if not."""
-        origin = self._first.setdefault(record.prompt, record)
+        origin = self._first.setdefault(record.prompt_key, record)
         if record.reference_feedback == origin.reference_feedback:
             return True
         message = f"reference_feedback differs from that of the same prompt at {origin.where}, and records of a prompt are joined"

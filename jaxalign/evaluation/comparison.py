@@ -120,7 +120,7 @@ class Comparison:
         ranked = ranking.rank_methods(
             methods,
             feedback,
-            [record.prompt for record in records],
+            [record.prompt_key for record in records],
             bootstrap=self.settings.bootstrap // 5,
             seed=self.settings.seed,
         )

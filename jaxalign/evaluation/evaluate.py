@@ -14,6 +14,7 @@ from jaxalign import files
 from jaxalign.annotation import judges as judging
 from jaxalign.data.evaluation_records import EvaluationRecords, read_evaluation_records
 from jaxalign.data.evaluation_set import EvaluationSet
+from jaxalign.data.images import ImageFormat, image_format
 from jaxalign.errors import UserError
 from jaxalign.evaluation import output_folder, results
 from jaxalign.evaluation.comparison import Comparison
@@ -21,6 +22,7 @@ from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
+from jaxalign.inference.encoders import reads_images
 from jaxalign.runs.folder import Run
 
 
@@ -145,7 +147,8 @@ def compare(
     }
     if not overwrite:
         output_folder.check(folder, request)
-    records = _read(settings, settings.prompts, settings.split, folder)
+    images = _image_format(opened)
+    records = _read(settings, settings.prompts, settings.split, folder, images)
     # Records that one of the policies cannot read are left out for all of them.
     reader = Evaluator(EvaluationSet(), settings)
     records = records.readable([reader.encoder(run) for run in opened.values()])
@@ -259,7 +262,25 @@ def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _read(settings: EvaluationSettings, source: str, split: str, folder: Path) -> EvaluationRecords:
+def _image_format(opened: Mapping[str, Run]) -> ImageFormat | None:
+    """Returns the format of the images that all policies read; None if they read text only."""
+    formats = {
+        path: image_format(run.network("policy")) if reads_images(run, "policy") else None
+        for path, run in opened.items()
+    }
+    if len(set(formats.values())) > 1:
+        found = ", ".join(f"{path} reads {each or 'text only'}" for path, each in formats.items())
+        raise UserError(f"policies that read different prompts cannot be compared: {found}")
+    return next(iter(formats.values()))
+
+
+def _read(
+    settings: EvaluationSettings,
+    source: str,
+    split: str,
+    folder: Path,
+    images: ImageFormat | None = None,
+) -> EvaluationRecords:
     """Returns the records of a file or of a cache's split; rejected records are listed beside the results."""
     return read_evaluation_records(
         source,
@@ -271,6 +292,7 @@ def _read(settings: EvaluationSettings, source: str, split: str, folder: Path) -
         prompt_field=settings.prompt_field,
         duplicates=settings.duplicates,
         max_rejected_fraction=settings.max_rejected_fraction,
+        images=images,
     )
 
 

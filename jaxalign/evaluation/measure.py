@@ -16,6 +16,7 @@ from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
 from jaxalign.inference import sampling
 from jaxalign.inference.encoders import encoder_of
+from jaxalign.inference.image_prompts import EncodedPrompts, encode_prompts, image_counts
 from jaxalign.inference.rows import (
     decode_tokens,
     predict_values,
@@ -75,10 +76,14 @@ class Evaluator:
         """
         tokens = self._sample(run, 1.0, samples, self.settings.seed + 1)
         responses = [[response_tokens(row) for row in group] for group in tokens]
-        prompts = self._prompts(run, self.data.prompts)
+        prompts = self._prompts(run, self.data.prompts, self.data.images)
         own, theirs = (
             score_responses(
-                r.network, r.params, prompts, responses, batch_size=self.settings.batch_size
+                r.network,
+                prompts.beside(r.params),
+                prompts.tokens,
+                responses,
+                batch_size=self.settings.batch_size,
             )[0]
             for r in (run, reference)
         )
@@ -89,20 +94,33 @@ class Evaluator:
         records = self.data.feedback
         encoded = self.encoder(run).responses([record.response for record in records])
         responses = [[tokens] for tokens in encoded.tokens]
-        prompts = self._prompts(run, [record.prompt for record in records])
+        prompts = self._prompts(
+            run, [record.prompt for record in records], [record.image for record in records]
+        )
         return score_responses(
-            run.network, run.params, prompts, responses, batch_size=self.settings.batch_size
+            run.network,
+            prompts.beside(run.params),
+            prompts.tokens,
+            responses,
+            batch_size=self.settings.batch_size,
         )[0][:, 0]
 
     def feedback_values(self, value: TrainedNetwork) -> Float[np.ndarray, " items"]:
         """Returns V(x) for the prompt of every logged response with feedback."""
-        distinct = list(dict.fromkeys(record.prompt for record in self.data.feedback))
-        prompts = self._prompts(value, distinct)
+        distinct = {record.prompt_key: record for record in self.data.feedback}
+        prompts = self._prompts(
+            value,
+            [record.prompt for record in distinct.values()],
+            [record.image for record in distinct.values()],
+        )
         values = predict_values(
-            value.network, value.params, prompts, batch_size=self.settings.batch_size
+            value.network,
+            prompts.beside(value.params),
+            prompts.tokens,
+            batch_size=self.settings.batch_size,
         )
         known = dict(zip(distinct, values, strict=True))
-        return np.array([known[record.prompt] for record in self.data.feedback])
+        return np.array([known[record.prompt_key] for record in self.data.feedback])
 
     def _sample(
         self, run: TrainedNetwork, temperature: float, samples: int, seed: int
@@ -112,10 +130,11 @@ class Evaluator:
             num_samples=samples,
             temperature=temperature,
         )
+        prompts = self._prompts(run, self.data.prompts, self.data.images)
         return sampling.generate_tokens(
             run.network,
-            run.params,
-            self._prompts(run, self.data.prompts),
+            prompts.beside(run.params),
+            prompts.tokens,
             settings,
             batch_size=self.settings.batch_size,
             seed=seed,
@@ -128,20 +147,23 @@ class Evaluator:
             max_input_length=self.settings.max_input_length,
             max_target_length=self.settings.max_target_length,
             long_prompts=self.settings.long_prompts,
+            images=True,
         )
 
     def describe_prompts(self, run: TrainedNetwork) -> tuple[dict[str, float], str]:
         """Returns the shares of cut prompts and of unknown pieces, and a sentence about the cut prompts ('' if none was cut)."""
         encoder = self.encoder(run)
-        encoded = encoder.prompts(self.data.prompts)
+        encoded = encoder.prompts(self.data.prompts, image_counts(run.network, self.data.images))
         shares = {
             "cut_prompts": encoded.cut_fraction,
             "unknown_pieces": encoded.unknown_fraction,
         }
         return shares, encoder.describe_cut(encoded)
 
-    def _prompts(self, run: TrainedNetwork, texts: Sequence[str]) -> list[list[int]]:
-        return self.encoder(run).prompts(texts).tokens
+    def _prompts(
+        self, run: TrainedNetwork, texts: Sequence[str], images: Sequence[bytes | None]
+    ) -> EncodedPrompts:
+        return encode_prompts(self.encoder(run), run.network, texts, images)
 
 
 def value_report(

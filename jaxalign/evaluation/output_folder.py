@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxalign import files, untrusted
 from jaxalign.data.evaluation_set import EvaluationSet
+from jaxalign.data.records import prompt_key
 from jaxalign.errors import UserError
 from jaxalign.locks import Lock
 
@@ -20,9 +21,13 @@ _ADVICE = "give another --output_dir, or --overwrite"
 
 
 def digest(data: EvaluationSet) -> str:
-    """Returns a digest of the prompts, references and feedback."""
+    """Returns a digest of the prompts with their images, references and feedback."""
     feedback = [[record.prompt, record.response, record.feedback] for record in data.feedback]
-    text = json.dumps([data.prompts, data.references, feedback])
+    content: list[Any] = [data.prompts, data.references, feedback]
+    if any(data.images):
+        content.append(list(map(prompt_key, data.prompts, data.images)))
+        content.append([record.prompt_key for record in data.feedback])
+    text = json.dumps(content)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

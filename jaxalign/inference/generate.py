@@ -20,11 +20,14 @@ import numpy as np
 
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_records import prompt_of
+from jaxalign.data.images import ImageFormat, ImageReader, image_format
 from jaxalign.data.json_lines import read_json_objects
+from jaxalign.data.record_fields import RecordError
 from jaxalign.data.tokenization import LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.constraints import prefix_tokens, read_bad_words
 from jaxalign.inference.encoders import encoder_of
+from jaxalign.inference.image_prompts import PromptImages, image_counts
 from jaxalign.inference.resumable_output import count_unfinished, resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_windows
@@ -64,10 +67,12 @@ class Prompts:
     Attributes:
       texts: the prompts, one per line.
       records: the other fields of each line.
+      images: the pixels of each line's image; None if the policy reads no images.
     """
 
     texts: Sequence[str]
     records: Sequence[Mapping[str, Any]]
+    images: PromptImages | None = None
 
 
 def generate(
@@ -99,7 +104,7 @@ def generate(
 
     Args:
       checkpoint: a run folder or checkpoint.
-      input: JSON Lines with one prompt per line; blank lines are skipped.
+      input: JSON Lines with one prompt per line; blank lines are skipped. A policy that reads images gets the field `image` of a line.
       output: JSON Lines; each line has `id` (index of the prompt from 0), `prompt`, `responses`
         [num_samples], `log_probs` [num_samples] (nats, under the untempered policy, EOS included), `finished` [num_samples] (whether
         the response ended before the length limit) and the other fields of the input line. An input field `id` is kept as `source_id`.
@@ -134,11 +139,15 @@ def generate(
     require_one_of("generate", ("", *LONG_PROMPTS), long_prompts=long_prompts)
     prompts = read_prompts(input, prompt_field)
     run = Run(checkpoint, step).policy(role=role)
+    images = image_format(run.network)
+    if images is not None:
+        prompts = read_prompts(input, prompt_field, images)
     encoder = encoder_of(
         run,
         max_input_length=max_input_length,
         max_target_length=max_target_length,
         long_prompts=long_prompts,
+        images=True,
     )
     decoding = DecodingSettings(
         max_target_length=encoder.limits.max_target_length,
@@ -175,8 +184,10 @@ def write_responses(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Does the work of `generate` for an open run. `origin` identifies the policy and is compared when a file is continued."""
-    encoded = encoder.prompts(prompts.texts)
-    fingerprint = {
+    images = prompts.images
+    counts = None if images is None else image_counts(run.network, images.pixels)
+    encoded = encoder.prompts(prompts.texts, counts)
+    fingerprint: dict[str, Any] = {
         **origin,
         "seed": settings.seed,
         "keys": SAMPLE_KEYS,
@@ -184,6 +195,8 @@ def write_responses(
         "long_prompts": encoder.limits.long_prompts,
         **_recorded(settings.decoding),
     }
+    if images is not None:
+        fingerprint["images"] = _images_digest(images)
     sampler = sampler_digest(run.run.description.run_id, fingerprint)
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
@@ -202,6 +215,7 @@ def write_responses(
             batch_size=settings.batch_size,
             seed=settings.seed,
             first=done,
+            images=images,
         ):
             _check_finite(log_probs, run)
             for row, index in enumerate(range(part.start, part.stop)):
@@ -248,15 +262,32 @@ def sampler_digest(run_id: str, fingerprint: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
-    """Reads the prompts of a file, one per line.
+def _images_digest(images: PromptImages) -> str:
+    digest = hashlib.sha256()
+    for pixels in images.pixels:
+        digest.update(hashlib.sha256(pixels or b"").digest())
+    return digest.hexdigest()[:12]
+
+
+def read_prompts(
+    path: str, prompt_field: str = "prompt", images: ImageFormat | None = None
+) -> Prompts:
+    """Reads the prompts of a file, one per line, and their images if a format is given.
 
     Raises:
       UserError: a line is malformed, or the file has no prompts.
     """
     records, texts = [], []
+    pixels: list[bytes | None] = []
+    reader = None if images is None else ImageReader(images)
     for number, record in read_json_objects(path):
         texts.append(prompt_of(record, prompt_field, path, number))
+        if reader is not None:
+            try:
+                given = record.get("image")
+                pixels.append(None if given is None else reader.read(given, path))
+            except RecordError as error:
+                raise UserError(f"{path}:{number}: {error}") from error
         kept = {
             key: value
             for key, value in record.items()
@@ -267,7 +298,7 @@ def read_prompts(path: str, prompt_field: str = "prompt") -> Prompts:
         records.append(kept)
     if not texts:
         raise UserError(f"{path}: holds no prompts.")
-    return Prompts(texts, records)
+    return Prompts(texts, records, None if images is None else PromptImages(images, pixels))
 
 
 def _check_finite(log_probs: np.ndarray, run: TrainedNetwork) -> None:

@@ -18,6 +18,7 @@ from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference import continuous_batching
 from jaxalign.inference.constraints import constrained
+from jaxalign.inference.image_prompts import PromptImages, with_table
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 from jaxalign.networks.beam_search import beam_search
 from jaxalign.networks.decoding import check_choice
@@ -184,6 +185,7 @@ def generate_windows(
     seed: int = 0,
     first: int = 0,
     hooks: Hooks = NO_HOOKS,
+    images: PromptImages | None = None,
 ) -> Iterator[
     tuple[slice, Int[np.ndarray, "rows samples length"], Float[np.ndarray, "rows samples"]]
 ]:
@@ -201,6 +203,7 @@ def generate_windows(
       first: windows before the one with this prompt are left out.
       hooks: tokens that are allowed beside those of the settings, and what is added to scores. A response after which nothing is
         allowed ends without EOS.
+      images: the images of prompts with image tokens.
 
     Yields:
       The slice of prompts, their response tokens (EOS, then padding) and log-probabilities under the
@@ -211,9 +214,14 @@ def generate_windows(
 
     def one(part: slice) -> Any:
         indices = np.arange(part.start, part.stop)
-        return part, *decode(params, list(prompts[part]), indices, key)
+        given, here = params, list(prompts[part])
+        if images is not None:
+            of_part = images._replace(pixels=images.pixels[part])
+            given, here = with_table(params, here, of_part, num_rows(len(prompts), window))
+        return part, *decode(given, here, indices, key)
 
-    parts = [part for part in chunks(len(prompts), WINDOW * batch_size) if part.stop > first]
+    window = WINDOW * batch_size
+    parts = [part for part in chunks(len(prompts), window) if part.stop > first]
     lanes = _lanes()
     programs = (policy, settings, batch_size, jax.tree.structure(hooks))
     if parts and (lanes == 1 or programs not in _compiled):
@@ -251,11 +259,19 @@ def generate_tokens(
     batch_size: int = 32,
     seed: int = 0,
     hooks: Hooks = NO_HOOKS,
+    images: PromptImages | None = None,
 ) -> tuple[Int[np.ndarray, "prompts samples length"], Float[np.ndarray, "prompts samples"]]:
     """Returns the results of all windows of `generate_windows` together."""
     parts = list(
         generate_windows(
-            policy, params, prompts, settings, batch_size=batch_size, seed=seed, hooks=hooks
+            policy,
+            params,
+            prompts,
+            settings,
+            batch_size=batch_size,
+            seed=seed,
+            hooks=hooks,
+            images=images,
         )
     )
     if not parts:

@@ -40,7 +40,7 @@ ARCHITECTURE = (
     "relative_attention_max_distance",
 )
 # With the fields of networks that are more than a T5. The other fields of a T5Config determine how they compute.
-COMPUTATION = (*ARCHITECTURE, "encoder_fusion")
+COMPUTATION = (*ARCHITECTURE, *T5Config.EXTENSIONS)
 
 
 def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ class Dense(nn.Module):
     """A linear map over the last axis, without bias."""
 
     features: int
-    axes: tuple[str, str]
+    axes: tuple[str | None, str]
     kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
 

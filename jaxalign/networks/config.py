@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from jaxalign.networks.image_tokens import check_image_sizes
+
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "full")
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
@@ -47,6 +49,8 @@ class T5Config:
       one_hot_embedding: look tokens up by a one-hot matmul, which partitions better than a gather when the vocabulary is sharded.
       encoder_fusion: what the decoder reads of the encoder: ``last``, the last layer's states (T5); ``gated``, the outputs of all layers
         (`networks.encoder_fusion`).
+      image_size: pixels of the side of an image in a prompt; 0 for a network that reads text only.
+      patch_size: pixels of the side of one of its patches, each of which is a position of the encoder.
     """
 
     vocab_size: int
@@ -68,9 +72,15 @@ class T5Config:
     param_scan_axis: int = 1
     one_hot_embedding: bool = False
     encoder_fusion: str = "last"
+    image_size: int = 0
+    patch_size: int = 0
 
     # The fields of parts that T5 does not have, with T5's values.
-    EXTENSIONS: ClassVar[dict[str, Any]] = {"encoder_fusion": "last"}
+    EXTENSIONS: ClassVar[dict[str, Any]] = {
+        "encoder_fusion": "last",
+        "image_size": 0,
+        "patch_size": 0,
+    }
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -87,6 +97,7 @@ class T5Config:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("remat_policy", self.remat_policy, REMAT_POLICIES)
         _one_of("encoder_fusion", self.encoder_fusion, ENCODER_FUSIONS)
+        check_image_sizes("T5Config", self.image_size, self.patch_size)
         _one_of("param_scan_axis", self.param_scan_axis, (0, 1))
         if not self.mlp_activations:
             raise ValueError("T5Config.mlp_activations is empty; T5 1.1 uses ('gelu', 'linear').")
@@ -109,6 +120,16 @@ class T5Config:
     def activation_dtype(self) -> Any:
         """`dtype` as a JAX dtype."""
         return jnp.dtype(self.dtype)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2 if self.image_size else 0
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch: red, green and blue of its pixels."""
+        return 3 * self.patch_size**2
 
     def stock(self) -> T5Config:
         """The T5 in this network, without the parts that T5 does not have."""

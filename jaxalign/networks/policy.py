@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import require_range
-from jaxalign.networks import distributions, encoder_fusion, scoring
+from jaxalign.networks import distributions, encoder_fusion, images, scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.distributions import TokenDistributions
@@ -101,6 +101,7 @@ class Policy(TokenPolicy, DecodingPolicy):
             params,
             batch["encoder_input_tokens"],
             batch["encoder_segment_ids"],
+            self._prompt_embeddings(params, batch),
             method="encode",
             rng=rng,
         )
@@ -112,6 +113,7 @@ class Policy(TokenPolicy, DecodingPolicy):
             params,
             batch["encoder_input_tokens"],
             batch["encoder_segment_ids"],
+            self._prompt_embeddings(params, batch),
             method="encode_for_decoder",
             rng=rng,
         )
@@ -272,6 +274,14 @@ class Policy(TokenPolicy, DecodingPolicy):
     @property
     def _architecture(self) -> Architecture:
         return architecture_of(self.config)
+
+    def _prompt_embeddings(self, params: Params, batch: Batch) -> Embedded | None:
+        """What the encoder reads in place of embedded tokens; None without images."""
+        patches = images.patches_of(self.config, params, batch)
+        if patches is None:
+            return None
+        tokens = batch["encoder_input_tokens"]
+        return self.module.apply({"params": params}, tokens, patches, method="embed_prompts")
 
     def _value_logits(self, params: Params, hidden: Decoded, batch: Batch) -> PerExampleOutputs:
         if self.value_token is None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.decoder_trunk import DecoderTrunk
+from jaxalign.networks.images import Patches, patches_of
 from jaxalign.networks.protocols import PrefixRewardPredictor, RewardPredictor
 from jaxalign.networks.shapes import (
     AnyArray,
@@ -85,6 +86,7 @@ class RewardNetwork(RewardPredictor):
             tokens,
             segment_ids,
             1,
+            _joined_patches(self.config, params, batch),
             deterministic=rng is None,
             rngs=None if rng is None else {"dropout": rng},
         )
@@ -196,6 +198,15 @@ def joined_rows(batch: Batch, max_length: int | None = None) -> tuple[Tokens, To
     tokens = jnp.where(places < prompt_lengths[:, :, None], from_prompt, from_response)
     shape = (rows * num_examples * num_responses, length)
     return jnp.where(exists, tokens, 0).reshape(shape), exists.astype(jnp.int32).reshape(shape)
+
+
+def _joined_patches(config: T5Config, params: Params, batch: Batch) -> Patches | None:
+    """The images of every row of `joined_rows`: those of the row that it was taken from."""
+    patches = patches_of(config, params, batch)
+    if patches is None or patches.ndim == 3:
+        return patches
+    _, num_examples, num_responses = batch["response_mask"].shape
+    return jnp.repeat(patches, num_examples * num_responses, axis=0)
 
 
 def states_at(

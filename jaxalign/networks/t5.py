@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxalign.networks.blocks import Dense, Embedding, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.encoder_fusion import LayerConcatenation, LayerOutputs
+from jaxalign.networks.images import ImageEmbedder, Patches, blank, placed
 from jaxalign.networks.layers import DecoderLayer, EncoderLayer, apply_layers
 from jaxalign.networks.positions import (
     RelativePositionBias,
@@ -124,6 +125,8 @@ class EncoderDecoder(nn.Module):
         self.token_embedder = Embedding(self.config)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
+        if self.config.image_size:
+            self.image_embedder = ImageEmbedder(self.config)
         if self.config.fuses_encoder_layers:
             self.encoder_concatenation = LayerConcatenation(self.config)
 
@@ -131,34 +134,54 @@ class EncoderDecoder(nn.Module):
         self,
         encoder_input_tokens: Tokens,
         encoder_segment_ids: Tokens | None = None,
+        encoder_input_embeddings: Hidden | None = None,
         *,
         deterministic: bool = True,
     ) -> Hidden:
-        """Encoded prompts; without segment ids every non-PAD token of a row belongs to one prompt."""
+        """Encoded prompts.
+
+        Args:
+          encoder_input_tokens: prompts.
+          encoder_segment_ids: the prompt each token belongs to; without them every non-PAD token of a row belongs to one prompt.
+          encoder_input_embeddings: what the encoder reads in place of the embedded tokens, such as `embed_prompts` returns.
+          deterministic: without dropout.
+        """
         segments = _segments(encoder_segment_ids, encoder_input_tokens)
-        embedded = self.token_embedder(encoder_input_tokens)
+        embedded = encoder_input_embeddings
+        if embedded is None:
+            embedded = self.token_embedder(encoder_input_tokens)
         return self.encoder(embedded, segments, deterministic=deterministic)
 
     def encode_for_decoder(
         self,
         encoder_input_tokens: Tokens,
         encoder_segment_ids: Tokens | None = None,
+        encoder_input_embeddings: Hidden | None = None,
         *,
         deterministic: bool = True,
     ) -> Encoded:
         """What `decode` reads of prompts: `encode`, or by ``config.encoder_fusion`` the outputs of all layers."""
         if not self.config.fuses_encoder_layers:
             return self.encode(
-                encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+                encoder_input_tokens,
+                encoder_segment_ids,
+                encoder_input_embeddings,
+                deterministic=deterministic,
             )
         segments = _segments(encoder_segment_ids, encoder_input_tokens)
-        embedded = self.token_embedder(encoder_input_tokens)
+        embedded = encoder_input_embeddings
+        if embedded is None:
+            embedded = self.token_embedder(encoder_input_tokens)
         outputs = self.encoder(embedded, segments, deterministic=deterministic, all_layers=True)
         return self.encoder_concatenation(outputs)
 
     def embed(self, tokens: Tokens) -> Hidden:
         """Rows of the embedding table, in the dtype of activations."""
         return self.token_embedder(tokens)
+
+    def embed_prompts(self, tokens: Tokens, patches: Patches) -> Hidden:
+        """What the encoder reads of prompts with images (`networks.images`)."""
+        return placed(self.token_embedder(tokens), tokens, self.image_embedder(patches))
 
     def decode(
         self,
@@ -216,6 +239,8 @@ class EncoderDecoder(nn.Module):
         deterministic: bool = True,
     ) -> Logits:
         """Logits under teacher forcing: `encode_for_decoder`, `decode`, `logits`."""
+        if self.config.image_size and self.is_initializing():
+            self.image_embedder(blank(self.config))
         encoded = self.encode_for_decoder(
             encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
         )

@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 from jaxalign.errors import UserError
 from jaxalign.networks.blocks import Embedding
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.images import ImageEmbedder, Patches, blank, patches_of, placed
 from jaxalign.networks.leaves import require_same_shapes
 from jaxalign.networks.policy import Policy, ResponseScores
 from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor, ValuePredictor
@@ -68,10 +69,17 @@ class PromptValue(nn.Module):
         tokens: Tokens,
         segment_ids: Tokens,
         num_examples: int,
+        patches: Patches | None = None,
         *,
         deterministic: bool = True,
     ) -> RowValues:
         embedded = Embedding(self.config, name="token_embedder")(tokens)
+        if self.config.image_size:
+            embedder = ImageEmbedder(self.config, name="image_embedder")
+            if patches is not None:
+                embedded = placed(embedded, tokens, embedder(patches))
+            elif self.is_initializing():
+                embedder(blank(self.config))
         encoder = Encoder(self.config, name="encoder")
         states = encoder(embedded, segment_ids, deterministic=deterministic)
         return ValueHead(name="head")(pool_segments(states, segment_ids, num_examples))
@@ -130,6 +138,11 @@ class ValueNetwork(PromptValuePredictor):
         params = {
             "token_embedder": jax.tree.map(jnp.copy, policy_params["token_embedder"]),
             "encoder": jax.tree.map(jnp.copy, policy_params["encoder"]),
+            **{
+                name: jax.tree.map(jnp.copy, branch)
+                for name, branch in policy_params.items()
+                if name == "image_embedder"
+            },
             "head": _initialise_head(self.config.emb_dim, rng),
         }
         require_same_shapes(params, self.abstract_params())
@@ -153,6 +166,7 @@ class ValueNetwork(PromptValuePredictor):
             batch["encoder_input_tokens"],
             batch["encoder_segment_ids"],
             num_examples,
+            patches_of(self.config, params, batch),
             deterministic=rng is None,
             rngs=None if rng is None else {"dropout": rng},
         )

@@ -37,7 +37,10 @@ _CONFIG_LIMITS = {
     "relative_attention_num_buckets": 1 << 12,
     "relative_attention_max_distance": 1 << 24,
     "param_scan_axis": 1,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 14,
 }
+_MAY_BE_0 = ("param_scan_axis", "image_size", "patch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +213,7 @@ def parse_config(fields: Any, where: str) -> T5Config:
         if field.name not in fields:
             continue
         if field.name in _CONFIG_LIMITS:
-            least = 0 if field.name == "param_scan_axis" else 1
+            least = 0 if field.name in _MAY_BE_0 else 1
             if read.integer(field.name, least, _CONFIG_LIMITS[field.name]) is None:
                 raise read.wrong(field.name, "a whole number")
         elif field.type == "float":

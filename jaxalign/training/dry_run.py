@@ -64,6 +64,7 @@ def check(
     if cached:
         if data.train_file:
             data.check_same_vocabulary()
+        data = task_checks.with_images(objective, data)
         metadata = data.cache().metadata if data.train_file else data.prepare()
         task_checks.check(objective, data, metadata)
         if started is not None:

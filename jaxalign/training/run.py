@@ -75,6 +75,7 @@ def train(
     task_checks.check_numbers(batch_size, random_seed)
     with run_folder.open_folder(model_dir) as folder:
         placement = devices.place(batch_size, objective.trained())
+        data = task_checks.with_images(objective, data)
         metadata = data.prepare()
         task_checks.check_vocabulary_size(objective, data)
         launch = open_launch(folder, objective, data, metadata)

@@ -10,6 +10,7 @@ import jax
 
 from jaxalign.data import cache_report, stored_fields
 from jaxalign.data.cache_metadata import CacheMetadata
+from jaxalign.data.images import image_format
 from jaxalign.data.records import ASSUMED_FEEDBACK
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError, require_range
@@ -82,6 +83,13 @@ def check(
         ties="drop" if skip_ties else "keep",
         paired_lines=objective.requirements().paired_lines,
     )
+
+
+def with_images(objective: Objective, data: TaskData) -> TaskData:
+    """Returns the data with the format of the images that the policy reads, or another network if there is no policy that does."""
+    networks = (objective.policy, *objective.trained().values())
+    formats = [image_format(network) for network in networks]
+    return dataclasses.replace(data, images=next((each for each in formats if each), None))
 
 
 def check_vocabulary_size(objective: Objective, data: TaskData) -> None:
