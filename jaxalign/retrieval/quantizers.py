@@ -115,10 +115,13 @@ class ResidualVAE:
     def fit(self, vectors: Vectors, levels: int, codes: int, *, seed: int) -> dict[str, np.ndarray]:
         scale = np.float32(max(float(vectors.std()), 1e-12))
         if not levels:
-            return {CODEBOOKS: np.zeros((0, codes, self.latent), np.float32), SCALE: scale[None]}
+            return {
+                CODEBOOKS: np.zeros((0, codes, self.latent), np.float32),
+                SCALE: np.array([scale]),
+            }
         fitted = rqvae.fit(vectors / scale, levels, codes, self._training, seed=seed)
         flat = flax.traverse_util.flatten_dict(fitted.params, sep=".")
-        return {**{name: np.asarray(leaf) for name, leaf in flat.items()}, SCALE: scale[None]}
+        return {**{name: np.asarray(leaf) for name, leaf in flat.items()}, SCALE: np.array([scale])}
 
     def encode(self, arrays: Arrays, vectors: Vectors) -> Codes:
         if not len(arrays[CODEBOOKS]):
