@@ -14,6 +14,8 @@ from jaxalign.networks.decoding import (
     PAD,
     Generations,
     PromptTokens,
+    cache_sizes,
+    decode_in_segments,
     numbers_of,
     require_positive,
 )
@@ -120,7 +122,7 @@ def _beam_search(
             # Log-probabilities only decrease, so no live beam can reach a better score than this.
             best_possible = state.totals[:, 0] / penalty(jnp.float32(max_decode_len))
             is_live &= jnp.min(state.ended.scores, axis=1) <= best_possible
-        return (state.position < max_decode_len) & jnp.any(is_live)
+        return jnp.any(is_live)
 
     def extend(state: _Beams) -> _Beams:
         position = state.position
@@ -128,7 +130,8 @@ def _beam_search(
         ancestors = jax.lax.dynamic_update_index_in_dim(
             state.ancestors, jnp.broadcast_to(beams, (rows, num_beams)), position, axis=2
         )
-        visible = (ancestors[..., None] == beams).reshape(rows, num_beams, -1)
+        size = jax.tree.leaves(state.cache)[0].shape[2] // num_beams
+        visible = (ancestors[..., :size, None] == beams).reshape(rows, num_beams, -1)
         logits, cache = policy.next_logits(prompt, state.cache, state.last, position, visible)
         proposal, hooked = decoding_hooks.propose(
             hooks, state.hooked, hook_prompts, logits, state.last, AtPosition(position, visible)
@@ -173,7 +176,8 @@ def _beam_search(
         return jax.tree.map(lambda values: _gather(values, order), candidates)
 
     shape = (rows, num_beams)
-    num_slots = num_beams * max_decode_len
+    sizes = cache_sizes(max_decode_len)
+    num_slots = num_beams * sizes[0]
     no_tokens = jnp.full((*shape, max_decode_len), PAD, jnp.int32)
     nothing = jnp.full(shape, EMPTY, jnp.float32)
     state = _Beams(
@@ -195,7 +199,7 @@ def _beam_search(
             num_slots=num_slots,
         ),
     )
-    state = jax.lax.while_loop(not_ended, extend, state)
+    state = decode_in_segments(not_ended, extend, state, sizes, group_size=num_beams)
 
     ended = _without_empty(state.ended)
     live = _without_empty(_Ranked(state.tokens, state.log_probs, state.totals))

@@ -6,6 +6,7 @@ This is the plain decoder. `networks.decoding_rows` decodes many prompts, in pla
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from jaxalign.networks.decoding_scores import AtPosition
 from jaxalign.networks.protocols import DecodingPolicy
 from jaxalign.networks.shapes import AnyArray, Params
 from jaxalign.networks.token_choice import EOS, PAD, choose, sequence_keys
+
+NUM_SIZES, SMALLEST_SIZE = 3, 16  # of caches, in positions
 
 PromptTokens = Int[AnyArray, "rows source"]
 SampleTokens = Int[AnyArray, "rows samples length"]
@@ -133,6 +136,53 @@ def require_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}; it must be at least 1.")
 
 
+def cache_sizes(max_decode_len: int) -> tuple[int, ...]:
+    """The positions for which a cache has room, one after another: a quarter, a half and all of them, but not less than 16.
+
+    Self-attention reads the whole cache, so it is kept near to what is filled. Each size is one more loop in the program.
+    """
+    sizes = [max_decode_len]
+    while len(sizes) < NUM_SIZES and sizes[0] >= 2 * SMALLEST_SIZE:
+        sizes.insert(0, (sizes[0] + 1) // 2)
+    return tuple(sizes)
+
+
+def decode_in_segments(
+    not_ended: Callable[[Any], AnyArray],
+    extend: Callable[[Any], Any],
+    state: Any,
+    sizes: Sequence[int],
+    *,
+    group_size: int,
+) -> Any:
+    """Decodes with a cache that grows.
+
+    Args:
+      not_ended: whether a state needs another token.
+      extend: the state after another token.
+      state: a tuple with the fields `position`, `cache` and `hooked`; its caches have the first of the sizes.
+      sizes: from `cache_sizes`.
+      group_size: the sequences that share slots.
+    """
+    for before, size in zip((sizes[0], *sizes), sizes, strict=False):
+        new = (size - before) * group_size
+
+        def grown(leaf: AnyArray, new: int = new) -> AnyArray:
+            return jnp.pad(leaf, [(0, new if axis == 2 else 0) for axis in range(leaf.ndim)])
+
+        def goes_on(state: Any, size: int = size) -> AnyArray:
+            return (state.position < size) & not_ended(state)
+
+        if new:
+            caches = jax.tree.map(grown, state.hooked.caches)
+            state = state._replace(
+                cache=jax.tree.map(grown, state.cache),
+                hooked=state.hooked._replace(caches=caches),
+            )
+        state = jax.lax.while_loop(goes_on, extend, state)
+    return state
+
+
 class _Samples(NamedTuple):
     position: AnyArray
     last: AnyArray  # [rows, samples]
@@ -180,7 +230,7 @@ def _generate(
     keys = sequence_keys(rng, jnp.arange(rows), num_samples)
 
     def not_ended(state: _Samples) -> AnyArray:
-        return (state.position < max_decode_len) & ~jnp.all(state.finished)
+        return ~jnp.all(state.finished)
 
     def extend(state: _Samples) -> _Samples:
         logits, cache = policy.next_logits(prompt, state.cache, state.last, state.position)
@@ -220,13 +270,14 @@ def _generate(
         )
 
     shape = (rows, num_samples)
+    sizes = cache_sizes(max_decode_len)
     state = _Samples(
         jnp.int32(0),
         jnp.full(shape, PAD, jnp.int32),
         jnp.zeros(shape, bool),
         jnp.zeros(shape, jnp.float32),
         jnp.full((*shape, max_decode_len), PAD, jnp.int32),
-        policy.empty_cache(rows * num_samples, max_decode_len),
+        policy.empty_cache(rows * num_samples, sizes[0]),
         jnp.zeros(shape, jnp.float32),
         jnp.zeros(shape, bool),
         decoding_hooks.start(
@@ -235,10 +286,10 @@ def _generate(
             num_sequences=num_samples,
             max_decode_len=max_decode_len,
             num_groups=rows * num_samples,
-            num_slots=max_decode_len,
+            num_slots=sizes[0],
         ),
     )
-    state = jax.lax.while_loop(not_ended, extend, state)
+    state = decode_in_segments(not_ended, extend, state, sizes, group_size=1)
     if hooks.is_empty:
         return Generations(state.tokens, state.log_probs)
     return Generations(state.tokens, state.log_probs, state.scores, state.dead_ends)

@@ -95,7 +95,8 @@ def next_states(
     Args:
       config: the network.
       prompt: from `read_prompts`.
-      cache: from `empty_cache` or the previous position; slot ``t * group_size + i`` is position t of a group's sequence i.
+      cache: from `empty_cache` or the previous position; slot ``t * group_size + i`` is position t of a group's sequence i. It needs
+        no slots behind the current position.
       tokens: the tokens at `position`, 0 at position 0.
       position: target position, from 0.
       visible: the slots up to `position` that each sequence of a group sees; None: all.
@@ -104,6 +105,7 @@ def next_states(
     group_size = tokens.size // num_groups
     # A padded query axis of the bias is broadcast over the sequences of a group.
     bias = jax.lax.dynamic_slice_in_dim(prompt.position_bias, position, 1, axis=2)
+    bias = bias[..., : num_slots // group_size]  # the cache may be shorter than the longest response
     bias = jnp.repeat(bias, group_size, axis=3, total_repeat_length=num_slots)
     seen = (jnp.arange(num_slots) < (position + 1) * group_size)[None, None, None, :]
     if visible is not None:
