@@ -1,14 +1,15 @@
 """Greedy decoding and beam search against `generate` of Hugging Face transformers, with the same weights.
 
-    python benchmarks/decode.py
+    python benchmarks/decode.py --hf_python=../venv_hf/bin/python
 
-The random weights never choose EOS, so that both sides decode every prompt to the full length. The table shows the share of tokens on
-which both sides agree.
+The random weights never choose EOS, so that all sides decode every prompt to the full length. The table shows the share of tokens on
+which both sides agree. `--before` is a checkout of an earlier version of jaxalign, which is measured in the same turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--hf_python", default=sys.executable, help="has torch and transformers")
+    parser.add_argument("--before", help="a checkout of an earlier version, to compare with too")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -41,14 +44,22 @@ def main() -> None:
             "weights_file": str(Path(folder) / "weights.npz"),
             "length": options.length,
         }
-        theirs = Worker(__file__, {**arguments, "side": "torch"}, options.threads)
+        # The first to start draws the weights.
+        torch = Worker(__file__, {**arguments, "side": "torch"}, options.threads, options.hf_python)
         ours = Worker(__file__, {**arguments, "side": "jaxalign"}, options.threads)
+        others = {"transformers": torch}
+        if options.before:
+            others["before"] = Worker(
+                __file__, {**arguments, "side": "jaxalign"}, options.threads, package=options.before
+            )
         for name, beams in (("greedy", 1), (f"{options.beams} beams", options.beams)):
-            rows.append(measure(name, beams, ours, theirs, options))
-        ours.close()
-        theirs.close()
-    header = ("decoding", "responses/s", "PyTorch", "ratio", "range", "CPU-time ratio")
-    header += ("equal tokens", "peak MiB", "PyTorch")
+            for other, theirs in others.items():
+                rows.append(measure(f"{name}, {other}", beams, ours, theirs, options))
+                print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+        for worker in (ours, *others.values()):
+            worker.close()
+    header = ("decoding, against", "responses/s", "theirs", "ratio", "range", "CPU-time ratio")
+    header += ("equal tokens", "peak MiB", "theirs")
     title = (
         f"{options.rows} prompts of {options.prompt_length} tokens, {options.length} tokens decoded"
     )
@@ -161,8 +172,6 @@ def start_torch(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
 
 
 if __name__ == "__main__":
-    import sys
-
     if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
         serve(start)
     else:

@@ -189,7 +189,7 @@ def _beam_search(
         no_tokens,
         jnp.zeros((*shape, max_decode_len), jnp.int32),
         _Ranked(no_tokens, nothing, nothing),
-        policy.empty_cache(rows, num_slots),
+        policy.empty_cache(rows, num_slots, num_beams),
         decoding_hooks.start(
             hooks,
             prompt_numbers,

@@ -127,7 +127,9 @@ class PolicyLogRatio(DecodingScore):
         )
 
     def empty_caches(self, num_groups: int, num_slots: int, group_size: int) -> tuple[Any, ...]:
-        return tuple(policy.empty_cache(num_groups, num_slots) for policy, _ in self._networks())
+        return tuple(
+            policy.empty_cache(num_groups, num_slots, group_size) for policy, _ in self._networks()
+        )
 
     def scores(
         self,
@@ -190,7 +192,8 @@ class PrefixValue(DecodingScore):
         return (Policy(self.config).read_prompts(self.params, tokens, max_decode_len + 1),)
 
     def empty_caches(self, num_groups: int, num_slots: int, group_size: int) -> tuple[Any, ...]:
-        return (Policy(self.config).empty_cache(num_groups, num_slots + group_size),)
+        slots = num_slots + group_size
+        return (Policy(self.config).empty_cache(num_groups, slots, group_size),)
 
     def scores(
         self,

@@ -47,7 +47,9 @@ class Prompt(NamedTuple):
         return self._replace(cross=by_row[0], cross_bias=by_row[1])
 
 
-Cache = tuple[KeysAndValues, ...]  # of every layer, [groups, heads, slots, head_dim]
+# Of every layer: keys and values [groups, heads, slots, head_dim]. Where sequences share slots, so that attention is a product of matrices,
+# keys are transposed, [groups, heads * head_dim, slots]; where they do not, writing a column would cost more. Slots are axis 2 of all.
+Cache = tuple[KeysAndValues, ...]
 
 
 def read_prompts(
@@ -66,7 +68,8 @@ def read_prompts(
         for index in range(config.num_decoder_layers)
     )
     cross = tuple(
-        DecoderLayer(config).apply({"params": layer}, encoded, method="sources") for layer in layers
+        DecoderLayer(config).apply({"params": layer}, encoded, method="step_sources")
+        for layer in layers
     )
     position_bias = RelativePositionBias(config, bidirectional=False).apply(
         {"params": decoder["relpos_bias"]}, max_decode_len, max_decode_len
@@ -75,11 +78,14 @@ def read_prompts(
     return Prompt(params, layers, cross, cross_bias, position_bias)
 
 
-def empty_cache(config: T5Config, num_groups: int, num_slots: int) -> Cache:
+def empty_cache(config: T5Config, num_groups: int, num_slots: int, group_size: int = 1) -> Cache:
     """A cache of zeros with `num_slots` per group: positions times sequences of a group."""
-    shape = (num_groups, config.num_heads, num_slots, config.head_dim)
-    zeros = jnp.zeros(shape, config.activation_dtype)
-    return tuple((zeros, zeros) for _ in range(config.num_decoder_layers))
+    dtype = config.activation_dtype
+    values = jnp.zeros((num_groups, config.num_heads, num_slots, config.head_dim), dtype)
+    keys = values
+    if group_size > 1:
+        keys = jnp.zeros((num_groups, config.num_heads * config.head_dim, num_slots), dtype)
+    return tuple((keys, values) for _ in range(config.num_decoder_layers))
 
 
 def next_states(
@@ -101,11 +107,13 @@ def next_states(
       position: target position, from 0.
       visible: the slots up to `position` that each sequence of a group sees; None: all.
     """
-    num_groups, _, num_slots, _ = cache[0][0].shape
+    num_groups, _, num_slots = cache[0][0].shape[:3]
     group_size = tokens.size // num_groups
     # A padded query axis of the bias is broadcast over the sequences of a group.
     bias = jax.lax.dynamic_slice_in_dim(prompt.position_bias, position, 1, axis=2)
-    bias = bias[..., : num_slots // group_size]  # the cache may be shorter than the longest response
+    bias = bias[
+        ..., : num_slots // group_size
+    ]  # the cache may be shorter than the longest response
     bias = jnp.repeat(bias, group_size, axis=3, total_repeat_length=num_slots)
     seen = (jnp.arange(num_slots) < (position + 1) * group_size)[None, None, None, :]
     if visible is not None:

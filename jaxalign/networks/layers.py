@@ -78,16 +78,31 @@ class DecoderLayer(nn.Module):
         return nn.with_logical_constraint(x, ("batch", "length", "embed")), None
 
     def sources(self, encoded: Encoded) -> tuple[AnyArray, ...]:
-        """The keys and values of an encoded prompt that `step` reads, rows first."""
+        """The keys and values of an encoded prompt, rows first."""
         if not self.config.fuses_encoder_layers:
             return self.encoder_decoder_attention.keys_and_values(encoded)
         return self.encoder_fusion.sources(self.encoder_decoder_attention, encoded)
 
-    def _read(self, y: Hidden, sources: Any, bias: CrossBias, deterministic: bool) -> Hidden:
+    def step_sources(self, encoded: Encoded) -> tuple[AnyArray, ...]:
+        """The same as `step` reads them: keys are transposed, except those of fused encoder layers."""
+        sources = self.sources(encoded)
+        if self.config.fuses_encoder_layers:
+            return sources
+        return sources[0].swapaxes(-1, -2), *sources[1:]
+
+    def _read(
+        self,
+        y: Hidden,
+        sources: Any,
+        bias: CrossBias,
+        deterministic: bool,
+        transposed_keys: bool = False,
+    ) -> Hidden:
         attention = self.encoder_decoder_attention
         if not self.config.fuses_encoder_layers:
-            keys, values = sources
-            return attention.attend(y, keys, values, bias, deterministic=deterministic)
+            return attention.attend(
+                y, *sources, bias, deterministic=deterministic, transposed_keys=transposed_keys
+            )
         return self.encoder_fusion.fused(attention, y, sources, bias, deterministic=deterministic)
 
     def step(
@@ -103,20 +118,27 @@ class DecoderLayer(nn.Module):
 
         Args:
           x: states ``[rows, sequences, emb]``: the axis of sequences takes the place of the positions in `__call__`.
-          cache: keys and values ``[groups, heads, slots, head_dim]`` of earlier positions; sequences of a group share slots.
+          cache: keys and values of earlier positions, from `incremental.empty_cache`; sequences of a group share slots.
           slot: where this position's keys and values start.
           self_bias: which slots each sequence of a group sees, and their position biases.
-          cross: keys and values of the encoded prompt, from `sources`.
+          cross: keys and values of the encoded prompt, from `step_sources`.
           cross_bias: masks the prompt's padding.
         """
         keys, values = cache
         y = self.pre_self_attention_layer_norm(x).reshape(keys.shape[0], -1, x.shape[-1])
         new_keys, new_values = self.self_attention.keys_and_values(y)
+        transposed = keys.ndim == 3
+        if transposed:
+            new_keys = new_keys.swapaxes(-1, -2).reshape(*keys.shape[:2], -1)
         keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys, slot, axis=2)
         values = jax.lax.dynamic_update_slice_in_dim(values, new_values, slot, axis=2)
-        x = x + self.self_attention.attend(y, keys, values, self_bias).reshape(x.shape)
+        seen = keys
+        if transposed:
+            seen = keys.reshape(*values.shape[:2], values.shape[3], values.shape[2])
+        y = self.self_attention.attend(y, seen, values, self_bias, transposed_keys=transposed)
+        x = x + y.reshape(x.shape)
         y = self.pre_cross_attention_layer_norm(x)
-        x = x + self._read(y, cross, cross_bias, deterministic=True)
+        x = x + self._read(y, cross, cross_bias, deterministic=True, transposed_keys=True)
         return x + self.mlp(self.pre_mlp_layer_norm(x)), (keys, values)
 
 

@@ -227,8 +227,8 @@ class Policy(TokenPolicy, DecodingPolicy):
             self.config, params, encoded, segments, max_decode_len
         )
 
-    def empty_cache(self, num_groups: int, num_slots: int) -> Cache:
-        return self._architecture.empty_cache(self.config, num_groups, num_slots)
+    def empty_cache(self, num_groups: int, num_slots: int, group_size: int = 1) -> Cache:
+        return self._architecture.empty_cache(self.config, num_groups, num_slots, group_size)
 
     def next_logits(
         self,

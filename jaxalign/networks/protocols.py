@@ -187,8 +187,8 @@ class DecodingPolicy(Network, Protocol):
         """Encodes prompts, one to a row, and prepares decoding of up to `max_decode_len` tokens."""
         ...
 
-    def empty_cache(self, num_groups: int, num_slots: int) -> Any:
-        """Returns a cache with `num_slots` per group: positions times sequences of a group."""
+    def empty_cache(self, num_groups: int, num_slots: int, group_size: int = 1) -> Any:
+        """Returns a cache with `num_slots` per group: positions times the `group_size` sequences of one. Slots are axis 2."""
         ...
 
     def next_logits(
