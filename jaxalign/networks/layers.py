@@ -100,8 +100,9 @@ class DecoderLayer(nn.Module):
     ) -> Hidden:
         attention = self.encoder_decoder_attention
         if not self.config.fuses_encoder_layers:
+            keys, values = sources
             return attention.attend(
-                y, *sources, bias, deterministic=deterministic, transposed_keys=transposed_keys
+                y, keys, values, bias, deterministic=deterministic, transposed_keys=transposed_keys
             )
         return self.encoder_fusion.fused(attention, y, sources, bias, deterministic=deterministic)
 
