@@ -12,7 +12,6 @@ import io
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,8 +20,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxalign import untrusted
+from jaxalign.data.plain_arrays import BROKEN_ARCHIVE, BROKEN_HEADER
 from jaxalign.data.record_fields import RecordError, type_name
-from jaxalign.errors import UserError
 from jaxalign.networks.image_tokens import IMAGE_TOKENS, check_image_sizes
 
 REASON = "unreadable_image"
@@ -114,15 +113,7 @@ class ImageReader:
             raise RecordError(
                 REASON, f"the image {name!r} does not exist beside the data"
             ) from None
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            SyntaxError,
-            UserError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except (OSError, *BROKEN_ARCHIVE, *BROKEN_HEADER) as error:
             if isinstance(error, RecordError):
                 raise
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
@@ -153,6 +144,8 @@ class ImageReader:
             self._arrays[path, key or ""] = found
         if found.dtype != np.uint8:
             raise RecordError(REASON, f"the image array {name!r} holds {found.dtype}, not uint8")
+        if not found.ndim:
+            raise RecordError(REASON, f"the image array {name!r} is a single number")
         if row is None:
             return found
         if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(found):
@@ -224,7 +217,7 @@ def _member(path: str, key: str) -> np.ndarray:
             count = math.prod(shape)
             if dtype != np.uint8 or fortran:
                 raise ValueError(f"the array {key!r} holds {dtype}, not uint8 row by row")
-            if count > min(_MAX_ARRAY_BYTES, info.file_size):
+            if min(shape, default=0) < 0 or count > min(_MAX_ARRAY_BYTES, info.file_size):
                 raise ValueError(f"the array {key!r} of shape {shape} is larger than its file")
             content = member.read(count)
     return np.frombuffer(content, np.uint8).reshape(shape)

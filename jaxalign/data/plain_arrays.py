@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +17,9 @@ from jaxalign import untrusted
 from jaxalign.errors import UserError, first_line
 
 LIMIT = 4 << 30
+# What zipfile and its decompressors raise for a damaged or unusual archive, and numpy for a damaged header.
+BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError)
+BROKEN_HEADER = (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError)
 
 
 def read_array(
@@ -67,7 +73,7 @@ def _from_archive(file: IO[bytes], name: str, where: str, limit: int) -> np.ndar
             # A reader of the archive never returns more than the size that its directory declares.
             with archive.open(info) as member:
                 content = io.BytesIO(member.read())
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except BROKEN_ARCHIVE as error:
         raise UserError(f"{where} is no readable .npz file: {first_line(error)}") from error
     return _read(content, f"{where}, array {name or next(iter(found))}", limit)
 
@@ -92,7 +98,7 @@ def _read(file: Any, where: str, limit: int) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
     except UserError:
         raise
-    except (ValueError, EOFError, OverflowError) as error:
+    except BROKEN_HEADER as error:
         raise UserError(f"{where} is no readable .npy array: {first_line(error)}") from error
 
 

@@ -123,6 +123,34 @@ def test_an_array_that_claims_to_be_larger_than_its_file_is_not_read(tmp_path):
         read(tmp_path, {"file": "large.npz", "key": "images", "row": 0})
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"), [((-1, 8, 8, 3), "larger than"), ((), "a single number")]
+)
+def test_arrays_of_impossible_shapes_are_refused(tmp_path, shape, message):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + bytes(192))
+    with pytest.raises(RecordError, match=message):
+        read(tmp_path, {"file": "odd.npz", "key": "images", "row": 0})
+
+
+def test_damaged_headers_and_archives_of_images_are_refused(tmp_path):
+    np.save(tmp_path / "image.npy", np.zeros((8, 8, 3), np.uint8))
+    header = (tmp_path / "image.npy").read_bytes().replace(b"}", b"(")
+    (tmp_path / "image.npy").write_bytes(header)
+    with zipfile.ZipFile(tmp_path / "image.npz", "w") as archive:
+        archive.writestr("images.npy", header)
+    content = bytearray((tmp_path / "image.npz").read_bytes())
+    content[content.rindex(b"PK\1\2") + 10] = 99  # a method of compression that does not exist
+    (tmp_path / "image.npz").write_bytes(content)
+    for value in ("image.npy", {"file": "image.npz", "key": "images"}):
+        with pytest.raises(RecordError, match="cannot be read"):
+            read(tmp_path, value)
+
+
 def test_sizes_that_do_not_fit_are_refused():
     for sizes in ((8, 3), (0, 4), (8, 0), (-8, 4)):
         with pytest.raises(ValueError, match="image_size"):

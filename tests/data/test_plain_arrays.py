@@ -30,6 +30,15 @@ def archive(**members):
     return content.getvalue()
 
 
+def damaged(method):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", method) as file:
+        file.writestr("a.npy", bytes(range(200)))
+    found = bytearray(content.getvalue())
+    found[48:60] = b"\xff" * 12
+    return bytes(found)
+
+
 def header_of(shape):
     content = io.BytesIO()
     description = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -54,6 +63,9 @@ def pickled():
         (header_of((10**9, 10**9)), "at most 1000 are read"),
         (header_of((10,)), "no readable .npy array"),
         (b"PK\3\4 broken", "no readable .npz file"),
+        (damaged(zipfile.ZIP_DEFLATED), "no readable .npz file"),
+        (damaged(zipfile.ZIP_LZMA), "no readable .npz file"),
+        (header_of((10,)).replace(b"}", b"("), "no readable .npy array"),
         (b"", "no readable .npy array"),
         (b"\x89PNG....", "no readable .npy array"),
     ],
