@@ -65,7 +65,8 @@ def index(
       quantizer: `kmeans`, or `rqvae` with settings such as `rqvae:latent=32,steps=1000`.
       tokens: `pieces` adds pieces to the vocabulary, `sentinels` writes identifiers with its sentinels.
       shuffle: exchange the identifiers between items at random: a control that takes their meaning away.
-      codebooks_of: another index, whose features, clusters, codebooks and vocabulary are used. Its items keep their identifiers.
+      codebooks_of: another index, whose features, clusters, codebooks and vocabulary are used. Its items keep their identifiers. If its
+        features are a function, `features` must name it too.
       seed: the seed of k-means, of the RQ-VAE and of the exchange.
       overwrite: replace an existing folder.
 
@@ -91,7 +92,7 @@ def index(
     _check_output(Path(output).expanduser(), overwrite)
     given = read_items(items)
     if codebooks_of:
-        made = extend(read_index(codebooks_of), given)
+        made = extend(read_index(codebooks_of), given, features)
     else:
         made = build(
             given,

@@ -15,7 +15,7 @@ from jaxalign.retrieval.identifier_vocabulary import (
     sentinel_blocks,
     with_identifiers,
 )
-from jaxalign.retrieval.identifiers import assign, block_sizes
+from jaxalign.retrieval.identifiers import COARSE, assign, block_sizes
 from jaxalign.retrieval.index_folder import (
     CENTROIDS,
     COMPONENTS,
@@ -26,9 +26,9 @@ from jaxalign.retrieval.index_folder import (
     Index,
     fingerprint,
 )
-from jaxalign.retrieval.item_features import get_features
+from jaxalign.retrieval.item_features import get_features, is_own_function
 from jaxalign.retrieval.items import ItemId, Items
-from jaxalign.retrieval.quantizers import Arrays, Quantizer, get_quantizer
+from jaxalign.retrieval.quantizers import CODEBOOKS, Arrays, Quantizer, get_quantizer
 from jaxalign.retrieval.residual_quantization import Codes, Vectors, check_vectors, kmeans, nearest
 
 
@@ -92,15 +92,27 @@ def build(
     return _with_texts(Index(items, blocks, arrays, extended, settings, statistics))
 
 
-def extend(other: Index, items: Items) -> Index:
+def extend(other: Index, items: Items, features: str = "") -> Index:
     """Returns an index of items by the clusters and codebooks of another one, whose items keep their identifiers.
 
+    Args:
+      other: the other index, which also says what the vectors are.
+      items: the items.
+      features: a function `module:function` that the user allows to be called; the index alone does not suffice.
+
     Raises:
-      UserError: the vectors have another size, or the counter has too few tokens for the new items.
+      UserError: the vectors have another size, the counter has too few tokens for the new items, or the parts of the other index do
+        not fit together.
     """
     settings = dict(other.settings)
-    features = str(settings.get("features"))
-    vectors = check_vectors(get_features(features).vectors(items), items.path, 1)
+    recorded = str(settings.get("features"))
+    if is_own_function(recorded) and recorded != features:
+        raise UserError(
+            f"the vectors of the index {other.path} are those of the function {recorded!r}, which is not called because a file names it; "
+            f"give --features={recorded} if it is yours"
+        )
+    _check_fitted(other)
+    vectors = check_vectors(get_features(recorded).vectors(items), items.path, 1)
     arrays = {k: v for k, v in other.arrays.items() if k not in (VECTORS, IDENTIFIERS)}
     expected = arrays[MEAN].shape[-1] if MEAN in arrays else other.vectors.shape[1]
     if vectors.shape[1] != expected:
@@ -123,6 +135,36 @@ def extend(other: Index, items: Items) -> Index:
     settings["codebooks_of"] = other.fingerprint
     arrays |= {VECTORS: vectors, IDENTIFIERS: identifiers}
     return _with_texts(Index(items, other.blocks, arrays, other.vocabulary, settings, statistics))
+
+
+def _check_fitted(index: Index) -> None:
+    """Refuses an index whose centroids, codebooks or components do not fit its identifiers and vectors.
+
+    Raises:
+      UserError: an array is missing, or has another shape.
+    """
+    size = index.vectors.shape[1]
+    coarse = index.blocks[0].letter == COARSE
+    levels = [block.size for block in index.blocks[coarse:-1]]
+    wanted: dict[str, tuple[int | None, ...]] = {
+        CODEBOOKS: (len(levels), levels[0] if levels else None, None)
+    }
+    if coarse:
+        wanted[CENTROIDS] = (index.blocks[0].size, size)
+    if MEAN in index.arrays or COMPONENTS in index.arrays:
+        wanted |= {MEAN: (1, None), COMPONENTS: (size, None)}
+    for name, shape in wanted.items():
+        array = index.arrays.get(name)
+        found = () if array is None else array.shape
+        fits = len(found) == len(shape) and all(
+            need in (None, n) for n, need in zip(found, shape, strict=True)
+        )
+        if not fits or len(set(levels)) > 1:
+            raise UserError(
+                f"the array {name} of the index {index.path} does not fit its identifiers and vectors; make the index again"
+            )
+    if MEAN in wanted and index.arrays[MEAN].shape[1] != index.arrays[COMPONENTS].shape[1]:
+        raise UserError(f"mean and components of the index {index.path} have different lengths")
 
 
 def _principal_components(vectors: Vectors, components: int, where: str) -> dict[str, np.ndarray]:

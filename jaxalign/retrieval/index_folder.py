@@ -149,8 +149,8 @@ def read_index(path: str | Path) -> Index:
     vocabulary = reader.optional_object("vocabulary") or {}
     if untrusted.file_name(vocabulary.get("path")) is None:
         raise reader.wrong("vocabulary", "an object with the name of a file")
-    untrusted.read_bytes(folder / VOCABULARY_FILE, 256 << 20, inside=folder)
-    items = read_items(str(folder / ITEMS_FILE))
+    untrusted.read_bytes(_inside(folder, VOCABULARY_FILE), 256 << 20, inside=folder)
+    items = read_items(str(_inside(folder, ITEMS_FILE)))
     index = Index(
         items,
         _blocks(content.get("blocks"), reader),
@@ -158,8 +158,8 @@ def read_index(path: str | Path) -> Index:
         vocabulary_from_dict({**vocabulary, "path": VOCABULARY_FILE}, str(folder)),
         reader.optional_object("settings") or {},
         reader.optional_object("statistics") or {},
-        _records(folder / TRAIN_FILE),
-        _records(folder / VALIDATION_FILE),
+        _records(folder, TRAIN_FILE),
+        _records(folder, VALIDATION_FILE),
         str(folder),
     )
     _check(index, reader)
@@ -173,6 +173,9 @@ def _check(index: Index, reader: JsonReader) -> None:
         raise UserError(
             f"{reader.where}: there are {rows[0]} items, {rows[1]} vectors and {rows[2]} identifiers; make the index again"
         )
+    for row, fields in enumerate(index.items.fields):
+        if not isinstance(fields.get("identifier"), str):
+            raise UserError(f"{index.items.where(row)} has no identifier; make the index again")
     tokens = index.tokens
     if len(np.unique(tokens, axis=0)) != len(tokens):
         raise UserError(f"{reader.where}: two items have the same identifier; make the index again")
@@ -214,8 +217,27 @@ def _blocks(value: Any, reader: JsonReader) -> list[Block]:
     return blocks
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [record for _, record in read_json_objects(path)] if path.is_file() else []
+def _records(folder: Path, name: str) -> list[dict[str, Any]]:
+    if not (folder / name).is_file():
+        return []
+    path = _inside(folder, name)
+    records = []
+    for line, record in read_json_objects(path):
+        item = record.get("item")
+        texts = isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str)
+        if not texts or isinstance(item, bool) or not isinstance(item, str | int):
+            raise UserError(f"{path}:{line}: a record has the texts prompt and response, and item")
+        records.append(record)
+    return records
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Returns the path of a file, which must be a regular one in the folder."""
+    try:
+        untrusted.open_regular(folder / name, inside=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder / name} cannot be read: {error.strerror}") from error
+    return folder / name
 
 
 def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

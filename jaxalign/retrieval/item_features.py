@@ -58,6 +58,12 @@ def get_features(spec: str) -> FeatureSource:
     return _REGISTRY.build(spec)
 
 
+def is_own_function(spec: str) -> bool:
+    """Returns whether a specification names a function, `module:function`, instead of a known source."""
+    name = parse_spec(spec).name
+    return name not in _REGISTRY and name not in annotator_names()
+
+
 @register_features("vector")
 class InlineVectors:
     """The field `vector` of an item's line, a list of numbers."""

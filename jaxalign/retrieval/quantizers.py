@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, Protocol
 
 import flax.traverse_util
+import jax
 import numpy as np
 
 from jaxalign.errors import UserError
@@ -69,6 +70,11 @@ class ResidualKMeans:
         return {CODEBOOKS: fit_residual_kmeans(vectors, levels, codes, seed=seed)}
 
     def encode(self, arrays: Arrays, vectors: Vectors) -> Codes:
+        size = arrays[CODEBOOKS].shape[2]
+        if size != vectors.shape[1]:
+            raise UserError(
+                f"the codebooks have vectors of {size} numbers, and the vectors have {vectors.shape[1]}; make the index again"
+            )
         return quantize(vectors, arrays[CODEBOOKS]).codes
 
     def decode(self, arrays: Arrays, codes: Codes) -> Vectors:
@@ -138,9 +144,17 @@ class ResidualVAE:
 
     def _network(self, arrays: Arrays, size: int) -> tuple[rqvae.RQVAE, Any]:
         levels, codes, _ = arrays[CODEBOOKS].shape
-        named = {name: array for name, array in arrays.items() if name != SCALE}
-        params = flax.traverse_util.unflatten_dict(named, sep=".")
-        return rqvae.RQVAE(size, levels, codes, self._training), params
+        network = rqvae.RQVAE(size, levels, codes, self._training)
+        expected = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, size), np.float32))
+        leaves = flax.traverse_util.flatten_dict(expected["params"], sep=".")
+        shapes = {name: leaf.shape for name, leaf in leaves.items()}
+        for name, wanted in {**shapes, SCALE: (1,)}.items():
+            if name not in arrays or arrays[name].shape != wanted:
+                raise UserError(
+                    f"the array {name} of the RQ-VAE does not have the shape {list(wanted)} of its settings; make the index again"
+                )
+        params = flax.traverse_util.unflatten_dict({name: arrays[name] for name in shapes}, sep=".")
+        return network, params
 
 
 def _sums(codebooks: Codebooks, codes: Codes) -> Vectors:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +241,73 @@ def test_arrays_of_a_stranger_are_not_unpickled(make, tmp_path):
     np.save(tmp_path / "index" / "identifiers.npy", np.zeros_like(made.identifiers))
     with pytest.raises(UserError, match="two items have the same identifier"):
         read_index(made.path)
+
+
+@pytest.fixture
+def copied(small_index, tmp_path):
+    """The folder of a copy of the small index."""
+    return Path(shutil.copytree(small_index.path, tmp_path / "copied"))
+
+
+def test_a_function_that_an_index_names_is_called_only_if_the_user_names_it(
+    copied, write_lines, item_lines, tmp_path
+):
+    path = copied / "index.json"
+    content = json.loads(path.read_text())
+    content["settings"]["features"] = "os:getenv"
+    path.write_text(json.dumps(content))
+    again = write_lines("again.jsonl", item_lines), str(tmp_path / "again")
+    with pytest.raises(UserError, match=r"os:getenv.*is not called because a file names it"):
+        index(*again, codebooks_of=str(copied))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("codebooks", np.zeros((1, 3, 5))),
+        ("codebooks", np.zeros((2, 3, 6))),
+        ("codebooks", None),
+        ("centroids", np.zeros((3, 4))),
+        ("mean", np.zeros((1, 6))),
+    ],
+)
+def test_codebooks_of_a_stranger_fit_the_identifiers_or_are_refused(
+    copied, write_lines, item_lines, tmp_path, name, array
+):
+    content = json.loads((copied / "index.json").read_text())
+    if array is None:
+        del content["arrays"][name]
+    else:
+        content["arrays"][name] = list(array.shape)
+        np.save(copied / f"{name}.npy", array.astype(np.float32))
+    (copied / "index.json").write_text(json.dumps(content))
+    again = write_lines("again.jsonl", item_lines), str(tmp_path / "again")
+    with pytest.raises(UserError, match="make the index again"):
+        index(*again, codebooks_of=str(copied))
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("items.jsonl", {"item": "a"}, "has no identifier"),
+        ("train.jsonl", {"item": ["a"], "prompt": "a", "response": "b"}, ":1: a record has"),
+        ("train.jsonl", {"item": "a", "response": "b"}, ":1: a record has"),
+    ],
+)
+def test_lines_of_a_stranger_have_what_is_read_of_them(copied, file, line, message):
+    path = copied / file
+    _, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(line), *rest]) + "\n")
+    with pytest.raises(UserError, match=message):
+        read_index(copied)
+
+
+def test_links_that_leave_the_folder_of_an_index_are_not_followed(copied, tmp_path):
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    (copied / "train.jsonl").rename(elsewhere)
+    (copied / "train.jsonl").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="it is not followed"):
+        read_index(copied)
+    (copied / "items.jsonl").unlink()
+    with pytest.raises(UserError, match=r"items.jsonl cannot be read"):
+        read_index(copied)
