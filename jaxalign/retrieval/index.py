@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign import untrusted
 from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.retrieval.identifier_vocabulary import PIECES, TOKENS, holds_identifier_tokens
 from jaxalign.retrieval.identifiers import MOST_LEVELS
 from jaxalign.retrieval.index_building import build, extend
 from jaxalign.retrieval.index_folder import (
     INDEX_FILE,
+    ITEMS_FILE,
     TRAIN_FILE,
     VALIDATION_FILE,
     VOCABULARY_FILE,
@@ -110,6 +112,8 @@ def index(
             seed=seed,
         )
     made = with_queries(made, [queries, pseudo_queries], [validation_queries])
+    # Again, because somebody may have written there since.
+    _check_output(Path(output).expanduser(), overwrite)
     made.write(output)
     report = describe(made, output)
     return {
@@ -129,8 +133,16 @@ def _check_output(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{folder} exists already; choose another --output, or --overwrite")
-    if not (folder / INDEX_FILE).is_file():
+    if not (folder / INDEX_FILE).is_file() or "blocks" not in untrusted.read_json_object(
+        folder / INDEX_FILE
+    ):
         raise UserError(f"{folder} is no index, so it is not replaced; choose another --output")
+    known = {INDEX_FILE, ITEMS_FILE, TRAIN_FILE, VALIDATION_FILE, VOCABULARY_FILE}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or (path.name not in known and path.suffix != ".npy"):
+            raise UserError(
+                f"{folder} also has {path.name!r}, which is no part of an index; move that, or choose another --output"
+            )
 
 
 def with_queries(index: Index, train: Sequence[str], validation: Sequence[str] = ()) -> Index:

@@ -215,6 +215,20 @@ def test_an_existing_folder_is_kept(make, tmp_path):
     assert make(coarse=2, overwrite=True).fingerprint != first.fingerprint
 
 
+def test_files_beside_an_index_are_not_deleted_with_it(copied, write_lines, item_lines, spm):
+    def again():
+        items = write_lines("items.jsonl", item_lines)
+        index(items, str(copied), vocabulary=str(spm), coarse=3, overwrite=True)
+
+    (copied / "run").mkdir()
+    with pytest.raises(UserError, match="also has 'run'"):
+        again()
+    (copied / "run").rmdir()
+    (copied / "index.json").write_text('{"name": "a page of another program"}')
+    with pytest.raises(UserError, match="is no index"):
+        again()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
