@@ -83,6 +83,10 @@ def retrieve(
             f"retrieve.top is {top} and retrieve.num_beams {num_beams}: a search returns at most as many items as beams"
         )
     path = Path(output).expanduser()
+    if path.resolve() == Path(input).expanduser().resolve():
+        raise UserError(f"--output is the input {input}; give another file")
+    if path.is_dir():
+        raise UserError(f"{output} is a folder; --output is a file")
     if path.exists() and not overwrite:
         raise UserError(f"{output} exists already; choose another --output, or --overwrite")
     queries = read_queries(input, need_items=False)
@@ -212,12 +216,19 @@ def measure(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Estimate]]:
-    """Returns the measures of every method, with intervals that resample queries; nothing if the right items are not known."""
+    """Returns the measures of every method, with intervals that resample queries; nothing if the right items are not known.
+
+    Recall at k is measured if k items are listed, or all that there are.
+    """
     if right is None:
         return {}
     found = {}
     for method, listed in ranked.items():
         values = recall.per_query(listed, right)
+        if listed.shape[1] < len(index.items):
+            for k in recall.AT:
+                if k > listed.shape[1]:
+                    del values[f"R@{k}"]
         if index.blocks[0].letter == COARSE:
             values |= recall.cluster_recall(listed, right, index.identifiers[:, 0])
         found[method] = {

@@ -1,5 +1,7 @@
 """The baselines and the measures: a lexical index, two towers, recall."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jaxalign.evaluation.retrieve import Training, measure
 from jaxalign.losses.in_batch_contrast import in_batch_contrast_loss
 from jaxalign.networks.two_tower import TwoTower
 from jaxalign.retrieval import recall
+from jaxalign.retrieval.items import Items
 from jaxalign.retrieval.lexical import LexicalIndex
 from jaxalign.retrieval.two_tower_training import TwoTowerSettings, fit_towers
 
@@ -76,3 +79,12 @@ def test_intervals_and_the_cluster_are_measured_for_every_method(small_index):
     assert found["generative"]["R@1"].mean == found["generative"]["cluster@1"].mean == 1
     assert found["tf_idf"]["MRR"].high == 0
     assert measure(ranked, None, small_index) == {}
+
+
+@pytest.mark.parametrize(("listed", "measured"), [(3, {"R@1"}), (5, {"R@1", "R@5"})])
+def test_recall_is_measured_no_farther_than_items_are_listed(small_index, listed, measured):
+    ranked = {"generative": np.tile(np.arange(listed), (2, 1))}
+    found = measure(ranked, np.array([0, 11]), small_index, samples=10)["generative"]
+    assert {name for name in found if name.startswith("R@")} == measured
+    few = dataclasses.replace(small_index, items=Items(["a"] * listed, [{}] * listed))
+    assert "R@10" in measure(ranked, np.array([0, 1]), few, samples=10)["generative"]

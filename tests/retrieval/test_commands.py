@@ -104,6 +104,9 @@ def test_retrieve_refuses_what_does_not_fit(shapes, capsys, tmp_path):
     assert "was trained with" in error(capsys, *retrieving(folder, index=shuffled))
     assert "exists already" in error(capsys, *retrieving(folder, output=f"{folder}/found.jsonl"))
     assert "is no index" in error(capsys, *retrieving(folder, index=tmp_path))
+    own = {"output": f"{folder}/test.jsonl", "overwrite": "true"}
+    assert "--output is the input" in error(capsys, *retrieving(folder, **own))
+    assert "is a folder" in error(capsys, *retrieving(folder, output=folder, overwrite="true"))
     assert "at most as many items as beams" in error(capsys, *retrieving(folder, num_beams="2"))
     queries = tmp_path / "queries.jsonl"
     for line, message in (
