@@ -98,9 +98,14 @@ def lowest_scores(
 
 
 def threshold_that_drops(lowest: Float[np.ndarray, " responses"], count: int) -> float:
-    """Returns a threshold that drops `count` responses, or fewer if several have the same lowest score."""
-    ordered = np.sort(lowest)
-    return float(ordered[count]) if count < len(ordered) else float("inf")
+    """Returns a finite threshold that drops `count` responses, or fewer if several have the same lowest score.
+
+    Responses whose lowest score is infinite have no token that could drop them.
+    """
+    ordered = np.sort(lowest[np.isfinite(lowest)])
+    if count < len(ordered):
+        return float(ordered[count])
+    return float(np.nextafter(np.float32(ordered[-1]), np.float32(np.inf))) if len(ordered) else 0.0
 
 
 class PrefixScorer:
@@ -116,7 +121,7 @@ class PrefixScorer:
       cut: the number of responses that were cut at the run's limit so far.
 
     Raises:
-      UserError: the run has no such reward, or the goal's file has no good response or another vocabulary.
+      UserError: the run has no such reward or gives NaN, or the goal's file has no good response or another vocabulary.
     """
 
     def __init__(self, run: str, goal: str, *, batch_size: int = 32) -> None:
@@ -133,12 +138,22 @@ class PrefixScorer:
         self.cut = 0
         tokens = self._encoded(prompts, responses, goal)
         self._goal = goal_vector(*self._network, *tokens, batch_size=batch_size)
+        self._require_finite(self._goal)
         self.cut = 0
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], source: str) -> PrefixScores:
         """Scores one response per prompt; `source` is their file, for messages."""
         tokens = self._encoded(prompts, responses, source)
-        return score_prefixes(*self._network, self._goal, *tokens, batch_size=self._batch_size)
+        found = score_prefixes(*self._network, self._goal, *tokens, batch_size=self._batch_size)
+        self._require_finite(found.values, found.rewards)
+        return found
+
+    def _require_finite(self, *arrays: np.ndarray) -> None:
+        # NaN is below no threshold: a filter would keep everything.
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise UserError(
+                f"run {self._run} gives NaN or infinite scores of prefixes; its parameters are not usable, choose another run"
+            )
 
     def _encoded(
         self, prompts: Sequence[str], responses: Sequence[str], source: str

@@ -83,6 +83,7 @@ def vote(
     """
     require_range("vote", "(0, inf)", weight_temperature=weight_temperature)
     require_range("vote", "[0, inf)", ignored_tokens=ignored_tokens, num_responses=num_responses)
+    require_range("vote", "(-inf, inf)", threshold=threshold, reward_threshold=reward_threshold)
     require_range("vote", "[1, inf)", batch_size=batch_size)
     require_range("vote", "[0, inf)", bootstrap_samples=bootstrap_samples)
     if bool(reward_run) != bool(goal_file):
@@ -94,9 +95,8 @@ def vote(
     # What cannot be used is reported before a large file is read.
     extract = get_answer_extractor(answers)
     extract_correct = get_answer_extractor(correct_extractor or answers)
+    _check_output(output, input, goal_file, correct)
     scorer = PrefixScorer(reward_run, goal_file, batch_size=batch_size) if reward_run else None
-    if Path(output).expanduser().resolve() == Path(input).expanduser().resolve():
-        raise UserError(f"--output is the input {input}; give another file")
     candidates, _ = read_responses(
         input,
         kind=kind,
@@ -158,6 +158,16 @@ def vote(
         "methods": rows,
         "report": report,
     }
+
+
+def _check_output(output: str, input: str, goal_file: str, correct: str) -> None:
+    """Refuses an output that is a file which the command reads."""
+    answers = correct.removeprefix("file:") if correct.startswith("file:") else ""
+    place = Path(output).expanduser().resolve()
+    for name, path in (("input", input), ("goal_file", goal_file), ("correct", answers)):
+        if path and Path(path).expanduser().resolve() == place:
+            what = "input" if name == "input" else f"file of --{name},"
+            raise UserError(f"--output is the {what} {path}; give another file")
 
 
 def _equally_many(candidates: Candidates, wanted: int) -> Candidates:

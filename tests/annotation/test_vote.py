@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,18 @@ def test_a_reward_run_filters_and_the_control_drops_as_many(given, runs, write_l
         assert rows["Q filter"]["accuracy"] == rows["majority"]["accuracy"]
 
 
+def test_a_reward_run_that_gives_nan_is_refused(given, runs, write_lines, tmp_path, monkeypatch):
+    shape = (8, 30)
+    broken = PrefixScores(np.full(shape, np.nan), np.zeros(shape), np.ones(shape, bool))
+    monkeypatch.setattr("jaxalign.annotation.prefixes.score_prefixes", lambda *_, **__: broken)
+    options = {
+        "reward_run": runs["prefixes"],
+        "goal_file": write_lines("pairs.jsonl", PAIRS),
+    }
+    with pytest.raises(UserError, match="gives NaN or infinite scores of prefixes"):
+        vote(given, str(tmp_path / "votes.jsonl"), **options)
+
+
 def test_a_filter_reads_up_to_the_first_low_token_behind_the_ignored_ones():
     values = np.array([[-1.0, 0.5, -0.2, 0.9], [0.1, 0.2, 0.3, 0.0]])
     mask = np.array([[True] * 4, [True, True, True, False]])
@@ -112,7 +125,8 @@ def test_the_controls_threshold_drops_as_many_responses():
         limit = matched_threshold(scores, threshold, 1)
         dropped = (lowest_scores(scores.values, mask, 1) < threshold).sum()
         assert (lowest_scores(scores.rewards, mask, 1) < limit).sum() == dropped
-    assert threshold_that_drops(np.array([1.0, 2.0]), 2) == np.inf
+    assert 2 < threshold_that_drops(np.array([1.0, 2.0, np.inf]), 2) < 2.1
+    assert threshold_that_drops(np.full(2, np.inf), 0) == 0
 
 
 def test_weights_are_a_softmax_without_overflow_and_without_missing_scores():
@@ -129,6 +143,8 @@ def test_weights_are_a_softmax_without_overflow_and_without_missing_scores():
         ({"reward_run": "runs/x"}, "vote.reward_run needs goal_file"),
         ({"goal_file": "x.jsonl"}, "vote.goal_file needs reward_run"),
         ({"weight_temperature": 0.0}, "weight_temperature"),
+        ({"threshold": float("nan")}, "vote.threshold is nan"),
+        ({"reward_threshold": float("inf")}, "vote.reward_threshold is inf"),
     ],
 )
 def test_bad_settings_are_one_line(given, tmp_path, options, message):
@@ -140,6 +156,11 @@ def test_bad_settings_are_one_line(given, tmp_path, options, message):
 def test_the_output_is_not_the_input(given):
     with pytest.raises(UserError, match="--output is the input"):
         vote(given, given)
+    answers = str(Path(given).with_name("answers.jsonl"))
+    with pytest.raises(UserError, match="--output is the file of --correct, "):
+        vote(given, answers, correct=f"file:{answers}")
+    with pytest.raises(UserError, match="--output is the file of --goal_file, "):
+        vote(given, answers, reward_run="run", goal_file=answers)
 
 
 def test_unequal_numbers_of_responses_are_refused(write_lines, tmp_path):
