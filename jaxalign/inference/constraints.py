@@ -12,6 +12,37 @@ from jaxalign.networks.decoding_hooks import Hooks
 from jaxalign.networks.token_bans import NoRepeatedNGram, banned_sequences
 
 
+def check_prefix(
+    prefix: Sequence[int],
+    bad_words: Sequence[Sequence[int]],
+    no_repeat_ngram: int,
+    max_target_length: int,
+) -> None:
+    """Refuses a forced prefix with which no response could end.
+
+    Raises:
+      UserError: the prefix is too long, holds a bad word, or repeats a sequence of tokens that must not be repeated.
+    """
+    if len(prefix) > max_target_length:
+        raise UserError(
+            f"forced_prefix has {len(prefix)} tokens, and responses are cut after {max_target_length}; raise max_target_length"
+        )
+
+    def parts(length: int) -> list[tuple[int, ...]]:
+        return [tuple(prefix[i : i + length]) for i in range(len(prefix) - length + 1)]
+
+    for word in bad_words:
+        if word and tuple(word) in parts(len(word)):
+            raise UserError(
+                f"forced_prefix contains the tokens {list(word)}, which bad_words forbids; change one of them"
+            )
+    repeated = parts(no_repeat_ngram) if no_repeat_ngram else []
+    if len(set(repeated)) < len(repeated):
+        raise UserError(
+            f"forced_prefix repeats a sequence of {no_repeat_ngram} tokens, which no_repeat_ngram forbids; change one of them"
+        )
+
+
 def constrained(
     hooks: Hooks,
     *,

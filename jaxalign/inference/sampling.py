@@ -17,7 +17,7 @@ from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference import continuous_batching
-from jaxalign.inference.constraints import constrained
+from jaxalign.inference.constraints import check_prefix, constrained
 from jaxalign.inference.image_prompts import PromptImages, with_table
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
 from jaxalign.networks.beam_search import beam_search
@@ -66,9 +66,12 @@ class DecodingSettings:
         require_range(owner, "[0, inf)", temperature=self.temperature, top_k=self.top_k)
         require_range(owner, "(0, 1]", top_p=self.top_p)
         require_range(owner, "[0, inf)", num_beams=self.num_beams, alpha=self.alpha)
-        require_range(owner, "[0, inf)", no_repeat_ngram=self.no_repeat_ngram)
         longest = f"[0, {self.max_target_length}]"
+        require_range(owner, longest, no_repeat_ngram=self.no_repeat_ngram)
         require_range(owner, longest, min_target_length=self.min_target_length)
+        check_prefix(
+            self.forced_prefix, self.bad_words, self.no_repeat_ngram, self.max_target_length
+        )
         if self.num_beams and self.temperature:
             raise UserError("beam search and sampling exclude each other: set temperature=0.")
         if self.num_beams and self.num_samples > self.num_beams:

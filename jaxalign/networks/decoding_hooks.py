@@ -122,7 +122,7 @@ def propose(
     if hooks.is_empty:
         return None, states
     vocab_size = logits.shape[-1]
-    tokens, valid = None, jnp.ones((), bool)
+    tokens, valid = None, jnp.ones(vocab_size, bool)
     if hooks.allowed is not None:
         listed = hooks.allowed.listed(states.allowed, vocab_size)
         if listed is None:

@@ -40,6 +40,20 @@ def test_responses_obey_all_settings_together(beams):
         assert len(set(bigrams)) == len(bigrams)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forced_prefix": (2, 4, 5)}, r"contains the tokens \[4, 5\], which bad_words forbids"),
+        ({"forced_prefix": (2, 4, 2, 4)}, "repeats a sequence of 2 tokens"),
+        ({"forced_prefix": tuple(range(2, 11)), "bad_words": ()}, "are cut after 8"),
+        ({"no_repeat_ngram": 1 << 40}, r"no_repeat_ngram is \d+; it must lie in \[0, 8\]"),
+    ],
+)
+def test_constraints_with_which_no_response_could_end_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SETTINGS, **change)
+
+
 def test_files_record_only_the_constraints_that_are_on():
     assert _recorded(PLAIN).keys() == {
         "max_target_length", "num_samples", "temperature", "top_k", "top_p", "num_beams", "alpha",

@@ -305,6 +305,12 @@ def test_machines_that_cannot_work_are_refused_before_decoding(machine, message)
         Hooks(machine()).check(POLICY, np.arange(3), LENGTH)
 
 
+def test_a_score_without_a_machine_lets_pad_be_chosen_where_it_may():
+    score = PolicyLogRatio(POLICY.table(9), np.float32(0), POLICY)
+    plain, scored = (decoded(each, choose_pad=True) for each in (NO_HOOKS, Hooks(score=score)))
+    np.testing.assert_array_equal(scored.tokens, plain.tokens)
+
+
 def test_a_log_ratio_ranks_as_enumeration_does():
     """Among all responses of a vocabulary of five, with a second and a third policy."""
     policy, length, weight = PrefixPolicy(5), 3, 1.7
