@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from jaxalign.data.sources import JsonlSource
 _LOOKED_AT = 500
 _MAX_REJECTED_FRACTION = 0.05
 # Fields of a logged record of another layout that its line of candidates keeps. Of our own layout all fields are kept.
-_KEPT = ("references", "reference", "target", "group", "split", "source_id")
+_KEPT = ("references", "reference", "target", "group", "image", "split", "source_id")
 # Fields of a line of candidates that describe its responses.
 _OF_RESPONSES = ("finished", "sampler")
 
@@ -153,10 +154,11 @@ def _kept_fields(path: str, found: Found) -> dict[int, tuple[dict[str, Any], boo
 
 
 def _joined(candidates: Candidates) -> Candidates:
-    """Returns candidates with one line for each prompt, with the fields of its first line."""
-    groups: dict[str, list[int]] = {}
+    """Returns candidates with one line for each prompt, which includes its image, with the fields of its first line."""
+    groups: dict[tuple[str, str], list[int]] = {}
     for index, prompt in enumerate(candidates.prompts):
-        groups.setdefault(prompt, []).append(index)
+        image = candidates.fields[index].get("image")
+        groups.setdefault((prompt, json.dumps(image, sort_keys=True)), []).append(index)
     for name, found in candidates.annotations.items():
         if found.kind == "preferences" and len(groups) < len(candidates):
             raise DataError(
@@ -169,7 +171,7 @@ def _joined(candidates: Candidates) -> Candidates:
         kept = candidates.fields[group[0]].items()
         fields.append({**{key: value for key, value in kept if key not in unshared}, "id": index})
     return Candidates(
-        list(groups),
+        [prompt for prompt, _ in groups],
         [[text for i in group for text in candidates.responses[i]] for group in groups.values()],
         {
             name: Annotation(

@@ -21,7 +21,7 @@ TOO_FEW = "prompt with too few responses"
 TIE = "tie"
 SMALL_MARGIN = "margin below min_margin"
 
-_KEPT_FIELDS = ("id", "group")
+_KEPT_FIELDS = ("id", "group", "image")
 
 
 def scores_of(candidates: Candidates, name: str) -> Sequence[Float[np.ndarray, " responses"]]:
@@ -95,7 +95,7 @@ def record_of(
 
 
 def kept_fields(candidates: Candidates, index: int) -> dict[str, Any]:
-    """Returns the fields of a line of candidates that its records keep: `id` and `group`."""
+    """Returns the fields of a line of candidates that its records keep: `id`, `group` and `image`."""
     fields = candidates.fields[index]
     return {name: fields[name] for name in _KEPT_FIELDS if fields.get(name) is not None}
 

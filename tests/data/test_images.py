@@ -14,11 +14,13 @@ from jaxalign.data.cache import cache
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.examples import decode_example, encode_example, make_example
 from jaxalign.data.images import ImageFormat, ImageReader
+from jaxalign.data.logged_responses import read_responses
 from jaxalign.data.pipeline import one_pass
 from jaxalign.data.record_fields import RecordError
 from jaxalign.data.rejections import DataError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.networks.image_tokens import IMAGE_TOKENS, PATCHES
+from jaxalign.selection.usable import pair_line
 from tests.fixtures import shapes
 
 FORMAT = ImageFormat(8, 4)
@@ -249,3 +251,20 @@ def test_examples_and_batches_of_text_are_the_bytes_of_before():
     shape = {"num_rows": 1, "input_length": 4, "target_length": 4, "examples_per_row": 1}
     batch = make_batch([[(0, example)]], responses_per_example=1, **shape)
     assert PATCHES not in batch
+
+
+@pytest.mark.parametrize("kind", ["triplet", "candidates"])
+def test_prompts_with_other_images_are_not_joined_and_keep_them(tmp_path, kind):
+    path = tmp_path / "logged.jsonl"
+    lines = []
+    for image, texts in (("a.png", ("x", "y")), ("b.png", ("z",)), ("a.png", ("v",))):
+        fields = {"prompt": "what is it?", "image": image}
+        if kind == "candidates":
+            lines.append({**fields, "responses": texts, "log_probs": [0.0] * len(texts)})
+        else:
+            lines += [{**fields, "response": text, "feedback": 1} for text in texts]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, _ = read_responses(str(path), join_prompts=True)
+    assert [list(group) for group in found.responses] == [["x", "y", "v"], ["z"]]
+    assert [fields["image"] for fields in found.fields] == ["a.png", "b.png"]
+    assert pair_line(found, 1, "z", "no")["image"] == "b.png"
