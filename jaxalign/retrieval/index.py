@@ -23,6 +23,8 @@ from jaxalign.retrieval.index_folder import (
 )
 from jaxalign.retrieval.items import read_items, read_queries
 
+_MOST_TOKENS = 1 << 20
+
 
 def index(
     items: str,
@@ -86,6 +88,11 @@ def index(
     if not coarse and not levels:
         raise UserError(
             "index.coarse and index.levels are both 0; identifiers need clusters or codes"
+        )
+    if coarse + levels * codes + counters > _MOST_TOKENS:
+        raise UserError(
+            f"index.coarse, index.codes of {levels} levels and index.counters are {coarse + levels * codes + counters} tokens; at most "
+            f"{_MOST_TOKENS} can be added to a vocabulary"
         )
     if bool(vocabulary) == bool(codebooks_of):
         raise UserError(

@@ -85,7 +85,12 @@ class InlineVectors:
                     f'{items.where(index)}: "vector" must be {expected}; --features names another source of vectors'
                 )
             found.append(vector)
-        return np.asarray(found, np.float64)
+        try:
+            return np.asarray(found, np.float64)
+        except OverflowError:  # an integer of hundreds of digits
+            raise UserError(
+                f'{items.path}: a "vector" has a number that is too large for a float'
+            ) from None
 
 
 @register_features("array")

@@ -167,6 +167,7 @@ def test_repeated_queries_are_left_out_and_counted(make):
         ([{"item": True, "vector": [1]}], '"item" must be a text or an integer'),
         ([{"item": "a", "vector": [1]}, {"item": "b", "vector": [1, 2]}], "must be 1 numbers"),
         ([{"item": "a", "vector": "x"}], "must be a list of numbers"),
+        ([{"item": "a", "vector": [10**400]}], "too large for a float"),
         ([{"item": "a", "vector": [1, 2]}], "1 distinct vectors, which is fewer than the 3"),
     ],
 )  # fmt: skip
@@ -197,6 +198,12 @@ def test_a_vocabulary_that_names_identifiers_already_is_refused(make):
         make(name="bytes", vocabulary="bytes")
     with pytest.raises(UserError, match="of the vocabulary 'bytes' have no text"):
         make(name="bytes", vocabulary="bytes", extra_ids=100, tokens="sentinels")
+
+
+@pytest.mark.parametrize("name", ["codes", "counters", "coarse"])
+def test_more_tokens_than_a_vocabulary_can_have_are_refused(make, name):
+    with pytest.raises(UserError, match="at most 1048576 can be added"):
+        make(**{name: 1 << 40})
 
 
 def test_too_few_counters_are_refused(make):
