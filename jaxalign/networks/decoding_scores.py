@@ -154,7 +154,7 @@ class PolicyLogRatio(DecodingScore):
 
 @machine
 class PrefixValue(DecodingScore):
-    """The value of the prefix with the candidate, less that of the prefix without: over a response they sum to its value.
+    """The value of the prefix with the candidate, less that of the prefix without: they sum to a response's value less the empty one's.
 
     So a live beam is ranked by its log-probability plus w times the value of its prefix. A value is read from the decoder state of
     another network after the prefix. EOS adds nothing: a response is valued at its last token before EOS, as reward networks read it.
