@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,9 @@ def retrieve(
     )
     tokens = _encode(queries, encoder, opened)
     trained = run.policy()
+    training = Training.of(opened)
+    fits = bool(training.queries and two_tower_steps)
+    start = _start(two_tower_start, trained) if fits else None
     found = search(
         trained.network,
         trained.params,
@@ -110,11 +114,10 @@ def retrieve(
         renormalize=renormalize,
     )
     ranked = {GENERATIVE: found.ranked}
-    training = Training.of(opened)
     if training.queries:
         lexical = LexicalIndex(training.queries, training.items, len(opened.items))
         ranked[LEXICAL] = lexical.ranked(queries.texts, top)
-    if training.queries and two_tower_steps:
+    if fits:
         towers = fit_towers(
             trained.network,
             encoder.prompts(training.queries).tokens,
@@ -122,7 +125,7 @@ def retrieve(
             opened.vectors,
             TwoTowerSettings(steps=two_tower_steps),
             seed=seed,
-            start=_start(two_tower_start, trained),
+            start=start,
         )
         ranked[TWO_TOWER] = towers.ranked(tokens, opened.vectors, top)
     _write_lines(path, queries, opened, ranked, found.log_probs)
@@ -203,6 +206,9 @@ def right_items(queries: Queries, index: Index) -> np.ndarray | None:
 
 def _encode(queries: Queries, encoder: TextEncoder, index: Index) -> list[list[int]]:
     encoded = encoder.prompts(queries.texts)
+    cut = encoder.describe_cut(encoded)
+    if cut:
+        print(cut, file=sys.stderr)
     for text, tokens in zip(queries.texts, encoded.tokens, strict=True):
         check_query(text, tokens, index)
     return encoded.tokens

@@ -137,6 +137,8 @@ def generate(
     lengths = {"max_input_length": max_input_length, "max_target_length": max_target_length}
     require_range("generate", "[0, inf)", seed=seed, **lengths)
     require_one_of("generate", ("", *LONG_PROMPTS), long_prompts=long_prompts)
+    if Path(output).expanduser().resolve() == Path(input).expanduser().resolve():
+        raise UserError(f"--output is the input {input}; give another file")
     prompts = read_prompts(input, prompt_field)
     run = Run(checkpoint, step).policy(role=role)
     images = image_format(run.network)

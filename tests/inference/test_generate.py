@@ -133,6 +133,13 @@ def test_a_foreign_output_is_not_touched(fake_runs, prompts, tmp_path):
     assert output.read_text() == "mine\n"
 
 
+def test_the_prompts_are_not_overwritten_by_their_responses(prompts):
+    before = Path(prompts).read_text()
+    with pytest.raises(UserError, match="--output is the input"):
+        generate("run3", prompts, prompts, overwrite=True, **OPTIONS)
+    assert Path(prompts).read_text() == before
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

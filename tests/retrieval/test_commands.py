@@ -120,6 +120,14 @@ def test_retrieve_refuses_what_does_not_fit(shapes, capsys, tmp_path):
     assert "holds no queries" in error(capsys, *retrieving(folder, input=queries))
 
 
+def test_cut_queries_and_a_missing_start_are_told_before_the_search(shapes, capsys, monkeypatch):
+    monkeypatch.setattr("jaxalign.evaluation.retrieve.search", None)
+    flags = {"two_tower_start": "none", "two_tower_steps": "1", "max_input_length": "2"}
+    assert main(retrieving(shapes[0], **flags)) == 2
+    cut, line = capsys.readouterr().err.strip().splitlines()
+    assert "20 of 20 prompts were cut" in cut and "no checkpoint under" in line
+
+
 def test_index_refuses_a_picture_that_is_none(shapes, capsys, tmp_path):
     folder, _ = shapes
     (tmp_path / "x.png").write_text("no picture")
