@@ -20,7 +20,11 @@ from jaxalign.plugins import Registry
 
 AnswerExtractor = Callable[[str], str | None]
 
-_NUMBER = re.compile(r"(?:(?<![\w.)])[-−])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+# Commas separate thousands only between groups of three digits; an exponent belongs to its number.
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-−])?"
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?![\w.]))?"
+)
 
 
 def _own(name: str, function: Callable[..., Any]) -> AnswerExtractor:
