@@ -178,6 +178,8 @@ def test_without_suspects_it_is_dpo(toy, batch, spa):
 
 
 def test_microbatches_equal_one_batch(toy, batch, spa):
+    # The threshold is between two margins: at a margin, rounding decides whether that pair is a suspect.
+    spa = dataclasses.replace(spa, fraction=3.5 / 15)
     whole, split = (run(spa, toy.params, batch, steps=2, microbatches=k) for k in (1, 4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), split, whole)
 
