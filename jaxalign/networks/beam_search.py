@@ -117,7 +117,7 @@ def _beam_search(
         return jnp.power((5.0 + length) / 6.0, alpha)
 
     def not_ended(state: _Beams) -> AnyArray:
-        is_live = state.totals[:, 0] > EMPTY / 2
+        is_live = state.totals[:, 0] > -jnp.inf
         if hooks.score is None:
             # Log-probabilities only decrease, so no live beam can reach a better score than this.
             best_possible = state.totals[:, 0] / penalty(jnp.float32(max_decode_len))
@@ -154,8 +154,8 @@ def _beam_search(
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, chosen, position, axis=2)
         has_ended = chosen == EOS
 
-        live, order = jax.lax.top_k(totals + jnp.where(has_ended, EMPTY, 0.0), num_beams)
-        scores = totals / penalty(position + 1.0) + jnp.where(has_ended, 0.0, EMPTY)
+        live, order = jax.lax.top_k(jnp.where(has_ended, -jnp.inf, totals), num_beams)
+        scores = jnp.where(has_ended, totals / penalty(position + 1.0), -jnp.inf)
         ended = _Ranked(tokens, log_probs, scores)
         last, parents = _gather(chosen, order), _gather(parents, order)
         moved = jax.tree.map(lambda values: _gather(values, parents), hooked.allowed)
@@ -179,7 +179,8 @@ def _beam_search(
     sizes = cache_sizes(max_decode_len)
     num_slots = num_beams * sizes[0]
     no_tokens = jnp.full((*shape, max_decode_len), PAD, jnp.int32)
-    nothing = jnp.full(shape, EMPTY, jnp.float32)
+    # Not `EMPTY`: what comes of an empty beam must stay empty, whatever the length penalty makes of it.
+    nothing = jnp.full(shape, -jnp.inf, jnp.float32)
     state = _Beams(
         jnp.int32(0),
         jnp.full(shape, PAD, jnp.int32),
@@ -217,7 +218,7 @@ def _beam_search(
 
 
 def _without_empty(beams: _Ranked) -> _Ranked:
-    is_empty = beams.scores <= EMPTY / 2
+    is_empty = beams.scores == -jnp.inf
     return _Ranked(
         jnp.where(is_empty[..., None], PAD, beams.tokens),
         jnp.where(is_empty, EMPTY, beams.log_probs),

@@ -88,6 +88,19 @@ def test_beam_search_in_a_trie_ranks_all_its_responses_as_enumeration_does(renor
     assert not np.any(found.dead_ends)
 
 
+def test_empty_beams_stay_empty_in_long_responses_too():
+    """The length penalty divides a score: a number that stands for nothing would come near to real scores."""
+    response = [2 + i % 3 for i in range(20)]
+    trie = Trie.from_sequences([response], SIZE)
+    found = beam_search(
+        POLICY, PARAMS, ROWS, num_beams=3, alpha=1.0, max_decode_len=24, hooks=Hooks(trie)
+    )
+    np.testing.assert_array_equal(found.scores[:, :2], EMPTY)
+    np.testing.assert_array_equal(found.log_probs[:, :2], EMPTY)
+    assert not np.any(found.tokens[:, :2])
+    np.testing.assert_array_equal(found.tokens[:, -1, :20], [response] * len(ROWS))
+
+
 def decoded(hooks, numbers=None, **options):
     """Tokens, log-probabilities, scores and dead ends of samples or greedy responses."""
     found = generate(
