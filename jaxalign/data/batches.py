@@ -105,7 +105,7 @@ def make_batch(
       stored fields [rows, P, K] (vectors: [rows, P, K, length]); scores [rows, P, K, scores]; reference_rewards
       [rows, P, samples], the standardised feedback of samples of the reference policy; prompt_ids, example_ids
       [rows, P]; teacher_top_ids and teacher_top_log_probs [rows, T, teacher_top], 0 on padding;
-      encoder_input_patches uint8 [rows, P, patches, values], to which the image tokens point (`networks.images`).
+      encoder_input_patches uint8 [rows, P, patches, values], to which the image tokens point (`networks.image_patches`).
     """
     places = _Places.of(rows, num_rows, examples_per_row, responses_per_example)
     batch = _tokens(places, input_length, target_length)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import require_range
-from jaxalign.networks import distributions, encoder_fusion, images, scoring
+from jaxalign.networks import distributions, encoder_fusion, image_patches, scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.distributions import TokenDistributions
@@ -277,7 +277,7 @@ class Policy(TokenPolicy, DecodingPolicy):
 
     def _prompt_embeddings(self, params: Params, batch: Batch) -> Embedded | None:
         """What the encoder reads in place of embedded tokens; None without images."""
-        patches = images.patches_of(self.config, params, batch)
+        patches = image_patches.patches_of(self.config, params, batch)
         if patches is None:
             return None
         tokens = batch["encoder_input_tokens"]

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.decoder_trunk import DecoderTrunk
-from jaxalign.networks.images import Patches, patches_of
+from jaxalign.networks.image_patches import Patches, patches_of
 from jaxalign.networks.protocols import PrefixRewardPredictor, RewardPredictor
 from jaxalign.networks.shapes import (
     AnyArray,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxalign.networks.blocks import Dense, Embedding, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.encoder_fusion import LayerConcatenation, LayerOutputs
-from jaxalign.networks.images import ImageEmbedder, Patches, blank, placed
+from jaxalign.networks.image_patches import ImageEmbedder, Patches, blank, placed
 from jaxalign.networks.layers import DecoderLayer, EncoderLayer, apply_layers
 from jaxalign.networks.positions import (
     RelativePositionBias,
@@ -180,7 +180,7 @@ class EncoderDecoder(nn.Module):
         return self.token_embedder(tokens)
 
     def embed_prompts(self, tokens: Tokens, patches: Patches) -> Hidden:
-        """What the encoder reads of prompts with images (`networks.images`)."""
+        """What the encoder reads of prompts with images (`networks.image_patches`)."""
         return placed(self.token_embedder(tokens), tokens, self.image_embedder(patches))
 
     def decode(

@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 from jaxalign.errors import UserError
 from jaxalign.networks.blocks import Embedding
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.images import ImageEmbedder, Patches, blank, patches_of, placed
+from jaxalign.networks.image_patches import ImageEmbedder, Patches, blank, patches_of, placed
 from jaxalign.networks.leaves import require_same_shapes
 from jaxalign.networks.policy import Policy, ResponseScores
 from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor, ValuePredictor

@@ -14,8 +14,8 @@ from jaxalign.errors import UserError
 from jaxalign.inference.image_prompts import PromptImages, with_table
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.image_patches import ImageEmbedder
 from jaxalign.networks.image_tokens import PATCHES, TABLE
-from jaxalign.networks.images import ImageEmbedder
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import RewardNetwork
 from jaxalign.networks.value import ValueNetwork
