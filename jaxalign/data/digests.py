@@ -5,11 +5,12 @@ SQLite keeps its newest pages in memory and the rest in a file without a name, o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _MEMORY_KIB = 16 * 1024
 # The database is private and temporary: it needs no journal, and nobody else reads it.
@@ -19,6 +20,8 @@ _SETTINGS = (
     "locking_mode=EXCLUSIVE",
     f"cache_size=-{_MEMORY_KIB}",
 )
+_INSERT = "INSERT OR IGNORE INTO places VALUES (?, ?, ?)"
+_TOGETHER = 1024  # texts that are added by one command
 
 
 class Places:
@@ -30,6 +33,7 @@ class Places:
 
     def __init__(self, folder: str | None = None) -> None:
         self._files: dict[str, int] = {}
+        self._noted: list[tuple[bytes, int, int]] = []
         descriptor, path = tempfile.mkstemp(dir=folder)
         os.close(descriptor)
         # The thread that closes a cache need not be the one that began it.
@@ -43,17 +47,21 @@ class Places:
         self._execute("BEGIN")
 
     def __len__(self) -> int:
+        self._store_noted()
         (count,) = self._execute("SELECT COUNT(*) FROM places").fetchone()
         return int(count)
 
     def add(self, text: str, file: str, line: int) -> tuple[str, int] | None:
         """Adds a text unless it is present; returns the file and line of its earlier occurrence, or None."""
-        digest = _digest(text)
-        return None if self._insert(digest, file, line) else self._find(digest)
+        self._store_noted()
+        row = self._row(text, file, line)
+        return None if self._execute(_INSERT, row).rowcount else self._find(row[0])
 
     def note(self, text: str, file: str, line: int) -> None:
-        """Adds a text unless it is present."""
-        self._insert(_digest(text), file, line)
+        """Adds a text unless it is present; many texts are added together, which is faster."""
+        self._noted.append(self._row(text, file, line))
+        if len(self._noted) == _TOGETHER:
+            self._store_noted()
 
     def shared(self, other: Places) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
         """Yields the places of each text that is in both sets: its first occurrence here and its first occurrence in `other`."""
@@ -66,12 +74,14 @@ class Places:
                 place = (files[number], line)
                 yield (found, place) if swapped else (place, found)
 
-    def _insert(self, digest: bytes, file: str, line: int) -> bool:
-        number = self._files.setdefault(file, len(self._files))
-        added = self._execute(
-            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)", (digest, number, line)
-        )
-        return bool(added.rowcount)
+    def _row(self, text: str, file: str, line: int) -> tuple[bytes, int, int]:
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return digest, self._files.setdefault(file, len(self._files)), line
+
+    def _store_noted(self) -> None:
+        if self._noted:
+            _called(self._database.executemany, _INSERT, self._noted)
+            self._noted.clear()
 
     def _find(self, digest: bytes) -> tuple[str, int] | None:
         found = self._execute("SELECT file, line FROM places WHERE digest = ?", (digest,))
@@ -79,11 +89,15 @@ class Places:
         return None if row is None else (list(self._files)[row[0]], int(row[1]))
 
     def _execute(self, command: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:
-        try:
-            return self._database.execute(command, values)
-        except sqlite3.Error as error:
-            raise OSError(f"the temporary database of record digests failed: {error}") from error
+        return _called(self._database.execute, command, values)
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _called(function: Callable[..., sqlite3.Cursor], *arguments: object) -> sqlite3.Cursor:
+    """Calls SQLite. A failure is one of the disk, and is reported as such."""
+    try:
+        return function(*arguments)
+    except sqlite3.Error as error:
+        full = "full" in str(error)
+        raise OSError(
+            errno.ENOSPC if full else errno.EIO, f"the temporary database of digests: {error}"
+        ) from error
