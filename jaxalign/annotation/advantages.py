@@ -17,8 +17,7 @@ from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_v
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
-from jaxalign.parallel import partitioning
-from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.parallel import partitioning, row_devices
 from jaxalign.runs.description import RewardStatistics
 from jaxalign.runs.folder import Run, TrainedNetwork
 
@@ -64,7 +63,8 @@ def advantages(
     scale = _scale(cache, units)
     check_vocabulary(cache.metadata, cache_dir, run)
     say_other_cut(cache, run)
-    mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
+    mesh = row_devices.local_mesh()
+    batch_size = row_devices.divisible_rows(mesh, batch_size)
     shares = {}
     for split in splits or list(cache.metadata.splits):
         found, present = _of_split(trained, cache, split, batch_size, mesh)

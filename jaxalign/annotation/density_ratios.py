@@ -11,8 +11,7 @@ from jaxalign.annotation.logistic_regression import density_ratios as fitted_rat
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
 from jaxalign.networks.value import pool_segments
-from jaxalign.parallel import partitioning
-from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.parallel import partitioning, row_devices
 from jaxalign.runs.folder import Run
 
 
@@ -59,7 +58,8 @@ def density_ratios(
         )
     check_vocabulary(metadata, cache_dir, run)
     say_other_cut(cache, run)
-    mesh = partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1])
+    mesh = row_devices.local_mesh()
+    batch_size = row_devices.divisible_rows(mesh, batch_size)
 
     @jax.jit
     def embed(batch):  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from jaxalign.annotation.reward_judges import judging_encoder
 from jaxalign.data.logged_responses import read_responses
 from jaxalign.errors import UserError
-from jaxalign.inference.rows import Tokens, by_batch, jitted
+from jaxalign.inference.rows import Tokens, outputs
 from jaxalign.losses import goal_conditioning
 from jaxalign.networks.protocols import PrefixRewardPredictor
 from jaxalign.runs.folder import Run
@@ -54,8 +54,9 @@ def goal_vector(
       prompts, responses: token ids, EOS included; one response per prompt.
     """
     total, count = 0.0, 0
-    for index, batch in by_batch(prompts, [[response] for response in responses], batch_size):
-        states, mask = jitted(network, "prefix_states")(params, batch)
+    groups = [[response] for response in responses]
+    for index, found in outputs(network, "prefix_states", params, prompts, groups, batch_size):
+        states, mask = found
         last = np.asarray(mask)[: len(index), 0].sum(axis=1) - 1
         total = total + np.asarray(states, np.float64)[np.arange(len(index)), 0, last].sum(axis=0)
         count += len(index)
@@ -75,9 +76,9 @@ def score_prefixes(
     shape = (len(responses), max((len(response) for response in responses), default=0))
     values, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     mask = np.arange(shape[1]) < np.array([len(response) for response in responses])[:, None]
-    for index, batch in by_batch(prompts, [[response] for response in responses], batch_size):
-        states, _ = jitted(network, "prefix_states")(params, batch)
-        states = states[: len(index), 0, : shape[1]]
+    groups = [[response] for response in responses]
+    for index, found in outputs(network, "prefix_states", params, prompts, groups, batch_size):
+        states = found[0][: len(index), 0, : shape[1]]
         length = states.shape[1]
         values[index, :length] = goal_conditioning.prefix_values(states, jnp.asarray(goal))
         rewards[index, :length] = network.head(params, states)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxalign.annotation import teacher
@@ -17,8 +16,7 @@ from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import RewardPredictor
-from jaxalign.parallel import distributed, partitioning
-from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.parallel import distributed, row_devices
 from jaxalign.runs.folder import Run
 
 
@@ -72,12 +70,13 @@ def score(
         name = name or reference_name(identity, network) + suffix
     else:
         name = name or f"{role}-{run.description.run_id}-{run.step}"
+    mesh = row_devices.local_mesh()
     settings = PassSettings(
         splits=splits,
         feature_lengths=lengths,
         row_lengths=run.description.row_lengths,
-        batch_size=batch_size,
-        mesh=partitioning.make_mesh(MeshShape(data=1), jax.local_devices()[:1]),
+        batch_size=row_devices.divisible_rows(mesh, batch_size),
+        mesh=mesh,
         info={"role": role, "checkpoint": str(run.folder), "step": run.step},
     )
     if top_tokens:

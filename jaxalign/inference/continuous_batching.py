@@ -18,6 +18,7 @@ from jaxalign.data.batches import prompt_rows
 from jaxalign.inference.rows import EOS, PAD, Tokens
 from jaxalign.networks import decoding_rows
 from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
+from jaxalign.parallel.row_devices import RowDevices
 
 SMALLEST_CACHE = 64  # slots
 MARGIN = 16  # tokens that at least fit into a cache before it must grow
@@ -28,7 +29,7 @@ class Shapes(NamedTuple):
     """The shapes of a batch.
 
     Attributes:
-      rows: prompts that are decoded at a time.
+      rows: prompts that are decoded at a time; more where the devices would not divide them.
       samples: responses of each prompt.
       input_length: tokens to which prompts are padded.
       max_decode_len: tokens after which a response is cut.
@@ -61,7 +62,7 @@ def decode_prompts(
     """Returns the responses to all prompts, in their order, and the responses' log-probabilities.
 
     Args:
-      policy, params: the network.
+      policy, params: the network. Rows are divided among the devices on which the parameters lie.
       prompts: token ids; those with long responses should come first.
       indices: the numbers from which, with `key`, the keys of the prompts follow; hooks know the prompts by them.
       shapes: of the batch.
@@ -73,17 +74,38 @@ def decode_prompts(
       UserError: a hook does not fit.
     """
     hooks.check(policy, indices, shapes.max_decode_len)
+    devices = RowDevices(params)
+    shapes = shapes._replace(rows=devices.multiple(shapes.rows))
+    with devices.active():
+        return _decode_prompts(
+            policy, params, prompts, indices, shapes, choice, key, hooks, devices
+        )
+
+
+def _decode_prompts(
+    policy: Any,
+    params: Any,
+    prompts: Sequence[Tokens],
+    indices: Int[np.ndarray, " prompts"],
+    shapes: Shapes,
+    choice: Choice,
+    key: Any,
+    hooks: Hooks,
+    devices: RowDevices,
+) -> tuple[np.ndarray, np.ndarray]:
     count, length = len(prompts), shapes.max_decode_len
     tokens = np.full((count, shapes.samples, length), PAD, np.int32)
     log_probs = np.zeros((count, shapes.samples), np.float32)
     constants = decoding_rows.constants(policy, params, hooks, max_decode_len=length)
-    rows = decoding_rows.idle_rows(
-        policy,
-        hooks,
-        num_rows=shapes.rows,
-        num_samples=shapes.samples,
-        num_slots=cache_slots(0, length),
-        max_decode_len=length,
+    rows = devices.put(
+        decoding_rows.idle_rows(
+            policy,
+            hooks,
+            num_rows=shapes.rows,
+            num_samples=shapes.samples,
+            num_slots=cache_slots(0, length),
+            max_decode_len=length,
+        )
     )
     owners = np.full(shapes.rows, -1)  # the prompt of each row; -1: none
     ages = np.zeros(shapes.rows, np.int64)  # tokens since a row began
@@ -99,7 +121,7 @@ def decode_prompts(
                 encoded = decoding_rows.encode(
                     policy,
                     params,
-                    prompt_rows(padded, shapes.input_length),
+                    devices.put(prompt_rows(padded, shapes.input_length)),
                     hooks,
                     max_decode_len=length,
                 )

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from jaxalign.data.batches import Batch, make_batch
 from jaxalign.data.examples import make_example
+from jaxalign.parallel.row_devices import RowDevices
 
 PAD, EOS = 0, 1
 
@@ -127,6 +128,29 @@ def by_batch(
         )
 
 
+def outputs(
+    network: Any,
+    method: str,
+    params: Any,
+    prompts: Sequence[Tokens],
+    responses: Sequence[Sequence[Tokens]],
+    batch_size: int,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields a network's outputs of batches of similar length, each with the indices of its prompts.
+
+    Args:
+      network, method: the network, and the name of its method of ``(params, batch)``.
+      params: its parameters. Rows are divided among the devices on which they lie.
+      prompts, responses: as in `response_batch`.
+      batch_size: rows of a batch, at least. The rows behind those of the indices are empty.
+    """
+    devices = RowDevices(params)
+    for index, batch in by_batch(prompts, responses, devices.multiple(batch_size)):
+        with devices.active():
+            found = jitted(network, method)(params, devices.put(batch))
+        yield index, found
+
+
 def score_responses(
     policy: Any,
     params: Any,
@@ -143,8 +167,7 @@ def score_responses(
     """
     shape = (len(prompts), len(responses[0]) if responses else 0)
     log_probs, lengths = np.zeros(shape, np.float64), np.zeros(shape, np.float64)
-    for index, batch in by_batch(prompts, responses, batch_size):
-        scores = jitted(policy, "score")(params, batch)
+    for index, scores in outputs(policy, "score", params, prompts, responses, batch_size):
         log_probs[index] = np.asarray(scores.log_probs)[: len(index)]
         lengths[index] = np.asarray(scores.lengths)[: len(index)]
     return log_probs, lengths
@@ -166,8 +189,7 @@ def predict_rewards(
     """
     rewards = np.zeros(len(prompts), np.float64)
     groups = [[response] for response in responses]
-    for index, batch in by_batch(prompts, groups, batch_size):
-        found = jitted(network, "rewards")(params, batch)
+    for index, found in outputs(network, "rewards", params, prompts, groups, batch_size):
         rewards[index] = np.asarray(found)[: len(index), 0]
     return rewards
 
@@ -179,6 +201,6 @@ def predict_values(
     values = np.zeros(len(prompts), np.float64)
     # A value network reads only the prompt. An empty response completes the batch layout.
     responses = [[[EOS]] for _ in prompts]
-    for index, batch in by_batch(prompts, responses, batch_size):
-        values[index] = np.asarray(jitted(value, "values")(params, batch))[: len(index)]
+    for index, found in outputs(value, "values", params, prompts, responses, batch_size):
+        values[index] = np.asarray(found)[: len(index)]
     return values

@@ -23,6 +23,7 @@ from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_t
 from jaxalign.networks.beam_search import beam_search
 from jaxalign.networks.decoding import check_choice
 from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
+from jaxalign.parallel.row_devices import RowDevices
 
 WINDOW = 16  # batches of prompts that are decoded together, and then returned
 FILLS = 4  # how often a group of prompts of similar length fills the rows, at least
@@ -107,21 +108,23 @@ def decoder(
         del key
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
-        rows = num_rows(len(prompts), batch_size)
+        devices = RowDevices(params)
+        rows = devices.multiple(num_rows(len(prompts), batch_size))
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         for part in chunks(len(order), rows):
             index = order[part]
             batch = [prompts[i] for i in index] + [[EOS]] * (rows - len(index))
-            found = beam_search(
-                policy,
-                params,
-                prompt_rows(batch, _padded_length(max(map(len, batch)))),
-                num_beams=settings.num_beams,
-                alpha=settings.alpha,
-                max_decode_len=length,
-                hooks=hooks,
-                prompt_numbers=np.pad(indices[index], (0, rows - len(index)), mode="edge"),
-            )
+            with devices.active():
+                found = beam_search(
+                    policy,
+                    params,
+                    devices.put(prompt_rows(batch, _padded_length(max(map(len, batch))))),
+                    num_beams=settings.num_beams,
+                    alpha=settings.alpha,
+                    max_decode_len=length,
+                    hooks=hooks,
+                    prompt_numbers=np.pad(indices[index], (0, rows - len(index)), mode="edge"),
+                )
             # T5X orders beams from worst to best.
             best_first = slice(None, -settings.num_samples - 1, -1)
             tokens[index] = np.asarray(found.tokens)[: len(index), best_first]
@@ -200,7 +203,8 @@ def generate_windows(
     starts at a later window returns exactly the responses of an uninterrupted run.
 
     Args:
-      policy, params, prompts, settings: the network, token ids, and how to decode.
+      policy, params, prompts, settings: the network, token ids, and how to decode. Rows are divided among the devices on which the
+        parameters lie.
       batch_size: the number of prompts that are decoded at a time.
       seed: the seed of all samples.
       first: windows before the one with this prompt are left out.

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError, first_line
 from jaxalign.networks.leaves import merge_leaves
-from jaxalign.parallel import distributed
+from jaxalign.parallel import distributed, row_devices
 from jaxalign.runs import manifests, stored_arrays
 from jaxalign.runs.description import NETWORKS_FILE, read_description
 
@@ -119,9 +119,9 @@ def _stored_shapes(checkpointer: ocp.Checkpointer, folder: Path) -> dict[str, An
 def _restore_role(
     checkpointer: ocp.Checkpointer, folder: Path, role: str, shapes: Any, shardings: Any | None
 ) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    default = row_devices.default_sharding()
     places = (
-        jax.tree.map(lambda _: device, shapes) if shardings is None else _like(shardings, shapes)
+        jax.tree.map(lambda _: default, shapes) if shardings is None else _like(shardings, shapes)
     )
     target = {role: with_shardings(shapes, places)}
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)

@@ -59,7 +59,7 @@ class Run:
         Args:
           step: a checkpoint to use in place of the chosen one.
           role: the role of the parameters.
-          shardings: the shardings of the parameters; the first local device by default.
+          shardings: the shardings of the parameters; those of `parallel.row_devices.default_sharding` by default.
 
         Raises:
           UserError: there is no such network, or its checkpoint is damaged, not finite, or of another shape.
