@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,27 @@ STUDIES: dict[str, tuple[str, Mapping[str, Arm], str]] = {
         rounds_iterative.ARMS,
         rounds_iterative.__doc__ or "",
     ),
+}
+# The comparisons of a study: an arm, and what it is compared with.
+_COMPARISONS: dict[str, list[tuple[str, str]]] = {
+    "spa": [(arm, "spa") for arm in rounds_spa.ARMS if arm != "spa"],
+    "selm": [
+        (arm, f"{arm.partition('_')[0]}_alpha0")
+        for arm in rounds_selm.ARMS
+        if not arm.endswith("_alpha0")
+    ],
+    "iterative": [("dpo_3_rounds", "dpo_1_round"), ("dro_3_rounds", "dro_1_round")],
+}
+_CONCLUSIONS: dict[str, list[str]] = {
+    "spa": [],
+    "selm": [],
+    "iterative": [
+        "Conclusion: fresh samples in every round gain nothing here. At equal distance from the start, three rounds are .013 better than",
+        "one for DPO and .015 worse for DRO, with deviations of .02 over seeds and a standard error of .016 of each measured reward (200",
+        "samples). All four arms are better than the start (-.174). DPO comes further, to -.11 and -.12, at 4 nats and with sentences a",
+        "quarter longer; DRO at tau 1 stays within .35 nats. In one round 600 acts give 520 pairs of different reward, in three 478:",
+        "a better policy makes fewer errors to learn from. The optimizer and its schedule begin anew in every round.",
+    ],
 }
 # Columns of the table, their digits, and their name in the result of a round.
 _COLUMNS = (
@@ -64,14 +86,16 @@ def report(name: str, folder: Path, plot: Path) -> str:
         ]
         if points:
             series[arm] = points
-    parts = [f"# {title}\n", f"{question.strip()}\n", details.strip() + "\n"]
+    parts = [f"# {title}\n", f"{question.strip()}\n", details.rstrip() + "\n"]
     if series:
         plot_front(series, ("log-ratio to the start, nats", "reward"), plot)
         parts += [
             markdown_table(rows),
             "\nMean and standard deviation over seeds; 200 test acts, one sample at temperature 1 each; the reward is minus the share of "
             "wrong slots.\n",
+            *_comparisons(found, _COMPARISONS[name]),
             f"![Reward against the distance from the start, round after round]({plot.name})\n",
+            *_CONCLUSIONS[name],
         ]
     missing = [f"`{arm}` ({len(each)})" for arm, each in found.items() if len(each) < len(SEEDS)]
     if missing:
@@ -79,6 +103,53 @@ def report(name: str, folder: Path, plot: Path) -> str:
             f"**Not finished with all {len(SEEDS)} seeds** (finished seeds in brackets): {', '.join(missing)}.\n"
         )
     return "\n".join(parts)
+
+
+def _comparisons(
+    found: Mapping[str, list[list[dict[str, Any]]]], pairs: Sequence[tuple[str, str]]
+) -> list[str]:
+    """Returns the table of differences between arms, paired by seed, after the last round and at equal distance from the start."""
+    rows = []
+    for arm, other in pairs:
+        both = list(zip(found[arm], found[other], strict=False))
+        if not both:
+            continue
+        at_equal_distance = []
+        for own, theirs in both:
+            distance = min(_path(own)[-1][0], _path(theirs)[-1][0])
+            at_equal_distance.append(_reward_at(own, distance) - _reward_at(theirs, distance))
+        last = [own[-1]["reward"] - theirs[-1]["reward"] for own, theirs in both]
+        rows.append(
+            {
+                "arm": f"`{arm}`",
+                "minus": f"`{other}`",
+                "reward, last round": spread(last, 3),
+                "reward, equal distance": spread(at_equal_distance, 3),
+                "seeds": len(both),
+            }
+        )
+    if not rows:
+        return []
+    return [
+        "Differences, paired by seed (mean and standard deviation). Equal distance: at the smaller log-ratio of the two last rounds, the "
+        "highest reward on the straight lines between an arm's rounds.\n",
+        markdown_table(rows) + "\n",
+    ]
+
+
+def _path(entries: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Returns the distance from the start and the reward, round by round."""
+    return [(entry["log_ratio_to_start"], entry["reward"]) for entry in entries]
+
+
+def _reward_at(entries: Sequence[Mapping[str, Any]], distance: float) -> float:
+    """Returns the highest reward at a distance on the straight lines between the rounds."""
+    found = []
+    for (begin, low), (end, high) in itertools.pairwise(_path(entries)):
+        if min(begin, end) <= distance <= max(begin, end):
+            share = (distance - begin) / (end - begin) if end != begin else 1.0
+            found.append(low + share * (high - low))
+    return max(found, default=entries[0]["reward"])
 
 
 def _results(folder: Path, arm: str) -> list[list[dict[str, Any]]]:
