@@ -127,7 +127,8 @@ class ForcedPrefix(AllowedTokens):
     """Responses begin with given tokens. What follows is free.
 
     Attributes:
-      tokens: int32 ``[prompts, length]``, PAD behind the shorter ones; one row serves all prompts. Made by `forced_prefix`.
+      tokens: int32 ``[prompts, length]``, PAD behind the shorter ones; one row serves all prompts. Of several rows, a prompt with a
+        higher number has none, and nothing is allowed for it. Made by `forced_prefix`.
     """
 
     tokens: Any
@@ -151,7 +152,8 @@ class ForcedPrefix(AllowedTokens):
             jnp.minimum(prompts, rows - 1), jnp.minimum(positions, length - 1)
         ]
         forced = jnp.where(positions < length, forced, PAD)[..., None]
-        return (forced == PAD) | (jnp.arange(vocab_size) == forced)
+        has_row = (rows == 1) | (prompts < rows)
+        return has_row[..., None] & ((forced == PAD) | (jnp.arange(vocab_size) == forced))
 
     def advance(self, states: Any, tokens: AnyArray) -> Any:
         del tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def index(
       tokens: `pieces` adds pieces to the vocabulary, `sentinels` writes identifiers with its sentinels.
       shuffle: exchange the identifiers between items at random: a control that takes their meaning away.
       codebooks_of: another index, whose features, clusters, codebooks and vocabulary are used. Its items keep their identifiers. If its
-        features are a function, `features` must name it too.
+        features are a function, `features` must name it too. The settings of clusters, codes and vocabulary come from it, and cannot be
+        given beside it.
       seed: the seed of k-means, of the RQ-VAE and of the exchange.
       overwrite: replace an existing folder.
 
@@ -97,6 +99,18 @@ def index(
     if bool(vocabulary) == bool(codebooks_of):
         raise UserError(
             "give --vocabulary, a SentencePiece model, or --codebooks_of, an index that has one"
+        )
+    if codebooks_of:
+        _refuse_other_codebooks(
+            extra_ids=extra_ids,
+            components=components,
+            coarse=coarse,
+            levels=levels,
+            codes=codes,
+            counters=counters,
+            quantizer=quantizer,
+            tokens=tokens,
+            shuffle=shuffle,
         )
     _check_output(Path(output).expanduser(), overwrite)
     given = read_items(items)
@@ -132,6 +146,16 @@ def index(
         "fingerprint": made.fingerprint,
         "report": report,
     }
+
+
+def _refuse_other_codebooks(**given: Any) -> None:
+    """Refuses settings of `index` that another index's codebooks decide, unless they have their default."""
+    defaults = inspect.signature(index).parameters
+    for name, value in given.items():
+        if value != defaults[name].default:
+            raise UserError(
+                f"--codebooks_of takes {name} from that index; leave --{name} out, or make an index of its own from --vocabulary"
+            )
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:

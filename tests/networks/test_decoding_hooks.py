@@ -305,6 +305,7 @@ def test_samples_repeat_no_bigram():
         (lambda: token_sets([[2], [0]], SIZE), "position 1 allows nothing"),
         (lambda: forced_prefix([[2] * 6]), "6 tokens, and responses are cut after 5"),
         (lambda: ForcedPrefix(np.array([[20]])), "has token 20"),
+        (lambda: forced_prefix([[2], [3]]), "no first token for prompt 2"),
         (lambda: NoRepeatedNGram(0), "no_repeat_ngram is 0"),
         (lambda: banned_sequences([[1]]), "no response could end"),
         (

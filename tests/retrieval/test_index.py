@@ -152,6 +152,13 @@ def test_principal_components_are_kept_for_new_items(make, write_lines, item_lin
     np.testing.assert_allclose(read_index(tmp_path / "same").vectors, old.vectors, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["coarse", "levels", "codes", "counters", "tokens", "shuffle"])
+def test_settings_that_other_codebooks_decide_are_refused(name, tmp_path):
+    values = {"tokens": "sentinels", "shuffle": True}
+    with pytest.raises(UserError, match=f"takes {name} from that index"):
+        index("items.jsonl", str(tmp_path / "x"), codebooks_of="i", **{name: values.get(name, 3)})
+
+
 def test_repeated_queries_are_left_out_and_counted(make):
     line = {"item": "red star", "query": ["a star", "a  star "]}
     made = make(queries=[line])
