@@ -71,6 +71,18 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         file.write(content)
 
 
+def refuse_other_output(path: Path, side_file: Path, command: str) -> None:
+    """Refuses to replace a file that a command did not write: one that lacks the description which it writes beside its output.
+
+    Raises:
+      UserError: there is such a file.
+    """
+    if path.exists() and not side_file.exists():
+        raise UserError(
+            f"{path} exists already and was not written by `jaxalign {command}`; delete it, or give another --output"
+        )
+
+
 def replace_folder(finished: Path | str, path: Path | str) -> None:
     """Gives a finished folder its name, in place of a folder that has it. Readers see the old one or the new one, never a mixture."""
     finished, path = Path(finished), Path(path)

@@ -56,7 +56,7 @@ def vote(
 
     Args:
       input: candidates (of `jaxalign generate`, `annotate` or `select`), or logged records of any kind and layout.
-      output: the JSON Lines file of the votes.
+      output: the JSON Lines file of the votes. It replaces earlier votes, and no other file.
       answers: what extracts the answer of a response: `last_number`, `last_number:after=####`, `regex:PATTERN`, `whole_text`, or
         `module:function` (text -> answer or None); see docs/voting.md.
       correct: where the correct answers are: `field:NAME`, `file:PATH` or `annotation:NAME`; without it no accuracy is computed.
@@ -161,13 +161,18 @@ def vote(
 
 
 def _check_output(output: str, input: str, goal_file: str, correct: str) -> None:
-    """Refuses an output that is a file which the command reads."""
+    """Refuses an output that is a file which the command reads, or that it did not write."""
     answers = correct.removeprefix("file:") if correct.startswith("file:") else ""
     place = Path(output).expanduser().resolve()
     for name, path in (("input", input), ("goal_file", goal_file), ("correct", answers)):
         if path and Path(path).expanduser().resolve() == place:
             what = "input" if name == "input" else f"file of --{name},"
             raise UserError(f"--output is the {what} {path}; give another file")
+    files.refuse_other_output(place, _side_file(place), "vote")
+
+
+def _side_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.votes.json")
 
 
 def _equally_many(candidates: Candidates, wanted: int) -> Candidates:
@@ -260,7 +265,7 @@ def _report(
 
 def _write(output: str, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> None:
     path = Path(output).expanduser()
-    side_file = path.with_name(f"{path.name}.votes.json")
+    side_file = _side_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Removed before the votes change, so that it never describes other votes.

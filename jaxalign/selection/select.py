@@ -36,11 +36,13 @@ def select(*, input: str, selector: str, output: str) -> None:
       input: the file of candidates, as `jaxalign generate` and `jaxalign annotate` write it.
       selector: how to select: a name with settings, such as `best_worst:annotation=judge,min_margin=0.1` (see docs/selection.md), or
         `module:function`.
-      output: the JSON Lines file of the records.
+      output: the JSON Lines file of the records. It replaces an earlier selection, and no other file.
     """
     chosen = get_selector(selector)
     if Path(output).expanduser().resolve() == Path(input).expanduser().resolve():
         raise UserError(f"--output is the input {input}; give another file")
+    place = Path(output).expanduser()
+    files.refuse_other_output(place, side_file_of(place), "select")
     candidates = read_candidates(input)
     selection = apply_selector(chosen, candidates, selector)
     write_selection(

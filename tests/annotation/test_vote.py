@@ -163,6 +163,17 @@ def test_the_output_is_not_the_input(given):
         vote(given, answers, reward_run="run", goal_file=answers)
 
 
+def test_votes_replace_votes_and_no_other_file(given, tmp_path):
+    output = tmp_path / "votes.jsonl"
+    for _ in range(2):
+        vote(given, str(output))
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("kept\n")
+    with pytest.raises(UserError, match="not written by `jaxalign vote`"):
+        vote(given, str(mine))
+    assert mine.read_text() == "kept\n"
+
+
 def test_unequal_numbers_of_responses_are_refused(write_lines, tmp_path):
     lines = [{"prompt": p, "responses": ["1"] * k} for p, k in (("p", 3), ("q", 2))]
     path = write_lines("in.jsonl", lines)

@@ -277,14 +277,27 @@ def test_an_empty_selection_keeps_the_finished_file(judged, tmp_path):
     from jaxalign.selection.select import select
 
     write_candidates(tmp_path / "in.jsonl", judged)
-    (tmp_path / "out.jsonl").write_text("kept\n")
+    files = {"input": str(tmp_path / "in.jsonl"), "output": str(tmp_path / "out.jsonl")}
+    for _ in range(2):
+        select(selector="best_worst", **files)
+    kept = (tmp_path / "out.jsonl").read_text()
     with pytest.raises(DataError):
+        select(selector="best_worst:min_margin=9", **files)
+    assert (tmp_path / "out.jsonl").read_text() == kept
+
+
+def test_a_file_that_is_no_selection_is_not_replaced(judged, tmp_path):
+    from jaxalign.selection.select import select
+
+    write_candidates(tmp_path / "in.jsonl", judged)
+    (tmp_path / "mine.jsonl").write_text("kept\n")
+    with pytest.raises(UserError, match="not written by `jaxalign select`"):
         select(
             input=str(tmp_path / "in.jsonl"),
-            selector="best_worst:min_margin=9",
-            output=str(tmp_path / "out.jsonl"),
+            selector="best_worst",
+            output=str(tmp_path / "mine.jsonl"),
         )
-    assert (tmp_path / "out.jsonl").read_text() == "kept\n"
+    assert (tmp_path / "mine.jsonl").read_text() == "kept\n"
 
 
 def test_a_repeated_response_counts_among_the_first_n(make):
