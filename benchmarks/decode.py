@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py --hf_python=../venv_hf/bin/python
 
+Both decode as a program would: jaxalign by `generate_tokens`, which decodes two parts of the prompts at a time on two cores.
 The random weights never choose EOS, so that all sides decode every prompt to the full length. The table shows the share of tokens on
 which both sides agree. `--before` is a checkout of an earlier version of jaxalign, which is measured in the same turns.
 """
@@ -43,6 +44,7 @@ def main() -> None:
             "examples_file": str(prompts),
             "weights_file": str(Path(folder) / "weights.npz"),
             "length": options.length,
+            "beams": options.beams,
         }
         # The first to start draws the weights.
         torch = Worker(__file__, {**arguments, "side": "torch"}, options.threads, options.hf_python)
@@ -110,25 +112,23 @@ def start(arguments: dict[str, Any]) -> tuple[dict[str, Any], Callable[..., Any]
 
 def start_jaxalign(arguments: dict[str, Any]) -> Callable[[int], np.ndarray]:
     """Returns a function that decodes with a number of beams and returns the best response of each prompt."""
+    from jaxalign.inference.sampling import DecodingSettings, generate_tokens
     from jaxalign.interop.huggingface import from_huggingface
-    from jaxalign.networks.beam_search import beam_search
     from jaxalign.networks.config import T5Config
-    from jaxalign.networks.decoding import generate
     from jaxalign.networks.policy import Policy
 
     config = T5Config(**MODEL)
     with np.load(arguments["weights_file"], allow_pickle=False) as weights:
         params = from_huggingface(dict(weights), config)
-    prompts, length = np.stack(load(arguments["examples_file"]).inputs), arguments["length"]
+    prompts, length = load(arguments["examples_file"]).inputs, arguments["length"]
+    settings = {
+        beams: DecodingSettings(length, num_beams=beams if beams > 1 else 0, alpha=1.0)
+        for beams in (1, arguments["beams"])
+    }
 
     def decode(beams: int) -> np.ndarray:
-        if beams == 1:
-            result = generate(Policy(config), params, prompts, max_decode_len=length)
-        else:
-            result = beam_search(
-                Policy(config), params, prompts, num_beams=beams, alpha=1.0, max_decode_len=length
-            )
-        return np.asarray(result.tokens)[:, -1]
+        tokens, _ = generate_tokens(Policy(config), params, prompts, settings[beams], batch_size=32)
+        return tokens[:, 0]
 
     return decode
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections import deque
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,7 +14,7 @@ from jaxtyping import Float, Int
 from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
-from jaxalign.inference import continuous_batching
+from jaxalign.inference import continuous_batching, lanes
 from jaxalign.inference.constraints import check_prefix, constrained
 from jaxalign.inference.image_prompts import PromptImages, with_table
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
@@ -27,7 +25,6 @@ from jaxalign.parallel.row_devices import RowDevices
 
 WINDOW = 16  # batches of prompts that are decoded together, and then returned
 FILLS = 4  # how often a group of prompts of similar length fills the rows, at least
-_compiled: set[Any] = set()  # policies and settings that a window has been decoded with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,21 +101,23 @@ def decoder(
         bad_words=settings.bad_words,
     )
 
+    programs = (policy, settings, jax.tree.structure(hooks))
+
     def beam(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
         del key
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
         devices = RowDevices(params)
-        rows = devices.multiple(num_rows(len(prompts), batch_size))
+        rows = devices.multiple(num_rows(-(-len(prompts) // lanes.count()), batch_size))
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-        for part in chunks(len(order), rows):
-            index = order[part]
+
+        def search(index: np.ndarray, input_length: int) -> None:
             batch = [prompts[i] for i in index] + [[EOS]] * (rows - len(index))
             with devices.active():
                 found = beam_search(
                     policy,
                     params,
-                    devices.put(prompt_rows(batch, _padded_length(max(map(len, batch))))),
+                    devices.put(prompt_rows(batch, input_length)),
                     num_beams=settings.num_beams,
                     alpha=settings.alpha,
                     max_decode_len=length,
@@ -129,6 +128,15 @@ def decoder(
             best_first = slice(None, -settings.num_samples - 1, -1)
             tokens[index] = np.asarray(found.tokens)[: len(index), best_first]
             log_probs[index] = np.asarray(found.log_probs)[: len(index), best_first]
+
+        def parts() -> Iterator[lanes.Work]:
+            for part in chunks(len(order), rows):
+                index = order[part]
+                input_length = _padded_length(max(len(prompts[i]) for i in index))
+                shape = (*programs, rows, input_length)
+                yield shape, functools.partial(search, index, input_length)
+
+        lanes.run(parts())
         return tokens, log_probs
 
     def sample(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
@@ -136,8 +144,10 @@ def decoder(
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
         choice = continuous_batching.Choice(settings.temperature, settings.top_k, settings.top_p)
-        rows = num_rows(len(prompts), batch_size)
-        for input_length, index in by_length([len(prompt) for prompt in prompts], rows):
+        count = lanes.count()
+        rows = num_rows(-(-len(prompts) // count), batch_size)
+
+        def decode(index: np.ndarray, input_length: int) -> None:
             tokens[index], log_probs[index] = continuous_batching.decode_prompts(
                 policy,
                 params,
@@ -148,6 +158,14 @@ def decoder(
                 key,
                 hooks,
             )
+
+        def parts() -> Iterator[lanes.Work]:
+            for input_length, index in by_length([len(prompt) for prompt in prompts], rows):
+                shape = (*programs, rows, input_length)
+                for lane in range(min(count, len(index))):
+                    yield shape, functools.partial(decode, index[lane::count], input_length)
+
+        lanes.run(parts())
         return tokens, log_probs
 
     return beam if settings.num_beams else sample
@@ -228,33 +246,9 @@ def generate_windows(
         return part, *decode(given, here, indices, key)
 
     window = WINDOW * batch_size
-    parts = [part for part in chunks(len(prompts), window) if part.stop > first]
-    lanes = _lanes()
-    programs = (policy, settings, batch_size, jax.tree.structure(hooks))
-    if parts and (lanes == 1 or programs not in _compiled):
-        # Alone, so that two threads do not compile the same programs.
-        yield one(parts.pop(0))
-        _compiled.add(programs)
-    if lanes == 1 or len(parts) < 2:
-        yield from map(one, parts)
-        return
-    with ThreadPoolExecutor(lanes) as pool:
-        running: deque[Any] = deque()
-        for part in parts:
-            running.append(pool.submit(one, part))
-            if len(running) == lanes:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-
-
-def _lanes() -> int:
-    """The number of windows that are decoded at the same time.
-
-    A step of decoding is too small for the threads of XLA on a CPU, which runs it on one core. A mesh is set for one thread only.
-    """
-    on_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return max(1, min(2, len(os.sched_getaffinity(0)))) if on_cpu else 1
+    for part in chunks(len(prompts), window):
+        if part.stop > first:
+            yield one(part)
 
 
 def generate_tokens(
