@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.annotation import judges as judging
-from jaxalign.data.evaluation_set import EvaluationSet
+from jaxalign.data.evaluation_set import EvaluationSet, FeedbackRecord
 from jaxalign.errors import UserError
 from jaxalign.evaluation import ranking
 from jaxalign.evaluation.calibration import Calibration
@@ -30,7 +30,9 @@ class Comparison:
       reference: the policy against which KL and log-ratios are computed.
       panel: the judges; empty if nothing is generated.
       reports: the part of evaluation.json about each policy.
-      answers, scores, calibrations: results by policy; scores are first by judge.
+      answers, scores: results by policy; scores are first by judge.
+      training: logged responses that the runs may have been trained on, to compare values on them with those on held-out ones.
+      calibrations: by policy, the calibration of its value on ``held out`` and on ``training`` responses.
       linear: the predictions of the TF-IDF baseline for the logged responses, if there is a baseline.
     """
 
@@ -41,9 +43,11 @@ class Comparison:
     reports: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     answers: dict[str, Answers] = dataclasses.field(default_factory=dict)
     scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
-    calibrations: dict[str, Calibration] = dataclasses.field(default_factory=dict)
+    training: Sequence[FeedbackRecord] = ()
+    calibrations: dict[str, dict[str, Calibration]] = dataclasses.field(default_factory=dict)
     linear: np.ndarray | None = None
     _reference_log_probs: np.ndarray | None = None
+    _reference_in_training: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.data, self.settings)
@@ -107,8 +111,13 @@ class Comparison:
         if run.run.has_value_network():
             values = self.evaluator.feedback_values(run.run.value())
             log_ratios = own - self._reference_log_probs
-            calibrated, report["value"] = value_report(run, values, log_ratios, feedback)
-            self.calibrations[name] = calibrated
+            found = {"held out": value_report(run, values, log_ratios, feedback)}
+            if self.training:
+                found["training"] = self._values_in_training(run)
+            self.calibrations[name] = {
+                where: calibrated for where, (calibrated, _) in found.items()
+            }
+            report["value"] = {where: described for where, (_, described) in found.items()}
         methods = ranking.ranking_scores(
             own,
             self._reference_log_probs,
@@ -125,6 +134,18 @@ class Comparison:
             seed=self.settings.seed,
         )
         report["ranking"] = {method: result.to_dict() for method, result in ranked.items()}
+
+    def _values_in_training(self, run: TrainedNetwork) -> tuple[Calibration, dict[str, Any]]:
+        evaluator = Evaluator(EvaluationSet(feedback=list(self.training)), self.settings)
+        if self._reference_in_training is None:
+            self._reference_in_training = evaluator.feedback_log_probs(self.reference)
+        own = evaluator.feedback_log_probs(run)
+        return value_report(
+            run,
+            evaluator.feedback_values(run.run.value()),
+            own - self._reference_in_training,
+            np.array([record.feedback for record in self.training]),
+        )
 
     def _check_vocabulary(self, name: str, run: TrainedNetwork) -> None:
         mine, theirs = (each.run.recorded_vocabulary for each in (run, self.reference))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxalign import files
 from jaxalign.annotation import judges as judging
 from jaxalign.data.evaluation_records import EvaluationRecords, read_evaluation_records
-from jaxalign.data.evaluation_set import EvaluationSet
+from jaxalign.data.evaluation_set import EvaluationSet, FeedbackRecord
 from jaxalign.data.images import ImageFormat, image_format
 from jaxalign.errors import UserError
 from jaxalign.evaluation import output_folder, results
@@ -72,8 +72,8 @@ def evaluate(
       temperature: temperature of the judged responses; 0 is greedy.
       kl_samples: number of responses to each prompt, sampled at temperature 1, for the KL; 0 leaves the KL out.
       ranking_only: generate nothing; only rank logged responses and check V.
-      ranking_train: JSON Lines file with feedback on which the TF-IDF baseline is fitted; for a
-        cache folder the default is its `train` split. Without either the baseline is left out.
+      ranking_train: JSON Lines file with the feedback of training: the TF-IDF baseline is fitted on it, and V is checked on as many of its
+        responses as there are held-out ones; for a cache folder the default is its `train` split. Without either both are left out.
       batch_size: number of prompts in a batch.
       max_input_length, max_target_length: limits in tokens, including EOS; 0 uses the limits of each run.
       long_prompts: "truncate", "truncate_left" or "reject"; the setting of each run by default.
@@ -164,7 +164,13 @@ def compare(
             output_folder.check(folder, request)
         reference = opened[reference_path].policy()
         session = Comparison(data, settings, reference, list(panel.values()))
-        session.linear = _linear_baseline(data, settings, folder)
+        training = _training_feedback(settings, folder, images) if data.feedback else None
+        if training is not None:
+            session.linear = _linear_baseline(data, training.to_set().feedback)
+            readable = training.readable([reader.encoder(run) for run in opened.values()])
+            session.training = _sample(
+                readable.to_set().feedback, len(data.feedback), settings.seed
+            )
         for name, path in named.items():
             # The reference's parameters are already in memory.
             same = _same_checkpoint(opened[path], opened[reference_path])
@@ -296,27 +302,36 @@ def _read(
     )
 
 
-def _linear_baseline(
-    data: EvaluationSet, settings: EvaluationSettings, folder: Path
-) -> np.ndarray | None:
-    """Returns predictions of the TF-IDF model for the logged responses; None if there is no data to fit it on."""
-    if not data.feedback:
-        return None
+def _training_feedback(
+    settings: EvaluationSettings, folder: Path, images: ImageFormat | None
+) -> EvaluationRecords | None:
+    """Returns the training records of the evaluated cache, or of `ranking_train`; None if there are none."""
     prompts = settings.prompts
     source = settings.ranking_train or (prompts if Path(prompts).is_dir() else "")
     if not source:
         return None
-    fitted_on = _read(settings, source, "train", folder).to_set().feedback
-    if not fitted_on:
+    records = _read(settings, source, "train", folder, images)
+    if not records.to_set().feedback:
         raise UserError(f"{source}: holds no feedback to fit the TF-IDF baseline on.")
+    return records
+
+
+def _linear_baseline(data: EvaluationSet, training: Sequence[FeedbackRecord]) -> np.ndarray:
+    """Returns predictions of the TF-IDF model for the logged responses."""
     model = TfidfRidge().fit(
-        [record.prompt for record in fitted_on],
-        [record.response for record in fitted_on],
-        np.array([record.feedback for record in fitted_on]),
+        [record.prompt for record in training],
+        [record.response for record in training],
+        np.array([record.feedback for record in training]),
     )
     return model.predict(
         [record.prompt for record in data.feedback], [record.response for record in data.feedback]
     )
+
+
+def _sample(records: Sequence[FeedbackRecord], count: int, seed: int) -> list[FeedbackRecord]:
+    """Returns at most `count` records, drawn without replacement."""
+    drawn = np.random.default_rng(seed).permutation(len(records))[:count]
+    return [records[index] for index in sorted(drawn)]
 
 
 def _progress(message: str) -> None:

@@ -11,7 +11,12 @@ from jaxtyping import Float
 
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_set import EvaluationSet
-from jaxalign.evaluation.calibration import Calibration, calibration, residual_statistics
+from jaxalign.evaluation.calibration import (
+    Calibration,
+    calibration,
+    dro_targets,
+    residual_statistics,
+)
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
 from jaxalign.inference import sampling
@@ -173,7 +178,8 @@ def value_report(
     feedback: Float[np.ndarray, " items"],
 ) -> tuple[Calibration, dict[str, Any]]:
     """Returns the calibration of V and DRO's residual on logged responses, with rewards standardised as in training."""
-    rewards = run.run.standardized(feedback)
-    result = calibration(values, rewards)
-    residual = residual_statistics(rewards, values, log_ratios, run.run.temperature)
-    return result, {**result.to_dict(), **residual, "tau": run.run.temperature}
+    rewards, tau = run.run.standardized(feedback), run.run.temperature
+    result = calibration(values, dro_targets(rewards, log_ratios, tau))
+    residual = residual_statistics(rewards, values, log_ratios, tau)
+    more = {"mean_reward": float(np.mean(rewards)), "mean_log_ratio": float(np.mean(log_ratios))}
+    return result, {**result.to_dict(), **more, **residual, "tau": tau}

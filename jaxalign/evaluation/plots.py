@@ -92,30 +92,32 @@ def plot_reward_against_kl(points: Sequence[Mapping[str, Any]], path: str | Path
         return _save(figure, path)
 
 
-def plot_calibration(results: Mapping[str, Calibration], path: str | Path) -> str:
-    """Plots the observed reward by bins of V, one panel for each policy; the dashed line is V itself."""
+def plot_calibration(results: Mapping[str, Mapping[str, Calibration]], path: str | Path) -> str:
+    """Plots the mean target by bins of V, one panel for each policy, with a line for held-out and for training responses.
+
+    The dashed line is V itself, which the targets reach at the optimum.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(1, len(results), 4.2, 4.0)
-        for i, (name, result) in enumerate(results.items()):
+        for i, (name, by_responses) in enumerate(results.items()):
             axis = axes[0, i]
-            values = np.array([b["mean_value"] for b in result.bins])
-            rewards = np.array([b["mean_reward"] for b in result.bins])
-            errors = np.array([b["standard_error"] for b in result.bins])
-            ends = np.array([values.min(), values.max()])
-            axis.plot(ends, ends, "--", color="#888888", linewidth=1.2, label="reward = V")
-            axis.errorbar(
-                values,
-                rewards,
-                yerr=errors,
-                fmt="o-",
-                capsize=3,
-                color=_COLOURS[0],
-                label="bins of V",
-            )
+            low = min(each.bins[0]["mean_value"] for each in by_responses.values())
+            high = max(each.bins[-1]["mean_value"] for each in by_responses.values())
+            axis.plot([low, high], [low, high], "--", color="#888888", linewidth=1.2, label="V")
+            for colour, (where, result) in zip(_COLOURS, by_responses.items(), strict=False):
+                axis.errorbar(
+                    [each["mean_value"] for each in result.bins],
+                    [each["mean_target"] for each in result.bins],
+                    yerr=[each["standard_error"] for each in result.bins],
+                    fmt="o-",
+                    capsize=3,
+                    color=colour,
+                    label=f"{where}: n = {result.count}, slope {result.slope:.2f}",
+                )
             axis.set_xlabel("V(prompt)")
-            axis.set_title(f"{name}: r = {result.correlation:.2f}, slope = {result.slope:.2f}")
+            axis.set_title(name)
             axis.legend(loc="best")
-        axes[0, 0].set_ylabel("mean observed reward ± standard error")
+        axes[0, 0].set_ylabel("mean of r - tau * log-ratio ± standard error")
         return _save(figure, path)
 
 

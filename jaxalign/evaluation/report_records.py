@@ -59,8 +59,9 @@ def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
         record["unknown pieces"] = policy.get("unknown_pieces")
         record["distinct-1"] = policy.get("distinct_1")
         record["distinct-2"] = policy.get("distinct_2")
-        record["V correlation"] = policy.get("value", {}).get("correlation")
-        record["mean residual"] = policy.get("value", {}).get("mean_residual")
+        held_out = policy.get("value", {}).get("held out", {})
+        record["V correlation"] = held_out.get("correlation")
+        record["mean residual"] = held_out.get("mean_residual")
         records.append(record)
     return records
 

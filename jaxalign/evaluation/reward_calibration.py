@@ -31,7 +31,7 @@ class CalibrationReport:
       constant_mean_squared_error: the error of a constant prediction, the mean of the feedback.
       rank_correlation: Spearman's correlation of predictions and feedback; close to that of the scores, apart from ties.
       count: the number of items.
-      bins: as in `jaxalign.evaluation.calibration.Calibration`; ``mean_value`` is the prediction and ``mean_reward`` the feedback.
+      bins: as in `jaxalign.evaluation.calibration.Calibration`; ``mean_value`` is the prediction and ``mean_target`` the feedback.
     """
 
     calibration_error: float
@@ -54,7 +54,7 @@ def calibration_report(
     predictions, feedback = checked_items(predictions, feedback)
     bins = calibration(predictions, feedback, num_bins=num_bins).bins
     shares = np.array([entry["count"] for entry in bins]) / len(feedback)
-    errors = np.array([abs(entry["mean_reward"] - entry["mean_value"]) for entry in bins])
+    errors = np.array([abs(entry["mean_target"] - entry["mean_value"]) for entry in bins])
     spreads = np.array([entry["standard_error"] for entry in bins])
     return CalibrationReport(
         calibration_error=float(shares @ errors),

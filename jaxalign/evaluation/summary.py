@@ -115,18 +115,19 @@ def _judges(result: Mapping[str, Any]) -> str:
 def _values(policies: Mapping[str, Any]) -> str:
     rows = [
         {
-            "value network": _short(name),
-            "correlation": report["value"]["correlation"],
-            "rank corr.": report["value"]["rank_correlation"],
-            "slope": report["value"]["slope"],
-            "R^2": report["value"]["r_squared"],
-            "mean residual": report["value"]["mean_residual"],
-            "rms residual": report["value"]["rms_residual"],
+            "V against r - tau * log-ratio": f"{_short(name)}, {where}",
+            "n": found["count"],
+            "mean V": found["mean_value"],
+            "mean target": found["mean_target"],
+            "correlation": found["correlation"],
+            "slope": found["slope"],
+            "R^2": found["r_squared"],
+            "rms residual": found["rms_residual"],
         }
         for name, report in policies.items()
-        if "value" in report
+        for where, found in report.get("value", {}).items()
     ]
-    return text_table(rows) if rows else ""
+    return f"{text_table(rows)}\nat the optimum: equal means, slope 1" if rows else ""
 
 
 def _ranking(policies: Mapping[str, Any]) -> str:

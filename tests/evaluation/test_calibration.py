@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxalign.evaluation.calibration import calibration, residual_statistics
+from jaxalign.evaluation.calibration import calibration, dro_targets, residual_statistics
 
 
 def test_perfect_values_are_perfectly_calibrated():
@@ -46,7 +46,7 @@ def test_bins_hold_every_item_once_and_average_to_the_total():
     rewards = rng.normal(size=97)
     bins = calibration(values, rewards, num_bins=10).bins
     assert sum(b["count"] for b in bins) == 97
-    assert sum(b["count"] * b["mean_reward"] for b in bins) / 97 == pytest.approx(rewards.mean())
+    assert sum(b["count"] * b["mean_target"] for b in bins) / 97 == pytest.approx(rewards.mean())
     assert all(a["high"] < b["low"] for a, b in itertools.pairwise(bins))
 
 
@@ -54,6 +54,24 @@ def test_a_constant_value_has_one_bin_and_no_slope():
     result = calibration(np.zeros(5), np.arange(5.0))
     assert len(result.bins) == 1
     assert math.isnan(result.slope)
+
+
+@pytest.mark.parametrize("drawn_from", ["reference", "policy", "uniform"])
+def test_at_the_optimum_v_predicts_its_target_under_any_sampling(drawn_from):
+    """Eight prompts with six responses each, and the closed form of the regularised optimum; V is above the mean reward."""
+    rng, tau = np.random.default_rng(3), 0.7
+    reference = rng.dirichlet(np.ones(6), 8)
+    rewards = rng.normal(size=(8, 6))
+    values = tau * np.log(np.sum(reference * np.exp(rewards / tau), axis=1))
+    policy = reference * np.exp((rewards - values[:, None]) / tau)
+    sampling = {"reference": reference, "policy": policy, "uniform": np.full((8, 6), 1 / 6)}
+    prompts = np.repeat(np.arange(8), 20)
+    drawn = np.array([rng.choice(6, p=sampling[drawn_from][prompt]) for prompt in prompts])
+    log_ratios = np.log(policy / reference)[prompts, drawn]
+    result = calibration(values[prompts], dro_targets(rewards[prompts, drawn], log_ratios, tau))
+    assert (result.slope, result.intercept) == pytest.approx((1, 0))
+    assert result.r_squared == pytest.approx(1)
+    assert np.all(values > np.sum(reference * rewards, axis=1))
 
 
 def test_residual_vanishes_where_the_consistency_equation_holds():
