@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from jaxalign.evaluation.statistics import area_under_curve, bootstrap_statistic, spearman
+from jaxalign.evaluation.statistics import (
+    LEAST,
+    NO_INTERVAL,
+    Interval,
+    area_under_curve,
+    bootstrap_statistic,
+    spearman,
+)
 
 # Prefixes of the names of methods that belong to a policy; the other methods are baselines, equal for all policies.
 OWN_METHODS = ("tau", "policy", "V ")
@@ -25,13 +32,17 @@ class Ranking:
     """Agreement of one method's scores with feedback.
 
     Attributes:
-      spearman, spearman_low, spearman_high: the rank correlation over all responses, with its interval.
-      auc, auc_low, auc_high: the probability that a good response scores above a bad one; ties count half.
+      spearman, spearman_low, spearman_high: the rank correlation over all responses, with its interval; NaN if there are fewer than
+        `statistics.LEAST` prompts.
+      auc, auc_low, auc_high: the probability that a good response scores above a bad one; ties count half. The interval is NaN if
+        there are fewer than `LEAST` prompts, or good or bad responses.
+      auc_undefined: the number of resamples without good or without bad responses; the interval allows any value for them.
       within_prompt_spearman: the mean of the rank correlations inside each prompt with at least two
         different feedback values; a prompt whose scores are all equal counts as 0.
       pairwise_accuracy: the share of the pairs inside a prompt with unequal feedback that are in the correct
         order; ties count half.
-      prompts, pairs: the number of prompts and of pairs from which the last two are computed.
+      responses, good: the number of responses, and of the good ones among them.
+      prompts, pairs: the number of prompts and of pairs from which `within_prompt_spearman` and `pairwise_accuracy` are computed.
     """
 
     spearman: float
@@ -40,8 +51,11 @@ class Ranking:
     auc: float
     auc_low: float
     auc_high: float
+    auc_undefined: int
     within_prompt_spearman: float
     pairwise_accuracy: float
+    responses: int
+    good: int
     prompts: int
     pairs: int
 
@@ -85,21 +99,30 @@ def rank_responses(
     good = good_responses(feedback)
     groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
 
-    def interval(statistic: Any, bounds: tuple[float, float]) -> tuple[float, float]:
+    enough = bootstrap > 0 and len(np.unique(groups)) >= LEAST
+    rarer = min(int(good.sum()), int((~good).sum()))
+
+    def interval(statistic: Any, bounds: tuple[float, float]) -> Interval:
         return bootstrap_statistic(statistic, groups, bounds=bounds, samples=bootstrap, seed=seed)
 
-    correlation = interval(lambda i: spearman(scores[i], feedback[i]), (-1.0, 1.0))
-    area = interval(lambda i: area_under_curve(scores[i], good[i]), (0.0, 1.0))
+    correlation = area = NO_INTERVAL
+    if enough:
+        correlation = interval(lambda i: spearman(scores[i], feedback[i]), (-1.0, 1.0))
+    if enough and rarer >= LEAST:
+        area = interval(lambda i: area_under_curve(scores[i], good[i]), (0.0, 1.0))
     within, accuracy, num_prompts, num_pairs = _within_prompts(scores, feedback, groups)
     return Ranking(
         spearman=spearman(scores, feedback),
-        spearman_low=correlation[0],
-        spearman_high=correlation[1],
+        spearman_low=correlation.low,
+        spearman_high=correlation.high,
         auc=area_under_curve(scores, good),
-        auc_low=area[0],
-        auc_high=area[1],
+        auc_low=area.low,
+        auc_high=area.high,
+        auc_undefined=area.undefined,
         within_prompt_spearman=within,
         pairwise_accuracy=accuracy,
+        responses=len(scores),
+        good=int(good.sum()),
         prompts=num_prompts,
         pairs=num_pairs,
     )

@@ -13,7 +13,9 @@ import numpy as np
 from jaxalign import files
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
-from jaxalign.evaluation.statistics import Estimate, bootstrap_mean
+from jaxalign.evaluation.results import finite_json
+from jaxalign.evaluation.statistics import LEAST, Estimate, bootstrap_mean
+from jaxalign.evaluation.tables import format_interval
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.retrieval import recall
 from jaxalign.retrieval.identifier_search import require_vocabulary, search
@@ -145,7 +147,9 @@ def retrieve(
         for method, found in measures.items()
     }
     content = {"settings": settings, "validity": found.validity, "measures": numbers}
-    files.write_text(path.with_name(f"{path.name}.metrics.json"), json.dumps(content, indent=1))
+    files.write_text(
+        path.with_name(f"{path.name}.metrics.json"), json.dumps(finite_json(content), indent=1)
+    )
     report = describe(measures, len(queries), found.validity, str(path))
     return {
         "output": str(path),
@@ -249,10 +253,12 @@ def describe(
     """Returns a table of the measures in words."""
     lines = [f"{output} holds {queries} queries; identifiers of the index: {validity:.1%}"]
     if measures:
+        if queries < LEAST:
+            lines.append(f"no intervals with fewer than {LEAST} queries")
         names = list(next(iter(measures.values())))
         lines.append("".join([f"{'':12}", *(f"{name:>24}" for name in names)]))
     for method, found in measures.items():
-        cells = [f"{each.mean:.3f} [{each.low:.3f}, {each.high:.3f}]" for each in found.values()]
+        cells = [format_interval(each.mean, each.low, each.high) for each in found.values()]
         lines.append("".join([f"{method:12}", *(f"{cell:>24}" for cell in cells)]))
     return "\n".join(lines)
 

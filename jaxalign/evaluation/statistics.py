@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+# Fewer prompts, or fewer responses of the rarer class, give no interval: resamples of so few say little about the population.
+LEAST = 10
 # Resamples are drawn in blocks so that 1,000 resamples of 100,000 prompts do not need 800 MB.
 _RESAMPLE_BLOCK = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with a percentile interval; `count` is the number of prompts in the mean."""
+    """A mean with a percentile interval, NaN if there is none; `count` is the number of prompts in the mean."""
 
     mean: float
     low: float
@@ -59,7 +61,7 @@ def bootstrap_mean(
 
     Args:
       values: [prompts] or [prompts, samples]; a prompt's samples are averaged first.
-      samples: the number of bootstrap resamples; 0 gives an interval of width zero at the mean.
+      samples: the number of bootstrap resamples. With 0, or fewer than `LEAST` prompts, there is no interval (NaN).
       level: the coverage of the interval, between 0 and 1.
       seed: the seed of the resampling; equal seeds draw equal prompts, so intervals of two quantities
         on the same prompts are paired.
@@ -72,8 +74,8 @@ def bootstrap_mean(
     per_prompt = _per_prompt("values", values)
     count = len(per_prompt)
     mean = float(per_prompt.mean())
-    if samples <= 0:
-        return Estimate(mean, mean, mean, count)
+    if samples <= 0 or count < LEAST:
+        return Estimate(mean, float("nan"), float("nan"), count)
     rng = np.random.default_rng(seed)
     block = max(1, _RESAMPLE_BLOCK // count)
     means = [
@@ -84,6 +86,17 @@ def bootstrap_mean(
     return Estimate(mean, float(low), float(high), count)
 
 
+class Interval(NamedTuple):
+    """A percentile interval, NaN if there is none, and the number of resamples in which the statistic was undefined."""
+
+    low: float
+    high: float
+    undefined: int = 0
+
+
+NO_INTERVAL = Interval(float("nan"), float("nan"))
+
+
 def bootstrap_statistic(
     statistic: Callable[[Int[np.ndarray, " resampled"]], float],
     groups: Shaped[np.ndarray, " items"],
@@ -92,7 +105,7 @@ def bootstrap_statistic(
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> Interval:
     """Returns the percentile interval of a statistic of items, resampling whole groups (prompts).
 
     Args:
@@ -120,10 +133,10 @@ def bootstrap_statistic(
     )
     defined = np.isfinite(draws)
     if not defined.any():
-        return float("nan"), float("nan")
+        return NO_INTERVAL._replace(undefined=samples)
     low = np.quantile(np.where(defined, draws, bounds[0]), (1 - level) / 2)
     high = np.quantile(np.where(defined, draws, bounds[1]), (1 + level) / 2)
-    return float(low), float(high)
+    return Interval(float(low), float(high), int(np.sum(~defined)))
 
 
 def win_points(

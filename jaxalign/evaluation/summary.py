@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.evaluation.ranking import OWN_METHODS
+from jaxalign.evaluation.statistics import LEAST
 from jaxalign.evaluation.tables import format_cell, format_interval, format_spread, text_table
 
 _NAME_WIDTH = 16
@@ -81,7 +82,12 @@ def _policies(result: Mapping[str, Any]) -> str:
         rows.append(row)
     notes = f"reward: judge {judge}"
     if len(policies) > 1:
-        notes += "; win rate: ties half, 95 % bootstrap interval over prompts"
+        notes += "; win rate: ties half"
+        settings = result["settings"]
+        if settings["bootstrap"] and settings["num_prompts"] >= LEAST:
+            notes += ", 95 % bootstrap interval over prompts"
+        else:
+            notes += f"; no intervals without resamples, or with fewer than {LEAST} prompts"
     if any("kl" in report for report in policies.values()):
         names = [_short(name) for name, report in policies.items() if report.get("is_reference")]
         reference = names[0] if names else result["settings"]["reference"]
@@ -146,6 +152,7 @@ def _ranking(policies: Mapping[str, Any]) -> str:
                     "ranking of logged responses": label,
                     "Spearman": _bounds(result, "spearman"),
                     "AUC": _bounds(result, "auc"),
+                    "n": result["responses"],
                     "pairs in order": result["pairwise_accuracy"],
                     "pairs": result["pairs"],
                     "order": own,
@@ -153,11 +160,33 @@ def _ranking(policies: Mapping[str, Any]) -> str:
             )
     # The baselines come last.
     rows.sort(key=lambda row: not row.pop("order"))
-    return text_table(rows) if rows else ""
+    notes = dict.fromkeys(
+        note
+        for report in policies.values()
+        for result in report.get("ranking", {}).values()
+        for note in _interval_notes(result)
+    )
+    return "\n".join([text_table(rows), *notes]) if rows else ""
+
+
+def _interval_notes(result: Mapping[str, Any]) -> list[str]:
+    """Returns why a ranking has no interval, or what its interval allows for."""
+    notes = []
+    if result["spearman"] is not None and result["spearman_low"] is None:
+        notes.append(f"no intervals without resamples, or with fewer than {LEAST} prompts")
+    elif result["auc_low"] is None:
+        rarer = min(result["good"], result["responses"] - result["good"])
+        kind = "good" if rarer == result["good"] else "bad"
+        notes.append(f"no interval of the AUC: only {rarer} {kind} responses, fewer than {LEAST}")
+    if result["auc_undefined"]:
+        notes.append(
+            f"{result['auc_undefined']} resamples without good or without bad responses: any AUC is allowed for them in the interval"
+        )
+    return notes
 
 
 def _bounds(result: Mapping[str, Any], name: str) -> str:
     mean, low, high = (result[name + end] for end in ("", "_low", "_high"))
     if mean is None:
         return "-"
-    return f"{mean:z.2f}" if low is None else format_interval(mean, low, high, 2)
+    return format_interval(mean, low, high, 2)

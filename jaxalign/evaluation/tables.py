@@ -22,8 +22,10 @@ def format_cell(value: Any, digits: int = 3) -> str:
     return f"{value:z.{digits}f}"
 
 
-def format_interval(mean: float, low: float, high: float, digits: int = 3) -> str:
-    """Returns text such as `0.789 [0.760, 0.815]`."""
+def format_interval(mean: float, low: float | None, high: float | None, digits: int = 3) -> str:
+    """Returns text such as `0.789 [0.760, 0.815]`, without the interval if there is none (None or NaN)."""
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return f"{mean:z.{digits}f}"
     return f"{mean:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 

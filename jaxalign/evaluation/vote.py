@@ -17,6 +17,7 @@ from jaxalign.annotation.voting import Vote
 from jaxalign.data.candidates import Annotation, Candidates
 from jaxalign.data.logged_responses import read_responses
 from jaxalign.errors import UserError, require_range
+from jaxalign.evaluation.statistics import LEAST
 from jaxalign.evaluation.tables import text_table
 from jaxalign.evaluation.vote_methods import (
     Outcome,
@@ -260,6 +261,8 @@ def _report(
     told = f"{output} holds votes of {len(found[0])} responses to each of {len(candidates)} prompts"
     told += f"; responses without an answer: {silent}" if silent else ""
     told += f"; responses of which the reward read only the beginning: {cut}" if cut else ""
+    if len(candidates) < LEAST and "accuracy" in rows[0]:
+        told += f"; no intervals with fewer than {LEAST} prompts"
     return f"{text_table(rows)}\n{told}"
 
 

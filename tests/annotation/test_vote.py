@@ -48,9 +48,9 @@ def test_majority_and_weighted_votes_with_accuracies(given, tmp_path):
     assert one["votes"]["weighted"]["winners"] == ["1"] and two["votes"]["weighted"]["correct"] == 1
     assert two["votes"]["majority"] == {"winners": ["3", "4"], "votes": 2.0, "correct": 0.5}
     rows = {row["method"]: row for row in result["methods"]}
-    assert rows["majority"]["accuracy"].startswith("0.250 [0.000, 0.500]")
+    assert rows["majority"]["accuracy"] == "0.250"
     assert rows["majority"]["ties"] == 1
-    assert rows["weighted"]["minus majority"].startswith("0.750 [0.500, 1.000]")
+    assert rows["weighted"]["minus majority"] == "0.750"
     assert rows["one response"]["accuracy"].startswith("0.375")
     assert rows["any response"]["accuracy"].startswith("1.000")
     assert "responses without an answer: 1" in result["report"] and "0.250" in result["report"]

@@ -19,8 +19,19 @@ def test_feedback_itself_ranks_perfectly():
     result = ranking.rank_responses(FEEDBACK, FEEDBACK, PROMPTS, bootstrap=20)
     assert result.spearman == result.auc == pytest.approx(1)
     assert result.within_prompt_spearman == result.pairwise_accuracy == pytest.approx(1)
-    assert (result.prompts, result.pairs) == (2, 4)
-    assert result.spearman_low == pytest.approx(1)
+    assert (result.responses, result.good, result.prompts, result.pairs) == (6, 3, 2, 4)
+
+
+def test_an_interval_needs_ten_prompts_and_ten_responses_of_each_class():
+    def result(prompts, good):
+        feedback = (np.arange(prompts) < good).astype(float)
+        return ranking.rank_responses(feedback, feedback, range(prompts), bootstrap=20)
+
+    assert result(20, 10).auc_low == result(20, 10).spearman_low == pytest.approx(1)
+    few_good = result(20, 9)
+    assert np.isnan(few_good.auc_low) and few_good.spearman_low == pytest.approx(1)
+    few_prompts = result(9, 4)
+    assert np.isnan(few_prompts.auc_low) and np.isnan(few_prompts.spearman_low)
 
 
 def test_the_right_order_inside_prompts_need_not_show_across_them():

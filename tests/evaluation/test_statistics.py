@@ -23,7 +23,7 @@ def test_win_rate_counts_ties_as_half():
 
 
 @settings(max_examples=30, deadline=None)
-@given(hnp.arrays(float, st.tuples(st.just(2), st.integers(1, 20)), elements=TIED))
+@given(hnp.arrays(float, st.tuples(st.just(2), st.integers(10, 20)), elements=TIED))
 def test_win_rate_is_antisymmetric_and_so_is_its_interval(scores):
     forward = statistics.win_rate(scores[0], scores[1], samples=50)
     backward = statistics.win_rate(scores[1], scores[0], samples=50)
@@ -33,8 +33,15 @@ def test_win_rate_is_antisymmetric_and_so_is_its_interval(scores):
 
 
 def test_win_rate_against_itself_is_exactly_half():
-    scores = np.random.default_rng(0).normal(size=(7, 3))
-    assert statistics.win_rate(scores, scores) == statistics.Estimate(0.5, 0.5, 0.5, 7)
+    scores = np.random.default_rng(0).normal(size=(10, 3))
+    assert statistics.win_rate(scores, scores) == statistics.Estimate(0.5, 0.5, 0.5, 10)
+
+
+@pytest.mark.parametrize(("prompts", "samples"), [(9, 100), (10, 0)])
+def test_few_prompts_or_no_resamples_give_no_interval(prompts, samples):
+    estimate = statistics.bootstrap_mean(np.arange(float(prompts)), samples=samples)
+    assert estimate.mean == pytest.approx((prompts - 1) / 2) and estimate.count == prompts
+    assert math.isnan(estimate.low) and math.isnan(estimate.high)
 
 
 def test_win_rate_needs_the_same_prompts():
@@ -91,10 +98,13 @@ def test_resamples_of_one_class_widen_an_interval_instead_of_dropping_out():
             samples=samples,
         )
 
-    assert interval(good) == (0.0, 1.0)
-    low, high = interval(np.arange(29) % 2 == 0)
-    assert 0.1 < low < 0.5 < high < 0.9
-    assert all(math.isnan(end) for end in interval(np.ones(29, bool)))
+    low, high, undefined = interval(good)
+    # The chance that a resample lacks it is (28 / 29)^29 = .36.
+    assert (low, high) == (0.0, 1.0) and 100 < undefined < 190
+    low, high, undefined = interval(np.arange(29) % 2 == 0)
+    assert 0.1 < low < 0.5 < high < 0.9 and undefined == 0
+    none = interval(np.ones(29, bool))
+    assert math.isnan(none.low) and math.isnan(none.high) and none.undefined == 400
 
 
 def test_nan_scores_are_refused_with_their_place():
