@@ -1,13 +1,13 @@
 """A reward from expert features of a summary (arXiv 2402.15473): how many preferences does it need, against models that read the text?
 
-    python -m studies.feature_reward --data <folder with opinpref.multi.* and rnnlg.seq2seq.*> --workers 2
+    python -m studies.feature_reward --data <folder with opinpref.multi.*.jsonl> --workers 2
     python -m studies.feature_reward_report
 
 `opinpref`: people's preferences between two summaries of product reviews, each with seven scores. phi (linear, or the paper's network) is
 fitted to N of the 727 training pairs, and compared on the 140 held-out pairs with rules that need no labels, with logistic regression on
 words, and with a T5 of about a million parameters that reads the summary (jobs `t5/...`). Jobs `folds/...` repeat the comparison by
-cross-validation over all 867 pairs, because 140 pairs have a standard error of 3.6 points. No setting is chosen on held-out pairs. Jobs
-`policy/...` train policies on rewards of features, see `feature_reward_policy`. The same command continues an interrupted study.
+cross-validation over all 867 pairs, because 140 pairs have a standard error of 3.6 points. No setting is chosen on held-out pairs. The
+same command continues an interrupted study.
 """
 
 from __future__ import annotations
