@@ -173,15 +173,15 @@ _LAKE = [
     "network extrapolates, and no better fit of what was shown.\n",
 ]
 _CONCLUSION = [
-    "Conclusion: the paper's order IFT, SFT, ORPO holds on the lake, but IFT's lead is small (3 %; .0035 ± .0010 at 100 updates, .0034 ±",
-    ".0018 at 400) and comes from the weights alone. The mixed inputs, the paper's first idea, make the error larger at every gamma that is",
-    "0 or 0.5, in proportion to lambda, and do not help at larger gamma either: lambda 0 is the best row of the grid. Fixed larger weights",
-    "on early steps, without any IFT, are better than all settings of IFT (-.0088 ± .0020), so that what helps is learning early steps",
-    "faster, and not a relation between tokens that the model finds. Equation 21 as the paper prints it weights late steps and is worse than",
-    "SFT (+.032); algorithm 1 as printed is no better than SFT after 400 updates. Constant weights are as good as the released code's.",
-    "The paper's best method on the lake, DPO, fails here, with one untuned setting. Actions that both paths share, among them the last two,",
-    "cancel in its margin, so that without SFT it never learns to reach the goal (value 0), and after SFT it unlearns what it knew (value",
-    ".10 against .50). ORPO keeps the path and is worse than SFT elsewhere. Nothing here says how IFT does on text.",
+    "Conclusion: the paper's order IFT, SFT, ORPO holds on the lake, but IFT's lead is small (3 %; .0035 ± .0010 at 100 updates, .0034",
+    "± .0018 at 400) and comes from the weights alone. The mixed inputs, the paper's first idea, make the error larger at gamma 0 and",
+    "0.5, and the gain smaller at larger gamma: lambda 0 is the best row of the grid. Fixed larger weights on early steps, without any",
+    "part of IFT, are better than every setting of IFT (-.0088 ± .0020). So what helps here seems to be that early steps are learned",
+    "faster, and not a relation between steps that the loss finds. Equation 21 as the paper prints it weights late steps and is worse",
+    "than SFT (+.032); algorithm 1 as printed is no better than SFT after 400 updates. Constant weights are as good as those of the",
+    "released code. The paper's best method on the lake, DPO, fails here, with one untuned setting: actions that both paths share, among",
+    "them the last two, cancel in its margin, so that without SFT it never learns to reach the goal (value 0), and after SFT it unlearns",
+    "what it knew (value .10 against .50). ORPO keeps the path and is worse than SFT elsewhere. Nothing here says how IFT does on text.",
     "",
 ]
 
