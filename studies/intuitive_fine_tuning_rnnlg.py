@@ -123,7 +123,7 @@ def _run(folder: Path, arm: Arm, seed: int, job: Path) -> dict[str, Any]:
         },
         loop=constant_loop(updates),
         batch_size=16,
-        start_from=None if arm.alone else StartFrom(str(sft)),
+        start_from=StartFrom() if arm.alone else StartFrom(str(sft)),
         random_seed=seed,
     )
     return {"examples": summary["examples"], **judge(folder, job / "run", sft)}
