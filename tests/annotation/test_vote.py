@@ -210,6 +210,7 @@ def test_the_command_prints_its_table_and_its_errors(given, tmp_path):
     output = tmp_path / "votes.jsonl"
     done = run(f"--output={output}", "--correct=field:gold")
     assert done.returncode == 0 and len(read(output)) == 2
-    assert "majority" in done.stdout and "0.250 [" in done.stdout
+    assert "majority" in done.stdout and "0.250" in done.stdout
+    assert "no intervals with fewer than 10 prompts" in done.stdout
     failed = run(f"--output={tmp_path / 'x'}", "--answers=regex:zzz")
     assert failed.returncode == 2 and len(failed.stderr.strip().splitlines()) == 1
