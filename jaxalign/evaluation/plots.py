@@ -98,7 +98,7 @@ def plot_calibration(results: Mapping[str, Mapping[str, Calibration]], path: str
     The dashed line is V itself, which the targets reach at the optimum.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(1, len(results), 4.2, 4.0)
+        figure, axes = _figure(1, len(results), 4.2, 4.6)
         for i, (name, by_responses) in enumerate(results.items()):
             axis = axes[0, i]
             low = min(each.bins[0]["mean_value"] for each in by_responses.values())
@@ -116,7 +116,8 @@ def plot_calibration(results: Mapping[str, Mapping[str, Calibration]], path: str
                 )
             axis.set_xlabel("V(prompt)")
             axis.set_title(name)
-            axis.legend(loc="best")
+            # Below the axes: the error bars leave no room inside.
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
         axes[0, 0].set_ylabel("mean of r - tau * log-ratio ± standard error")
         return _save(figure, path)
 
