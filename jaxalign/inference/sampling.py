@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from jaxalign.data.batches import prompt_rows
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
-from jaxalign.inference import continuous_batching, lanes
+from jaxalign.inference import continuous_batching, cpu_threads
 from jaxalign.inference.constraints import check_prefix, constrained
 from jaxalign.inference.image_prompts import PromptImages, with_table
 from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_tokens
@@ -108,7 +108,7 @@ def decoder(
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
         devices = RowDevices(params)
-        rows = devices.multiple(num_rows(-(-len(prompts) // lanes.count()), batch_size))
+        rows = devices.multiple(num_rows(-(-len(prompts) // cpu_threads.count()), batch_size))
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
 
         def search(index: np.ndarray, input_length: int) -> None:
@@ -129,14 +129,14 @@ def decoder(
             tokens[index] = np.asarray(found.tokens)[: len(index), best_first]
             log_probs[index] = np.asarray(found.log_probs)[: len(index), best_first]
 
-        def parts() -> Iterator[lanes.Work]:
+        def parts() -> Iterator[cpu_threads.Work]:
             for part in chunks(len(order), rows):
                 index = order[part]
                 input_length = _padded_length(max(len(prompts[i]) for i in index))
                 shape = (*programs, rows, input_length)
                 yield shape, functools.partial(search, index, input_length)
 
-        lanes.run(parts())
+        cpu_threads.run(parts())
         return tokens, log_probs
 
     def sample(params: Any, prompts: Sequence[Tokens], indices: Any, key: Any) -> Any:
@@ -144,7 +144,7 @@ def decoder(
         tokens = np.zeros((len(prompts), settings.num_samples, length), np.int32)
         log_probs = np.zeros(tokens.shape[:2], np.float32)
         choice = continuous_batching.Choice(settings.temperature, settings.top_k, settings.top_p)
-        count = lanes.count()
+        count = cpu_threads.count()
         rows = num_rows(-(-len(prompts) // count), batch_size)
 
         def decode(index: np.ndarray, input_length: int) -> None:
@@ -159,13 +159,13 @@ def decoder(
                 hooks,
             )
 
-        def parts() -> Iterator[lanes.Work]:
+        def parts() -> Iterator[cpu_threads.Work]:
             for input_length, index in by_length([len(prompt) for prompt in prompts], rows):
                 shape = (*programs, rows, input_length)
-                for lane in range(min(count, len(index))):
-                    yield shape, functools.partial(decode, index[lane::count], input_length)
+                for first in range(min(count, len(index))):
+                    yield shape, functools.partial(decode, index[first::count], input_length)
 
-        lanes.run(parts())
+        cpu_threads.run(parts())
         return tokens, log_probs
 
     return beam if settings.num_beams else sample

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batches import prompt_rows
-from jaxalign.inference import continuous_batching, lanes, sampling
+from jaxalign.inference import continuous_batching, cpu_threads, sampling
 from jaxalign.inference.rows import response_tokens, score_responses
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens, generate_windows
 from jaxalign.networks import decoding_rows as programs
@@ -137,7 +137,7 @@ def test_a_token_of_weight_0_is_never_drawn(weights, uniform):
 )
 def test_parts_in_two_threads_give_the_same_responses(small, prompts, monkeypatch, settings):
     alone = generate_tokens(*small, prompts, settings, batch_size=4, seed=5)
-    monkeypatch.setattr(lanes, "count", lambda: 2)
+    monkeypatch.setattr(cpu_threads, "count", lambda: 2)
     together = generate_tokens(*small, prompts, settings, batch_size=4, seed=5)
     np.testing.assert_array_equal(together[0], alone[0])
     np.testing.assert_allclose(together[1], alone[1], rtol=1e-5, atol=1e-5)

@@ -31,16 +31,16 @@ def run(parts: Iterable[Work]) -> None:
 
     The first part of each shape runs alone, so that two threads do not compile the same programs.
     """
-    lanes = count()
-    if lanes == 1:
+    threads = count()
+    if threads == 1:
         for _, work in parts:
             work()
         return
     running: set[Future[None]] = set()
-    with ThreadPoolExecutor(lanes) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for shape, work in parts:
             new = shape not in _compiled
-            running = _finished(running, 0 if new else lanes - 1)
+            running = _finished(running, 0 if new else threads - 1)
             running.add(pool.submit(work))
             if new:
                 running = _finished(running, 0)
