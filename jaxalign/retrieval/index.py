@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,38 +100,25 @@ def index(
         raise UserError(
             "give --vocabulary, a SentencePiece model, or --codebooks_of, an index that has one"
         )
+    codebooks: dict[str, Any] = {
+        "extra_ids": extra_ids,
+        "components": components,
+        "coarse": coarse,
+        "levels": levels,
+        "codes": codes,
+        "counters": counters,
+        "quantizer": quantizer,
+        "tokens": tokens,
+        "shuffle": shuffle,
+    }
     if codebooks_of:
-        _refuse_other_codebooks(
-            extra_ids=extra_ids,
-            components=components,
-            coarse=coarse,
-            levels=levels,
-            codes=codes,
-            counters=counters,
-            quantizer=quantizer,
-            tokens=tokens,
-            shuffle=shuffle,
-        )
+        _refuse_other_codebooks(codebooks)
     _check_output(Path(output).expanduser(), overwrite)
     given = read_items(items)
     if codebooks_of:
         made = extend(read_index(codebooks_of), given, features)
     else:
-        made = build(
-            given,
-            vocabulary=vocabulary,
-            extra_ids=extra_ids,
-            features=features,
-            components=components,
-            coarse=coarse,
-            levels=levels,
-            codes=codes,
-            counters=counters,
-            quantizer=quantizer,
-            tokens=tokens,
-            shuffle=shuffle,
-            seed=seed,
-        )
+        made = build(given, vocabulary=vocabulary, features=features, seed=seed, **codebooks)
     made = with_queries(made, [queries, pseudo_queries], [validation_queries])
     # Again, because somebody may have written there since.
     _check_output(Path(output).expanduser(), overwrite)
@@ -148,7 +135,7 @@ def index(
     }
 
 
-def _refuse_other_codebooks(**given: Any) -> None:
+def _refuse_other_codebooks(given: Mapping[str, Any]) -> None:
     """Refuses settings of `index` that another index's codebooks decide, unless they have their default."""
     defaults = inspect.signature(index).parameters
     for name, value in given.items():
