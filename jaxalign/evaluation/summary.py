@@ -174,8 +174,8 @@ def _interval_notes(result: Mapping[str, Any]) -> list[str]:
     notes = []
     if result["spearman"] is not None and result["spearman_low"] is None:
         notes.append(f"no intervals without resamples, or with fewer than {LEAST} prompts")
-    elif result["auc_low"] is None:
-        rarer = min(result["good"], result["responses"] - result["good"])
+    rarer = min(result["good"], result["responses"] - result["good"])
+    if not notes and result["auc_low"] is None and rarer < LEAST:
         kind = "good" if rarer == result["good"] else "bad"
         notes.append(f"no interval of the AUC: only {rarer} {kind} responses, fewer than {LEAST}")
     if result["auc_undefined"]:

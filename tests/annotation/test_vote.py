@@ -1,6 +1,7 @@
 """`vote`: majority, weighted and filtered votes, what is written, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,16 @@ def test_the_output_is_not_the_input(given):
         vote(given, answers, correct=f"file:{answers}")
     with pytest.raises(UserError, match="--output is the file of --goal_file, "):
         vote(given, answers, reward_run="run", goal_file=answers)
+
+
+def test_ten_prompts_have_intervals(write_lines, tmp_path):
+    lines = [
+        {"prompt": f"p{i}", "responses": ["1", "1", "2"], "gold": str(1 + i % 2)} for i in range(10)
+    ]
+    result = vote(write_lines("in.jsonl", lines), str(tmp_path / "v.jsonl"), correct="field:gold")
+    rows = {row["method"]: row for row in result["methods"]}
+    assert re.fullmatch(r"0\.500 \[0\.[0-4]\d*, 0\.[5-9]\d*\]", rows["majority"]["accuracy"])
+    assert "no intervals" not in result["report"]
 
 
 def test_votes_replace_votes_and_no_other_file(given, tmp_path):
