@@ -17,15 +17,6 @@ from studies import (
 )
 
 
-@pytest.mark.parametrize("study", [feature_reward, intuitive_fine_tuning], ids=lambda s: s.__name__)
-def test_every_job_has_what_it_needs_and_a_name_of_its_own(study, tmp_path):
-    jobs = study.jobs(tmp_path, tmp_path)
-    names = [job.name for job in jobs]
-    assert len(set(names)) == len(names)
-    for position, job in enumerate(jobs):
-        assert set(job.needs) <= set(names[:position])
-
-
 def test_the_lake_is_that_of_gymnasium():
     gymnasium = pytest.importorskip("gymnasium")
     lake = gymnasium.make("FrozenLake-v1", map_name="4x4", is_slippery=False).unwrapped

@@ -1,7 +1,6 @@
 """Studies of goal-conditioned reward models: complete graphs, measures of prefixes and votes, and pages of unfinished studies."""
 
 import numpy as np
-import pytest
 
 from jaxalign.annotation.prefixes import PrefixScores
 from studies import (
@@ -11,15 +10,6 @@ from studies import (
     goal_steering,
     goal_steering_report,
 )
-
-
-@pytest.mark.parametrize("study", [goal_conditioned, goal_steering], ids=lambda s: s.__name__)
-def test_every_job_has_what_it_needs_and_a_name_of_its_own(study, tmp_path):
-    jobs = study.jobs(tmp_path, tmp_path)
-    names = [job.name for job in jobs]
-    assert len(set(names)) == len(names)
-    for position, job in enumerate(jobs):
-        assert set(job.needs) <= set(names[:position])
 
 
 def test_prefixes_are_read_at_shares_of_the_tokens():
