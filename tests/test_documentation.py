@@ -1,7 +1,10 @@
 """Links of the pages lead somewhere, and examples in docstrings print what they say."""
 
+import ast
 import doctest
 import importlib
+import importlib.util
+import re
 import runpy
 from pathlib import Path
 
@@ -32,3 +35,23 @@ def test_examples_of_docstrings_hold(path):
     module = importlib.import_module(".".join(path.with_suffix("").parts))
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted and not result.failed
+
+
+IMPORT = re.compile(r"^(?:.*python -c \")?(from jaxalign[\w.]* import \w+(?:, \w+)*)", re.MULTILINE)
+
+
+def test_what_the_pages_import_exists():
+    found = set()
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for statement in IMPORT.findall(page.read_text(encoding="utf-8")):
+            (node,) = ast.parse(statement).body
+            found |= {(node.module, alias.name, page.name) for alias in node.names}
+    assert len(found) > 3
+    # A module may need a package that is not installed here (T5X).
+    missing = [
+        f"{page}: from {module} import {name}"
+        for module, name, page in sorted(found)
+        if not hasattr(importlib.import_module(module), name)
+        and importlib.util.find_spec(f"{module}.{name}") is None
+    ]
+    assert not missing

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 
 from jaxalign.data import synthetic
+from jaxalign.data.derived import write_jsonl
 from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.sources import RecordSource
@@ -62,3 +64,34 @@ BUNDLED: dict[str, Callable[[], RecordSource]] = {
     "synthetic_pairs": lambda: SyntheticSource("pair", responses_per_prompt=4),
     "synthetic_ranked": lambda: SyntheticSource("ranked", responses_per_prompt=4),
 }
+
+
+def write_triplets(
+    output_dir: str,
+    *,
+    num_prompts: int = 4000,
+    num_validation: int = 300,
+    responses_per_prompt: int = 2,
+    seed: int = 0,
+) -> tuple[str, str]:
+    """Writes triplets of the bundled task as JSON Lines, as a user's own file would have them.
+
+    Args:
+      output_dir: the folder; it is created.
+      num_prompts: prompts of the training file.
+      num_validation: further prompts, of the validation file.
+      responses_per_prompt: logged responses drawn for a prompt; equal ones are written once.
+      seed: seed of prompts and responses.
+
+    Returns:
+      The paths of ``synthetic.triplets.train.jsonl`` and ``synthetic.triplets.validation.jsonl``.
+    """
+    source = SyntheticSource(
+        "triplet", num_prompts, num_validation, responses_per_prompt=responses_per_prompt, seed=seed
+    )
+    train, validation = (
+        os.path.join(output_dir, f"synthetic.triplets.{split}.jsonl") for split in source.splits
+    )
+    write_jsonl(source.records("train"), train, "triplet")
+    write_jsonl(source.records("validation"), validation, "triplet")
+    return train, validation

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jaxalign.data import bundled_sources, derived, slots, sources, synthetic
+from jaxalign.data import bundled_sources, slots, sources, synthetic
 from jaxalign.data.rejections import DataError, RejectionLog
 from jaxalign.data.ultrafeedback import ASPECTS, UltraFeedbackParser
 
@@ -101,10 +101,10 @@ def test_the_bundled_task_is_deterministic_and_its_splits_disjoint(tmp_path):
     train, validation = (list(source.records(split)) for split in source.splits)
     assert train == list(source.records("train"))
     assert not {r.prompt for r in train} & {r.prompt for r in validation}
-    path = str(tmp_path / "train.jsonl")
-    derived.write_jsonl(train, path, "triplet")
-    written = sources.JsonlSource({"train": path, "validation": path}, "triplet")
-    assert [r.key for r in written.records("train")] == [r.key for r in train]
+    paths = bundled_sources.write_triplets(str(tmp_path), num_prompts=50, num_validation=10)
+    written = sources.JsonlSource(dict(zip(source.splits, paths, strict=True)), "triplet")
+    for split, records in (("train", train), ("validation", validation)):
+        assert [r.key for r in written.records(split)] == [r.key for r in records]
 
 
 # Acts of real data.
