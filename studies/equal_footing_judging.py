@@ -11,8 +11,9 @@ from jaxalign.data import slots
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.tokenization import Limits
 from jaxalign.evaluation.ranking import rank_methods, ranking_scores
-from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
+from jaxalign.evaluation.statistics import distinct_n, kl_estimate
 from jaxalign.inference.rows import score_responses
+from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.runs.folder import Run
 from studies import rnnlg, rnnlg_data
 from studies.equal_footing_forms import RATINGS, read_rows
@@ -29,17 +30,15 @@ def judge_samples(folder: Path, run: Path, reference: Path, split: str) -> dict[
     policy, params, vocabulary = rnnlg.load_policy(run)
     sampled = rnnlg.generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
     encoded = rnnlg.text_encoder(vocabulary).prompts(prompts).tokens
-    log_probs = [
-        score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
-        for weights in (params, rnnlg.load_policy(reference)[1])
-    ]
+    start = rnnlg.load_policy(reference)[1]
+    divergences = sequence_kl((policy, params), (policy, start), encoded, sampled, batch_size=128)
     texts = [vocabulary.decode(each[0]) for each in sampled]
     rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
     return {
         "score": float(np.mean(rewards)),
         "reward": float(np.mean(rewards)),
         "slot_error_rate": rnnlg_data.slot_error_rate(prompts, texts),
-        "kl": kl_from_samples(*log_probs).mean,
+        "kl": kl_estimate(divergences).mean,
         "length": float(np.mean([len(each[0]) for each in sampled])),
         "distinct_2": distinct_n(texts, 2),
         "slots": sum(slots.slot_errors(a, t).total for a, t in zip(prompts, texts, strict=True)),

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.task_data import TaskData
-from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
-from jaxalign.inference.rows import score_responses
+from jaxalign.evaluation.statistics import distinct_n, kl_estimate
+from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.recipes.jobs import Job
 from jaxalign.training.optimizers import adamw
 from jaxalign.training.run import train
@@ -138,16 +138,14 @@ def judge(folder: Path, run: Path, reference: Path) -> dict[str, Any]:
     greedy = rnnlg.generate_responses(policy, params, vocabulary, prompts)
     sampled = rnnlg.generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
     encoded = rnnlg.text_encoder(vocabulary).prompts(prompts).tokens
-    log_probs = [
-        score_responses(policy, weights, encoded, sampled, batch_size=100)[0]
-        for weights in (params, rnnlg.load_policy(reference)[1])
-    ]
+    start = rnnlg.load_policy(reference)[1]
+    divergences = sequence_kl((policy, params), (policy, start), encoded, sampled, batch_size=100)
     texts = [vocabulary.decode(each[0]) for each in sampled]
     likeliest = [vocabulary.decode(each[0]) for each in greedy]
     return {
         "slot_errors": rnnlg_data.slot_error_rate(prompts, texts),
         "greedy_slot_errors": rnnlg_data.slot_error_rate(prompts, likeliest),
-        "kl": kl_from_samples(*log_probs).mean,
+        "kl": kl_estimate(divergences).mean,
         "length": float(np.mean([len(each[0]) for each in sampled])),
         "distinct_2": distinct_n(texts, 2),
         "responses": texts[:5],

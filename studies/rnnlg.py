@@ -20,9 +20,10 @@ from jaxalign.annotation.score import score_splits
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.task_data import TaskData
 from jaxalign.data.tokenization import Limits
-from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
-from jaxalign.inference.rows import response_tokens, score_responses
+from jaxalign.evaluation.statistics import distinct_n, kl_estimate
+from jaxalign.inference.rows import response_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
+from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.losses.pairwise import dpo_loss
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
@@ -354,10 +355,8 @@ def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[
     greedy = generate_responses(policy, params, vocabulary, prompts)
     sampled = generate_responses(policy, params, vocabulary, prompts, samples=1, seed=1)
     encoded = text_encoder(vocabulary).prompts(prompts).tokens
-    log_probs = [
-        score_responses(policy, weights, encoded, sampled, batch_size=128)[0]
-        for weights in (params, load_policy(reference)[1])
-    ]
+    start = load_policy(reference)[1]
+    divergences = sequence_kl((policy, params), (policy, start), encoded, sampled, batch_size=128)
     texts = [vocabulary.decode(each[0]) for each in sampled]
     rewards = [rnnlg_data.feedback(act, text) for act, text in zip(prompts, texts, strict=True)]
     likeliest = [vocabulary.decode(each[0]) for each in greedy]
@@ -367,7 +366,7 @@ def _judge_policy(folder: Path, run: Path, reference: Path, split: str) -> dict[
         "slot_error_rate": rnnlg_data.slot_error_rate(prompts, texts),
         "greedy_reward": float(np.mean(best)),
         "greedy_slot_error_rate": rnnlg_data.slot_error_rate(prompts, likeliest),
-        "kl": kl_from_samples(*log_probs).to_dict(),
+        "kl": kl_estimate(divergences).to_dict(),
         "length": float(np.mean([len(each[0]) for each in sampled])),
         "distinct_2": distinct_n(texts, 2),
         "rewards": [round(reward, 4) for reward in rewards],

@@ -69,7 +69,7 @@ _CONCLUSIONS: dict[str, list[str]] = {
 # Columns of the table, their digits, and their name in the result of a round.
 _COLUMNS = (
     ("reward", 3, "reward"),
-    ("log-ratio to start, nats", 2, "log_ratio_to_start"),
+    ("KL to start, nats", 2, "kl_to_start"),
     ("length", 1, "length"),
     ("label accuracy", 3, "label_accuracy"),
     ("pairs that tie", 2, "label_ties"),
@@ -98,7 +98,7 @@ def report(name: str, folder: Path, plot: Path) -> str:
             for number, entries in rounds.items()
         ]
         points = [
-            [_mean(entries, key) for key in ("log_ratio_to_start", "reward")]
+            [_mean(entries, key) for key in ("kl_to_start", "reward")]
             for entries in rounds.values()
         ]
         if points:
@@ -156,7 +156,7 @@ def _comparisons(
 
 def _path(entries: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
     """Returns the distance from the start and the reward, round by round."""
-    return [(entry["log_ratio_to_start"], entry["reward"]) for entry in entries]
+    return [(entry["kl_to_start"], entry["reward"]) for entry in entries]
 
 
 def _reward_at(entries: Sequence[Mapping[str, Any]], distance: float) -> float:

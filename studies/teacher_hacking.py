@@ -32,6 +32,7 @@ from jaxalign.data.task_data import TaskData
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import EOS, response_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_responses, generate_tokens
+from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.distillation import Distillation
 from jaxalign.objectives.sft import SFT
@@ -43,7 +44,7 @@ from studies import rnnlg_data
 from studies.command_line import MINI_T5, run_study
 from studies.equal_footing import constant_loop
 from studies.repeated_steps import epoch_batches, make_step
-from studies.teacher_hacking_measures import check_starts, hacked, log_slope, sequence_kl
+from studies.teacher_hacking_measures import check_starts, hacked, log_slope
 
 SEEDS = (0, 1, 2)
 LENGTHS = {"inputs": 96, "targets": 64}
@@ -185,7 +186,10 @@ class _HeldOut:
     def kl(self, role: str, name: str, params: Any) -> np.ndarray:
         """Returns the sequence KL from ``role`` (oracle or teacher) to a policy."""
         first = POLICIES[role], self.params[role]
-        return sequence_kl(first, (POLICIES[name], params), self.prompts, self.samples[role])
+        responses = [[each] for each in self.samples[role]]
+        return sequence_kl(first, (POLICIES[name], params), self.prompts, responses, batch_size=64)[
+            :, 0
+        ]
 
 
 def _held_out(folder: Path, seed: int) -> tuple[_HeldOut, Any, Any]:

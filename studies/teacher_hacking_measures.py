@@ -2,54 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.inference.rows import by_batch
-from jaxalign.losses.distillation import forward_kl
-from jaxalign.networks.distributions import map_distributions
-from jaxalign.networks.policy import Policy
-from jaxalign.objectives.token_weighted import token_mask
-
-
-def sequence_kl(
-    first: tuple[Policy, Any],
-    second: tuple[Policy, Any],
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    *,
-    batch_size: int = 64,
-) -> np.ndarray:
-    """Returns the sum over positions of KL(first || second) along each response, [responses], in nats.
-
-    Over responses that the first policy samples, the expectation is KL(first || second) of whole sequences.
-
-    Args:
-      first, second: policies with their parameters.
-      prompts: token ids.
-      responses: one response to each prompt, EOS included.
-    """
-    found = np.zeros(len(prompts))
-    for index, batch in by_batch(prompts, [[each] for each in responses], batch_size):
-        values = _kl(first[0], second[0], first[1], second[1], batch)
-        found[index] = np.asarray(values)[: len(index)]
-    return found
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _kl(first: Policy, second: Policy, first_params: Any, second_params: Any, batch: Any) -> Any:
-    distributions = [
-        policy.distributions(params, policy.decode(params, batch))
-        for policy, params in ((first, first_params), (second, second_params))
-    ]
-    return (map_distributions(forward_kl, distributions, chunk_size=None) * token_mask(batch)).sum(
-        axis=1
-    )
 
 
 def log_slope(epochs: Sequence[float], values: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ from jaxalign.evaluation.calibration import (
     residual_statistics,
 )
 from jaxalign.evaluation.settings import EvaluationSettings
-from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_from_samples
+from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_estimate
 from jaxalign.inference import sampling
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.image_prompts import EncodedPrompts, encode_prompts, image_counts
@@ -29,6 +29,7 @@ from jaxalign.inference.rows import (
     score_responses,
 )
 from jaxalign.inference.sampling import DecodingSettings
+from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.runs.folder import Run, TrainedNetwork
 
 
@@ -76,23 +77,17 @@ class Evaluator:
     def kl(self, run: TrainedNetwork, reference: TrainedNetwork, samples: int) -> KLEstimate:
         """Returns KL(policy || reference) in nats for each response, from samples at temperature 1.
 
-        Both policies score the sampled token ids in the same way, so the KL of a policy from itself is
-        exactly 0. A response cut at the length limit counts with its existing tokens.
+        At every position of a sampled response the KL is summed over the whole vocabulary, so the estimate is never negative, and the KL
+        of a policy from itself is exactly 0. A response cut at the length limit counts with its existing tokens.
         """
         tokens = self._sample(run, 1.0, samples, self.settings.seed + 1)
         responses = [[response_tokens(row) for row in group] for group in tokens]
         prompts = self._prompts(run, self.data.prompts, self.data.images)
-        own, theirs = (
-            score_responses(
-                r.network,
-                prompts.beside(r.params),
-                prompts.tokens,
-                responses,
-                batch_size=self.settings.batch_size,
-            )[0]
-            for r in (run, reference)
+        own, theirs = ((each.network, prompts.beside(each.params)) for each in (run, reference))
+        found = sequence_kl(
+            own, theirs, prompts.tokens, responses, batch_size=self.settings.batch_size
         )
-        return kl_from_samples(own, theirs)
+        return kl_estimate(found)
 
     def feedback_log_probs(self, run: TrainedNetwork) -> Float[np.ndarray, " items"]:
         """Returns the log-probability of every logged response with feedback, in nats."""

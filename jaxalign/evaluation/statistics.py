@@ -248,26 +248,17 @@ class KLEstimate:
         return dataclasses.asdict(self)
 
 
-def kl_from_samples(
-    policy_log_probs: Shaped[np.ndarray, "prompts ..."],
-    reference_log_probs: Shaped[np.ndarray, "prompts ..."],
-) -> KLEstimate:
-    """Estimates the KL by Monte Carlo: the mean log-ratio of responses sampled from the policy at temperature 1.
+def kl_estimate(divergences: Shaped[np.ndarray, "prompts ..."]) -> KLEstimate:
+    """Averages the KL along sampled responses (`inference.sequence_kl`) over prompts.
 
     Args:
-      policy_log_probs, reference_log_probs: [prompts] or [prompts, samples], sums over the tokens
-        of the *sampled token ids*, in nats. Responses drawn at another temperature, or with top-k,
-        give another quantity.
+      divergences: [prompts] or [prompts, samples], in nats, of responses drawn from the policy at temperature 1. Those of
+        another temperature, or of top-k, give another quantity.
 
     Returns:
-      The mean and its standard error over prompts (a prompt's samples are averaged first). The estimate is unbiased,
-      so a small KL may be slightly negative. The error is 0 for a single prompt.
+      The mean and its standard error over prompts (a prompt's samples are averaged first). The error is 0 for a single prompt.
     """
-    policy = _finite("policy_log_probs", policy_log_probs)
-    reference = _finite("reference_log_probs", reference_log_probs)
-    if policy.shape != reference.shape:
-        raise ValueError(f"KL needs equal shapes, got {policy.shape} and {reference.shape}.")
-    log_ratio = _per_prompt("log-ratio", policy - reference)
-    count = len(log_ratio)
-    error = float(log_ratio.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-    return KLEstimate(float(log_ratio.mean()), error, count)
+    found = _per_prompt("KL", _finite("divergences", divergences))
+    count = len(found)
+    error = float(found.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    return KLEstimate(float(found.mean()), error, count)

@@ -15,10 +15,11 @@ from jaxalign.annotation import annotators as annotating
 from jaxalign.annotation.annotators import Annotator
 from jaxalign.data.candidates import Candidates
 from jaxalign.errors import UserError, require_range
-from jaxalign.evaluation.statistics import distinct_n, kl_from_samples
+from jaxalign.evaluation.statistics import distinct_n, kl_estimate
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.rows import EOS, decode_tokens, response_tokens, score_responses
+from jaxalign.inference.rows import EOS, decode_tokens, response_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
+from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.recipes.round_prompts import Prompt, reference_fields
 from jaxalign.runs.folder import Run
 
@@ -36,7 +37,7 @@ class Measure:
       judge: the annotator whose scores are the reward, such as slot_error; '' for none.
       truth: an annotator that knows which response is better, to which the labels of a round are compared; '' for none.
       num_samples: the number of responses to a prompt.
-      temperature: of these responses. The log-ratio to the start estimates the KL divergence only at temperature 1.
+      temperature: of these responses. Their mean distance from the start is the KL divergence of the policy only at temperature 1.
       batch_size: the number of prompts decoded together.
     """
 
@@ -68,7 +69,7 @@ def measure(
 ) -> dict[str, Any]:
     """Samples responses of a run's policy to prompts, and returns their measures.
 
-    Both policies score the sampled tokens anew, in the same way, so the log-ratio of the start to itself is exactly 0.
+    Both policies read the sampled tokens anew, in the same way, so the KL of the start to itself is exactly 0.
 
     Raises:
       UserError: the judge fails or gives no finite score, or a policy gives NaN.
@@ -92,24 +93,20 @@ def measure(
         seed=seed,
     )
     rows = [[response_tokens(row) or [EOS] for row in group] for group in tokens]
-    own, theirs = (
-        score_responses(
-            policy.network, policy.params, encoded, rows, batch_size=settings.batch_size
-        )[0]
-        for policy in (opened, Run(start).policy())
-    )
-    if not (np.isfinite(own).all() and np.isfinite(theirs).all()):
+    own, first = ((each.network, each.params) for each in (opened, Run(start).policy()))
+    divergences = sequence_kl(own, first, encoded, rows, batch_size=settings.batch_size)
+    if not np.isfinite(divergences).all():
         raise UserError(f"{run} or {start} gives NaN or infinite log-probabilities")
     texts = [[decode_tokens(opened.vocabulary, row) for row in group] for group in rows]
     lengths_found = [len(row) for group in rows for row in group]
-    kl = kl_from_samples(own, theirs)
+    kl = kl_estimate(divergences)
     found: dict[str, Any] = {
         "prompts": len(prompts),
         "length": float(np.mean(lengths_found)),
         "unfinished": float(np.mean([row[-1] != EOS for group in rows for row in group])),
         "distinct_2": float(distinct_n([text for group in texts for text in group], 2)),
-        "log_ratio_to_start": float(kl.mean),
-        "log_ratio_error": float(kl.standard_error),
+        "kl_to_start": float(kl.mean),
+        "kl_error": float(kl.standard_error),
     }
     scores: list[np.ndarray] = []
     if judge is not None:
@@ -124,7 +121,7 @@ def measure(
             line: dict[str, Any] = {"prompt": prompt.text, "responses": texts[index]}
             if scores:
                 line["feedback"] = scores[index].tolist()
-            line["log_ratios"] = (own[index] - theirs[index]).tolist()
+            line["kl_to_start"] = divergences[index].tolist()
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     return found
 

@@ -18,14 +18,14 @@ NAME = "rounds"
 _POLICY = (
     "reward",
     "length",
-    "log_ratio_to_start",
+    "kl_to_start",
     "label_accuracy",
     "label_ties",
     "unfinished",
     "distinct_2",
 )
 _TRAINING = ("loss", "accuracy", "margin", "suspects", "log_ratio")
-_ERRORS = {"reward": "reward_error", "log_ratio_to_start": "log_ratio_error"}
+_ERRORS = {"reward": "reward_error", "kl_to_start": "kl_error"}
 
 
 def write_report(folder: Path, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -125,8 +125,8 @@ def outputs(folder):
 def test_every_round_has_its_measures_its_hyperparameters_and_a_place_in_the_report(finished):
     folder, _, content, _ = finished
     start, first, second = content["rounds"]
-    assert start["round"] == "start" and start["log_ratio_to_start"] == 0
-    assert first["length"] > start["length"] and second["log_ratio_to_start"] > 0
+    assert start["round"] == "start" and start["kl_to_start"] == 0
+    assert first["length"] > start["length"] and second["kl_to_start"] > 0
     assert first["prompts"] == 6 and first["selected"] == first["select pairs"] <= 6
     assert first["label_accuracy"] == 1
     values = [

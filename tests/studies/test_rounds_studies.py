@@ -41,8 +41,8 @@ def test_a_page_shows_finished_arms_and_names_the_others(tmp_path):
         folder = tmp_path / f"spa/seed{seed}"
         folder.mkdir(parents=True)
         rounds = [
-            {"round": "start", "reward": -0.3, "log_ratio_to_start": 0.0, "length": 20.0},
-            {"round": "1", "reward": -0.2 - 0.1 * seed, "log_ratio_to_start": 1.0, "length": 21.0},
+            {"round": "start", "reward": -0.3, "kl_to_start": 0.0, "length": 20.0},
+            {"round": "1", "reward": -0.2 - 0.1 * seed, "kl_to_start": 1.0, "length": 21.0},
         ]
         (folder / "result.json").write_text(json.dumps({"rounds": rounds}))
     page = rounds_report.report("spa", tmp_path, tmp_path / "page.png")
@@ -56,7 +56,7 @@ def test_the_page_of_selm_has_the_log_probability_of_the_starts_responses_where_
 ):
     arm = "normal_alpha0.1"
     rounds = [
-        {"round": name, "reward": -0.3, "log_ratio_to_start": 0.0, "length": 20.0}
+        {"round": name, "reward": -0.3, "kl_to_start": 0.0, "length": 20.0}
         for name in ("start", "1")
     ]
     results = {arm: {"rounds": rounds}, f"start_log_probs/{arm}": {"log_probs": {"1": -12.5}}}

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.networks.config import T5Config
-from jaxalign.networks.policy import Policy
 from studies import (
     repeated_steps,
     rounds_osp_pairs,
@@ -98,39 +96,6 @@ def test_a_u_needs_a_rise_above_two_standard_errors():
     unclear = np.array([[3.0] * 4, [1.0] * 4, 1.1 + noise])
     assert not teacher_hacking_measures.hacked(unclear, [3, 2, 1])["u"]
     assert not teacher_hacking_measures.hacked(np.array([[3.0] * 4, [1.0] * 4]), [3, 2])["u"]
-
-
-@pytest.fixture(scope="module")
-def small_policy():
-    config = T5Config(
-        vocab_size=8,
-        emb_dim=8,
-        num_heads=1,
-        head_dim=8,
-        mlp_dim=8,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
-        dropout_rate=0.0,
-        dtype="float32",
-    )
-    policy = Policy(config, logits_chunk_size=None)
-    return policy, [policy.init(jax.random.key(seed)) for seed in (0, 1)]
-
-
-def test_sequence_kl_sums_the_positions_of_a_response_whatever_its_batch(small_policy):
-    policy, (first, second) = small_policy
-    prompts = [[3, 4, 1], [5, 1], [6, 7, 3, 1]]
-    responses = [[4, 1], [6, 3, 5, 1], [7, 1]]
-
-    def kl(first, second, **options):
-        return teacher_hacking_measures.sequence_kl(
-            (policy, first), (policy, second), prompts, responses, **options
-        )
-
-    together = kl(first, second)
-    np.testing.assert_allclose(kl(first, second, batch_size=1), together, rtol=1e-5)
-    np.testing.assert_allclose(kl(first, first), 0, atol=1e-6)
-    assert (together > 0).all()
 
 
 def test_epochs_have_every_example_once_and_pairs_stay_together():
