@@ -87,7 +87,7 @@ class Sizes:
       clusters, levels, codes: of the identifiers.
       room: counters beyond those of the largest group, for new items.
       components: principal components of the pictures.
-      updates, rows, learning_rate: of SFT.
+      updates, rows, learning_rate: of SFT. A row has about nine packed queries.
       beams: of the search.
       click_updates, click_samples: updates on clicks, and samples of a query whose items are clicked on or not.
       click_learning_rate: of DRO-V and of further SFT.
@@ -101,7 +101,7 @@ class Sizes:
     room: int = 32
     components: int = 64
     updates: int = 1000
-    rows: int = 64
+    rows: int = 7
     learning_rate: float = 2e-3
     beams: int = 20
     click_updates: int = 200
@@ -111,6 +111,7 @@ class Sizes:
 
 SIZES = Sizes()
 LENGTHS = {"inputs": 24, "targets": 8}
+EXAMPLES_PER_ROW, ROW_LENGTHS = 9, {"inputs": 72, "targets": 48}
 TEMPERATURE = 1.0  # DRO's tau, the paper's
 
 
@@ -193,6 +194,9 @@ def _data(index_folder: Path, cache: Path, **changes: Any) -> TaskData:
         feature_lengths=LENGTHS,
         vocabulary=str(index_folder / "vocabulary.model"),
         duplicates="keep",
+        pack=True,
+        max_examples_per_row=EXAMPLES_PER_ROW,
+        row_lengths=ROW_LENGTHS,
         # Names in other scripts are unknown to a vocabulary of English ones.
         max_rejected_fraction=0.2,
         eval_split="",
