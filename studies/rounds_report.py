@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jaxalign.evaluation.plots import plot_front
 from jaxalign.evaluation.tables import markdown_table
 from jaxalign.recipes.jobs import read_result
 from studies import rounds_iterative, rounds_selm, rounds_spa
+from studies.equal_distance import rewards_at
 from studies.formatting import spread
 from studies.rounds_arms import SEEDS, Arm
 
@@ -161,11 +161,7 @@ def _path(entries: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
 
 def _reward_at(entries: Sequence[Mapping[str, Any]], distance: float) -> float:
     """Returns the highest reward at a distance on the straight lines between the rounds."""
-    found = []
-    for (begin, low), (end, high) in itertools.pairwise(_path(entries)):
-        if min(begin, end) <= distance <= max(begin, end):
-            share = (distance - begin) / (end - begin) if end != begin else 1.0
-            found.append(low + share * (high - low))
+    found = rewards_at(_path(entries), distance)
     return max(found, default=entries[0]["reward"])
 
 

@@ -2,9 +2,21 @@
 
 import pytest
 
-from studies import feature_reward, goal_conditioned, goal_steering, intuitive_fine_tuning
+from studies import (
+    byte_strings,
+    feature_reward,
+    goal_conditioned,
+    goal_steering,
+    intuitive_fine_tuning,
+)
 
-STUDIES = [feature_reward, goal_conditioned, goal_steering, intuitive_fine_tuning]
+STUDIES = [
+    byte_strings,
+    feature_reward,
+    goal_conditioned,
+    goal_steering,
+    intuitive_fine_tuning,
+]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__)
