@@ -53,8 +53,8 @@ class Size:
     """
 
     sft_updates: int = 600
-    reward_updates: int = 200
-    acts: int = 1000
+    reward_updates: int = 600
+    acts: int = 3000
     judged: dict[str, int] = dataclasses.field(
         default_factory=lambda: {"validation": 200, "test": 400}
     )
@@ -69,7 +69,7 @@ SCORES = {
     "reward head, matched": ("matched", "reward"),
     "Q, matched": ("matched", "q"),
 }
-WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
+WEIGHTS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 CANDIDATES = 8
 MODES = {
     "greedy": DecodingSettings(rnnlg.LENGTHS["targets"]),
@@ -129,7 +129,7 @@ def _train(
             )
         },
         loop=constant_loop(updates),
-        batch_size=4 if pairs else 16,
+        batch_size=8 if pairs else 16,
         **options,
     )
 
@@ -258,7 +258,15 @@ def _steer(folder: Path, size: Size, seed: int, job: Path) -> dict[str, Any]:
         )
         return judged(acts[split], [response_tokens(each[0]) for each in tokens], log_probs, vocabulary)  # fmt: skip
 
-    found: dict[str, Any] = {mode: {"plain": judge("test", mode, Hooks())} for mode in MODES}
+    found: dict[str, Any] = {
+        mode: {
+            "plain": {
+                **judge("test", mode, Hooks()),
+                "validation": {"0": judge("validation", mode, Hooks())},
+            }
+        }
+        for mode in MODES
+    }
     for name, (reward, kind) in SCORES.items():
         score = Score(
             folder / f"reward_{reward}/seed{seed}" / "run", kind, folder / f"samples/seed{seed}"

@@ -92,23 +92,24 @@ def _by_weight(runs: list[dict[str, Any]], mode: str) -> list[str]:
     """Returns slot errors and diversity on validation acts by weight, the trade-off that steering makes."""
     lines = [
         "\nOn validation acts, by weight: slot errors (distinct-2).\n",
-        f"| score | {' | '.join(f'{weight:g}' for weight in WEIGHTS)} |",
-        "|---" * (len(WEIGHTS) + 1) + "|",
+        f"| score | 0 (plain) | {' | '.join(f'{weight:g}' for weight in WEIGHTS)} |",
+        "|---" * (len(WEIGHTS) + 2) + "|",
     ]
+    plain = _errors_and_distinct(runs, mode, "plain", "0")
     for score in SCORES:
-        cells = []
-        for weight in WEIGHTS:
-            found = [run[mode][score]["validation"][f"{weight:g}"] for run in runs]
-            if found:
-                errors, distinct = (
-                    float(np.mean([each[key] for each in found]))
-                    for key in ("slot_errors", "distinct_2")
-                )
-                cells.append(f"{errors:.3f} ({distinct:.3f})")
-            else:
-                cells.append("-")
-        lines.append(f"| {score} | {' | '.join(cells)} |")
+        cells = [_errors_and_distinct(runs, mode, score, f"{weight:g}") for weight in WEIGHTS]
+        lines.append(f"| {score} | {plain} | {' | '.join(cells)} |")
     return lines
+
+
+def _errors_and_distinct(runs: list[dict[str, Any]], mode: str, score: str, weight: str) -> str:
+    found = [run[mode][score]["validation"][weight] for run in runs]
+    if not found:
+        return "-"
+    errors, distinct = (
+        float(np.mean([each[key] for each in found])) for key in ("slot_errors", "distinct_2")
+    )
+    return f"{errors:.3f} ({distinct:.3f})"
 
 
 def main() -> None:
