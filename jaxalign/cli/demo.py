@@ -12,7 +12,7 @@ _SEPARATOR = "=" * 100
 
 
 def demo(output_dir: str = "runs/demo") -> None:
-    """Trains an SFT policy and aligns it by DRO-V on bundled dialogue acts, then compares the two.
+    """Trains an SFT policy and aligns it on bundled dialogue acts by DRO-V, and by DRO without a value, then compares the three.
 
     Needs no download. Every step prints the command that performs it. If the demo is started again, it continues where it stopped.
 
@@ -21,15 +21,16 @@ def demo(output_dir: str = "runs/demo") -> None:
     """
     started = time.time()
     print(
-        "Logged feedback: sentences that a sloppy writer wrote for dialogue acts, each with minus the share of slots it got wrong.\n"
-        "First SFT imitates the writer, errors included. Then DRO-V learns from the feedback: policy and value network together."
+        "Logged feedback: sentences that three writers of different care wrote for dialogue acts, each with minus the share of slots\n"
+        "it got wrong. First SFT imitates the writers, errors included. Then DRO-V learns from the feedback: policy and value network\n"
+        "together. The same without a value (V = 0) shows what the value network adds."
     )
     for title, command in _steps(output_dir):
         print(f"\n{_SEPARATOR}\n# {title}\n$ jaxalign {_shown(command)}\n", flush=True)
         _run(command)
     print(
         f"\nDone in {time.time() - started:.0f} s. Learning curves and reward against KL: {output_dir}/evaluation/plots\n"
-        f"Runs: {output_dir}/sft and {output_dir}/dro_v (config.gin, metrics.jsonl, tensorboard, checkpoints, summary.json)"
+        f"Runs: {output_dir}/sft, dro_v and no_value (config.gin, metrics.jsonl, tensorboard, checkpoints, summary.json)"
     )
 
 
@@ -66,10 +67,21 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
             ],
         ),
         (
-            "both policies on held-out dialogue acts",
+            "DRO without a value, from the same SFT policy",
+            [
+                "train",
+                "--gin_file=experiments/synthetic_dro_v.gin",
+                "--gin_file=objectives/zero_value.gin",
+                f"--MODEL_DIR={output_dir}/no_value",
+                f"--INITIAL_CHECKPOINT_PATH={output_dir}/sft",
+                *shared,
+            ],
+        ),
+        (
+            "the three policies on held-out dialogue acts",
             [
                 "evaluate",
-                f"--checkpoints=SFT={output_dir}/sft,DRO-V={output_dir}/dro_v",
+                f"--checkpoints=SFT={output_dir}/sft,DRO-V={output_dir}/dro_v,no-value={output_dir}/no_value",
                 f"--prompts={cache}",
                 f"--output_dir={output_dir}/evaluation",
                 "--temperature=1.0",

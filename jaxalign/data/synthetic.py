@@ -4,6 +4,9 @@ A prompt is an act such as `inform restaurant ( name = golden lion ; food = thai
 that should mention every value and no other. A "behaviour" of adjustable quality writes the logged responses: each response
 draws its own error rate, and with that rate every slot is left out or gets a wrong value, and a slot that was not requested
 may be added. All values are words of a closed list, and each belongs to one slot, so error counts are exact.
+
+Prompts differ in difficulty: acts have two to five slots, numbers and degrees (stars, drive, weight, parking) are mistaken more
+often than other values, and every domain has a writer of its own care. So the expected feedback depends on the prompt.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from jaxalign.data.records import Record
 
@@ -98,14 +101,23 @@ class Behaviour:
       error_rates: each response draws one of these with equal chance: the probability that a slot has an error.
       wrong_share: the share of the slots with an error that have a wrong value; the others are left out.
       extra_rate: the probability, times the drawn error rate, of a slot that was not requested.
+      hard_factor: factor of the error rate for slots of `HARD_SLOTS`; the product is cut at 1.
     """
 
     error_rates: Sequence[float] = (0.0, 0.1, 0.5)
     wrong_share: float = 0.5
     extra_rate: float = 0.5
+    hard_factor: float = 1.0
 
 
+HARD_SLOTS = frozenset({"stars", "parking", "drive", "weight"})
 CLEAN = Behaviour(error_rates=(0.0,))
+# The writer of each domain: careful, as above, careless.
+WRITERS: Mapping[str, Behaviour] = {
+    "restaurant": Behaviour(error_rates=(0.0, 0.0, 0.2), hard_factor=1.5),
+    "hotel": Behaviour(error_rates=(0.0, 0.1, 0.5), hard_factor=1.5),
+    "laptop": Behaviour(error_rates=(0.1, 0.4, 0.7), hard_factor=1.5),
+}
 
 
 def parse_act(prompt: str) -> list[tuple[str, str]]:
@@ -130,10 +142,10 @@ def slot_errors(prompt: str, response: str) -> SlotErrors:
 
 
 def make_prompt(rng: random.Random) -> str:
-    """Returns a random act: a domain, its subject and two or three more slots with values."""
+    """Returns a random act: a domain, its subject and one to four more slots with values."""
     domain = rng.choice(sorted(DOMAINS))
     subject, *others = DOMAINS[domain]
-    count = rng.choice((2, 3))
+    count = rng.choice((1, 2, 3, 4))
     chosen = set(rng.sample(others, min(count, len(others))))
     slots = [subject] + [slot for slot in others if slot in chosen]
     act = rng.choice(sorted(_OPENINGS))
@@ -149,7 +161,7 @@ def make_response(prompt: str, rng: random.Random, behaviour: Behaviour = CLEAN)
     wanted = parse_act(prompt)
     for slot, value in wanted:
         said: str | None = value
-        if rng.random() < error_rate:
+        if rng.random() < error_rate * (behaviour.hard_factor if slot in HARD_SLOTS else 1.0):
             wrong = rng.random() < behaviour.wrong_share
             said = rng.choice([v for v in VALUES[slot] if v != value]) if wrong else None
         if slot in _SUBJECTS:
@@ -211,7 +223,7 @@ def make_records(
     *,
     responses_per_prompt: int = 1,
     seed: int = 0,
-    behaviour: Behaviour | None = None,
+    behaviour: Behaviour | Mapping[str, Behaviour] = WRITERS,
     feedback: str = "slots",
     difficulty_weight: float = 0.0,
 ) -> Iterator[Record]:
@@ -219,13 +231,16 @@ def make_records(
 
     A triplet or seq2seq prompt gives `responses_per_prompt` records. A pair is the best and the worst of that many
     responses (at least two; prompts whose responses tie give none). A ranked record has all of them, best first, with feedback.
+    `behaviour` is that of one writer, or of one for each domain.
     """
-    behaviour = Behaviour() if behaviour is None else behaviour
     line = 0
     for prompt in prompts:
         rng = random.Random(f"responses {seed} {prompt}")
         drawn = max(responses_per_prompt, 2) if kind in ("pair", "ranked") else responses_per_prompt
-        responses = [make_response(prompt, rng, behaviour) for _ in range(drawn)]
+        writer = (
+            behaviour if isinstance(behaviour, Behaviour) else behaviour[prompt.split(" ", 2)[1]]
+        )
+        responses = [make_response(prompt, rng, writer) for _ in range(drawn)]
         scored = [
             (
                 feedback_for(

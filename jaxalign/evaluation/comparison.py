@@ -111,7 +111,8 @@ class Comparison:
         if run.run.has_value_network():
             values = self.evaluator.feedback_values(run.run.value())
             log_ratios = own - self._reference_log_probs
-            found = {"held out": value_report(run, values, log_ratios, feedback)}
+            prompts = [record.prompt_key for record in records]
+            found = {"held out": value_report(run, values, log_ratios, feedback, prompts)}
             if self.training:
                 found["training"] = self._values_in_training(run)
             self.calibrations[name] = {
@@ -145,6 +146,7 @@ class Comparison:
             evaluator.feedback_values(run.run.value()),
             own - self._reference_in_training,
             np.array([record.feedback for record in self.training]),
+            [record.prompt_key for record in self.training],
         )
 
     def _check_vocabulary(self, name: str, run: TrainedNetwork) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,13 @@ from jaxalign.evaluation.calibration import (
     residual_statistics,
 )
 from jaxalign.evaluation.settings import EvaluationSettings
-from jaxalign.evaluation.statistics import KLEstimate, distinct_n, kl_estimate
+from jaxalign.evaluation.statistics import (
+    KLEstimate,
+    distinct_n,
+    kl_estimate,
+    mean_by_group,
+    pearson,
+)
 from jaxalign.inference import sampling
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.image_prompts import EncodedPrompts, encode_prompts, image_counts
@@ -171,10 +177,24 @@ def value_report(
     values: Float[np.ndarray, " items"],
     log_ratios: Float[np.ndarray, " items"],
     feedback: Float[np.ndarray, " items"],
+    prompts: Sequence[Hashable],
 ) -> tuple[Calibration, dict[str, Any]]:
-    """Returns the calibration of V and DRO's residual on logged responses, with rewards standardised as in training."""
+    """Returns the calibration of V and DRO's residual on logged responses, with rewards standardised as in training.
+
+    Args:
+      run: the policy's run.
+      values, log_ratios, feedback: of each response.
+      prompts: the key of each response's prompt; ``prompt_correlation`` is of V with the mean target of a prompt.
+    """
     rewards, tau = run.run.standardized(feedback), run.run.temperature
-    result = calibration(values, dro_targets(rewards, log_ratios, tau))
+    targets = dro_targets(rewards, log_ratios, tau)
+    result = calibration(values, targets)
     residual = residual_statistics(rewards, values, log_ratios, tau)
-    more = {"mean_reward": float(np.mean(rewards)), "mean_log_ratio": float(np.mean(log_ratios))}
+    by_prompt = [mean_by_group(each, prompts) for each in (values, targets)]
+    more = {
+        "mean_reward": float(np.mean(rewards)),
+        "mean_log_ratio": float(np.mean(log_ratios)),
+        "prompts": len(by_prompt[0]),
+        "prompt_correlation": pearson(*by_prompt),
+    }
     return result, {**result.to_dict(), **more, **residual, "tau": tau}

@@ -7,7 +7,7 @@ intervals that treat them as independent are too narrow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,6 +177,15 @@ def average_ranks(values: Shaped[np.ndarray, " items"]) -> Float[np.ndarray, " i
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - 0.5 * (counts - 1))[inverse].astype(np.float64)
+
+
+def mean_by_group(
+    values: Shaped[np.ndarray, " items"], groups: Sequence[Hashable]
+) -> Float[np.ndarray, " groups"]:
+    """Returns the mean of the values of each group, in the order in which groups appear."""
+    index = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    members = np.array([index[group] for group in groups], np.int64)
+    return np.bincount(members, weights=np.asarray(values, np.float64)) / np.bincount(members)
 
 
 def pearson(first: Shaped[np.ndarray, " items"], second: Shaped[np.ndarray, " items"]) -> float:

@@ -126,6 +126,7 @@ def _values(policies: Mapping[str, Any]) -> str:
             "mean V": found["mean_value"],
             "mean target": found["mean_target"],
             "correlation": found["correlation"],
+            "by prompt": found["prompt_correlation"],
             "slope": found["slope"],
             "R^2": found["r_squared"],
             "rms residual": found["rms_residual"],
@@ -133,7 +134,8 @@ def _values(policies: Mapping[str, Any]) -> str:
         for name, report in policies.items()
         for where, found in report.get("value", {}).items()
     ]
-    return f"{text_table(rows)}\nat the optimum: equal means, slope 1" if rows else ""
+    notes = "at the optimum: equal means, slope 1; by prompt: correlation of V with the mean target of a prompt's responses"
+    return f"{text_table(rows)}\n{notes}" if rows else ""
 
 
 def _ranking(policies: Mapping[str, Any]) -> str:

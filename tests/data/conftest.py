@@ -10,8 +10,10 @@ from jaxalign.data import bundled_sources, cache, train_vocabulary, vocabularies
 @pytest.fixture(scope="session")
 def small_vocabulary(tmp_path_factory):
     """The path of a SentencePiece model of the bundled task."""
-    path = str(tmp_path_factory.mktemp("vocabulary") / "small.model")
-    train_vocabulary.train_vocabulary("synthetic_triplets", path, vocab_size=300)
+    folder = tmp_path_factory.mktemp("vocabulary")
+    texts, _ = bundled_sources.write_triplets(str(folder), num_prompts=1000, num_validation=1)
+    path = str(folder / "small.model")
+    train_vocabulary.train_vocabulary(texts, path, kind="triplet", vocab_size=300)
     return path
 
 

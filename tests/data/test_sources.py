@@ -51,8 +51,26 @@ def test_clean_sentences_have_no_errors_and_careless_ones_the_rate_asked_for():
     careless = synthetic.Behaviour(error_rates=(0.5,), wrong_share=0.0, extra_rate=0.0)
     data = list(synthetic.make_records("triplet", prompts, behaviour=careless))
     assert sum(-r.feedback[0] for r in data) / len(data) == pytest.approx(0.5, abs=0.04)
-    default = list(synthetic.make_records("triplet", prompts))
-    assert 0.25 < sum(-r.feedback[0] for r in default) / len(default) < 0.4
+
+
+def test_prompts_of_the_bundled_task_differ_in_difficulty():
+    prompts = synthetic.make_prompts(1500, seed=0)
+    errors = {}
+    for record in synthetic.make_records("triplet", prompts):
+        domain = record.prompt.split()[1]
+        errors.setdefault(domain, []).append(-record.feedback[0])
+    means = {domain: sum(found) / len(found) for domain, found in errors.items()}
+    assert means["restaurant"] < 0.2 < means["hotel"] < 0.5 < means["laptop"]
+    assert {len(synthetic.parse_act(prompt)) for prompt in prompts} == {2, 3, 4, 5}
+    # Slots of numbers and degrees are mistaken more often, with the same writer.
+    missed = {}
+    for prompt in prompts:
+        if prompt.split()[1] == "hotel":
+            (record,) = synthetic.make_records("seq2seq", [prompt])
+            for slot, value in synthetic.parse_act(prompt)[1:]:
+                missed.setdefault(slot, []).append(value not in record.responses[0])
+    rates = {slot: sum(found) / len(found) for slot, found in missed.items()}
+    assert min(rates["stars"], rates["parking"]) > max(rates["price"], rates["area"])
 
 
 def test_the_values_of_different_slots_never_share_a_word():

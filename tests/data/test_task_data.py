@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from jaxalign.data import cache, train_vocabulary
+from jaxalign.data import bundled_sources, cache, train_vocabulary
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
@@ -98,7 +98,9 @@ class TestAnExistingCache:
         task(other, vocabulary=model).prepare()
         task(other, vocabulary=str(tmp_path / "gone.model")).prepare()
 
-    def test_of_a_bundled_task_is_compared_with_what_it_is_by_default(self, tmp_path):
+    def test_of_a_bundled_task_is_compared_with_what_it_is_by_default(self, tmp_path, monkeypatch):
+        small = bundled_sources.SyntheticSource("pair", 100, 20, responses_per_prompt=4)
+        monkeypatch.setitem(bundled_sources.BUNDLED, "synthetic_pairs", lambda: small)
         folder = str(tmp_path / "cache")
         lengths = {"inputs": 200, "targets": 200}
         cache.cache("synthetic_pairs", folder, max_input_length=200, max_target_length=200)

@@ -41,7 +41,8 @@ def test_a_batch_is_decoded_like_its_texts(small_vocabulary):
 
 def test_training_is_deterministic_and_gives_t5s_ids(small_vocabulary, tmp_path):
     again = str(tmp_path / "again.model")
-    second = train_vocabulary.train_vocabulary("synthetic_triplets", again, vocab_size=300)
+    texts = str(Path(small_vocabulary).with_name("synthetic.triplets.train.jsonl"))
+    second = train_vocabulary.train_vocabulary(texts, again, kind="triplet", vocab_size=300)
     first = SentencePieceVocabulary(small_vocabulary)
     assert first.sha256 == second.sha256
     assert first.size == 300
@@ -215,7 +216,7 @@ class TestTrainVocabulary:
         assert sorted(path.name for path in Path().iterdir()) == ["d", "v.model"]
 
     def test_long_texts_are_read_whole(self, tmp_path, monkeypatch):
-        text = "ab cd " * 20_000 + "zebra " * 20_000
+        text = "ab cd " * 5_000 + "zebra " * 5_000
         (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": text, "response": text}))
         vocabulary = train_vocabulary.train_vocabulary(
             str(tmp_path / "long.jsonl"), str(tmp_path / "v.model"), vocab_size=20

@@ -48,6 +48,7 @@ def test_policies_are_compared_on_the_same_prompts(fake_runs, feedback_file, tmp
     assert dro["ranking"]["longer wins"]["pairwise_accuracy"] == 1
     assert dro["ranking"]["tau * log-ratio"]["pairwise_accuracy"] == 0
     assert dro["ranking"]["TF-IDF linear"]["pairwise_accuracy"] == 1
+    assert dro["value"]["held out"]["prompts"] == 12
     # Both read the same file, so that they agree.
     assert dro["value"]["held out"] == dro["value"]["training"] and "value" not in sft
     assert (output / "plots" / "calibration.png").stat().st_size > 1000

@@ -153,3 +153,8 @@ def test_the_error_of_a_kl_is_that_of_a_mean_over_prompts():
     assert statistics.kl_estimate(np.array([0.2])).standard_error == 0
     with pytest.raises(ValueError, match="NaN"):
         statistics.kl_estimate(np.array([0.2, np.nan]))
+
+
+def test_means_of_groups_keep_the_order_of_appearance():
+    groups = [("b", 1), ("a", 0), ("b", 1), ("a", 2)]
+    assert statistics.mean_by_group(np.array([1.0, 5.0, 3.0, 7.0]), groups).tolist() == [2, 5, 7]
