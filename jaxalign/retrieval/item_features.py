@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy as np
 from jaxalign.annotation.annotators import annotator_names, get_annotator
 from jaxalign.annotation.flat import file_identity
 from jaxalign.data.candidates import Candidates
-from jaxalign.data.pictures import check_pixels, read_picture
+from jaxalign.data.pictures import PictureReader, check_pixels, resized
 from jaxalign.data.plain_arrays import read_array
+from jaxalign.data.record_fields import RecordError
 from jaxalign.errors import UserError, require_range
 from jaxalign.plugins import Registry, parse_spec
 from jaxalign.retrieval.items import Items
@@ -117,10 +117,10 @@ class ArrayRows:
 @register_features("pictures")
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pixels between 0 and 1: of the image file `image` of an item's line, or of a row of an array of pictures.
+    """Pixels between 0 and 1: of the picture `image` of an item's line, as in records, or of a row of an array of pictures.
 
     Attributes:
-      size: image files are resized to squares of this many pixels.
+      size: pictures of lines are resized to squares of this many pixels.
       path, name: a .npy or .npz file of uint8 pictures [pictures, height, width, 3], as in `array`.
     """
 
@@ -141,16 +141,21 @@ class Pictures:
             pixels = check_pixels(read_array(self.path, self.name), self.path)
             pixels = rows_of(pixels, items, self.path)
         else:
-            pixels = np.stack([self._picture(items, index) for index in range(len(items))])
+            reader = PictureReader()
+            pixels = np.stack([self._picture(reader, items, index) for index in range(len(items))])
         return pixels.reshape(len(pixels), -1).astype(np.float32) / 255
 
-    def _picture(self, items: Items, index: int) -> np.ndarray:
+    def _picture(self, reader: PictureReader, items: Items, index: int) -> np.ndarray:
         image = items.fields[index].get("image")
-        if not isinstance(image, str) or not image:
+        if image is None:
             raise UserError(
-                f'{items.where(index)}: "image" must be the path of an image file, not {image!r}; pictures:path=FILE.npz reads an array'
+                f'{items.where(index)}: "image" is missing, which names an image file beside {items.path}; pictures:path=FILE.npz reads '
+                "an array"
             )
-        return read_picture(items.folder / Path(image), self.size)
+        try:
+            return resized(reader.read(image, items.path), self.size)
+        except RecordError as error:
+            raise UserError(f"{items.where(index)}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,11 @@
-"""Arrays and pictures of strangers: what is read, and what is refused in one line."""
+"""Arrays of strangers: what is read, and what is refused in one line."""
 
 import io
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from jaxalign.data.pictures import check_pixels, read_picture
 from jaxalign.data.plain_arrays import read_array
 from jaxalign.errors import UserError
 
@@ -85,27 +83,3 @@ def test_missing_files_and_links_to_elsewhere_are_refused(tmp_path):
     (tmp_path / "inside" / "x.npy").symlink_to(tmp_path / "outside.npy")
     with pytest.raises(UserError, match="outside of"):
         read_array(tmp_path / "inside" / "x.npy", inside=tmp_path / "inside")
-
-
-def test_pictures_are_squares_of_rgb_on_white(tmp_path):
-    half = Image.new("RGBA", (4, 8), (255, 0, 0, 255))
-    half.paste((0, 0, 0, 0), (0, 4, 4, 8))
-    half.save(tmp_path / "half.png")
-    pixels = read_picture(tmp_path / "half.png", 4)
-    assert pixels.shape == (4, 4, 3) and pixels.dtype == np.uint8
-    assert (pixels[:2] == (255, 0, 0)).all() and (pixels[2:] == 255).all()
-
-
-def test_files_that_are_no_images_are_refused(tmp_path):
-    (tmp_path / "x.png").write_text("not a picture")
-    with pytest.raises(UserError, match=r"x\.png is not an image"):
-        read_picture(tmp_path / "x.png", 4)
-    whole = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(whole, "PNG")
-    (tmp_path / "cut.png").write_bytes(whole.getvalue()[:400])
-    with pytest.raises(UserError, match=r"cut\.png is not a readable image"):
-        read_picture(tmp_path / "cut.png", 4)
-    with pytest.raises(UserError, match="no such image file"):
-        read_picture(tmp_path / "none.png", 4)
-    with pytest.raises(UserError, match="pictures are uint8"):
-        check_pixels(np.zeros((2, 4, 4, 3)), "x.npy")

@@ -134,7 +134,7 @@ def test_index_refuses_a_picture_that_is_none(shapes, capsys, tmp_path):
     (tmp_path / "items.jsonl").write_text('{"item": "x", "image": "x.png"}\n')
     flags = [f"--items={tmp_path}/items.jsonl", f"--vocabulary={folder}/spm.model"]
     line = error(capsys, "index", *flags, "--features=pictures", f"--output={tmp_path}/i")
-    assert "x.png is not an image" in line
+    assert "item 'x': the image 'x.png' is none (PNG, JPEG" in line
 
 
 def test_shapes_differ_and_captions_name_them():

@@ -56,7 +56,7 @@ def test_vectors_of_texts_come_from_annotators():
         ("nothing", "no source of features named 'nothing'"),
         ("length", "gives scores, and items need vectors"),
         ("features:words", "has no text"),
-        ("pictures", '"image" must be the path of an image file'),
+        ("pictures", '"image" is missing'),
         ("array:none.npy", "no such file"),
         ("pictures:size=0", "pictures.size is 0"),
     ],
