@@ -114,8 +114,12 @@ def disk_problem(error: BaseException) -> str | None:
     return None
 
 
-def make_writable_folder(folder: Path) -> None:
-    """Creates a run folder and checks that a file can be written there, before any expensive work.
+def make_writable_folder(folder: Path, name: str = "MODEL_DIR") -> None:
+    """Creates a folder and checks that a file can be written there, before any expensive work.
+
+    Args:
+      folder: the folder.
+      name: what the user calls it.
 
     Raises:
       UserError: the folder cannot be written; the message gives the system's reason.
@@ -127,7 +131,7 @@ def make_writable_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"MODEL_DIR {folder} cannot be written: {error.strerror or error}; choose another, or make room or give permission there"
+            f"{name} {folder} cannot be written: {error.strerror or error}; choose another, or make room or give permission there"
         ) from error
 
 

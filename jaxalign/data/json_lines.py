@@ -70,8 +70,10 @@ def read_json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
       DataError: a record is not an object (the message names the file and line of the first one); also as in `read_json_lines`.
     """
-    if not Path(path).expanduser().is_file():
-        raise DataError(f"{path}: no such file; give a JSON Lines file, one object a line.")
+    place = Path(path).expanduser()
+    if not place.is_file():
+        problem = "is not a file" if place.exists() else "no such file"
+        raise DataError(f"{path}: {problem}; give a JSON Lines file, one object a line.")
     for line, value, _ in read_json_lines(path):
         if not isinstance(value, dict):
             raise DataError(f"{path}:{line}: expected an object, got {type(value).__name__}.")

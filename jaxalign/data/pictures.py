@@ -131,7 +131,7 @@ class PictureReader:
             if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(found):
                 raise RecordError(REASON, f"row {row!r} is not one of the {len(found)} of {name!r}")
             found = found[row]
-        if not (found.ndim == 2 or found.ndim == 3 and found.shape[2] in (1, 3, 4)):
+        if not (found.ndim == 2 or (found.ndim == 3 and found.shape[2] in (1, 3, 4))):
             raise RecordError(
                 REASON,
                 f"the image {name!r} has the shape {_in_words(found.shape)}; wanted [height, width], or 1, 3 or 4 values a pixel",

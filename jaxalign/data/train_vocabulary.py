@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from jaxalign import files, untrusted
 from jaxalign.data import bundled_sources, sentencepiece_models, sources, task_registry
+from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError
 from jaxalign.data.sources import RecordSource
 from jaxalign.data.vocabularies import EOS_ID, PAD_ID, UNK_ID, SentencePieceVocabulary
@@ -191,8 +192,18 @@ def train_vocabulary(
     require_one_of("vocabulary", ("auto", "unigram", "bpe"), model_type=model_type)
     source = _source(task_or_file, kind, layout, fields)
 
-    def texts() -> Iterable[str]:
+    def records() -> Iterator[Record]:
+        empty = True
         for record in source.records("train"):
+            empty = False
+            yield record
+        if empty:
+            # A file with one prompt, such as a question about different images, lies in one split, which need not be this one.
+            for split in source.splits:
+                yield from source.records(split)
+
+    def texts() -> Iterable[str]:
+        for record in records():
             for text in (record.prompt, *record.responses):
                 yield from _short_enough(text)
 

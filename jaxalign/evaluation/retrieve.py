@@ -20,7 +20,7 @@ from jaxalign.inference.encoders import encoder_of
 from jaxalign.retrieval import recall
 from jaxalign.retrieval.identifier_search import require_vocabulary, search
 from jaxalign.retrieval.identifiers import COARSE
-from jaxalign.retrieval.index import check_query
+from jaxalign.retrieval.index import check_query, seen_queries
 from jaxalign.retrieval.index_folder import Index, read_index
 from jaxalign.retrieval.items import Queries, read_queries
 from jaxalign.retrieval.lexical import LexicalIndex
@@ -100,6 +100,7 @@ def retrieve(
         run, max_input_length=max_input_length, long_prompts=long_prompts, max_target_length=2
     )
     tokens = _encode(queries, encoder, opened)
+    files.make_writable_folder(path.parent, "the folder of --output,")
     trained = run.policy()
     training = Training.of(opened)
     fits = bool(training.queries and two_tower_steps)
@@ -132,6 +133,7 @@ def retrieve(
         ranked[TWO_TOWER] = towers.ranked(tokens, opened.vectors, top)
     _write_lines(path, queries, opened, ranked, found.log_probs)
     measures = measure(ranked, right, opened, samples=bootstrap_samples, seed=seed)
+    seen = seen_queries(queries.texts, opened.training)
     settings = {
         "run_id": run.description.run_id,
         "step": run.step,
@@ -146,11 +148,16 @@ def retrieve(
         method: {name: estimate.to_dict() for name, estimate in found.items()}
         for method, found in measures.items()
     }
-    content = {"settings": settings, "validity": found.validity, "measures": numbers}
+    content = {
+        "settings": settings,
+        "validity": found.validity,
+        "queries_of_training": seen,
+        "measures": numbers,
+    }
     files.write_text(
         path.with_name(f"{path.name}.metrics.json"), json.dumps(finite_json(content), indent=1)
     )
-    report = describe(measures, len(queries), found.validity, str(path))
+    report = describe(measures, len(queries), found.validity, str(path), seen)
     return {
         "output": str(path),
         "queries": len(queries),
@@ -214,7 +221,7 @@ def _encode(queries: Queries, encoder: TextEncoder, index: Index) -> list[list[i
     if cut:
         print(cut, file=sys.stderr)
     for text, tokens in zip(queries.texts, encoded.tokens, strict=True):
-        check_query(text, tokens, index)
+        check_query(text, tokens, index, queries.path)
     return encoded.tokens
 
 
@@ -248,7 +255,11 @@ def measure(
 
 
 def describe(
-    measures: Mapping[str, Mapping[str, Estimate]], queries: int, validity: float, output: str
+    measures: Mapping[str, Mapping[str, Estimate]],
+    queries: int,
+    validity: float,
+    output: str,
+    seen: int,
 ) -> str:
     """Returns a table of the measures in words."""
     lines = [f"{output} holds {queries} queries; identifiers of the index: {validity:.1%}"]
@@ -260,6 +271,10 @@ def describe(
     for method, found in measures.items():
         cells = [format_interval(each.mean, each.low, each.high) for each in found.values()]
         lines.append("".join([f"{method:12}", *(f"{cell:>24}" for cell in cells)]))
+    if measures and seen:
+        lines.append(
+            f"warning: {seen} of {queries} queries are training queries of the index; the measures do not tell how well unseen queries do"
+        )
     return "\n".join(lines)
 
 

@@ -97,6 +97,7 @@ def vote(
     extract = get_answer_extractor(answers)
     extract_correct = get_answer_extractor(correct_extractor or answers)
     _check_output(output, input, goal_file, correct)
+    files.make_writable_folder(Path(output).expanduser().parent, "the folder of --output,")
     scorer = PrefixScorer(reward_run, goal_file, batch_size=batch_size) if reward_run else None
     candidates, _ = read_responses(
         input,

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign import untrusted
+from jaxalign import files, untrusted
 from jaxalign.errors import UserError, require_one_of, require_range
+from jaxalign.inference.rows import EOS
 from jaxalign.retrieval.identifier_vocabulary import PIECES, TOKENS, holds_identifier_tokens
 from jaxalign.retrieval.identifiers import MOST_LEVELS
 from jaxalign.retrieval.index_building import build, extend
@@ -33,7 +34,7 @@ def index(
     *,
     vocabulary: str = "",
     extra_ids: int = 0,
-    features: str = "vector",
+    features: str = "",
     components: int = 0,
     queries: str = "",
     pseudo_queries: str = "",
@@ -56,8 +57,8 @@ def index(
       output: the folder of the index.
       vocabulary: the SentencePiece model of the queries; the index gets a copy with tokens for the identifiers.
       extra_ids: the sentinels of the vocabulary; 100 for T5.
-      features: the vectors of items: `vector` (of the line), `array:FILE`, `pictures`, `embedding:RUN`, `sentence_encoder`, or
-        `module:function` (docs/retrieval.md).
+      features: the vectors of items: `vector` (of the line, the default), `array:FILE`, `pictures`, `embedding:RUN`, `sentence_encoder`,
+        or `module:function` (docs/retrieval.md).
       components: the principal components of the vectors that are used; 0 for the vectors themselves.
       queries: JSON Lines with `query` and `item`, to train on.
       pseudo_queries: more of them, such as captions that a model wrote.
@@ -70,9 +71,9 @@ def index(
       quantizer: `kmeans`, or `rqvae` with settings such as `rqvae:latent=32,steps=1000`.
       tokens: `pieces` adds pieces to the vocabulary, `sentinels` writes identifiers with its sentinels.
       shuffle: exchange the identifiers between items at random: a control that takes their meaning away.
-      codebooks_of: another index, whose features, clusters, codebooks and vocabulary are used. Its items keep their identifiers. If its
-        features are a function, `features` must name it too. The settings of clusters, codes and vocabulary come from it, and cannot be
-        given beside it.
+      codebooks_of: another index, whose features, clusters, codebooks and vocabulary are used. Its items keep their identifiers.
+        `features` may name another file of the same kind, and must name the features if they are a function. The settings of clusters,
+        codes and vocabulary come from it, and cannot be given beside it.
       seed: the seed of k-means, of the RQ-VAE and of the exchange.
       overwrite: replace an existing folder.
 
@@ -115,12 +116,15 @@ def index(
         _refuse_other_codebooks(codebooks)
     _check_output(Path(output).expanduser(), overwrite)
     given = read_items(items)
+    files.make_writable_folder(Path(output).expanduser().parent, "the folder of --output,")
     if codebooks_of:
         made = extend(read_index(codebooks_of), given, features)
     else:
-        made = build(given, vocabulary=vocabulary, features=features, seed=seed, **codebooks)
+        made = build(
+            given, vocabulary=vocabulary, features=features or "vector", seed=seed, **codebooks
+        )
     made = with_queries(made, [queries, pseudo_queries], [validation_queries])
-    # Again, because somebody may have written there since.
+    # Again, because another process may have written there since.
     _check_output(Path(output).expanduser(), overwrite)
     made.write(output)
     report = describe(made, output)
@@ -170,19 +174,29 @@ def with_queries(index: Index, train: Sequence[str], validation: Sequence[str] =
       UserError: a query is for an item that the index does not have, or holds a token of an identifier.
     """
     training, repeated = _records(index, train)
+    held_out, _ = _records(index, validation)
+    seen = seen_queries([str(each["prompt"]) for each in held_out], training)
     statistics = {
         **index.statistics,
         "items": len(index.items),
         "queries": len(training),
         "repeated_queries": repeated,
         "items_without_queries": len(index.items) - len({record["item"] for record in training}),
+        "validation_queries": len(held_out),
+        "validation_queries_of_training": seen,
     }
     return dataclasses.replace(
         index,
         training=training,
-        validation=_records(index, validation)[0],
+        validation=held_out,
         statistics=statistics,
     )
+
+
+def seen_queries(queries: Sequence[str], training: Sequence[Mapping[str, Any]]) -> int:
+    """Returns how many queries are among the training records, up to case: what is measured on them was seen in training."""
+    known = {str(record["prompt"]).casefold() for record in training}
+    return sum(query.casefold() in known for query in queries)
 
 
 def _records(index: Index, paths: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
@@ -201,22 +215,26 @@ def _records(index: Index, paths: Sequence[str]) -> tuple[list[dict[str, Any]], 
                 raise UserError(
                     f"{path}: the query {query[:60]!r} is for the item {item!r}, which {index.items.path} does not have"
                 )
-            check_query(query, tokens, index)
+            check_query(query, tokens, index, path)
             seen += 1
             record = {"prompt": query, "response": texts[item], "item": item}
             records.setdefault((query, texts[item]), record)
     return list(records.values()), seen - len(records)
 
 
-def check_query(query: str, tokens: Sequence[int], index: Index) -> None:
-    """Refuses a query whose tokens include one of an identifier.
+def check_query(query: str, tokens: Sequence[int], index: Index, path: str) -> None:
+    """Refuses a query of a file that has no tokens, or one of an identifier.
 
     Raises:
-      UserError: it does.
+      UserError: it does so.
     """
+    if not set(tokens) - {EOS}:
+        raise UserError(
+            f"{path}: the query {query[:60]!r} is empty to the vocabulary, which leaves out all its characters; remove the line"
+        )
     if holds_identifier_tokens(tokens, index.blocks):
         raise UserError(
-            f"the query {query[:60]!r} holds a token of an identifier, which would name an item; remove it from the text"
+            f"{path}: the query {query[:60]!r} holds a token of an identifier, which would name an item; remove it from the text"
         )
 
 
@@ -237,6 +255,11 @@ def describe(index: Index, output: str) -> str:
         f"{found['queries']} training queries"
         + (f", without {repeated} repeated ones" if repeated else "")
     )
+    if found.get("validation_queries_of_training"):
+        lines.append(
+            f"warning: {found['validation_queries_of_training']} of {found['validation_queries']} validation queries are training queries "
+            "too; their loss does not tell how well unseen queries do"
+        )
     if found["queries"] and found["items_without_queries"]:
         lines.append(
             f"{found['items_without_queries']} items have no training query; a policy can hardly learn to write their identifiers"

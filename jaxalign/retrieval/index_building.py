@@ -26,7 +26,7 @@ from jaxalign.retrieval.index_folder import (
     Index,
     fingerprint,
 )
-from jaxalign.retrieval.item_features import get_features, is_own_function
+from jaxalign.retrieval.item_features import features_for_more, get_features
 from jaxalign.retrieval.items import ItemId, Items
 from jaxalign.retrieval.quantizers import CODEBOOKS, Arrays, Quantizer, get_quantizer
 from jaxalign.retrieval.residual_quantization import Codes, Vectors, check_vectors, kmeans, nearest
@@ -98,21 +98,16 @@ def extend(other: Index, items: Items, features: str = "") -> Index:
     Args:
       other: the other index, which also says what the vectors are.
       items: the items.
-      features: a function `module:function` that the user allows to be called; the index alone does not suffice.
+      features: the source of the vectors, of the same kind as that of the other index; by default that one, unless it is a function.
 
     Raises:
-      UserError: the vectors have another size, the counter has too few tokens for the new items, or the parts of the other index do
-        not fit together.
+      UserError: the vectors are of another kind or size, the counter has too few tokens for the new items, or the parts of the other
+        index do not fit together.
     """
     settings = dict(other.settings)
-    recorded = str(settings.get("features"))
-    if is_own_function(recorded) and recorded != features:
-        raise UserError(
-            f"the vectors of the index {other.path} are those of the function {recorded!r}, which is not called because a file names it; "
-            f"give --features={recorded} if it is yours"
-        )
+    used, source = features_for_more(settings, features, f"the index {other.path}")
     _check_fitted(other)
-    vectors = check_vectors(get_features(recorded).vectors(items), items.path, 1)
+    vectors = check_vectors(source.vectors(items), items.path, 1)
     arrays = {k: v for k, v in other.arrays.items() if k not in (VECTORS, IDENTIFIERS)}
     expected = arrays[MEAN].shape[-1] if MEAN in arrays else other.vectors.shape[1]
     if vectors.shape[1] != expected:
@@ -132,6 +127,7 @@ def extend(other: Index, items: Items, features: str = "") -> Index:
     identifiers[new] = assign(parts[new], other.identifiers.tolist())
     statistics = describe_codes(identifiers, list(other.blocks))
     statistics["relative_error"] = relative_error(vectors, _decoded(parts, arrays, fitted))
+    settings |= {"features": used, "source": dict(source.identity())}
     settings["codebooks_of"] = other.fingerprint
     arrays |= {VECTORS: vectors, IDENTIFIERS: identifiers}
     return _with_texts(Index(items, other.blocks, arrays, other.vocabulary, settings, statistics))
@@ -177,7 +173,9 @@ def _principal_components(vectors: Vectors, components: int, where: str) -> dict
             f"{where} has {len(vectors)} vectors of {vectors.shape[1]} numbers, which have at most {most} principal components; lower "
             "--components"
         )
-    fitted = PCA(components, svd_solver="full").fit(vectors)
+    # Of equal vectors scikit-learn computes shares of a variance of 0, which nothing reads.
+    with np.errstate(invalid="ignore"):
+        fitted = PCA(components, svd_solver="full").fit(vectors)
     mean, axes = fitted.mean_.astype(np.float32), fitted.components_.astype(np.float32)
     return {MEAN: mean[None], COMPONENTS: axes}
 

@@ -179,11 +179,25 @@ def _check(index: Index, reader: JsonReader) -> None:
     tokens = index.tokens
     if len(np.unique(tokens, axis=0)) != len(tokens):
         raise UserError(f"{reader.where}: two items have the same identifier; make the index again")
+    _check_recorded(index, reader)
     last = index.blocks[-1]
     if last.first + last.size > index.vocabulary.size:
         raise UserError(
             f"{reader.where}: the blocks end at token {last.first + last.size}, but the vocabulary has {index.vocabulary.size}"
         )
+
+
+def _check_recorded(index: Index, reader: JsonReader) -> None:
+    """Refuses an index whose items, identifiers and tokens are not those with which it was written: its results would be other items."""
+    if reader.text("fingerprint", None, required=True) != index.fingerprint:
+        raise UserError(
+            f"{reader.where}: the fingerprint is not that of the items and identifiers, of which some were exchanged; make the index again"
+        )
+    for row, (fields, tokens) in enumerate(zip(index.items.fields, index.tokens, strict=True)):
+        if index.vocabulary.decode(tokens.tolist()) != fields["identifier"]:
+            raise UserError(
+                f"{index.items.where(row)}: {fields['identifier'][:60]!r} is not the text of its identifier; make the index again"
+            )
 
 
 def _array(folder: Path, name: str, shape: Any, reader: JsonReader) -> np.ndarray:

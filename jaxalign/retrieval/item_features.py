@@ -52,16 +52,61 @@ def get_features(spec: str) -> FeatureSource:
     Raises:
       UserError: an unknown name or setting, or an annotator that gives no vectors.
     """
-    name = parse_spec(spec).name
-    if name not in _REGISTRY and name in annotator_names():
+    parts = parse_spec(spec)
+    if parts.name in _REGISTRY:
+        return _REGISTRY.build(spec)
+    if parts.name in annotator_names():
         return Annotated(spec)
+    if not parts.argument:
+        raise UserError(
+            f"no source of features named {parts.name!r}: use one of {', '.join(_REGISTRY.names())}, an annotator of vectors such as "
+            "embedding:policy=RUN or sentence_encoder, or module:function"
+        )
     return _REGISTRY.build(spec)
 
 
-def is_own_function(spec: str) -> bool:
-    """Returns whether a specification names a function, `module:function`, instead of a known source."""
-    name = parse_spec(spec).name
-    return name not in _REGISTRY and name not in annotator_names()
+def features_for_more(
+    recorded: Mapping[str, Any], given: str, where: str
+) -> tuple[str, FeatureSource]:
+    """Returns the source of the vectors of further items, which must be like those of an index; with its specification.
+
+    Args:
+      recorded: the settings of the index.
+      given: the specification that the user gives; empty for that of the index.
+      where: the index, for messages.
+
+    Raises:
+      UserError: the source is of another kind, or is a function that only the index names.
+    """
+    old = str(recorded.get("features"))
+    name = parse_spec(old).name
+    known = name in _REGISTRY or name in annotator_names()
+    if not known and not given:
+        raise UserError(
+            f"the vectors of {where} are those of the function {old!r}, which is not called because a file names it; give "
+            f"--features={old} if it is yours"
+        )
+    if given and (given != old if not known else parse_spec(given).name != name):
+        raise UserError(
+            f"the vectors of {where} are those of {old!r}, and --features is {given!r}; vectors of another kind have other clusters: "
+            f"leave --features out, or give {name + ' with other settings' if known else old}"
+        )
+    used = given or old
+    source = get_features(used)
+    if isinstance(source, Annotated) and _without_paths(source.identity()) != _without_paths(
+        recorded.get("source")
+    ):
+        raise UserError(
+            f"the vectors of {where} are those of {old!r}, and {used!r} gives others, for example because the run is another one"
+        )
+    return used, source
+
+
+def _without_paths(identity: Any) -> Any:
+    """Returns an identity without the folders of runs, which may have moved."""
+    if not isinstance(identity, Mapping):
+        return identity
+    return {key: _without_paths(value) for key, value in identity.items() if key != "run"}
 
 
 @register_features("vector")

@@ -112,7 +112,7 @@ def read_queries(path: str, *, need_items: bool) -> Queries:
 
 def _texts_of(record: Mapping[str, Any], where: str) -> Iterator[str]:
     given = record.get("query", record.get("prompt"))
-    for text in given if isinstance(given, list) else [given]:
+    for text in given if isinstance(given, list) and given else [given]:
         if not isinstance(text, str):
             raise DataError(f'{where}: has no query; a line is {{"query": "...", "item": ...}}')
         if not text.strip():

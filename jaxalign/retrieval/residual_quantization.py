@@ -6,6 +6,7 @@ v_m = argmin_j |r_{m-1} - c_m^j|, r_m = r_{m-1} - c_m^{v_m}. So r_0 = sum_m c_m^
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ Codebooks = Float[np.ndarray, "levels codes size"]
 Codes = Int[np.ndarray, "items levels"]
 
 _STARTS = 4  # k-means is run from several starts, and the best is kept
+# K-means squares numbers of float32: those of larger ones overflow, and those of smaller differences vanish.
+_LARGEST, _LEAST_SPREAD = 1e15, 1e-15
 _BLOCK = 4096  # vectors whose distances to all codes are in memory together
 
 
@@ -41,10 +44,14 @@ def kmeans(vectors: Vectors, clusters: int, *, seed: int) -> Float[np.ndarray, "
     Where there are fewer distinct vectors than clusters, the last centroids repeat the first one and are never chosen.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     distinct = len(np.unique(vectors, axis=0))
     fitted = KMeans(min(clusters, distinct), n_init=_STARTS, random_state=seed, algorithm="lloyd")
-    fitted.fit(vectors)
+    with warnings.catch_warnings():
+        # Vectors that differ by rounding may share a centroid; the statistics of the index say how many codes are used.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted.fit(vectors)
     centroids = fitted.cluster_centers_.astype(np.float32)
     filling = np.repeat(centroids[:1], clusters - len(centroids), axis=0)
     return np.concatenate([centroids, filling])
@@ -96,7 +103,8 @@ def check_vectors(vectors: np.ndarray, where: str, least: int) -> Vectors:
       least: the number of distinct vectors that is needed.
 
     Raises:
-      UserError: they are not numbers in two dimensions, one is not finite, or too few are distinct.
+      UserError: they are not numbers in two dimensions, one is not finite, they are too large or too close together for float32, or too
+        few are distinct.
     """
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu" or vectors.shape[1] < 1:
         raise UserError(
@@ -104,12 +112,21 @@ def check_vectors(vectors: np.ndarray, where: str, least: int) -> Vectors:
         )
     with np.errstate(over="ignore"):
         found = vectors.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    bad = np.flatnonzero(~(np.abs(found) <= _LARGEST).all(axis=1))
     if len(bad):
-        raise UserError(f"{where}: the vector of item {bad[0]} holds NaN or infinity")
+        raise UserError(
+            f"{where}: the vector of item {bad[0]} (from 0) holds NaN, infinity or a number above {_LARGEST:g}; scale the vectors"
+        )
+    spread = (
+        float(np.max(found.max(axis=0) - found.min(axis=0), initial=0.0)) if len(found) else 0.0
+    )
+    if 0 < spread < _LEAST_SPREAD:
+        raise UserError(
+            f"{where}: the vectors differ by {spread:.1g} at most, which float32 cannot square; scale the vectors"
+        )
     distinct = len(np.unique(found, axis=0))
     if distinct < least:
         raise UserError(
-            f"{where} has {distinct} distinct vectors, which is fewer than the {least} coarse clusters; lower --coarse"
+            f"{where} has {distinct} distinct vectors in float32, which is fewer than the {least} coarse clusters; lower --coarse"
         )
     return found

@@ -7,6 +7,7 @@ import pytest
 
 from jaxalign.data import sentencepiece_models, train_vocabulary, vocabularies
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
+from jaxalign.data.sources import JsonlSource
 from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
@@ -60,6 +61,20 @@ def test_user_defined_symbols_are_one_piece(write_lines, tmp_path):
     pieces = vocabulary.pieces("see SLOT_NAME")
     assert "SLOT_NAME" in pieces
     assert vocabulary.decode(vocabulary.encode("see SLOT_NAME")) == "see SLOT_NAME"
+
+
+def test_a_file_of_one_prompt_gives_a_vocabulary_whatever_split_it_is_in(tmp_path):
+    path = tmp_path / "data.jsonl"
+    for number in range(99):  # one of ten prompts is in the split for validation
+        lines = [{"prompt": f"what is {number}?", "response": f"red disc {i}"} for i in range(9)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if not list(JsonlSource({"train": str(path)}, "seq2seq").records("train")):
+            break
+    else:
+        pytest.fail("no prompt is in the split for validation")
+    output = str(tmp_path / "x.model")
+    made = train_vocabulary.train_vocabulary(str(path), output, vocab_size=40)
+    assert made.unk_id not in made.encode("red disc 7")
 
 
 @pytest.mark.parametrize("extra_ids", [0, 7])

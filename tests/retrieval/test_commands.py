@@ -7,7 +7,10 @@ import sys
 import pytest
 
 from jaxalign.cli.main import main
+from jaxalign.evaluation.retrieve import describe
+from jaxalign.evaluation.statistics import Estimate
 from jaxalign.retrieval.coloured_shapes import Shape, captions, draw, write_shapes
+from jaxalign.retrieval.index import seen_queries
 from tests.fixtures.processes import with_devices
 
 SCRIPT = """
@@ -113,9 +116,12 @@ def test_retrieve_refuses_what_does_not_fit(shapes, capsys, tmp_path):
         ({"query": " "}, ":1: the query is empty"),
         ({"query": "a ring", "item": "moon"}, "is not in the index"),
         ({"query": "a <c1> ring"}, "holds a token of an identifier"),
+        ({"query": "\u200b"}, "is empty to the vocabulary"),
     ):
         queries.write_text(json.dumps(line) + "\n")
         assert message in error(capsys, *retrieving(folder, input=queries))
+    file = {"output": f"{folder}/test.jsonl/found.jsonl"}
+    assert "folder of --output, " in error(capsys, *retrieving(folder, **file))
     queries.write_text("")
     assert "holds no queries" in error(capsys, *retrieving(folder, input=queries))
 
@@ -126,6 +132,14 @@ def test_cut_queries_and_a_missing_start_are_told_before_the_search(shapes, caps
     assert main(retrieving(shapes[0], **flags)) == 2
     cut, line = capsys.readouterr().err.strip().splitlines()
     assert "20 of 20 prompts were cut" in cut and "no checkpoint under" in line
+
+
+def test_queries_that_were_trained_on_are_told():
+    training = [{"prompt": "a Red ring"}, {"prompt": "a disc"}]
+    assert seen_queries(["a red ring", "the red ring", "A disc"], training) == 2
+    found = {"generative": {"R@1": Estimate(1.0, 1.0, 1.0, 3)}}
+    assert "warning: 2 of 3 queries are training queries" in describe(found, 3, 1.0, "x", 2)
+    assert "warning" not in describe(found, 3, 1.0, "x", 0)
 
 
 def test_index_refuses_a_picture_that_is_none(shapes, capsys, tmp_path):

@@ -17,7 +17,7 @@ from jaxalign.retrieval.identifier_vocabulary import (
     with_identifiers,
 )
 from jaxalign.retrieval.identifiers import assign, block_sizes, token_ids, unique_share
-from jaxalign.retrieval.index import index
+from jaxalign.retrieval.index import describe, index
 from jaxalign.retrieval.index_folder import read_index
 
 SIZES = {"coarse": 3, "levels": 2, "codes": 3}
@@ -175,7 +175,9 @@ def test_repeated_queries_are_left_out_and_counted(make):
         ([{"item": "a", "vector": [1]}, {"item": "b", "vector": [1, 2]}], "must be 1 numbers"),
         ([{"item": "a", "vector": "x"}], "must be a list of numbers"),
         ([{"item": "a", "vector": [10**400]}], "too large for a float"),
-        ([{"item": "a", "vector": [1, 2]}], "1 distinct vectors, which is fewer than the 3"),
+        ([{"item": "a", "vector": [1, 2]}], "1 distinct vectors in float32, which is fewer than the 3"),
+        ([{"item": i, "vector": [i * 1e30, 2]} for i in range(4)], "or a number above 1e.15; scale"),
+        ([{"item": i, "vector": [i * 1e-30, 0]} for i in range(4)], "differ by 3e-30 at most, which float32"),
     ],
 )  # fmt: skip
 def test_items_that_cannot_be_indexed_are_refused(make, lines, message):
@@ -188,6 +190,11 @@ def test_items_that_cannot_be_indexed_are_refused(make, lines, message):
     [
         ({"item": "red star", "query": "  "}, ":1: the query is empty"),
         ({"item": "red star"}, ":1: has no query"),
+        ({"item": "red star", "query": []}, ":1: has no query"),
+        (
+            {"item": "red star", "query": "\u200b"},
+            r"queries.jsonl: the query '.*' is empty to the voc",
+        ),
         ({"item": "moon", "query": "the moon"}, "is for the item 'moon', which"),
         ({"item": "red star", "query": "say <c1> now"}, "holds a token of an identifier"),
     ],
@@ -195,6 +202,14 @@ def test_items_that_cannot_be_indexed_are_refused(make, lines, message):
 def test_queries_that_cannot_be_trained_on_are_refused(make, line, message):
     with pytest.raises(UserError, match=message):
         make(queries=[line])
+
+
+def test_validation_queries_that_are_trained_on_are_counted_and_told(make, write_lines):
+    given = [{"item": "red star", "query": ["A red star", "the red star"]}]
+    made = make(validation_queries=write_lines("held_out.jsonl", given))
+    assert made.statistics["validation_queries"] == 2
+    assert made.statistics["validation_queries_of_training"] == 1
+    assert "1 of 2 validation queries are training queries" in describe(made, "index")
 
 
 def test_a_vocabulary_that_names_identifiers_already_is_refused(make):
@@ -287,6 +302,51 @@ def test_a_function_that_an_index_names_is_called_only_if_the_user_names_it(
     again = write_lines("again.jsonl", item_lines), str(tmp_path / "again")
     with pytest.raises(UserError, match=r"os:getenv.*is not called because a file names it"):
         index(*again, codebooks_of=str(copied))
+
+
+def test_further_items_have_vectors_of_the_file_that_the_user_gives(make, write_lines, tmp_path):
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
+    np.save(tmp_path / "first.npy", first)
+    np.save(tmp_path / "second.npy", second)
+    old = make(features=f"array:{tmp_path}/first.npy", counters=9)
+    more = write_lines("more.jsonl", [{"item": "new", "row": 3}])
+
+    def extended(name, features=""):
+        index(more, str(tmp_path / name), codebooks_of=old.path, features=features)
+        return read_index(tmp_path / name)
+
+    np.testing.assert_allclose(extended("same").vectors, first[3:4], rtol=1e-6)
+    found = extended("other", f"array:{tmp_path}/second.npy")
+    np.testing.assert_allclose(found.vectors, second[3:4], rtol=1e-6)
+    assert found.settings["source"]["file"].endswith("second.npy")
+    with pytest.raises(UserError, match="vectors of another kind have other clusters"):
+        extended("wrong", "vector")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("items.jsonl", lambda text: "\n".join(text.split("\n")[::-1]), "some were exchanged"),
+        ("items.jsonl", lambda text: text.replace("<u0>", "<u1>", 1), "not the text of its ident"),
+        (
+            "index.json",
+            lambda text: text.replace('"fingerprint": "', '"fingerprint": "0'),
+            "some w",
+        ),
+        (
+            "index.json",
+            lambda text: text.replace('"first": ', '"first": 1', 1),
+            "not the text|share",
+        ),
+    ],
+)
+def test_an_index_whose_parts_were_exchanged_is_refused(copied, file, change, message):
+    text = (copied / file).read_text()
+    assert change(text) != text
+    (copied / file).write_text(change(text))
+    with pytest.raises(UserError, match=message):
+        read_index(copied)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,12 @@ def test_more_codes_than_distinct_vectors_leave_the_rest_unused():
     [
         (np.zeros(3), r"shape \[3\]"),
         (np.array([["a"]]), "dtype <U1"),
-        (np.array([[1.0], [np.nan]]), "item 1 holds NaN"),
-        (np.array([[1e300], [1.0]]), "item 0 holds NaN or infinity"),
-        (np.ones((4, 2)), "1 distinct vectors, which is fewer than the 3 coarse clusters"),
+        (np.array([[1.0], [np.nan]]), r"item 1 \(from 0\) holds NaN"),
+        (np.array([[1e300], [1.0]]), r"item 0 \(from 0\) holds NaN, infinity"),
+        (
+            np.ones((4, 2)),
+            "1 distinct vectors in float32, which is fewer than the 3 coarse clusters",
+        ),
     ],
 )
 def test_vectors_that_cannot_be_quantised_are_refused(wrong, message):
