@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import decimal
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -80,15 +81,24 @@ def regex(pattern: str) -> AnswerExtractor:
         matches = list(compiled.finditer(text))
         if not matches:
             return None
-        return " ".join((matches[-1][1 if compiled.groups else 0] or "").split()) or None
+        return _in_one_form(matches[-1][1 if compiled.groups else 0] or "") or None
 
     return extract
 
 
 @register_answer_extractor("whole_text")
 def whole_text() -> AnswerExtractor:
-    """Builds the extractor that takes the text itself, up to white space and case."""
-    return lambda text: " ".join(text.lower().split()) or None
+    """Builds the extractor that takes the text itself, up to white space and case.
+
+    >>> whole_text()("The  Straße") == whole_text()("the STRASSE")
+    True
+    """
+    return lambda text: _in_one_form(text.casefold()) or None
+
+
+def _in_one_form(text: str) -> str:
+    """Returns a text with single spaces, and with accents as a part of their letters: both ways to write these look alike."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def _plain(number: str) -> str:

@@ -66,7 +66,7 @@ def read_text(path: str | Path, what: str) -> str:
       UserError: it cannot be read, is empty, longer than 1 MiB or not UTF-8.
     """
     try:
-        text = untrusted.read_bytes(path, _MAX_BYTES).decode()
+        text = untrusted.read_bytes(path, _MAX_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -55,7 +55,7 @@ def read_template(path: str) -> str:
     if not path:
         return TEMPLATE
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8").rstrip("\n")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"template {path}: cannot be read ({error})") from None
     missing = [place for place in PLACES if place not in text]

@@ -100,7 +100,7 @@ def retrieve(
         run, max_input_length=max_input_length, long_prompts=long_prompts, max_target_length=2
     )
     tokens = _encode(queries, encoder, opened)
-    files.make_writable_folder(path.parent, "the folder of --output,")
+    files.make_writable_folder(path.parent, "--output's folder")
     trained = run.policy()
     training = Training.of(opened)
     fits = bool(training.queries and two_tower_steps)

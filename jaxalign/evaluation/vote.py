@@ -97,7 +97,7 @@ def vote(
     extract = get_answer_extractor(answers)
     extract_correct = get_answer_extractor(correct_extractor or answers)
     _check_output(output, input, goal_file, correct)
-    files.make_writable_folder(Path(output).expanduser().parent, "the folder of --output,")
+    files.make_writable_folder(Path(output).expanduser().parent, "--output's folder")
     scorer = PrefixScorer(reward_run, goal_file, batch_size=batch_size) if reward_run else None
     candidates, _ = read_responses(
         input,
@@ -135,7 +135,7 @@ def vote(
         )
     rows = summarise(outcomes, found, truths, bootstrap_samples)
     cut = scorer.cut if scorer is not None else 0
-    report = _report(candidates, found, rows, output, cut)
+    report = _report(candidates, found, rows, output, cut, outcomes)
     _write(
         output,
         [_line(candidates, index, found, truths, outcomes) for index in range(len(candidates))],
@@ -257,10 +257,22 @@ def _report(
     rows: Sequence[dict[str, Any]],
     output: str,
     cut: int,
+    outcomes: dict[str, Outcome],
 ) -> str:
     silent = sum(answer is None for group in found for answer in group)
+    unfinished = sum(
+        ended is False
+        for fields in candidates.fields
+        if isinstance(fields.get("finished"), list)
+        for ended in fields["finished"][: len(found[0])]
+    )
     told = f"{output} holds votes of {len(found[0])} responses to each of {len(candidates)} prompts"
     told += f"; responses without an answer: {silent}" if silent else ""
+    if unfinished:
+        told += f"; responses that were cut at the length limit, and vote with what they hold: {unfinished}"
+    for name, outcome in outcomes.items():
+        without = sum(not vote.winners for vote in outcome.votes)
+        told += f"; prompts without a vote in {name!r}: {without}" if without else ""
     told += f"; responses of which the reward read only the beginning: {cut}" if cut else ""
     if len(candidates) < LEAST and "accuracy" in rows[0]:
         told += f"; no intervals with fewer than {LEAST} prompts"

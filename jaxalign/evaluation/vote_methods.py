@@ -126,8 +126,9 @@ def softmax_weights(
     for values in scores:
         known = np.isfinite(values)
         highest = np.max(values[known], initial=-np.inf)
-        # The largest exponent is 0, so that no weight overflows.
-        exponents = np.where(known, values - (highest if known.any() else 0), 0) / temperature
+        # The largest exponent is 0, so that no weight overflows; those of others may be minus infinity.
+        with np.errstate(over="ignore"):
+            exponents = np.where(known, values - (highest if known.any() else 0), 0) / temperature
         powers = np.where(known, np.exp(exponents), 0.0)
         weights.append(powers / max(float(powers.sum()), 1e-300))
     return weights

@@ -87,7 +87,7 @@ def read_bad_words(path: str, vocabulary: Any) -> tuple[tuple[int, ...], ...]:
       UserError: the file cannot be read, has no words, or the vocabulary does not know a word.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"bad_words={path}: cannot be read ({error})") from error
     words = []

@@ -116,7 +116,7 @@ def index(
         _refuse_other_codebooks(codebooks)
     _check_output(Path(output).expanduser(), overwrite)
     given = read_items(items)
-    files.make_writable_folder(Path(output).expanduser().parent, "the folder of --output,")
+    files.make_writable_folder(Path(output).expanduser().parent, "--output's folder")
     if codebooks_of:
         made = extend(read_index(codebooks_of), given, features)
     else:

@@ -155,7 +155,7 @@ def pair_tags(
 
 def _read(path: str) -> str:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         json.loads(text)
     except OSError as error:
         raise DataError(

@@ -53,6 +53,13 @@ def test_the_whole_text_ignores_case_and_white_space():
     assert get_answer_extractor("whole_text")(" ") is None
 
 
+def test_accents_that_are_written_in_two_ways_are_the_same():
+    for spec in ("whole_text", r"regex:caf\S+"):
+        extract = get_answer_extractor(spec)
+        assert extract("cafe\u0301") == extract("caf\u00e9") is not None
+    assert get_answer_extractor("whole_text")("Straße") == "strasse"
+
+
 def test_a_function_of_the_user_is_called_and_its_answers_are_checked(monkeypatch, tmp_path):
     (tmp_path / "own_answers.py").write_text(
         "def first(text):\n    return text[:1]\ndef wrong(text):\n    return 3\n"

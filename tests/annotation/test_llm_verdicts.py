@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.annotation import llm_verdicts
+from jaxalign.annotation.self_judge import read_template
 from jaxalign.errors import UserError
 
 
@@ -129,3 +130,10 @@ def test_braces_that_are_no_fields_stay(tmp_path):
     template = llm_verdicts.read_template(str(path), "pointwise")
     filled = llm_verdicts.render(template, {"prompt": "p", "response": "r"})
     assert filled == 'p r {"verdict": 1} {} {A}'
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path):
+    path = tmp_path / "template.txt"
+    path.write_text("{prompt}|{first}|{second}", encoding="utf-8-sig")
+    assert llm_verdicts.read_text(path, "template") == path.read_text(encoding="utf-8-sig")
+    assert read_template(str(path)) == path.read_text(encoding="utf-8-sig")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,26 @@ def test_the_output_is_not_the_input(given):
         vote(given, answers, correct=f"file:{answers}")
     with pytest.raises(UserError, match="--output is the file of --goal_file, "):
         vote(given, answers, reward_run="run", goal_file=answers)
+
+
+def test_cut_responses_and_prompts_without_votes_are_told(write_lines, tmp_path):
+    lines = [
+        {"prompt": "a", "responses": ["1", "2"], "finished": [False, True], "judge": [None, None]},
+        {"prompt": "b", "responses": ["3", "3"], "finished": [False, False], "judge": [1e30, 0]},
+    ]
+    for line in lines:
+        line |= {"annotations": {"judge": {"scores": line.pop("judge")}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = vote(
+            write_lines("in.jsonl", lines), str(tmp_path / "o.jsonl"), weights="judge",
+            weight_temperature=1e-300,
+        )  # fmt: skip
+    assert "cut at the length limit, and vote with what they hold: 3" in result["report"]
+    assert "prompts without a vote in 'weighted': 1" in result["report"]
+    assert "'majority'" not in result["report"]
+    result = vote(write_lines("in.jsonl", lines), str(tmp_path / "one.jsonl"), num_responses=1)
+    assert "what they hold: 2" in result["report"]
 
 
 def test_ten_prompts_have_intervals(write_lines, tmp_path):

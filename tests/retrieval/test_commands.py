@@ -121,7 +121,7 @@ def test_retrieve_refuses_what_does_not_fit(shapes, capsys, tmp_path):
         queries.write_text(json.dumps(line) + "\n")
         assert message in error(capsys, *retrieving(folder, input=queries))
     file = {"output": f"{folder}/test.jsonl/found.jsonl"}
-    assert "folder of --output, " in error(capsys, *retrieving(folder, **file))
+    assert "--output's folder " in error(capsys, *retrieving(folder, **file))
     queries.write_text("")
     assert "holds no queries" in error(capsys, *retrieving(folder, input=queries))
 
