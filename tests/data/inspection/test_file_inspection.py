@@ -49,6 +49,12 @@ def test_thumbs(write_lines, capsys):
     assert found["long_prompts"] == "'truncate'" and found["duplicates"] == "'reject'"
 
 
+def test_images_that_are_not_measured_are_told(write_lines, capsys):
+    lines = [{**line, "image": f"{number}.png"} for number, line in enumerate(triplets(40))]
+    inspect(write_lines([*lines, *triplets(60)[40:]]), vocabulary="bytes")
+    assert "images: 40 records have one, which is not measured" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("rows", "kind", "objective"),
     [
