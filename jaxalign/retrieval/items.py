@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxalign.data.json_lines import read_json_objects
@@ -33,11 +32,6 @@ class Items:
     def where(self, index: int) -> str:
         """Returns words that name an item in a message."""
         return f"{self.path}, item {self.ids[index]!r}"
-
-    @property
-    def folder(self) -> Path:
-        """The folder to which relative paths in the file refer."""
-        return Path(self.path).expanduser().parent
 
     def texts(self) -> list[str]:
         """Returns the field `text` of every item.

@@ -38,8 +38,8 @@ def describe(
         yield f"ties (all responses with the same feedback): {notes['ties']}"
     if notes["unread_images"]:
         yield (
-            f"images: {notes['unread_images']} records have one, which is not measured here; a run reads them with IMAGE_SIZE and PATCH_SIZE, "
-            "and its inputs need room for the patches"
+            f"images: {notes['unread_images']} records have one, which is not measured here; a run reads them with IMAGE_SIZE and "
+            "PATCH_SIZE, and its inputs need room for the patches"
         )
     responses = len(inspection.response_lengths)
     unknown = _affected(notes["unknown_prompts"], count, notes["unknown_responses"], responses)
