@@ -66,6 +66,9 @@ def search(
       batch_size: queries decoded together.
       constrained: obey the trie of the index.
       renormalize: rank by probabilities among the allowed tokens only.
+
+    Raises:
+      UserError: the policy gives NaN, of which no ranking can be made.
     """
     beams = min(num_beams, len(index.items)) if constrained else num_beams
     settings = DecodingSettings(
@@ -81,6 +84,10 @@ def search(
     tokens, log_probs = generate_tokens(
         policy, params, queries, settings, batch_size=batch_size, hooks=hooks
     )
+    if np.isnan(log_probs).any():
+        raise UserError(
+            "the policy gives NaN log-probabilities; its parameters are not usable, choose another --step or --checkpoint"
+        )
     ranked = items_of(tokens, index)
     return Retrieved(ranked, np.where(ranked >= 0, log_probs, -np.inf))
 

@@ -94,3 +94,10 @@ def test_samples_obey_the_trie(retriever, small_index, queries):
     tokens, _ = generate_tokens(*retriever, queries, settings, hooks=hooks)
     assert (items_of(tokens, small_index) >= 0).all()
     assert jax.numpy.asarray(tokens).shape == (3, 4, 4)
+
+
+def test_a_policy_that_gives_nan_ranks_nothing(retriever, small_index, queries):
+    policy, params = retriever
+    spoiled = jax.tree.map(lambda leaf: leaf * np.nan, params)
+    with pytest.raises(UserError, match="gives NaN log-probabilities"):
+        search(policy, spoiled, queries, small_index, num_beams=3, listed=3)
