@@ -192,7 +192,7 @@ def commands(settings: Settings, name: str, output: str, cache_dir: str) -> list
     lines += [
         f"Train a policy that answers, then {settings.objective} from it (or from a run that you have with the same vocabulary):",
         f"  {start} --gin_file=objectives/sft.gin --MODEL_DIR=runs/{name}_sft{begin} --LEARNING_RATE={rate:g} "
-        f"--TRAIN_STEPS={settings.sft_steps}",
+        f"--DROPOUT_RATE=0.1 --TRAIN_STEPS={settings.sft_steps}",
         f"  {start} --MODEL_DIR=runs/{name} --INITIAL_CHECKPOINT_PATH=runs/{name}_sft",
     ]
     if settings.evaluates:
