@@ -50,7 +50,9 @@ def draw_prompts(count: int, generator: np.random.Generator) -> list[str]:
         tilted = transitions() * np.exp(generator.normal(0, _TILT) * _CHARGE)
         chain = tilted / tilted.sum(axis=1, keepdims=True)
         left, right = (
-            _walk(chain, generator.integers(len(LETTERS)), generator.integers(*_FLANK), generator)
+            _walk(
+                chain, generator.integers(len(LETTERS)), int(generator.integers(*_FLANK)), generator
+            )
             for _ in range(2)
         )
         found[f"{left}{GAP}{right}"] = None
@@ -59,7 +61,7 @@ def draw_prompts(count: int, generator: np.random.Generator) -> list[str]:
 
 def draw_filler(prompt: str, generator: np.random.Generator) -> str:
     """Returns a natural filler."""
-    length = generator.integers(SHORTEST, LONGEST + 1)
+    length = int(generator.integers(SHORTEST, LONGEST + 1))
     return _walk(transitions(), _last_letter(prompt), length, generator)
 
 

@@ -41,7 +41,11 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     best = _optimum_path(folder)
     lines += [_natural(folder), "## After all updates\n", _last(found)]
     paths = {
-        arm: [_path(read_result(folder, f"{arm}/seed{seed}")) for seed in SEEDS] for arm in ARMS
+        arm: [
+            _path(result) if (result := read_result(folder, f"{arm}/seed{seed}")) else None
+            for seed in SEEDS
+        ]
+        for arm in ARMS
     }
     rows = equal_distance_rows({**paths, "exact optimum": [best] * len(SEEDS)}, DISTANCES, BASE)
     lines += [
@@ -66,8 +70,8 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
 _CONCLUSION: list[str] = []
 
 
-def _path(result: dict[str, Any] | None) -> list[tuple[float, float]] | None:
-    return result and [(point["kl"], point["reward"]) for point in result["path"]]
+def _path(result: dict[str, Any]) -> list[tuple[float, float]]:
+    return [(point["kl"], point["reward"]) for point in result["path"]]
 
 
 def _optimum_path(folder: Path) -> list[tuple[float, float]]:
