@@ -4,6 +4,7 @@ import pytest
 
 from studies import (
     byte_strings,
+    distillation,
     feature_reward,
     goal_conditioned,
     goal_steering,
@@ -12,6 +13,7 @@ from studies import (
 
 STUDIES = [
     byte_strings,
+    distillation,
     feature_reward,
     goal_conditioned,
     goal_steering,
