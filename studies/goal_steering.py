@@ -153,18 +153,11 @@ def _sample(folder: Path, size: Size, seed: int, job: Path) -> dict[str, Any]:
     policy, params, vocabulary = rnnlg.load_policy(folder / f"sft/seed{seed}" / "run")
     counts: dict[str, Any] = {}
     for split, count in (("train", size.acts), ("validation", size.judged["validation"])):
-        acts = some_acts(folder, split, count)
+        acts = rnnlg_data.some_acts(folder / "data", split, count)
         tokens = rnnlg.generate_responses(policy, params, vocabulary, acts, samples=4, seed=seed)
         texts = [[vocabulary.decode(sample) for sample in samples] for samples in tokens]
         counts[split] = rnnlg_data.write_feedback(job, split, acts, texts)
     return counts
-
-
-def some_acts(folder: Path, split: str, count: int) -> list[str]:
-    """Returns acts of a split, drawn at random because the file is ordered by domain; the same for all seeds."""
-    acts = rnnlg_data.acts(folder / "data", split)
-    order = np.random.default_rng(0).permutation(len(acts))[:count]
-    return [acts[index] for index in sorted(order)]
 
 
 def _reward(folder: Path, size: Size, name: str, seed: int, job: Path) -> dict[str, Any]:
@@ -249,7 +242,10 @@ def _steer(folder: Path, size: Size, seed: int, job: Path) -> dict[str, Any]:
     del job
     policy, params, vocabulary = rnnlg.load_policy(folder / f"sft/seed{seed}" / "run")
     encoder = rnnlg.text_encoder(vocabulary)
-    acts = {split: some_acts(folder, split, count) for split, count in size.judged.items()}
+    acts = {
+        split: rnnlg_data.some_acts(folder / "data", split, count)
+        for split, count in size.judged.items()
+    }
     prompts = {split: encoder.prompts(texts).tokens for split, texts in acts.items()}
 
     def judge(split: str, mode: str, hooks: Hooks) -> dict[str, float]:

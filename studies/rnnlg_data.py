@@ -60,6 +60,13 @@ def acts(folder: Path, split: str, *, judged_only: bool = True) -> list[str]:
     return [act for act in found if not judged_only or slots.counted_slots(slots.parse_act(act))]
 
 
+def some_acts(folder: Path, split: str, count: int) -> list[str]:
+    """Returns judged acts of a split, drawn at random because the file is ordered by domain; the same for all seeds."""
+    found = acts(folder, split)
+    order = np.random.default_rng(0).permutation(len(found))[:count]
+    return [found[index] for index in sorted(order)]
+
+
 def feedback(act: str, sentence: str) -> float:
     """Returns minus the fraction of slots that are wrong (missing or invented)."""
     errors = slots.slot_errors(act, sentence)

@@ -3,6 +3,7 @@
 import pytest
 
 from studies import (
+    a_lol,
     byte_strings,
     distillation,
     feature_reward,
@@ -12,6 +13,7 @@ from studies import (
 )
 
 STUDIES = [
+    a_lol,
     byte_strings,
     distillation,
     feature_reward,
