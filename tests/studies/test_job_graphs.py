@@ -10,6 +10,7 @@ from studies import (
     goal_conditioned,
     goal_steering,
     intuitive_fine_tuning,
+    modpo_text,
 )
 
 STUDIES = [
@@ -20,6 +21,7 @@ STUDIES = [
     goal_conditioned,
     goal_steering,
     intuitive_fine_tuning,
+    modpo_text,
 ]
 
 
