@@ -32,11 +32,13 @@ def line_plot(
     path: Path,
 ) -> None:
     """Draws one panel per group with a line per arm over a logarithmic axis, and its standard deviation over seeds."""
-    figure = Figure(figsize=(4.6 * len(panels) + 0.8, 4), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(panels) + 2.2, 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, arms) in zip(axes[0], panels.items(), strict=True):
+        # Error bars of different arms stand side by side.
+        apart = min(0.012, 0.06 / max(len(arms), 1))
         for number, (arm, points) in enumerate(arms.items()):
-            x = np.array(list(points)) * (1 + 0.012 * number)
+            x = np.array(list(points)) * (1 + apart * number)
             means = [np.mean(values) for values in points.values()]
             deviations = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in points.values()]
             axis.errorbar(x, means, yerr=deviations, marker="o", ms=3, capsize=2, label=arm)
@@ -47,7 +49,10 @@ def line_plot(
         axis.set_xlabel(labels[0])
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(labels[1])
-    axes[0][-1].legend(fontsize=7)
+    handles = max(
+        (axis.get_legend_handles_labels() for axis in axes[0]), key=lambda each: len(each[0])
+    )
+    figure.legend(*handles, fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
