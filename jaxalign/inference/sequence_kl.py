@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.data.batches import Batch
+from jaxalign.errors import UserError
 from jaxalign.inference.rows import Tokens, by_batch
 from jaxalign.losses.distillation import forward_kl
 from jaxalign.networks.distributions import map_distributions
@@ -42,8 +43,14 @@ def sequence_kl(
       batch_size: prompts computed together.
 
     Raises:
-      ValueError: the vocabularies differ, or a prompt has another number of responses.
+      UserError: the networks have different numbers of tokens.
+      ValueError: a prompt has another number of responses.
     """
+    sizes = [policy.vocab_size for policy, _ in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the KL needs two policies over the same tokens, and these have {sizes[0]} and {sizes[1]} (vocab_size)"
+        )
     params = (first[1], second[1])
     devices = RowDevices(params[0])
     found = np.zeros((len(prompts), len(responses[0]) if responses else 0))

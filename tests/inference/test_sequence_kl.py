@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.errors import UserError
 from jaxalign.inference.rows import EOS, score_responses
 from jaxalign.inference.sequence_kl import sequence_kl
 from jaxalign.networks.config import T5Config
@@ -76,3 +77,9 @@ def test_a_policy_has_no_distance_from_itself_and_responses_of_one_row_are_apart
         together,
         rtol=1e-5,
     )
+
+
+def test_other_tokens_are_refused(policies):
+    larger = Policy(CONFIG.replace(vocab_size=VOCAB + 1))
+    with pytest.raises(UserError, match="these have 5 and 6"):
+        sequence_kl(policies[0], (larger, {}), PROMPTS, [[[1]], [[1]]])
