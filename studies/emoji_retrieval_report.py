@@ -19,6 +19,7 @@ from studies.emoji_retrieval import (
     SEEDS,
     SIZES,
 )
+from studies.equal_footing_forms import read_rows
 from studies.formatting import finished, spread, unfinished
 from studies.plotting import line_plot
 
@@ -48,7 +49,8 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
         _paragraph(
             f"{data.get('items', '?')} pictures (Twemoji, CC BY 4.0) with English names (emojibase, MIT): {data.get('train', '?')}",
             f"training queries and {data.get('pseudo', '?')} pseudo-queries of random tags; {data.get('test', '?')} held-out names are",
-            f"asked for. Identifiers: {SIZES.clusters} clusters, {SIZES.levels} levels of {SIZES.codes} codes (residual k-means of",
+            f"asked for{_repeated(folder)}.",
+            f"Identifiers: {SIZES.clusters} clusters, {SIZES.levels} levels of {SIZES.codes} codes (residual k-means of",
             f"{SIZES.components} principal components of the pixels), a counter. A T5 of about one million parameters from random weights,",
             f"{SIZES.updates} updates of about {SIZES.rows * EXAMPLES_PER_ROW} queries, dropout 0.1, R-Drop 1, fusion of encoder layers;",
             f"{SIZES.beams} beams. Each",
@@ -75,11 +77,34 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     return "\n".join([*lines, "", *_CONCLUSION])
 
 
-_CONCLUSION: list[str] = []
+_CONCLUSION: list[str] = [
+    "## Conclusion\n",
+    "- **The lexical index wins**, by far: R@1 .57 against .33 (two towers) and .19 (generative). People name a picture with words",
+    "  that its training queries have; T5 starts from random weights and reads each query ten times.",
+    "- Among generative arms, identifiers from *texts* are best (.23). Those from pictures are better than the same identifiers",
+    "  exchanged among items (.19 against .13): what an identifier means does help. The cluster (.034 ± .015 of R@1) and the codes",
+    "  (.089 ± .031) contribute, fusion of layers probably. R-Drop and the trie make no difference to R@1; without the trie an",
+    "  eighth of the results are no items.",
+    "- **New items** are hardly found by their pictures' identifiers (R@10 .04), a little by texts' (.24), and not at all by the",
+    "  lexical index, which has none of their queries. The two towers, which compare vectors, find them best (.31 and .62).",
+    "- **Clicks**: DRO-V on the retriever's own results raises R@1 by about .01, as many updates of SFT by .06. Most samples are",
+    "  wrong, and a wrong click says little about which item is right. That more SFT helps says that the runs are short.",
+]
 
 
 def _paragraph(*parts: str) -> str:
     return textwrap.fill(" ".join(parts), 140) + "\n"
+
+
+def _repeated(folder: Path) -> str:
+    """Returns how many held-out names a lexical index finds as they stand: training queries of the same item up to case."""
+    files = [folder / "data" / f"{name}.jsonl" for name in ("train", "test")]
+    if not all(file.exists() for file in files):
+        return ""
+    train, test = (
+        [(row["query"].lower(), row["item"]) for row in read_rows(file)] for file in files
+    )
+    return f" ({len([each for each in test if each in set(train)])} equal a training query of their item up to case)"
 
 
 def _folder(arm: str) -> str:
