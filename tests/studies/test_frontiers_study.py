@@ -62,10 +62,10 @@ def test_a_strict_annotator_changes_no_order_within_an_act():
 TINY = frontiers.Size(
     sft_updates=4,
     checkpoints=(1, 2),
-    acts=12,
+    acts=60,
     samples=2,
     judged={"validation": 4, "test": 5},
-    rows={"triplets": 2, "pairs": 2},
+    rows={"triplets": 8, "pairs": 8},
     learning_rates=(1e-4,),
 )
 
