@@ -116,8 +116,8 @@ def test_everything_equals_t5x_in_bfloat16(golden, scan):
     expected = golden("t5_1_1_bf16")
     # Op by op, every intermediate is rounded as in the goldens; a compiled program keeps some of them in float32.
     found = computed(expected, op_by_op=not scan, scan_layers=scan)
-    # The noise of bfloat16 itself: on random models of this size and these batches, a gradient (by norm) is up to 3.6 % from float32's,
-    # and up to 3.4 % from that of another program: op by op, compiled, layers scanned. T5X's own gradients are 3.4 % from float32's.
+    # The noise of bfloat16 itself: on six random models of this size and these batches, a gradient (by norm) is up to 3.6 % from float32's,
+    # and up to 4.0 % from that of another program: op by op, compiled, layers scanned. T5X's own gradients are 3.4 % from float32's.
     gradient_tolerance = 0.05
     batch = expected.group("batch")
     prompt = batch["encoder_input_tokens"] > 0
