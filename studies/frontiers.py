@@ -238,6 +238,11 @@ def _chosen(
 ) -> dict[str, Any]:
     rate = chosen_rate(folder, size, name, method)
     assert rate is not None
+    if seed == 0 and strength == METHODS[method].strength[1][2]:
+        # The search has trained it.
+        searched = read_result(folder, search_name(name, method, rate))
+        assert searched is not None
+        return searched
     return _run(folder, size, name, method, strength, seed, rate, job)
 
 

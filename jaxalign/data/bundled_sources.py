@@ -19,8 +19,8 @@ from jaxalign.data.sources import RecordSource
 class SyntheticSource(RecordSource):
     """The bundled task (see `synthetic`): `num_prompts` acts for training, and `num_validation` others as the validation split.
 
-    With a third of the prompts, a small T5 reads each response five times in SFT and memorises some: their log-ratios then fall in
-    training, those of held-out responses do not, and V is too high for held-out prompts.
+    There are so many that a small T5 does not memorise responses in SFT. It did with a third of them, read five times: their log-ratios
+    then fall in DRO, those of held-out responses do not, and V is too high for held-out prompts.
     """
 
     kind: str = "triplet"

@@ -267,7 +267,7 @@ def kl_estimate(divergences: Shaped[np.ndarray, "prompts ..."]) -> KLEstimate:
     Returns:
       The mean and its standard error over prompts (a prompt's samples are averaged first). The error is 0 for a single prompt.
     """
-    found = _per_prompt("KL", _finite("divergences", divergences))
+    found = _per_prompt("divergences", divergences)
     count = len(found)
     error = float(found.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
     return KLEstimate(float(found.mean()), error, count)

@@ -231,7 +231,7 @@ class TestTrainVocabulary:
         assert sorted(path.name for path in Path().iterdir()) == ["d", "v.model"]
 
     def test_long_texts_are_read_whole(self, tmp_path, monkeypatch):
-        text = "ab cd " * 5_000 + "zebra " * 5_000
+        text = "ab cd " * 20_000 + "zebra " * 20_000
         (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": text, "response": text}))
         vocabulary = train_vocabulary.train_vocabulary(
             str(tmp_path / "long.jsonl"), str(tmp_path / "v.model"), vocab_size=20

@@ -71,6 +71,8 @@ def test_a_policy_has_no_distance_from_itself_and_responses_of_one_row_are_apart
     for k in range(2):
         alone = sequence_kl(first, second, PROMPTS, [[group[k]] for group in responses])
         np.testing.assert_allclose(together[:, k], alone[:, 0], rtol=1e-5)
+    one_by_one = sequence_kl(first, second, PROMPTS, responses, batch_size=1)
+    np.testing.assert_allclose(one_by_one, together, rtol=1e-5)
     chunked = Policy(CONFIG, logits_chunk_size=4)
     np.testing.assert_allclose(
         sequence_kl((chunked, first[1]), (chunked, second[1]), PROMPTS, responses),
