@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.data import sentencepiece_models, train_vocabulary, vocabularies
+from jaxalign.data import bundled_sources, sentencepiece_models, train_vocabulary, vocabularies
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.sources import JsonlSource
 from jaxalign.data.train_vocabulary import train_sentencepiece
@@ -38,6 +38,14 @@ def test_a_batch_is_decoded_like_its_texts(small_vocabulary):
         batch += [[*ids, 1, *ids], [0, *ids], [*ids, vocabulary.size + 7], [vocabulary.size - 1]]
         assert vocabulary.decode_batch(batch) == [vocabulary.decode(ids) for ids in batch]
         assert vocabulary.encode_batch([]) == vocabulary.decode_batch([]) == []
+
+
+def test_a_bundled_task_is_trained_on_by_its_name(tmp_path, monkeypatch):
+    small = bundled_sources.SyntheticSource("triplet", 200, 1)
+    monkeypatch.setitem(bundled_sources.BUNDLED, "synthetic_triplets", lambda: small)
+    path = str(tmp_path / "v.model")
+    vocabulary = train_vocabulary.train_vocabulary("synthetic_triplets", path, vocab_size=150)
+    assert vocabulary.size == 150 and vocabulary.unk_id not in vocabulary.encode("golden lion")
 
 
 def test_training_is_deterministic_and_gives_t5s_ids(small_vocabulary, tmp_path):
