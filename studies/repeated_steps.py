@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxalign.inference.rows import response_batch
+from jaxalign.inference.rows import bucket_length, response_batch
 from jaxalign.training.optimizers import Optimizer
 
 Tokens = Sequence[int]
@@ -40,59 +40,49 @@ def make_step(
 
 def epoch_batches(
     prompts: Sequence[Tokens],
-    responses: Sequence[Tokens],
+    groups: Sequence[Sequence[Tokens]],
     *,
     rows: int,
-    lengths: tuple[int, int],
     generator: np.random.Generator,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yields the examples of an epoch in random order, in batches of one shape, each with the indices of its examples.
+    """Yields the examples of an epoch in random order, in batches of few shapes, each with the indices of its examples.
 
     The last, incomplete batch is left out, so that arms with equal numbers of examples have equal steps; the next epoch has another order.
+
+    Args:
+      prompts: token ids.
+      groups: the responses to each prompt, the same number K for every prompt.
+      rows: the number of prompts of a batch.
+      generator: gives the order.
     """
     if len(prompts) < rows:
         raise ValueError(f"{len(prompts)} examples do not fill a batch of {rows}")
+    input_lengths = [len(prompt) for prompt in prompts]
+    target_lengths = [sum(map(len, group)) for group in groups]
     order = generator.permutation(len(prompts))
     for start in range(0, len(order) - rows + 1, rows):
         index = order[start : start + rows]
-        yield (
-            index,
-            response_batch(
-                [prompts[i] for i in index],
-                [[responses[i]] for i in index],
-                rows=rows,
-                input_length=lengths[0],
-                target_length=lengths[1],
-            ),
+        input_length, target_length = (
+            bucket_length(max(lengths[i] for i in index), max(lengths))
+            for lengths in (input_lengths, target_lengths)
         )
+        batch = response_batch(
+            [prompts[i] for i in index],
+            [groups[i] for i in index],
+            rows=rows,
+            input_length=input_length,
+            target_length=target_length,
+        )
+        yield index, batch
 
 
-def pair_batches(
+def endless_batches(
     prompts: Sequence[Tokens],
-    pairs: Sequence[tuple[Tokens, Tokens]],
+    groups: Sequence[Sequence[Tokens]],
     *,
     rows: int,
-    lengths: tuple[int, int],
     generator: np.random.Generator,
-) -> Iterator[tuple[np.ndarray, Any, Any]]:
-    """Yields the pairs of one epoch after another without end: indices, a batch of the first and one of the second responses.
-
-    Args:
-      prompts, pairs: token ids; a prompt has one pair and occurs as often as it has pairs.
-      rows: the number of pairs of a batch.
-      lengths, generator: as in `epoch_batches`.
-    """
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields the batches of one epoch after another without end; arguments as of `epoch_batches`."""
     while True:
-        seed = int(generator.integers(2**31))
-        sides = [
-            epoch_batches(
-                prompts,
-                [pair[side] for pair in pairs],
-                rows=rows,
-                lengths=lengths,
-                generator=np.random.default_rng(seed),
-            )
-            for side in (0, 1)
-        ]
-        for (index, first), (_, second) in zip(*sides, strict=True):
-            yield index, first, second
+        yield from epoch_batches(prompts, groups, rows=rows, generator=generator)

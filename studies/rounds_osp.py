@@ -48,7 +48,7 @@ from studies import rnnlg_data
 from studies.command_line import run_study
 from studies.equal_footing import constant_loop
 from studies.equal_footing_forms import read_rows
-from studies.repeated_steps import make_step, pair_batches
+from studies.repeated_steps import endless_batches, make_step
 from studies.rounds_osp_pairs import BETA, POLICY, Pairs, comparisons, cross_entropy, exact_strength
 
 SEEDS = (0, 1, 2)
@@ -225,21 +225,15 @@ def _arm(folder: Path, arm: str, seed: int, job: Path) -> dict[str, Any]:
         Pairs.read(pairs / f"{name}.jsonl", encoder, start.params) for name in (arm, "held_out")
     )
 
-    def loss(params: Any, first: Any, second: Any, reference: Any, strengths: Any) -> Any:
-        own = [POLICY.score(params, batch).log_probs[:, 0] for batch in (first, second)]
-        losses, weights = osp_loss(
-            own[0] - reference[:, 0], own[1] - reference[:, 1], strengths, beta=BETA
-        )
+    def loss(params: Any, batch: Any, reference: Any, strengths: Any) -> Any:
+        ratios = POLICY.score(params, batch).log_probs - reference
+        losses, weights = osp_loss(ratios[:, 0], ratios[:, 1], strengths, beta=BETA)
         return losses.sum() / weights.sum()
 
     initial, step = make_step(loss, adamw(LEARNING_RATE, warmup_steps=20, clip_norm=1.0))
     params, state = start.params, initial(start.params)
-    batches = pair_batches(
-        training.prompts,
-        training.pairs,
-        rows=ROWS,
-        lengths=training.lengths,
-        generator=np.random.default_rng(seed),
+    batches = endless_batches(
+        training.prompts, training.pairs, rows=ROWS, generator=np.random.default_rng(seed)
     )
     measures = []
     for number in range(MEASURED[-1] + 1):
@@ -249,9 +243,9 @@ def _arm(folder: Path, arm: str, seed: int, job: Path) -> dict[str, Any]:
             )
         if number == MEASURED[-1]:
             break
-        index, first, second = next(batches)
+        index, batch = next(batches)
         params, state, _ = step(
-            params, state, first, second, training.reference[index], training.strengths[index]
+            params, state, batch, training.reference[index], training.strengths[index]
         )
     return {"pairs": len(training.pairs), "measures": measures}
 

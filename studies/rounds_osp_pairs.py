@@ -87,10 +87,6 @@ class Pairs:
         strengths = np.array([row["margin"] for row in rows], np.float32)
         return Pairs(prompts, pairs, reference.astype(np.float32), strengths)
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        return max(map(len, self.prompts)), max(len(each) for pair in self.pairs for each in pair)
-
     def margins(self, params: Any) -> np.ndarray:
         """Returns beta times the difference of the log-ratios of every pair."""
         own, _ = score_responses(POLICY, params, self.prompts, self.pairs, batch_size=64)

@@ -15,7 +15,7 @@ from jaxalign.losses.contrastive import rpo_unpaired_loss, rpo_unpaired_uniform_
 from jaxalign.networks.policy import Policy
 from jaxalign.training.optimizers import adamw
 from studies.command_line import MINI_T5
-from studies.repeated_steps import epoch_batches, make_step, pair_batches
+from studies.repeated_steps import endless_batches, make_step
 
 BETA, LEARNING_RATE, STEPS, ROWS = 0.1, 1e-4, 150, 32
 TAUS = (0.1, 0.25, 0.5, 0.75)
@@ -74,7 +74,7 @@ def train_single(
         feedback[:, None].astype(np.float32),
         vectors,
     )
-    return _steps(total, params, prompts, responses, others, seed)
+    return _steps(total, params, prompts, [[each] for each in responses], others, ROWS, seed)
 
 
 def train_pairs(
@@ -84,57 +84,32 @@ def train_pairs(
     rejected: list[list[int]],
     seed: int,
 ) -> Any:
-    """Returns the parameters after DPO with as many responses in every step: chosen and rejected ones are rows of their own."""
+    """Returns the parameters after DPO with as many responses in every step."""
     groups = [list(pair) for pair in zip(chosen, rejected, strict=True)]
     reference = score_responses(POLICY, params, prompts, groups)[0].astype(np.float32)
-    generator = np.random.default_rng(seed)
-    lengths = _lengths(prompts, [*chosen, *rejected])
 
-    def total(params: Any, winners: Any, losers: Any, reference: Any) -> Any:
-        first, second = (POLICY.score(params, each).log_probs[:, 0] for each in (winners, losers))
-        margins = first - second - (reference[:, 0] - reference[:, 1])
-        return -jnp.mean(jax.nn.log_sigmoid(BETA * margins))
+    def total(params: Any, batch: Any, reference: Any) -> Any:
+        ratios = POLICY.score(params, batch).log_probs - reference
+        return -jnp.mean(jax.nn.log_sigmoid(BETA * (ratios[:, 0] - ratios[:, 1])))
 
-    initial, step = make_step(total, _optimizer())
-    state = initial(params)
-    batches = pair_batches(
-        prompts,
-        list(zip(chosen, rejected, strict=True)),
-        rows=ROWS // 2,
-        lengths=lengths,
-        generator=generator,
-    )
-    for index, winners, losers in itertools.islice(batches, STEPS):
-        params, state, _ = step(params, state, winners, losers, reference[index])
-    return params
+    return _steps(total, params, prompts, groups, (reference,), ROWS // 2, seed)
 
 
 def _steps(
     loss: Callable[..., Any],
     params: Any,
     prompts: list[list[int]],
-    responses: list[list[int]],
+    groups: list[list[list[int]]],
     others: Sequence[np.ndarray],
+    rows: int,
     seed: int,
 ) -> Any:
     initial, step = make_step(loss, _optimizer())
     state = initial(params)
-    generator = np.random.default_rng(seed)
-    lengths = _lengths(prompts, responses)
-    done = 0
-    while done < STEPS:
-        for index, batch in epoch_batches(
-            prompts, responses, rows=ROWS, lengths=lengths, generator=generator
-        ):
-            if done == STEPS:
-                break
-            params, state, _ = step(params, state, batch, *[each[index] for each in others])
-            done += 1
+    batches = endless_batches(prompts, groups, rows=rows, generator=np.random.default_rng(seed))
+    for index, batch in itertools.islice(batches, STEPS):
+        params, state, _ = step(params, state, batch, *[each[index] for each in others])
     return params
-
-
-def _lengths(prompts: list[list[int]], responses: list[list[int]]) -> tuple[int, int]:
-    return max(map(len, prompts)), max(map(len, responses))
 
 
 def _optimizer() -> Any:

@@ -55,6 +55,8 @@ ROUNDS = 3
 LENGTHS = {"inputs": 96, "targets": 64}
 LABELLED, UNLABELLED, TEST_ACTS = 50, 300, 200
 BASE_STEPS, LABELLED_STEPS, ROUND_STEPS = 800, 100, 150
+# Packed rows of a batch; a row has about five sentences.
+BASE_ROWS, ROWS = 16, 3
 PASSES, TOP_P, DROPOUT = 10, 0.9, 0.1
 POLICY = Policy(dataclasses.replace(MINI_T5, dropout_rate=DROPOUT), logits_chunk_size=None)
 SELECTIONS = ("all", "random", "phase_one", "both_phases")
@@ -146,8 +148,8 @@ def _train(
             eval_split="",
             # No prompt is held out: the split of training is all of the file.
             validation_file=str(data / "test.jsonl"),
-            pack=start is None,
-            row_lengths={"inputs": 160, "targets": 128} if start is None else None,
+            pack=True,
+            row_lengths={"inputs": 160, "targets": 128},
         ),
         optimizers={
             "policy": adamw(
@@ -155,7 +157,7 @@ def _train(
             )
         },
         loop=constant_loop(steps),
-        batch_size=16,
+        batch_size=BASE_ROWS if start is None else ROWS,
         start_from=StartFrom(str(start) if start else None),
         random_seed=seed,
     )

@@ -143,7 +143,6 @@ def distil(
     initial, step = make_step(loss, adamw(LEARNING_RATE, warmup_steps=20, clip_norm=1.0))
     state = initial(params)
     generator = np.random.default_rng(seed)
-    lengths = max(map(len, prompts)), LENGTHS["targets"]
     golden, proxy, losses = [], [], []
     steps = 0
     for epoch in range(epochs + 1):
@@ -162,9 +161,8 @@ def distil(
             for place, (row,) in zip(replaced, drawn, strict=True):
                 current[place] = row
         values = []
-        for _, batch in epoch_batches(
-            prompts, current, rows=ROWS, lengths=lengths, generator=generator
-        ):
+        groups = [[each] for each in current]
+        for _, batch in epoch_batches(prompts, groups, rows=ROWS, generator=generator):
             params, state, value = step(params, state, batch, teacher)
             values.append(float(value))
             steps += 1

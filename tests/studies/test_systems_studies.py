@@ -99,22 +99,28 @@ def test_a_u_needs_a_rise_above_two_standard_errors():
 
 
 def test_epochs_have_every_example_once_and_pairs_stay_together():
-    prompts = [[3, 1], [4, 1], [5, 1], [6, 1]]
-    batches = list(
-        repeated_steps.epoch_batches(
-            prompts, prompts, rows=2, lengths=(2, 2), generator=np.random.default_rng(0)
+    prompts = [[3, 1], [4, 1], [5, 1], [6] * 20]
+    groups = [[prompt, [7, 1]] for prompt in prompts]
+    endless = repeated_steps.endless_batches(
+        prompts, groups, rows=2, generator=np.random.default_rng(0)
+    )
+    for _ in range(3):
+        epoch = [next(endless) for _ in range(2)]
+        assert sorted(np.concatenate([index for index, _ in epoch])) == [0, 1, 2, 3]
+        for index, batch in epoch:
+            # Rows are padded to the bucket of the longest of their batch.
+            assert batch["encoder_input_tokens"].shape == (2, 20 if 3 in index else 16)
+            for i, inputs, targets in zip(
+                index, batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True
+            ):
+                assert [token for token in inputs if token] == prompts[i]
+                assert [token for token in targets if token] == [*prompts[i], 7, 1]
+    with pytest.raises(ValueError, match="4 examples do not fill a batch of 5"):
+        next(
+            repeated_steps.epoch_batches(
+                prompts, groups, rows=5, generator=np.random.default_rng(0)
+            )
         )
-    )
-    assert sorted(np.concatenate([index for index, _ in batches])) == [0, 1, 2, 3]
-    pairs = [(prompt, [7, 1]) for prompt in prompts]
-    endless = repeated_steps.pair_batches(
-        prompts, pairs, rows=2, lengths=(2, 2), generator=np.random.default_rng(0)
-    )
-    for _ in range(5):
-        index, first, second = next(endless)
-        assert first["encoder_input_tokens"].tolist() == [prompts[i] for i in index]
-        assert first["decoder_target_tokens"].tolist() == [prompts[i] for i in index]
-        assert second["decoder_target_tokens"].tolist() == [[7, 1], [7, 1]]
 
 
 def test_acts_of_fewshotwoz_become_one_act_of_rnnlg():
