@@ -12,7 +12,6 @@ import numpy as np
 from jaxalign.annotation.answers import get_answer_extractor
 from jaxalign.annotation.prefixes import (
     PrefixScores,
-    goal_vector,
     lowest_scores,
     score_prefixes,
     threshold_that_drops,
@@ -20,6 +19,7 @@ from jaxalign.annotation.prefixes import (
 from jaxalign.annotation.reward_judges import judging_encoder
 from jaxalign.annotation.voting import filtered_vote
 from jaxalign.evaluation.statistics import area_under_curve, pearson, win_points
+from jaxalign.inference.goals import goal_vector
 from jaxalign.inference.rows import predict_rewards
 from jaxalign.losses.goal_conditioning import prefix_filter
 from jaxalign.runs.folder import Run

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.annotation.prefixes import PrefixScores, goal_vector, score_prefixes
+from jaxalign.annotation.prefixes import PrefixScores, score_prefixes
 from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.task_data import TaskData
 from jaxalign.evaluation.statistics import distinct_n
+from jaxalign.inference.goals import goal_vector
 from jaxalign.inference.rows import response_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.inference.steering import goal_score

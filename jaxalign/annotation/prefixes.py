@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxalign.annotation.reward_judges import judging_encoder
-from jaxalign.data.logged_responses import read_responses
 from jaxalign.errors import UserError
+from jaxalign.inference.goals import goal_vector, good_responses
 from jaxalign.inference.rows import Tokens, outputs
 from jaxalign.losses import goal_conditioning
 from jaxalign.networks.protocols import PrefixRewardPredictor
@@ -38,31 +38,6 @@ class PrefixScores(NamedTuple):
     mask: Bool[np.ndarray, "responses length"]
 
 
-def goal_vector(
-    network: Any,
-    params: Any,
-    prompts: Sequence[Tokens],
-    responses: Sequence[Tokens],
-    *,
-    batch_size: int = 32,
-) -> Float[np.ndarray, " emb"]:
-    """Returns the mean last state of good responses, for example of all preferred responses in the training data.
-
-    Args:
-      network: a network with ``prefix_states(params, batch)``, such as `jaxalign.networks.reward.DecoderRewardNetwork`.
-      params: its parameters; the vector must be recomputed after any training.
-      prompts, responses: token ids, EOS included; one response per prompt.
-    """
-    total, count = 0.0, 0
-    groups = [[response] for response in responses]
-    for index, found in outputs(network, "prefix_states", params, prompts, groups, batch_size):
-        states, mask = found
-        last = np.asarray(mask)[: len(index), 0].sum(axis=1) - 1
-        total = total + np.asarray(states, np.float64)[np.arange(len(index)), 0, last].sum(axis=0)
-        count += len(index)
-    return np.asarray(total / max(count, 1), np.float32)
-
-
 def score_prefixes(
     network: Any,
     params: Any,
@@ -72,7 +47,7 @@ def score_prefixes(
     *,
     batch_size: int = 32,
 ) -> PrefixScores:
-    """Computes Q and the reward of every prefix; arguments as in `goal_vector`."""
+    """Computes Q and the reward of every prefix; arguments as in `inference.goals.goal_vector`."""
     shape = (len(responses), max((len(response) for response in responses), default=0))
     values, rewards = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     mask = np.arange(shape[1]) < np.array([len(response) for response in responses])[:, None]
@@ -135,7 +110,7 @@ class PrefixScorer:
         self._run, self._batch_size = run, batch_size
         self._network = (opened.network, opened.params)
         self._encoder = judging_encoder(opened)
-        prompts, responses = _good_responses(goal)
+        prompts, responses = good_responses(goal)
         self.cut = 0
         tokens = self._encoded(prompts, responses, goal)
         self._goal = goal_vector(*self._network, *tokens, batch_size=batch_size)
@@ -167,23 +142,3 @@ class PrefixScorer:
             )
         self.cut += answers.cut
         return self._encoder.prompts(prompts).tokens, answers.tokens
-
-
-def _good_responses(path: str) -> tuple[list[str], list[str]]:
-    candidates, _ = read_responses(path)
-    feedback = candidates.annotations.get("feedback")
-    flat = [
-        (prompt, text, np.nan if feedback is None else feedback.values[index][place])
-        for index, (prompt, texts) in enumerate(
-            zip(candidates.prompts, candidates.responses, strict=True)
-        )
-        for place, text in enumerate(texts)
-    ]
-    values = np.array([value for *_, value in flat])
-    if np.isfinite(values).any():
-        flat = [item for item in flat if item[2] > np.nanmean(values)]
-    if not flat:
-        raise UserError(
-            f"{path}: no response has feedback above the others, so there is no good response to make a goal of"
-        )
-    return [prompt for prompt, *_ in flat], [text for _, text, _ in flat]

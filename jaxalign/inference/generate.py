@@ -12,33 +12,30 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.data.encoding import TextEncoder
-from jaxalign.data.evaluation_records import prompt_of
-from jaxalign.data.images import ImageFormat, ImageReader, image_format
-from jaxalign.data.json_lines import read_json_objects
-from jaxalign.data.record_fields import RecordError
+from jaxalign.data.images import image_format
 from jaxalign.data.tokenization import LONG_PROMPTS
 from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.inference.constraints import prefix_tokens, read_bad_words
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.image_prompts import PromptImages, image_counts
+from jaxalign.inference.image_prompts import image_counts
+from jaxalign.inference.prompt_files import Prompts, images_digest, read_prompts
 from jaxalign.inference.resumable_output import count_unfinished, resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_windows
+from jaxalign.inference.steering import steering_of_flags
 from jaxalign.locks import Lock
+from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
 from jaxalign.runs.folder import Run, TrainedNetwork
 
 # How the keys of samples follow from the seed: a file that was begun with others cannot be continued.
 SAMPLE_KEYS = "seed, prompt, sample"
-_WRITTEN = ("id", "responses", "log_probs", "finished", "sampler", "annotations")
-# Lists of these fields belong to the responses that the new ones replace.
-_OF_RESPONSES = ("feedback", "scores")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,21 +57,6 @@ class GenerationSettings:
         require_range("generate", "[0, inf)", seed=self.seed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """The prompts of a file.
-
-    Attributes:
-      texts: the prompts, one per line.
-      records: the other fields of each line.
-      images: the pixels of each line's image; None if the policy reads no images.
-    """
-
-    texts: Sequence[str]
-    records: Sequence[Mapping[str, Any]]
-    images: PromptImages | None = None
-
-
 def generate(
     checkpoint: str,
     input: str,
@@ -90,6 +72,11 @@ def generate(
     no_repeat_ngram: int = 0,
     forced_prefix: str = "",
     bad_words: str = "",
+    steer_by: str = "",
+    steer_weight: float = 1.0,
+    steer_reference: str = "",
+    steer_goal: str = "",
+    steer_candidates: int = 0,
     batch_size: int = 32,
     max_input_length: int = 0,
     max_target_length: int = 0,
@@ -114,6 +101,12 @@ def generate(
       forced_prefix: a text with which every response begins.
       bad_words: a file with one word or phrase per line, none of which occurs in a response as the vocabulary splits it. A response
         after which nothing is allowed ends there, with `finished` false.
+      steer_by: a run of a reward model or of a policy whose score is added to the log-probabilities of tokens, see
+        `inference.steering.steering`. `log_probs` remain those of the policy that decodes.
+      steer_weight: nats per unit of the score.
+      steer_reference: the run q of the log-ratio of a policy; by default the policy that decodes.
+      steer_goal: logged records or candidates whose good responses are the goal of a reward model's states.
+      steer_candidates: the most probable tokens of a sequence that a reward model values; 0: 8, or twice the beams if these are more.
       batch_size: the number of prompts decoded together.
       max_input_length, max_target_length: the lengths in tokens, EOS included; 0 takes the run's lengths.
       long_prompts: "truncate" keeps the beginning of a prompt that is too long, "truncate_left" keeps
@@ -164,14 +157,27 @@ def generate(
         forced_prefix=prefix_tokens(forced_prefix, run.vocabulary),
         bad_words=read_bad_words(bad_words, run.vocabulary) if bad_words else (),
     )
+    origin: dict[str, Any] = {"checkpoint": str(checkpoint), "role": role, "step": run.step}
+    steered = steering_of_flags(
+        run,
+        steer_by=steer_by,
+        steer_weight=steer_weight,
+        steer_reference=steer_reference,
+        steer_goal=steer_goal,
+        steer_candidates=steer_candidates,
+        num_beams=num_beams,
+    )
+    if steered is not None:
+        origin["steering"] = steered.identity
     return write_responses(
         run,
         encoder,
         prompts,
         Path(output).expanduser(),
         GenerationSettings(decoding, batch_size, seed),
-        origin={"checkpoint": str(checkpoint), "role": role, "step": run.step},
+        origin=origin,
         overwrite=overwrite,
+        hooks=NO_HOOKS if steered is None else Hooks(score=steered.score),
     )
 
 
@@ -184,8 +190,12 @@ def write_responses(
     *,
     origin: Mapping[str, Any],
     overwrite: bool = False,
+    hooks: Hooks = NO_HOOKS,
 ) -> dict[str, Any]:
-    """Does the work of `generate` for an open run. `origin` identifies the policy and is compared when a file is continued."""
+    """Does the work of `generate` for an open run.
+
+    `origin` identifies the policy and the `hooks`, and is compared when a file is continued.
+    """
     images = prompts.images
     counts = None if images is None else image_counts(run.network, images.pixels)
     encoded = encoder.prompts(prompts.texts, counts)
@@ -198,7 +208,7 @@ def write_responses(
         **_recorded(settings.decoding),
     }
     if images is not None:
-        fingerprint["images"] = _images_digest(images)
+        fingerprint["images"] = images_digest(images)
     sampler = sampler_digest(run.run.description.run_id, fingerprint)
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(output.with_name(f".{output.name}.lock"), f"output {output}")
@@ -217,6 +227,7 @@ def write_responses(
             batch_size=settings.batch_size,
             seed=settings.seed,
             first=done,
+            hooks=hooks,
             images=images,
         ):
             _check_finite(log_probs, run)
@@ -262,45 +273,6 @@ def sampler_digest(run_id: str, fingerprint: Mapping[str, Any]) -> str:
     identity = {key: value for key, value in fingerprint.items() if key != "checkpoint"}
     text = json.dumps({"run_id": run_id, **identity}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _images_digest(images: PromptImages) -> str:
-    digest = hashlib.sha256()
-    for pixels in images.pixels:
-        digest.update(hashlib.sha256(pixels or b"").digest())
-    return digest.hexdigest()[:12]
-
-
-def read_prompts(
-    path: str, prompt_field: str = "prompt", images: ImageFormat | None = None
-) -> Prompts:
-    """Reads the prompts of a file, one per line, and their images if a format is given.
-
-    Raises:
-      UserError: a line is malformed, or the file has no prompts.
-    """
-    records, texts = [], []
-    pixels: list[bytes | None] = []
-    reader = None if images is None else ImageReader(images)
-    for number, record in read_json_objects(path):
-        texts.append(prompt_of(record, prompt_field, path, number))
-        if reader is not None:
-            try:
-                given = record.get("image")
-                pixels.append(None if given is None else reader.read(given, path))
-            except RecordError as error:
-                raise UserError(f"{path}:{number}: {error}") from error
-        kept = {
-            key: value
-            for key, value in record.items()
-            if key not in _WRITTEN and not (key in _OF_RESPONSES and isinstance(value, list))
-        }
-        if "id" in record:
-            kept["source_id"] = record["id"]
-        records.append(kept)
-    if not texts:
-        raise UserError(f"{path}: holds no prompts.")
-    return Prompts(texts, records, None if images is None else PromptImages(images, pixels))
 
 
 def _check_finite(log_probs: np.ndarray, run: TrainedNetwork) -> None:

@@ -14,7 +14,8 @@ from jaxalign.data.candidates import Candidates, read_candidates, write_candidat
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.inference.generate import GenerationSettings, Prompts, write_responses
+from jaxalign.inference.generate import GenerationSettings, write_responses
+from jaxalign.inference.prompt_files import Prompts
 from jaxalign.inference.sampling import DecodingSettings
 from jaxalign.recipes.round_prompts import Prompt, file_digest, reference_fields
 from jaxalign.runs.folder import Run

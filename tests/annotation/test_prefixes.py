@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.annotation.prefixes import goal_vector, score_prefixes
+from jaxalign.annotation.prefixes import score_prefixes
+from jaxalign.inference.goals import goal_vector
 from jaxalign.inference.rows import predict_rewards
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.reward import DecoderRewardNetwork
