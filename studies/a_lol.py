@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.annotation.advantages import advantages
 from jaxalign.annotation.score import score
 from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.derived import write_jsonl
@@ -39,7 +38,7 @@ from studies import rnnlg_data, rounds_arms
 from studies.command_line import run_study
 from studies.equal_footing_forms import read_rows
 from studies.fitting import fit
-from studies.rnnlg_runs import ROWS, goodness, greedy_texts, measured, task
+from studies.rnnlg_runs import ROWS, fit_advantages, goodness, greedy_texts, measured, task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,28 +201,21 @@ def _prepare(folder: Path, size: Size, where: str, job: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, data in zip(VALUES, (greedy, logged), strict=True):
         run = job / f"value_{name}"
-        fit(
+        kept = fit_advantages(
             run,
-            objective_from_gin(
-                ["value_regression"],
-                {"UNITS": "feedback", "MAX_VALUE": 1.0},
-                policy=rounds_arms.POLICY,
-            ),
             data,
+            logged,
+            reference,
+            name=name,
             rate=VALUE_RATE,
             updates=size.value_updates,
             seed=_numbers(where)[1],
-            rows=ROWS["triplet"],
-            start=reference,
-        )
-        kept = advantages(
-            value_checkpoint=str(run), cache_dir=logged.cache_dir, name=name, units="feedback"
         )
         value = Run(run).value()
         prompts = encoder_of(Run(reference).policy()).prompts(test).tokens
         values = predict_values(value.network, value.params, prompts, batch_size=100)
         found[name] = {
-            "dropped": 1 - kept["train"],
+            "dropped": 1 - kept,
             "mean": float(values.mean()),
             "deviation": float(values.std()),
         }

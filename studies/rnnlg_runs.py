@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.annotation.advantages import advantages
+from jaxalign.cli.gin_objectives import objective_from_gin
 from jaxalign.data.task_data import TaskData
 from jaxalign.evaluation.statistics import distinct_n
 from jaxalign.inference.encoders import encoder_of
@@ -19,7 +21,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.objectives.token_weighted import token_mask
 from jaxalign.runs.folder import Run
 from studies import rnnlg, rnnlg_data
-from studies.fitting import kl_along, sampled
+from studies.fitting import fit, kl_along, sampled
 from studies.rounds_arms import LENGTHS, POLICY
 
 # Packed rows that hold about 32 single responses, or 16 pairs, together.
@@ -56,6 +58,47 @@ def task(name: str, file: Path, kind: str, vocabulary: Path, cache: Path, **opti
         row_lengths=_ROW_LENGTHS[kind],
         **options,
     )
+
+
+def fit_advantages(
+    run: Path,
+    data: TaskData,
+    logged: TaskData,
+    reference: Path,
+    *,
+    name: str,
+    rate: float,
+    updates: int,
+    seed: int,
+) -> float:
+    """Fits a value head on the reference's states, and stores the advantages of logged responses under a name.
+
+    Args:
+      run: the folder of the value's run.
+      data: what V is fitted to; its feedback lies in [0, 1].
+      logged: the responses, in a cache.
+      reference: the run of the reference.
+      name, rate, updates, seed: of the stored advantages, and of the fit.
+
+    Returns:
+      The share of training responses with a positive advantage.
+    """
+    fit(
+        run,
+        objective_from_gin(
+            ["value_regression"], {"UNITS": "feedback", "MAX_VALUE": 1.0}, policy=POLICY
+        ),
+        data,
+        rate=rate,
+        updates=updates,
+        seed=seed,
+        rows=ROWS["triplet"],
+        start=reference,
+    )
+    kept = advantages(
+        value_checkpoint=str(run), cache_dir=logged.cache_dir, name=name, units="feedback"
+    )
+    return float(kept["train"])
 
 
 def goodness(act: str, sentence: str) -> float:
