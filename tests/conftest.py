@@ -35,7 +35,11 @@ import hypothesis
 import jaxtyping
 import pytest
 
-pytest_plugins = ("tests.fixtures.small_networks", "tests.fixtures.letter_networks")
+pytest_plugins = (
+    "tests.fixtures.letter_networks",
+    "tests.fixtures.run_folders",
+    "tests.fixtures.small_networks",
+)
 
 # Shapes and dtypes in the public signatures are checked at run time in the tests.
 jaxtyping.install_import_hook(

@@ -15,6 +15,7 @@ FLOORS = {
     "files": 0.1,
     "plugins": 0.1,
     "untrusted": 0.1,
+    "version": 0,
     "locks": 0.2,
     "networks": 1,
     "losses": 1,
@@ -32,6 +33,7 @@ FLOORS = {
     "recipes": 8,
     "planning": 8,
     "cli": 9,
+    "api": 10,  # the commands from Python
     "train": 10,  # ``python -m jaxalign.train``, T5X's name for the command
     "__main__": 10,
 }

@@ -15,10 +15,10 @@ import urllib.request
 from email.message import Message
 from typing import Any
 
-import jaxalign
 from jaxalign.annotation.chat_cache import Reply
 from jaxalign.annotation.chat_endpoint import Endpoint
 from jaxalign.errors import UserError
+from jaxalign.version import __version__
 
 # Timeout, too early, too many requests. Every status from 500 may pass too.
 _TRANSIENT = (408, 425, 429)
@@ -121,7 +121,7 @@ class Connection:
         """Returns status, headers and content of one answer."""
         headers = {
             "Content-Type": "application/json",
-            "User-Agent": f"jaxalign/{jaxalign.__version__}",
+            "User-Agent": f"jaxalign/{__version__}",
         }
         request = urllib.request.Request(self._endpoint.url, body, headers, method="POST")
         if self._endpoint.key:

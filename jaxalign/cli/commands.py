@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jaxalign
 from jaxalign.errors import UserError
 
-_PACKAGE = Path(jaxalign.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class UsageError(UserError):

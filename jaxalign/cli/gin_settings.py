@@ -106,6 +106,14 @@ def macro_of(value: Any) -> str:
     return "/".join(value.scopes) if is_macro else ""
 
 
+def bound_value(selector: str, name: str) -> Any:
+    """Returns the value that a parameter of the command is bound to, through macros; None if it is not bound."""
+    value = gin.config._CONFIG.get(("", selector), {}).get(name)
+    while macro := macro_of(value):
+        value = gin.config._CONFIG.get((macro, _MACRO), {}).get("value")
+    return value
+
+
 def annotations_of(target: Callable[..., Any]) -> dict[str, str]:
     """Returns the annotations of a function's or class's parameters, as written."""
     try:

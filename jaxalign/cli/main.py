@@ -13,13 +13,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxalign import __version__
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
 from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags
 from jaxalign.errors import UserError
 from jaxalign.files import disk_problem
 from jaxalign.parallel import processes
 from jaxalign.parallel.processes import EXIT_LOST_PROCESS
+from jaxalign.version import __version__
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign import __version__, files
+from jaxalign import files
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.data.vocabularies import SentencePieceVocabulary
 from jaxalign.errors import UserError
@@ -19,6 +19,7 @@ from jaxalign.networks.policy import Policy
 from jaxalign.runs import checkpoints, manifests
 from jaxalign.runs.description import read_description, write_description
 from jaxalign.runs.folder import Run
+from jaxalign.version import __version__
 
 
 def describe(

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxalign import __version__, files, locks
+from jaxalign import files, locks
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
@@ -29,6 +29,7 @@ from jaxalign.training.launch import Launch
 from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.model_info import model_info
 from jaxalign.training.state import TrainState
+from jaxalign.version import __version__
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 CONFIGURATION_FILE = "config.gin"

@@ -1,5 +1,6 @@
 """The README's commands run as they are typed, on files with the lengths of real ones."""
 
+import ast
 import json
 import re
 import shlex
@@ -48,6 +49,19 @@ def run(arguments, folder):
     return done.stdout
 
 
+def python_block(repository):
+    """The README's Python example, with a short training run."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    macros = [
+        flag.removeprefix("--") for flag in SHORT if flag.startswith("--") and "gin" not in flag
+    ]
+    short = block.replace('"objectives/kto.gin"', '"objectives/kto.gin", "models/tiny.gin"')
+    short = short.replace("MODEL_DIR=", f"{', '.join(macros)}, MODEL_DIR=")
+    assert short.count("TRAIN_STEPS") == short.count("tiny.gin") == 1
+    return short
+
+
 def some_lines(path, count, target):
     lines = path.read_text(encoding="utf-8").splitlines()
     # The longest ones among them: they are where limits fail.
@@ -81,3 +95,16 @@ def test_the_commands_for_triplets_pairs_groups_and_stored_fields(repository, sh
             text = (tmp_path / "my.gin").read_text(encoding="utf-8")
             cache = re.search(r"^CACHE_DIR = '(.*)'$", text, re.MULTILINE).group(1)
     assert (tmp_path / "responses.jsonl").read_text().count("\n") == len(prompts)
+    done = subprocess.run(
+        [sys.executable, "-c", python_block(repository)],
+        cwd=tmp_path,
+        env=with_devices(1),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    texts, log_probs, values = done.stdout.splitlines()[:3]
+    assert len(ast.literal_eval(texts)[0]) == 2
+    assert float(log_probs.strip("[]")) < 0 and -1e6 < float(values.strip("[]")) < 1e6
+    assert (tmp_path / "runs/kto/summary.json").exists()
