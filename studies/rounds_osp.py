@@ -48,7 +48,7 @@ from studies import rnnlg_data
 from studies.command_line import run_study
 from studies.equal_footing import constant_loop
 from studies.equal_footing_forms import read_rows
-from studies.repeated_steps import endless_batches, make_step
+from studies.repeated_steps import endless_batches, make_step, of_examples
 from studies.rounds_osp_pairs import BETA, POLICY, Pairs, comparisons, cross_entropy, exact_strength
 
 SEEDS = (0, 1, 2)
@@ -226,14 +226,14 @@ def _arm(folder: Path, arm: str, seed: int, job: Path) -> dict[str, Any]:
     )
 
     def loss(params: Any, batch: Any, reference: Any, strengths: Any) -> Any:
-        ratios = POLICY.score(params, batch).log_probs - reference
+        ratios = of_examples(POLICY.score(params, batch).log_probs, batch) - reference
         losses, weights = osp_loss(ratios[:, 0], ratios[:, 1], strengths, beta=BETA)
         return losses.sum() / weights.sum()
 
     initial, step = make_step(loss, adamw(LEARNING_RATE, warmup_steps=20, clip_norm=1.0))
     params, state = start.params, initial(start.params)
     batches = endless_batches(
-        training.prompts, training.pairs, rows=ROWS, generator=np.random.default_rng(seed)
+        training.prompts, training.pairs, size=ROWS, generator=np.random.default_rng(seed)
     )
     measures = []
     for number in range(MEASURED[-1] + 1):

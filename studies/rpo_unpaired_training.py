@@ -15,7 +15,7 @@ from jaxalign.losses.contrastive import rpo_unpaired_loss, rpo_unpaired_uniform_
 from jaxalign.networks.policy import Policy
 from jaxalign.training.optimizers import adamw
 from studies.command_line import MINI_T5
-from studies.repeated_steps import endless_batches, make_step
+from studies.repeated_steps import endless_batches, make_step, of_examples
 
 BETA, LEARNING_RATE, STEPS, ROWS = 0.1, 1e-4, 150, 32
 TAUS = (0.1, 0.25, 0.5, 0.75)
@@ -65,7 +65,7 @@ def train_single(
     reference, _ = score_responses(POLICY, params, prompts, [[each] for each in responses])
 
     def total(params: Any, batch: Any, reference: Any, feedback: Any, vectors: Any) -> Any:
-        ratios = POLICY.score(params, batch).log_probs - reference
+        ratios = of_examples(POLICY.score(params, batch).log_probs, batch) - reference
         losses, weights = loss(ratios, feedback, vectors, jnp.ones(ratios.shape, bool))
         return jnp.sum(losses) / jnp.maximum(jnp.sum(weights), 1)
 
@@ -89,7 +89,7 @@ def train_pairs(
     reference = score_responses(POLICY, params, prompts, groups)[0].astype(np.float32)
 
     def total(params: Any, batch: Any, reference: Any) -> Any:
-        ratios = POLICY.score(params, batch).log_probs - reference
+        ratios = of_examples(POLICY.score(params, batch).log_probs, batch) - reference
         return -jnp.mean(jax.nn.log_sigmoid(BETA * (ratios[:, 0] - ratios[:, 1])))
 
     return _steps(total, params, prompts, groups, (reference,), ROWS // 2, seed)
@@ -101,12 +101,12 @@ def _steps(
     prompts: list[list[int]],
     groups: list[list[list[int]]],
     others: Sequence[np.ndarray],
-    rows: int,
+    size: int,
     seed: int,
 ) -> Any:
     initial, step = make_step(loss, _optimizer())
     state = initial(params)
-    batches = endless_batches(prompts, groups, rows=rows, generator=np.random.default_rng(seed))
+    batches = endless_batches(prompts, groups, size=size, generator=np.random.default_rng(seed))
     for index, batch in itertools.islice(batches, STEPS):
         params, state, _ = step(params, state, batch, *[each[index] for each in others])
     return params

@@ -162,7 +162,7 @@ def distil(
                 current[place] = row
         values = []
         groups = [[each] for each in current]
-        for _, batch in epoch_batches(prompts, groups, rows=ROWS, generator=generator):
+        for _, batch in epoch_batches(prompts, groups, size=ROWS, generator=generator):
             params, state, value = step(params, state, batch, teacher)
             values.append(float(value))
             steps += 1

@@ -1,6 +1,8 @@
 """Studies of teacher hacking, SA2, RPO without pairs and OSP: complete graphs, their pure parts, and pages of unfinished studies."""
 
+import dataclasses
 import importlib
+import itertools
 import json
 
 import jax
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.inference.rows import score_responses
+from jaxalign.networks.policy import Policy
 from studies import (
     repeated_steps,
     rounds_osp_pairs,
@@ -19,6 +23,7 @@ from studies import (
     teacher_hacking_measures,
     teacher_hacking_report,
 )
+from studies.command_line import MINI_T5
 
 NAMES = ("teacher_hacking", "self_augmented_selection", "rpo_unpaired", "rounds_osp")
 
@@ -98,29 +103,45 @@ def test_a_u_needs_a_rise_above_two_standard_errors():
     assert not teacher_hacking_measures.hacked(np.array([[3.0] * 4, [1.0] * 4]), [3, 2])["u"]
 
 
-def test_epochs_have_every_example_once_and_pairs_stay_together():
+def test_epochs_have_every_example_once_in_packed_rows():
     prompts = [[3, 1], [4, 1], [5, 1], [6] * 20]
     groups = [[prompt, [7, 1]] for prompt in prompts]
     endless = repeated_steps.endless_batches(
-        prompts, groups, rows=2, generator=np.random.default_rng(0)
+        prompts, groups, size=2, generator=np.random.default_rng(0)
     )
     for _ in range(3):
         epoch = [next(endless) for _ in range(2)]
         assert sorted(np.concatenate([index for index, _ in epoch])) == [0, 1, 2, 3]
         for index, batch in epoch:
-            # Rows are padded to the bucket of the longest of their batch.
-            assert batch["encoder_input_tokens"].shape == (2, 20 if 3 in index else 16)
-            for i, inputs, targets in zip(
-                index, batch["encoder_input_tokens"], batch["decoder_target_tokens"], strict=True
-            ):
-                assert [token for token in inputs if token] == prompts[i]
-                assert [token for token in targets if token] == [*prompts[i], 7, 1]
+            inputs, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
+            assert inputs.shape == (2, 20)
+            assert sorted(inputs[inputs > 0]) == sorted(
+                itertools.chain(*(prompts[i] for i in index))
+            )
+            assert (targets > 0).sum() == sum(len(prompts[i]) + 2 for i in index)
     with pytest.raises(ValueError, match="4 examples do not fill a batch of 5"):
         next(
             repeated_steps.epoch_batches(
-                prompts, groups, rows=5, generator=np.random.default_rng(0)
+                prompts, groups, size=5, generator=np.random.default_rng(0)
             )
         )
+
+
+def test_packed_rows_give_every_example_its_own_score():
+    policy = Policy(dataclasses.replace(MINI_T5, emb_dim=8, head_dim=4, num_heads=2, mlp_dim=8, vocab_size=16))  # fmt: skip
+    params = policy.init(jax.random.key(0))
+    generator = np.random.default_rng(0)
+    prompts, firsts, seconds = (
+        [[*generator.integers(2, 16, generator.integers(1, longest)), 1] for _ in range(9)]
+        for longest in (12, 6, 9)
+    )
+    groups = [list(pair) for pair in zip(firsts, seconds, strict=True)]
+    shape = repeated_steps.RowShape(40, 40)
+    batch = repeated_steps.packed_batch(prompts, groups, shape)
+    assert len(batch["encoder_input_tokens"]) < len(prompts)
+    found = repeated_steps.of_examples(policy.score(params, batch).log_probs, batch)
+    expected, _ = score_responses(policy, params, prompts, groups)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_acts_of_fewshotwoz_become_one_act_of_rnnlg():
