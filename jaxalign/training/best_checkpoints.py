@@ -40,6 +40,11 @@ class BestCheckpoints:
         self.best: dict[str, Any] = _read_best(self._path)
         self._values = self._read_values(written)
 
+    @property
+    def later_evaluations(self) -> int:
+        """Returns the number of ranked steps after the best one; 0 if none is ranked."""
+        return sum(step > self.best["step"] for step in self._values) if self.best else 0
+
     def forget_after(self, step: int) -> None:
         """Drops the values measured after a step, because a resumed run trains these steps again."""
         self._values = {number: value for number, value in self._values.items() if number <= step}

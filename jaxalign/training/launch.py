@@ -40,9 +40,11 @@ class Launch:
     vocabulary: RecordedVocabulary | None
     teacher_tokens: Mapping[str, Any] | None
 
-    def finished_summary(self, train_steps: int) -> dict[str, Any] | None:
-        """Returns the summary of a run that has done all its steps; None if steps are left."""
-        return distributed.broadcast_from_first(lambda: finished_summary(self.folder, train_steps))
+    def finished_summary(self, train_steps: int, patience: int) -> dict[str, Any] | None:
+        """Returns the summary of a run that has done all its steps, or ended early; None if steps are left."""
+        return distributed.broadcast_from_first(
+            lambda: finished_summary(self.folder, train_steps, patience)
+        )
 
 
 def open_launch(
@@ -158,11 +160,12 @@ def check_same_teacher(
         )
 
 
-def finished_summary(folder: Path, train_steps: int) -> dict[str, Any] | None:
+def finished_summary(folder: Path, train_steps: int, patience: int) -> dict[str, Any] | None:
     """Returns the summary of a finished run, so that repeating its command changes nothing; None if steps are left."""
     if not (folder / SUMMARY_FILE).exists() or not checkpoints.has_checkpoint(folder):
         return None
     summary = untrusted.read_json_object(folder / SUMMARY_FILE, inside=folder)
     step = JsonReader(summary, str(folder / SUMMARY_FILE)).integer("step", 0, MAX_STEP) or 0
-    done = step >= train_steps and summary.get("train_steps") == train_steps
-    return summary if done else None
+    ended_early = bool(patience) and summary.get("ended_early_with_patience") == patience
+    done = step >= train_steps or ended_early
+    return summary if done and summary.get("train_steps") == train_steps else None

@@ -42,6 +42,9 @@ class LoopConfig:
       eval_period: the number of steps between evaluations; with 0, only the end of training is evaluated.
       checkpoint: when to save and which checkpoints to keep.
       progress: whether to show a progress bar on standard error.
+      eval_at_start: whether the networks are also evaluated before the first update, as step 0.
+      patience: training ends after so many ranked evaluations without a better one than the best before; with 0 it never ends early.
+        It needs ``checkpoint.best_metric``.
     """
 
     train_steps: int
@@ -49,12 +52,21 @@ class LoopConfig:
     eval_period: int = 1000
     checkpoint: CheckpointPolicy = dataclasses.field(default_factory=CheckpointPolicy)
     progress: bool = True
+    eval_at_start: bool = False
+    patience: int = 0
 
     def __post_init__(self) -> None:
         require_range(
             "LoopConfig", "[1, inf)", train_steps=self.train_steps, log_period=self.log_period
         )
-        require_range("LoopConfig", "[0, inf)", eval_period=self.eval_period)
+        require_range(
+            "LoopConfig", "[0, inf)", eval_period=self.eval_period, patience=self.patience
+        )
+        if self.patience and self.checkpoint.best_metric is None:
+            raise UserError(
+                f"LoopConfig.patience is {self.patience} and checkpoint.best_metric is None, so no evaluation is better than another; name "
+                "a metric (BEST_METRIC) or set patience to 0 (PATIENCE)"
+            )
 
 
 class _Pending(NamedTuple):
@@ -117,6 +129,12 @@ class Loop:
         return self._best.best
 
     @property
+    def out_of_patience(self) -> bool:
+        """Returns whether the newest evaluations were no better than the best, `LoopConfig.patience` times."""
+        patience = self._config.patience
+        return bool(patience) and self._best.later_evaluations >= patience
+
+    @property
     def evaluations(self) -> dict[str, float]:
         """Returns the newest results of all evaluators, ``{"<evaluator>/<metric>": value}``."""
         return self._evaluations.newest
@@ -150,12 +168,11 @@ class Loop:
         start = int(state.step)
         # An earlier launch may have trained beyond its last complete checkpoint.
         self._best.forget_after(start)
-        if start:
-            # The earlier launch may have stopped between saving this step and evaluating it.
-            owed = distributed.broadcast_from_first(lambda: self._owed(start))
-            if owed:
-                self._evaluate(start, state, owed)
-        if start >= config.train_steps:
+        # The earlier launch may have stopped between saving this step and evaluating it.
+        owed = distributed.broadcast_from_first(lambda: self._owed(start))
+        if owed:
+            self._evaluate(start, state, owed)
+        if start >= config.train_steps or self.out_of_patience:
             self._checkpointer.prune()
             return state
         if start:
@@ -200,6 +217,8 @@ class Loop:
             if due:
                 self._save_and_evaluate(number, state, consumed)
                 self._throughput.restart()
+                if self.out_of_patience:
+                    break
         return state
 
     def _save_and_stop(self, number: int, state: TrainState, data_state: Any) -> None:
@@ -273,6 +292,8 @@ class Loop:
             self._evaluate(number, state, self._evaluations.names)
 
     def _evaluation_due(self, number: int) -> bool:
+        if not number:
+            return self._config.eval_at_start
         policy = self._config.checkpoint
         ranked = policy.best_metric is not None and self._due(number, policy.period)
         return ranked or self._due(number, self._config.eval_period)

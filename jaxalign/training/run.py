@@ -79,7 +79,7 @@ def train(
         metadata = data.prepare()
         task_checks.check_vocabulary_size(objective, data)
         launch = open_launch(folder, objective, data, metadata)
-        finished = launch.finished_summary(loop.train_steps)
+        finished = launch.finished_summary(loop.train_steps, loop.patience)
         if finished is not None:
             return finished
         data = task_checks.check(objective, data, metadata, quiet=not loop.progress)

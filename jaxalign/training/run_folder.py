@@ -199,6 +199,7 @@ def summarize(
     return {
         "step": int(state.step),
         "train_steps": loop.train_steps,
+        "ended_early_with_patience": loop.patience if runner.out_of_patience else None,
         "objective": runner.objective_name,
         "examples": runner.throughput.examples,
         "tokens": runner.throughput.tokens,

@@ -200,6 +200,43 @@ def test_equal_scores_keep_the_checkpoint_that_best_json_names(run, tmp_path):
     assert (tmp_path / "checkpoints" / str(loop.best["step"])).exists()
 
 
+def test_training_ends_when_patience_does_and_a_larger_one_goes_on(run, tmp_path):
+    scores = {2: 3.0, 4: 1.0, 6: 5.0, 8: 2.0, 10: 2.5, 12: 0.5, 14: 1.0, 16: 1.0}
+    policy = CheckpointPolicy(
+        period=2, keep_latest=1, best_metric="validation/score", asynchronous=False
+    )
+    options = {
+        "policy": policy,
+        "evaluators": {"validation": lambda step, params: {"score": scores[step]}},
+    }
+    loop = run(16, patience=2, **options)
+    assert (int(loop.state.step), loop.best["step"], loop.out_of_patience) == (8, 4, True)
+    # The same command trains no further.
+    assert int(run(16, patience=2, **options).state.step) == 8
+    loop = run(16, patience=4, **options)
+    assert (int(loop.state.step), loop.best["step"], loop.out_of_patience) == (16, 12, False)
+    assert int(run(16, patience=0, **options).state.step) == 16
+    with pytest.raises(UserError, match=r"patience is 1 and checkpoint.best_metric is None"):
+        LoopConfig(train_steps=2, patience=1, checkpoint=CheckpointPolicy(best_metric=None))
+
+
+def test_the_start_is_evaluated_once_and_is_no_best_checkpoint(run, tmp_path):
+    policy = CheckpointPolicy(period=2, best_metric="validation/loss", asynchronous=False)
+    seen = []
+
+    def evaluator(step, params):
+        seen.append(step)
+        return {"loss": float(step)}
+
+    options = {"evaluators": {"validation": evaluator}, "policy": policy, "eval_at_start": True}
+    with pytest.raises(UserError, match="ended after 1 of 4 steps"):
+        run(4, batches=iter([BATCH]), **options)
+    # Nothing was saved, so the run starts again.
+    loop = run(4, **options)
+    assert seen == [0, 2, 4] and loop.best["step"] == 2
+    assert lines(tmp_path, "validation") == [(0, 0.0), (2, 2.0), (4, 4.0)]
+
+
 def test_an_unknown_best_metric_is_refused_with_the_names_there_are(run):
     policy = CheckpointPolicy(period=2, best_metric="validation/bleu", asynchronous=False)
     with pytest.raises(
