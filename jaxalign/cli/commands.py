@@ -29,7 +29,7 @@ class Command:
       module: the module of the function.
       function: the name of the function.
       summary: the line for the list of commands.
-      done: a format string over the function's ``result``; empty for functions that print their own text.
+      done: a format string over the function's ``result`` and, of a run, ``best``; empty for functions that print their own text.
       configured_as: another command whose gin bindings this command uses for the parameters that both have.
       dispensable: gin macros that this command does not require, and the values they get if they have none.
       registers_tasks: whether the command reads tasks, so that the functions in REGISTER_TASKS are called first.
@@ -81,7 +81,7 @@ COMMANDS = {
             "jaxalign.training.run",
             "train",
             "train the networks of an objective on a task",
-            "finished at step {result[step]}; metrics, checkpoints and summary.json are in the run folder",
+            "finished at step {result[step]}{best}; metrics, checkpoints and summary.json are in the run folder",
             dry_run="jaxalign.training.dry_run",
             distributed=True,
         ),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxalign.cli import config_file
 from jaxalign.cli.commands import Signature, UsageError
 from jaxalign.cli.values import alternatives, expand_home, parse_bool, parse_value, split_list
 
@@ -14,6 +15,7 @@ COMMON_FLAGS = {
     "gin_file": "a gin file; may be repeated, later files win",
     "NAME": "set a macro of the gin files (its name is in capitals), for example --TRAIN_STEPS=100 or --MODEL_DIR=runs/x",
     "gin.NAME": "the same, also for parameters: --gin.DROV.temperature=0.1; wins over all files",
+    "config": "a YAML file with macros, parameters and gin_file by name; flags win over it. What it becomes is printed as gin",
     "gin_bindings": 'the same as a statement: --gin_bindings="NAME = VALUE"; may be repeated',
     "gin_import": "a Python module, not of jaxalign, that gin files may import; importing runs it. May be repeated",
     "gin_search_paths": "folders, separated by commas, in which gin files are looked up first",
@@ -28,6 +30,8 @@ COMMON_FLAGS = {
 }
 _LISTS = ("gin_search_paths", "seqio_additional_cache_dirs")
 _REPEATED = ("gin_file", "gin_import")
+# Common flags that a YAML file may set too.
+_OF_FILES = ("gin_file", *_LISTS, "tfds_data_dir")
 _NUMBERS = ("num_processes", "process_id")
 _SWITCHES = ("dry_run", "verbose", "help")
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -56,6 +60,7 @@ class Flags:
       gin_import: the modules that these files may import in addition to those of jaxalign.
       settings: the macros and gin parameters to set after the files, in order.
       parameters: the values of plain flags by parameter name.
+      config_as_gin: the settings of ``--config`` files, as lines of gin.
     """
 
     gin_file: list[str] = dataclasses.field(default_factory=list)
@@ -71,6 +76,7 @@ class Flags:
     verbose: bool = False
     help: bool = False
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config_as_gin: list[str] = dataclasses.field(default_factory=list)
 
 
 def parse_flags(arguments: Sequence[str], signature: Signature) -> Flags:
@@ -82,7 +88,7 @@ def parse_flags(arguments: Sequence[str], signature: Signature) -> Flags:
     Raises:
       UsageError: a flag is unknown, a value has the wrong type, or an argument is not a flag.
     """
-    flags = Flags()
+    flags, configs = Flags(), []
     queue = list(arguments)
     while queue:
         argument = queue.pop(0)
@@ -116,12 +122,46 @@ def parse_flags(arguments: Sequence[str], signature: Signature) -> Flags:
                 given = queue.pop(0)
             else:
                 raise UsageError(f"--{name} needs a value: --{name}=...")
+        if name == "config":
+            configs.append(given)
+            continue
         _store(flags, name, given, signature)
+    return _with_configs(flags, configs, signature)
+
+
+def _with_configs(flags: Flags, configs: Sequence[str], signature: Signature) -> Flags:
+    """Returns the flags after the settings of YAML files, whose names are those of flags."""
+    before = Flags()
+    for path in configs:
+        before.config_as_gin.append(f"# {path} as gin:")
+        where = f"--config={path}"
+        for name, value in config_file.read(path).items():
+            if _MACRO.fullmatch(name) or "." in name:
+                text = config_file.as_text(value)
+                before.settings.append(Setting(name.removeprefix(GIN_PREFIX), text, where))
+                before.config_as_gin.append(f"{name.removeprefix(GIN_PREFIX)} = {value!r}")
+                continue
+            name, denied = _resolve(name.replace("-", "_"), signature, where)
+            if denied or (name in COMMON_FLAGS and name not in _OF_FILES):
+                raise UsageError(f"{where}: {name} is given on the command line only")
+            if name == "gin_file":
+                files = [str(each) for each in (value if isinstance(value, list) else [value])]
+                before.gin_file += expand_home(files)
+                before.config_as_gin += [f"include {file!r}" for file in files]
+                continue
+            text = config_file.as_flag(name, value, where)
+            _store(before, name, text, signature)
+            before.config_as_gin.append(f"--{name}={text}")
+    for name in ("gin_file", "settings", *_LISTS):
+        getattr(flags, name)[:0] = getattr(before, name)
+    flags.tfds_data_dir = flags.tfds_data_dir or before.tfds_data_dir
+    flags.parameters = {**before.parameters, **flags.parameters}
+    flags.config_as_gin = before.config_as_gin
     return flags
 
 
-def _resolve(name: str, signature: Signature) -> tuple[str, bool]:
-    """Returns the flag that a spelling means, and whether it was negated by a leading ``no``."""
+def _resolve(name: str, signature: Signature, where: str = "") -> tuple[str, bool]:
+    """Returns the flag that a spelling means, and whether it was negated by a leading ``no``; ``where`` is the file of the name."""
     known = [*(flag for flag in COMMON_FLAGS if flag.islower() and "." not in flag)]
     known += signature.parameters
     if name in known:
@@ -130,7 +170,9 @@ def _resolve(name: str, signature: Signature) -> tuple[str, bool]:
         return name[2:], True
     hint = did_you_mean(name, known, prefix="--")
     hint = hint or f"; a macro of a gin file is set by its name in capitals: --{name.upper()}=..."
-    raise UsageError(f"unknown flag --{name}{hint}")
+    raise UsageError(
+        f"{where}: unknown name {name}{hint}" if where else f"unknown flag --{name}{hint}"
+    )
 
 
 def _takes_no_value(name: str, signature: Signature) -> bool:

@@ -170,6 +170,8 @@ def _run_command(
     from jaxalign.cli import gin_setup
 
     function = gin_setup.configure(flags, command, signature)
+    if flags.config_as_gin and not flags.dry_run:
+        print("\n".join(flags.config_as_gin), file=sys.stderr)
     if flags.dry_run:
         print(gin_setup.describe(function, command))
         return 0
@@ -181,8 +183,19 @@ def _run_command(
         first = distributed.is_primary_process()
     result = gin_setup.run(function, command)
     if command.done and first:
-        print(command.done.format(result=result))
+        print(command.done.format(result=result, best=_best(result)))
     return 0
+
+
+def _best(result: Any) -> str:
+    """Returns what a run's summary says of its end: whether it ended early, and its best step."""
+    if not isinstance(result, dict):
+        return ""
+    patience, best = result.get("ended_early_with_patience"), result.get("best")
+    early = f", early, after {patience} evaluations without a better one" if patience else ""
+    return early + (
+        f"; the best is step {best['step']} ({best['metric']} {best['value']:.4g})" if best else ""
+    )
 
 
 def _one_line(error: Exception) -> str:

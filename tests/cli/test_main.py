@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxalign.cli import commands, values
-from jaxalign.cli.main import main, run_with_one_line_errors
+from jaxalign.cli.main import _best, main, run_with_one_line_errors
 
 STANDARD = """
 MODEL_DIR = %gin.REQUIRED
@@ -65,6 +65,13 @@ class TestHelp:
         text = "Does.\n\nArgs:\n  a, b: two\n    lines.\n  c (int): one."
         _, found = commands.split_docstring(text)
         assert found == {"a": "two lines.", "b": "two lines.", "c": "one."}
+
+
+def test_the_end_of_a_run_names_its_best_step():
+    best = {"step": 20, "metric": "validation/loss", "value": 1.23456}
+    assert _best({"step": 40, "best": best}) == "; the best is step 20 (validation/loss 1.235)"
+    assert _best({"best": {}, "ended_early_with_patience": 3}).startswith(", early, after 3 ")
+    assert _best({"best": {}}) == _best(None) == ""
 
 
 class TestFlags:

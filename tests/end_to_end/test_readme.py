@@ -95,6 +95,12 @@ def test_the_commands_for_triplets_pairs_groups_and_stored_fields(repository, sh
             text = (tmp_path / "my.gin").read_text(encoding="utf-8")
             cache = re.search(r"^CACHE_DIR = '(.*)'$", text, re.MULTILINE).group(1)
     assert (tmp_path / "responses.jsonl").read_text().count("\n") == len(prompts)
+    (yaml,) = re.findall(
+        r"```yaml\n(.*?)```", (repository / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    (tmp_path / "kto.yaml").write_text(yaml)
+    shown = run(["train", "--config=kto.yaml", "--dry_run"], tmp_path)
+    assert "KTO.beta = 0.3" in shown and "MODEL_DIR = 'runs/kto'" in shown
     done = subprocess.run(
         [sys.executable, "-c", python_block(repository)],
         cwd=tmp_path,
