@@ -38,6 +38,7 @@ class Command:
       distributed: whether several processes can run it together.
       model_file: a gin file that is read after the user's files if these describe a model, so that the command uses it.
       positional: the parameter that the first argument sets, if it is not a flag.
+      passes_on: a parameter that gets the gin files and settings of the command line as flags; the command reads no configuration itself.
       rebuilt: a parameter that gin binds to a function; the command gets a function from values of macros to this function with its
         arguments, so that it can have them built anew with other values (`gin_rebuilding`).
     """
@@ -55,6 +56,7 @@ class Command:
     model_file: str = ""
     positional: str = ""
     rebuilt: str = ""
+    passes_on: str = ""
 
     @property
     def selector(self) -> str:
@@ -213,6 +215,15 @@ COMMANDS = {
             dry_run="jaxalign.recipes.rounds_dry_run",
             registers_tasks=False,
             rebuilt="training",
+        ),
+        Command(
+            "sweep",
+            "jaxalign.recipes.sweep",
+            "sweep",
+            "train with many values of macros or parameters, and rank the runs",
+            "{result[report]}",
+            registers_tasks=False,
+            passes_on="train_arguments",
         ),
         Command(
             "evaluate",

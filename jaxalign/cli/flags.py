@@ -129,6 +129,18 @@ def parse_flags(arguments: Sequence[str], signature: Signature) -> Flags:
     return _with_configs(flags, configs, signature)
 
 
+def passed_on(flags: Flags) -> list[str]:
+    """Returns the flags that give another command the same gin files and settings."""
+    return [
+        *(f"--gin_search_paths={path}" for path in flags.gin_search_paths),
+        *(f"--gin_import={module}" for module in flags.gin_import),
+        *(f"--gin_file={file}" for file in flags.gin_file),
+        *(f"--gin.{setting.key}={setting.text}" for setting in flags.settings),
+        *([f"--tfds_data_dir={flags.tfds_data_dir}"] if flags.tfds_data_dir else []),
+        *(f"--seqio_additional_cache_dirs={path}" for path in flags.seqio_additional_cache_dirs),
+    ]
+
+
 def _with_configs(flags: Flags, configs: Sequence[str], signature: Signature) -> Flags:
     """Returns the flags after the settings of YAML files, whose names are those of flags."""
     before = Flags()

@@ -5,6 +5,7 @@ maintenance notice after saving, 76 another process of the job was lost, 130 int
 shows its traceback.
 """
 
+import dataclasses
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
-from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags
+from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags, passed_on
 from jaxalign.errors import UserError
 from jaxalign.files import disk_problem
 from jaxalign.parallel import processes
@@ -169,6 +170,9 @@ def _run_command(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxalign.cli import gin_setup
 
+    if command.passes_on:
+        flags.parameters[command.passes_on] = passed_on(flags)
+        flags = dataclasses.replace(flags, gin_file=[], gin_import=[], settings=[])
     function = gin_setup.configure(flags, command, signature)
     if flags.config_as_gin and not flags.dry_run:
         print("\n".join(flags.config_as_gin), file=sys.stderr)
