@@ -4,11 +4,11 @@
     python -m studies.frontiers_report
 
 A T5 of a million parameters is fine-tuned on sentences for dialogue acts; four samples to each of 3,000 acts, with exact slot errors as
-feedback, are what every method reads. Five strengths of each method are trained with three seeds at a constant learning rate, and judged
-after 50, 100 and 200 updates of about 30 responses: every checkpoint is a point. The learning rate is one of three, chosen at the middle
-strength by the area under the validation frontier. Three tasks: `rnnlg`; the bundled acts, whose writers differ in care by domain; and the
-same with an annotator who is stricter with some acts than with others. Jobs are ordered by seed. The same command continues an
-interrupted study.
+feedback, are what every method reads. Five strengths of each method are trained with three seeds at a constant learning rate, and
+judged after 50, 100 and 200 updates of about 30 responses, by four samples to each act: every checkpoint is a point. The learning rate
+is one of three, chosen at the middle strength by the area under the validation frontier. Three tasks: `rnnlg`; the bundled acts, whose
+writers differ in care by domain; and the same with an annotator who is stricter with some acts than with others. Jobs are ordered by
+seed. The same command continues an interrupted study.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Size:
       acts: acts whose samples are training data.
       samples: samples to each of them.
       judged: acts that are judged, by split.
+      judged_samples: samples to each of them. The KL is measured along the first.
       rows: rows of a batch, by form.
       learning_rates: that are searched.
     """
@@ -69,6 +70,7 @@ class Size:
     judged: dict[str, int] = dataclasses.field(
         default_factory=lambda: {"validation": 200, "test": 400}
     )
+    judged_samples: int = 4
     rows: dict[str, int] = dataclasses.field(default_factory=lambda: {"triplets": 6, "pairs": 5})
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
 
@@ -295,26 +297,31 @@ def _run(
 def _judge(
     folder: Path, size: Size, task: Task, run: Path, start: Path, split: str
 ) -> dict[str, Any]:
-    """Judges one sample at temperature 1 to each act: reward, KL from the start, length and diversity."""
+    """Judges samples at temperature 1: reward, KL from the start, length, and the diversity of the first samples."""
     acts = acts_of(folder, task.source, split, size.judged[split])
     opened = Run(run).policy()
     prompts = encoder_of(opened).prompts(acts).tokens
-    settings = DecodingSettings(task.source.lengths["targets"], num_samples=1, temperature=1.0)
+    settings = DecodingSettings(
+        task.source.lengths["targets"], num_samples=size.judged_samples, temperature=1.0
+    )
     tokens, _ = generate_tokens(
         opened.network, opened.params, prompts, settings, batch_size=128, seed=1
     )
-    rows = [[response_tokens(group[0]) or [EOS]] for group in tokens]
+    rows = [[response_tokens(row) or [EOS] for row in group] for group in tokens]
     own, first = ((each.network, each.params) for each in (opened, Run(start).policy()))
-    kl = kl_estimate(sequence_kl(own, first, prompts, rows, batch_size=128))
-    texts = [decode_tokens(opened.vocabulary, row[0]) for row in rows]
-    rewards = [task.source.reward(act, text) for act, text in zip(acts, texts, strict=True)]
+    kl = kl_estimate(sequence_kl(own, first, prompts, [group[:1] for group in rows], batch_size=128))  # fmt: skip
+    texts = [[decode_tokens(opened.vocabulary, row) for row in group] for group in rows]
+    rewards = [
+        [task.source.reward(act, text) for text in group]
+        for act, group in zip(acts, texts, strict=True)
+    ]
     return {
         "reward": float(np.mean(rewards)),
         "kl": kl.mean,
         "kl_error": kl.standard_error,
-        "length": float(np.mean([len(row[0]) for row in rows])),
-        "distinct_2": distinct_n(texts, 2),
-        "rewards": [round(reward, 4) for reward in rewards],
+        "length": float(np.mean([len(row) for group in rows for row in group])),
+        "distinct_2": distinct_n([group[0] for group in texts], 2),
+        "rewards": np.round(rewards, 4).tolist(),
     }
 
 

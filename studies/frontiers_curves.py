@@ -70,6 +70,6 @@ def area(curve: Frontier, split: str = "validation", largest: float = LARGEST_KL
 
 
 def win_rate(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
-    """Returns the share of test acts on which the first point has the higher reward; ties count half."""
+    """Returns the share of pairs of samples to a test act in which the first point's has the higher reward; ties count half."""
     one, other = (np.array(point["test"]["rewards"]) for point in (first, second))
     return float(np.mean((one > other) + 0.5 * (one == other)))
