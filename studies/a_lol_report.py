@@ -44,7 +44,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     lines = [
         "# Advantage-leftover-lunch (A-LoL)\n",
         f"{question}\n",
-        f"{details.strip()}\n",
+        f"{details.rstrip()}\n",
         f"{size.logged} logged responses, {size.updates} updates, {size.test} test acts with one sample at temperature 1 and one greedy",
         "response each. KL from the reference and entropy are exact at every position along the samples. Mean and standard deviation over",
         "seeds. `weighted_cloning` and `r_lol` weight by the reward and draw in proportion to it; `a_lol_uniform` draws equally among the",

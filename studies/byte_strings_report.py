@@ -32,7 +32,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     lines = [
         "# DRO on strings that are no language\n",
         f"{question}\n",
-        f"{details.strip()}\n",
+        f"{details.rstrip()}\n",
         f"{size.logged} logged prompts, {size.updates} updates at rate {RATE:g}, {size.test} test prompts with one sample each. KL is from",
         "the fine-tuned policy, exact at every position along the samples. Mean and standard deviation over seeds.\n",
     ]

@@ -37,7 +37,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     lines = [
         "# Divergences of distillation\n",
         f"{question}\n",
-        f"{details.strip()}\n",
+        f"{details.rstrip()}\n",
         f"KL(oracle, teacher) is {spread([run['oracle_to_teacher'] for run in starts])}, which a perfect copy of the teacher would have.",
         f"The student starts at KL(oracle, student) {spread([run['oracle_to_student'] for run in starts])}. `_teacher`: on responses of",
         "the teacher; `_own`: on fresh samples of the student. Mean and standard deviation over seeds.\n",

@@ -36,7 +36,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     lines = [
         "# A policy on a reward of features\n",
         f"{question}\n",
-        f"{details.strip()}\n",
+        f"{details.rstrip()}\n",
         f"{size.pairs} labelled pairs; {size.acts} acts with {size.samples} samples each for the policies; {size.updates} updates;",
         f"{size.test} test acts with one sample at temperature 1 and one greedy response each. KL from the start is exact at every",
         "position along the samples. Mean and standard deviation over seeds.\n",

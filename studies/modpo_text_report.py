@@ -44,7 +44,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     lines = [
         "# Several objectives on generated text\n",
         f"{question}\n",
-        f"{details.strip()}\n",
+        f"{details.rstrip()}\n",
         f"{size.acts} acts with a pair each, {size.updates} updates, beta {BETA:g}, rate {RATE:g}; {size.test} test acts with one sample",
         "at temperature 1. KL is exact at every position along the samples; that of best-of-n is the upper bound. Mean and standard",
         "deviation over seeds.\n",

@@ -28,7 +28,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (rounds_osp.__doc__ or "").partition("\n\n")
     lines = ["# Soft labels of the policy's own judgement (OSP)\n", f"{question}\n"]
-    lines.append(f"{details.strip()}\n")
+    lines += [f"{details.rstrip()}\n", *_CONCLUSION]
     by_seed = {s: r["calibration"] for s in SEEDS if (r := read_result(folder, f"judge/seed{s}"))}
     judges = list(by_seed.values())
     lines.append(
@@ -36,7 +36,16 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
         f"{spread([j['error'] for j in judges])}, Brier score {spread([j['brier'] for j in judges])}.\n"
     )
     if judges:
-        bins = [{"seed": seed, **each} for seed, j in by_seed.items() for each in j["bins"]]
+        bins = [
+            {
+                "seed": str(seed),
+                "probability": f"{each['probability']:.3f}",
+                "observed": f"{each['observed']:.2f}",
+                "pairs": str(int(each["pairs"])),
+            }
+            for seed, j in by_seed.items()
+            for each in j["bins"]
+        ]
         lines += ["Probability of the judge and share of true preferences:\n"]
         lines += [markdown_table(bins), ""]
     found = {arm: finished(folder, arm, SEEDS) for arm in ARMS}
@@ -61,6 +70,16 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
             f"![Measures as training goes on]({figure.name})\n",
         ]
     return "\n".join([*lines, *unfinished(found, SEEDS)])
+
+
+_CONCLUSION = [
+    "**Yes: with soft labels long training does no harm, with the likelier response as label it does.** After 1,600 steps the",
+    "reward is -.172 ± .025 (soft; start -.163), -.225 (sampled), -.335 (argmax) and -.129 (exact judge); argmax makes sentences of",
+    "31 words out of 18, its largest margin grows to 17, and its cross-entropy on held-out pairs from .69 to 1.07. But the soft",
+    "labels do no good either: this judge is right in .58 of the pairs and its probabilities lie close to one half, so that they",
+    "hold the policy where it is. Labels of the exact judge improve the reward by .034, with larger margins than soft labels give:",
+    "the harm comes from wrong labels, and not from long training.\n",
+]
 
 
 def main() -> None:

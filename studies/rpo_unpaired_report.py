@@ -18,7 +18,7 @@ FIGURE = Path("docs/results/rpo_unpaired.png")
 def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (rpo_unpaired.__doc__ or "").partition("\n\n")
-    lines = ["# RPO without pairs\n", f"{question}\n", f"{details.strip()}\n"]
+    lines = ["# RPO without pairs\n", f"{question}\n", f"{details.rstrip()}\n"]
     lines.append(
         "Accuracy: how often the log-ratio to the start is higher for the better response of a held-out pair; standard error within a seed "
         "in brackets. Good over bad: the same over all held-out pairs of a good and a bad response, of any prompts. Mean and standard "

@@ -29,7 +29,7 @@ _PANELS = {"slot error, greedy": "greedy_slot_error", "BLEU, greedy": "greedy_bl
 def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (self_augmented_selection.__doc__ or "").partition("\n\n")
-    lines = ["# Self-augmented selection (SA2)\n", f"{question}\n", f"{details.strip()}\n"]
+    lines = ["# Self-augmented selection (SA2)\n", f"{question}\n", f"{details.rstrip()}\n"]
     lines.append(
         "Slot error is the share of slots that are missing or invented, by the same rules as the filter's. BLEU-4 is our own "
         "implementation (`studies/bleu.py`) on delexicalised, tokenised text, against all references of an act. Mean and standard "

@@ -22,7 +22,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (teacher_hacking.__doc__ or "").partition("\n\n")
     found = {arm: finished(folder, arm, SEEDS) for arm in ARMS}
-    lines = ["# Teacher hacking\n", f"{question}\n", f"{details.strip()}\n"]
+    lines = ["# Teacher hacking\n", f"{question}\n", f"{details.rstrip()}\n"]
     starts = [r for seed in SEEDS if (r := read_result(folder, f"starts/seed{seed}"))]
     lines.append(
         f"KL(oracle || teacher) is {spread([r['oracle_to_teacher'] for r in starts])}; the student starts at "
