@@ -76,9 +76,9 @@ _CONCLUSION = [
     "**Yes: with soft labels long training does no harm, with the likelier response as label it does.** After 1,600 steps the",
     "reward is -.172 ± .025 (soft; start -.163), -.225 (sampled), -.335 (argmax) and -.129 (exact judge); argmax makes sentences of",
     "31 words out of 18, its largest margin grows to 17, and its cross-entropy on held-out pairs from .69 to 1.07. But the soft",
-    "labels do no good either: this judge is right in .58 of the pairs and its probabilities lie close to one half, so that they",
-    "hold the policy where it is. Labels of the exact judge improve the reward by .034, with larger margins than soft labels give:",
-    "the harm comes from wrong labels, and not from long training.\n",
+    "labels do no good either: this judge is right in .58 of the pairs and gives the likelier response .500 to .519, so that soft",
+    "labels hold the policy where it is. Labels of the exact judge improve the reward by .034, with larger margins than soft labels",
+    "give: the harm comes from wrong labels, and not from long training.\n",
 ]
 
 
