@@ -1,4 +1,4 @@
-"""The command `jaxalign report`: Markdown tables from evaluations and run folders, averaged over seeds.
+"""The command `jaxalign report`: Markdown tables, or one HTML page, from evaluations and run folders, averaged over seeds.
 
 Names that differ only in a trailing seed (`dro-seed0`, `dro_seed1`, `dro/seed2`, `dro-s3`) share one
 row, and so does the same policy name in several evaluations. Evaluations by different judges, on other prompts or at another
@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError, require_range
+from jaxalign.evaluation.page import page
 from jaxalign.evaluation.report_records import (
     CONDITIONS,
     EVALUATION,
@@ -63,26 +64,29 @@ def report(
     judge: str = "",
     digits: int = 3,
 ) -> str:
-    """Writes Markdown tables of evaluations and training runs.
+    """Writes Markdown tables of evaluations and training runs, or one HTML page with plots, curves and all responses.
 
     Args:
       runs: evaluation folders or evaluation.json files, run folders (with a summary.json), or
         folders that hold any of these at any depth.
-      output: the Markdown file; if empty, the tables are printed.
+      output: the file; a name that ends in `.html` asks for the page, any other for Markdown. If empty, the tables are printed.
       title: heading of the page.
       columns: metrics to show in one table, by their names in the tables, such as `KL` or `win rate vs NAME`; a run's metrics begin
         with the title of their table, such as `evaluation/validation/loss`. By default all are shown in several tables, except the
-        training metrics of runs (`train/...`).
-      judge: the judge whose scores are shown as reward and win rate; the first judge of each evaluation by default.
+        training metrics of runs (`train/...`). The page has no such choice.
+      judge: the judge whose scores are shown as reward and win rate; by default the first judge of each evaluation, and in a page all
+        judges, each by itself.
       digits: number of decimals.
 
     Returns:
-      The Markdown text.
+      The text of the file.
 
     Raises:
       UserError: there is nothing to report, a file does not have the expected content, or `output` is a file that is not a report.
     """
     require_range("report", "[0, 10]", digits=digits)
+    if page.is_page(output):
+        return _write_page(runs, Path(output).expanduser(), title, columns, judge, digits)
     if output:
         _require_report_or_nothing(Path(output))
     evaluations, summaries = find_results(runs)
@@ -109,6 +113,16 @@ def report(
         print(f"wrote {output}")
     else:
         print(text)
+    return text
+
+
+def _write_page(
+    runs: list[str], output: Path, title: str, columns: list[str] | None, judge: str, digits: int
+) -> str:
+    if columns:
+        raise UserError("columns chooses columns of a Markdown report; leave it out for a page")
+    text = page.write_page(output, *find_results(runs), title=title, judge=judge, digits=digits)
+    print(f"wrote {output}")
     return text
 
 

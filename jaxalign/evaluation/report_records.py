@@ -37,13 +37,13 @@ def without_seed(name: str) -> str:
 def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
     """Returns a flat record for each policy of an evaluation.json: conditions, checkpoint, `policy`, metrics, estimates as mappings."""
     content = read_json(path)
-    judge, conditions = _conditions(path, content, judge)
+    judge, common = conditions(path, content, judge)
     first = next(iter(content["policies"]))
     records = []
     for name, policy in content["policies"].items():
         record: dict[str, Any] = {
             "policy": without_seed(name),
-            **conditions,
+            **common,
             CHECKPOINT: _checkpoint(path, name, policy),
         }
         record["reward"] = policy.get("rewards", {}).get(judge)
@@ -75,14 +75,14 @@ def win_records(path: Path, *, judge: str = "", over_first: bool = False) -> lis
       over_first: whether to return only win rates over the first policy of the evaluation.
     """
     content = read_json(path)
-    judge, conditions = _conditions(path, content, judge)
+    judge, common = conditions(path, content, judge)
     policies = content["policies"]
     leading = next(iter(policies))
     return [
         {
             "row": without_seed(first),
             "column": without_seed(second),
-            **conditions,
+            **common,
             CHECKPOINT: tuple(_checkpoint(path, name, policies[name]) for name in (first, second)),
             "win rate": estimate,
         }
@@ -95,8 +95,8 @@ def win_records(path: Path, *, judge: str = "", over_first: bool = False) -> lis
 def ranking_records(path: Path) -> list[dict[str, Any]]:
     """Returns one record for each method that ranks the logged responses; a baseline, equal for all policies, has one in an evaluation."""
     content = read_json(path)
-    _, conditions = _conditions(path, content, "")
-    conditions = {name: conditions[name] for name in ("prompts", "split", NUMBER)}
+    _, common = conditions(path, content, "")
+    common = {name: common[name] for name in ("prompts", "split", NUMBER)}
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for name, policy in content["policies"].items():
         for method, result in policy.get("ranking", {}).items():
@@ -107,7 +107,7 @@ def ranking_records(path: Path) -> list[dict[str, Any]]:
                 (label, checkpoint),
                 {
                     "ranking": label,
-                    **conditions,
+                    **common,
                     CHECKPOINT: checkpoint,
                     "Spearman": _bounds(result, "spearman"),
                     "within prompts": result["within_prompt_spearman"],
@@ -185,7 +185,7 @@ def _over_seeds(values: Sequence[Sequence[Any]], digits: int) -> Any:
     return format_spread(float(np.mean(means)), spread, digits)
 
 
-def _conditions(path: Path, content: Mapping[str, Any], judge: str) -> tuple[str, dict[str, Any]]:
+def conditions(path: Path, content: Mapping[str, Any], judge: str) -> tuple[str, dict[str, Any]]:
     """Returns the judge's name in the file, and the conditions under which its scores may be averaged with others."""
     settings = content["settings"]
     judges = settings["judges"]

@@ -17,6 +17,9 @@ from jaxalign.evaluation.comparison import Comparison
 from jaxalign.evaluation.statistics import win_rate
 from jaxalign.runs.folder import learning_curve
 
+# Subfolders of an evaluation, with one JSON Lines file for each policy.
+RESPONSES, LOGGED = "responses", "logged"
+
 
 def win_rates(
     scores: dict[str, dict[str, np.ndarray]], *, bootstrap: int, seed: int
@@ -51,7 +54,7 @@ def finite_json(value: Any) -> Any:
 def write_responses(folder: Path, session: Comparison, data: EvaluationSet) -> None:
     """Writes every policy's responses with their scores to ``responses/<name>.jsonl``."""
     for name, answers in session.answers.items():
-        path = folder / "responses" / f"{name}.jsonl"
+        path = folder / RESPONSES / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path, "w") as file:
             for i, prompt in enumerate(data.prompts):

@@ -15,7 +15,7 @@ _NAME_WIDTH = 16
 def summary_text(result: Mapping[str, Any]) -> str:
     """Returns the tables of evaluation.json: policies, head to head, V, ranking, and the plots' paths."""
     settings, policies = result["settings"], result["policies"]
-    blocks = [f"{settings['num_prompts']} prompts of {settings['prompts']}", *_cautions(result)]
+    blocks = [f"{settings['num_prompts']} prompts of {settings['prompts']}", *cautions(result)]
     if settings["judges"]:
         blocks.append(_policies(result))
         if len(policies) > 2:
@@ -28,7 +28,7 @@ def summary_text(result: Mapping[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def _cautions(result: Mapping[str, Any]) -> list[str]:
+def cautions(result: Mapping[str, Any]) -> list[str]:
     """Returns lines about records and prompts that were left out or cut before measuring; empty if there were none."""
     lines = []
     policies = result["policies"]
@@ -53,6 +53,13 @@ def _cautions(result: Mapping[str, Any]) -> list[str]:
         if shares:
             lines.append(f"{_short(name)}: {', '.join(shares)}")
     return ["\n".join(lines)] if lines else []
+
+
+def interval_note(settings: Mapping[str, Any]) -> str:
+    """Returns what the intervals of an evaluation are, or why there are none."""
+    if settings.get("bootstrap") and settings.get("num_prompts", 0) >= LEAST:
+        return "95 % bootstrap interval over prompts"
+    return f"no intervals without resamples, or with fewer than {LEAST} prompts"
 
 
 def _short(name: str) -> str:
@@ -83,11 +90,7 @@ def _policies(result: Mapping[str, Any]) -> str:
     notes = f"reward: judge {judge}"
     if len(policies) > 1:
         notes += "; win rate: ties half"
-        settings = result["settings"]
-        if settings["bootstrap"] and settings["num_prompts"] >= LEAST:
-            notes += ", 95 % bootstrap interval over prompts"
-        else:
-            notes += f"; no intervals without resamples, or with fewer than {LEAST} prompts"
+        notes += f"; {interval_note(result['settings'])}"
     if any("kl" in report for report in policies.values()):
         names = [_short(name) for name, report in policies.items() if report.get("is_reference")]
         reference = names[0] if names else result["settings"]["reference"]
@@ -166,12 +169,12 @@ def _ranking(policies: Mapping[str, Any]) -> str:
         note
         for report in policies.values()
         for result in report.get("ranking", {}).values()
-        for note in _interval_notes(result)
+        for note in interval_notes(result)
     )
     return "\n".join([text_table(rows), *notes]) if rows else ""
 
 
-def _interval_notes(result: Mapping[str, Any]) -> list[str]:
+def interval_notes(result: Mapping[str, Any]) -> list[str]:
     """Returns why a ranking has no interval, or what its interval allows for."""
     notes = []
     if result["spearman"] is not None and result["spearman_low"] is None:

@@ -1,0 +1,136 @@
+"""The part of a report that compares policies across evaluations: averages over seeds, reward against KL and against length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxalign.evaluation.page import plots
+from jaxalign.evaluation.page.elements import Html, element, section, table
+from jaxalign.evaluation.page.evaluations import Evaluation
+from jaxalign.evaluation.report_records import NUMBER, aggregate, conditions, evaluation_records
+
+_SEED_NOTE = (
+    "seeds: the number of distinct checkpoints in a row; ± is the sample deviation over them, which a single seed does not have. "
+    "Evaluations by different judges, on other prompts or at another temperature are never averaged."
+)
+
+
+def comparison_section(evaluations: Sequence[Evaluation], digits: int) -> Html:
+    """Returns averages over seeds where there are several evaluations, and plots of reward against KL and length by judge."""
+    parts = []
+    judges = list(dict.fromkeys(judge for each in evaluations for judge in each.judges))
+    if len(evaluations) > 1:
+        for judge in judges:
+            records = [
+                record
+                for each in evaluations
+                if judge in each.judges
+                for record in evaluation_records(each.path, judge=judge)
+            ]
+            rows = aggregate(records, by=("policy",), digits=digits)
+            caption = f"Policies over all evaluations by judge {judge}"
+            parts.append(table(caption, rows, digits=digits, after=[_SEED_NOTE]))
+    for judge in judges:
+        for described, members in _alike(evaluations, judge).items():
+            figures = [_against_kl(members, judge, described), _against_length(members, judge, described)]
+            figures += [_by_length(each, judge, described) for each in members]
+            drawn = [figure for figure in figures if figure]
+            if drawn:
+                parts.append(element("div", *drawn, class_="figures"))
+    return section("comparison", "Reward, distance and length", *parts) if parts else Html("")
+
+
+def _alike(evaluations: Sequence[Evaluation], judge: str) -> dict[str, list[Evaluation]]:
+    """Returns the evaluations that may share a plot, by what they have in common."""
+    groups: dict[str, list[Evaluation]] = {}
+    for each in evaluations:
+        if judge in each.judges:
+            _, common = conditions(each.path, each.content, judge)
+            count = common.pop(NUMBER)
+            told = [f"n = {count} prompts"] if count is not None else []
+            told += [f"{name} {value}" for name, value in common.items() if value is not None]
+            described = ", ".join(told)
+            groups.setdefault(described, []).append(each)
+    return groups
+
+
+def _points(
+    evaluations: Sequence[Evaluation], judge: str, place: Any
+) -> list[plots.Point]:
+    """Returns a point for each evaluated checkpoint that has the quantity of the other axis."""
+    points: dict[tuple[str, int, str], plots.Point] = {}
+    for each in evaluations:
+        for name, report in each.policies.items():
+            found = place(report)
+            if found is None:
+                continue
+            line, step = _line(each, name, report), int(report.get("step") or 0)
+            reward = report["rewards"][judge]
+            # The same checkpoint in several evaluations is one point.
+            points.setdefault(
+                (line, step, name),
+                plots.Point(
+                    name, line, step, *found, reward["mean"], reward.get("low"), reward.get("high")
+                ),
+            )
+    return list(points.values())
+
+
+def _line(evaluation: Evaluation, name: str, report: Mapping[str, Any]) -> str:
+    return str(report.get("checkpoint", f"{evaluation.path}:{name}"))
+
+
+def _against_kl(evaluations: Sequence[Evaluation], judge: str, described: str) -> Html:
+    def place(report: Mapping[str, Any]) -> tuple[float, float | None] | None:
+        kl = report.get("kl")
+        if kl is None:
+            return None
+        known = kl.get("standard_error") and kl.get("count", 0) > 1
+        return float(kl["mean"]), float(kl["standard_error"]) if known else None
+
+    points = _points(evaluations, judge, place)
+    if not points:
+        return Html("")
+    return plots.reward_against(
+        f"Reward against KL, judge {judge}",
+        points,
+        "KL from the reference, nats a response\n(left: closer to the reference)",
+        judge,
+        f"{described}. Vertical bars: intervals of the score, where there are any; horizontal: one standard error.",
+    )
+
+
+def _against_length(evaluations: Sequence[Evaluation], judge: str, described: str) -> Html:
+    points = _points(
+        evaluations,
+        judge,
+        lambda report: None if report.get("length") is None else (float(report["length"]), None),
+    )
+    if not points:
+        return Html("")
+    return plots.reward_against(
+        f"Reward against length, judge {judge}",
+        points,
+        "mean length (tokens; neither end is better)",
+        judge,
+        f"{described}.",
+    )
+
+
+def _by_length(evaluation: Evaluation, judge: str, described: str) -> Html:
+    if evaluation.responses is None:
+        return Html("")
+    found = {name: evaluation.responses.reward_by_length(judge, name) for name in evaluation.policies}
+    found = {name: bins for name, bins in found.items() if len(bins) > 1}
+    if not found:
+        return Html("")
+    counts = [count for bins in found.values() for _, _, count in bins]
+    return plots.reward_by_length(
+        f"Reward by length of the responses, judge {judge} ({evaluation.title})",
+        {name: [(x, y) for x, y, _ in bins] for name, bins in found.items()},
+        judge,
+        f"Bins by quantiles of each policy's own lengths, n = {min(counts)} to {max(counts)} responses a bin. {described}.",
+    )
+
+
