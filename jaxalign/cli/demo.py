@@ -29,7 +29,7 @@ def demo(output_dir: str = "runs/demo") -> None:
         print(f"\n{_SEPARATOR}\n# {title}\n$ jaxalign {_shown(command)}\n", flush=True)
         _run(command)
     print(
-        f"\nDone in {time.time() - started:.0f} s. Learning curves and reward against KL: {output_dir}/evaluation/plots\n"
+        f"\nDone in {time.time() - started:.0f} s. Open {output_dir}/report.html in a browser: responses side by side, win rates, curves\n"
         f"Runs: {output_dir}/sft, dro_v and no_value (config.gin, metrics.jsonl, tensorboard, checkpoints, summary.json)"
     )
 
@@ -87,6 +87,10 @@ def _steps(output_dir: str) -> list[tuple[str, list[str]]]:
                 "--temperature=1.0",
                 "--batch_size=64",
             ],
+        ),
+        (
+            "one page with everything, to open in a browser or to send",
+            ["report", f"--runs={output_dir}", f"--output={output_dir}/report.html"],
         ),
     ]
 

@@ -13,7 +13,7 @@ from jaxalign.annotation import judges as judging
 from jaxalign.data.evaluation_set import EvaluationSet, FeedbackRecord
 from jaxalign.errors import UserError
 from jaxalign.evaluation import ranking
-from jaxalign.evaluation.calibration import Calibration
+from jaxalign.evaluation.calibration import Calibration, dro_targets
 from jaxalign.evaluation.measure import Answers, Evaluator, value_report
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.statistics import bootstrap_mean
@@ -33,6 +33,7 @@ class Comparison:
       answers, scores: results by policy; scores are first by judge.
       training: logged responses that the runs may have been trained on, to compare values on them with those on held-out ones.
       calibrations: by policy, the calibration of its value on ``held out`` and on ``training`` responses.
+      logged: by policy, the log-ratio of each logged response, and V and the residual if the run has a value network.
       linear: the predictions of the TF-IDF baseline for the logged responses, if there is a baseline.
     """
 
@@ -45,6 +46,7 @@ class Comparison:
     scores: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     training: Sequence[FeedbackRecord] = ()
     calibrations: dict[str, dict[str, Calibration]] = dataclasses.field(default_factory=dict)
+    logged: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     linear: np.ndarray | None = None
     _reference_log_probs: np.ndarray | None = None
     _reference_in_training: np.ndarray | None = None
@@ -108,9 +110,12 @@ class Comparison:
         same = run is self.reference
         own = self._reference_log_probs if same else self.evaluator.feedback_log_probs(run)
         values = None
+        log_ratios = own - self._reference_log_probs
+        self.logged[name] = {"log_ratio": log_ratios}
         if run.run.has_value_network():
             values = self.evaluator.feedback_values(run.run.value())
-            log_ratios = own - self._reference_log_probs
+            targets = dro_targets(run.run.standardized(feedback), log_ratios, run.run.temperature)
+            self.logged[name] |= {"value": values, "residual": targets - values}
             prompts = [record.prompt_key for record in records]
             found = {"held out": value_report(run, values, log_ratios, feedback, prompts)}
             if self.training:

@@ -19,6 +19,8 @@ from jaxalign.errors import UserError
 from jaxalign.evaluation import output_folder, results
 from jaxalign.evaluation.comparison import Comparison
 from jaxalign.evaluation.measure import Evaluator
+from jaxalign.evaluation.page import page
+from jaxalign.evaluation.report_records import SUMMARY
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
@@ -54,14 +56,15 @@ def evaluate(
     seed: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Compares policies, writes evaluation.json, responses and plots, and prints a table.
+    """Compares policies, writes evaluation.json, responses, plots and a page to read (report.html), and prints a table.
 
     Args:
       checkpoints: `name=path` of run folders or checkpoints; the others are compared with the first. A
         path without a name gets the name of its folder.
       prompts: a data file or a cache folder. Each distinct prompt is answered once; logged
         responses with feedback are used for the ranking and the calibration of V.
-      output_dir: the folder for evaluation.json, responses/<name>.jsonl and plots/*.png. The same evaluation may be repeated there;
+      output_dir: the folder for report.html, evaluation.json, responses/<name>.jsonl, logged/<name>.jsonl (each logged response with its
+        log-ratio, V and residual) and plots/*.png. The same evaluation may be repeated there;
         another one is an error unless `overwrite` is set.
       split: the split of a cache folder.
       judges: `name`, `name:argument` or `module:function`, see `jaxalign.annotation.judges`; the
@@ -147,6 +150,7 @@ def compare(
     }
     if not overwrite:
         output_folder.check(folder, request)
+    page.require_page_or_nothing(folder / page.PAGE)
     images = _image_format(opened)
     records = _read(settings, settings.prompts, settings.split, folder, images)
     # Records that one of the policies cannot read are left out for all of them.
@@ -178,7 +182,9 @@ def compare(
             session.measure(name, path, run)
             _progress(f"measured {name} (step {run.step})")
         described = {"rejected": dict(records.rejected), "reference": reference_path}
-        return _write(folder, session, named, panel, described, request)
+        result = _write(folder, session, named, panel, described, request)
+        _write_page(folder, [opened[path].folder for path in named.values()])
+        return result
 
 
 def _same_checkpoint(one: Run, other: Run) -> bool:
@@ -212,13 +218,22 @@ def _write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     output_folder.clear(folder)
+    (folder / page.PAGE).unlink(missing_ok=True)
     results.write_responses(folder, session, data)
+    results.write_logged(folder, session, data)
     result["plots"] = results.draw(folder / "plots", named, session)
     result = results.finite_json(result)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     files.write_text(folder / output_folder.EVALUATION, text + "\n")
     print(summary_text(result))
     return result
+
+
+def _write_page(folder: Path, runs: Sequence[Path]) -> None:
+    """Writes the report of the evaluation in the folder, with the curves of those of its policies that are runs."""
+    summaries = [run / SUMMARY for run in dict.fromkeys(runs) if (run / SUMMARY).is_file()]
+    page.write_page(folder / page.PAGE, [folder / output_folder.EVALUATION], summaries)
+    print(f"\nresponses, plots and tables in one page: {folder / page.PAGE}")
 
 
 def _panel(settings: EvaluationSettings, data: EvaluationSet) -> dict[str, judging.Judge]:

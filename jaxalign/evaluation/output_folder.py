@@ -64,14 +64,14 @@ def lock(folder: Path) -> Lock:
 
 
 def clear(folder: Path) -> None:
-    """Removes the responses and plots of the evaluation that is replaced, so that none is taken for a result of the new one."""
+    """Removes the files of the evaluation that is replaced, so that none is taken for a result of the new one."""
     with contextlib.suppress(UserError, OSError):
         before = untrusted.read_json_object(folder / EVALUATION, inside=folder)
         policies, drawn = before.get("policies"), before.get("plots")
         names = [f"{name}.jsonl" for name in policies] if isinstance(policies, dict) else []
         plots = [Path(str(plot)).name for plot in drawn] if isinstance(drawn, list) else []
         (folder / EVALUATION).unlink()
-        for subfolder, listed in (("responses", names), ("plots", plots)):
+        for subfolder, listed in (("responses", names), ("logged", names), ("plots", plots)):
             for name in filter(untrusted.file_name, listed):
                 (folder / subfolder / name).unlink(missing_ok=True)
 

@@ -68,6 +68,22 @@ def write_responses(folder: Path, session: Comparison, data: EvaluationSet) -> N
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def write_logged(folder: Path, session: Comparison, data: EvaluationSet) -> None:
+    """Writes what every policy makes of each logged response to ``logged/<name>.jsonl``: its log-ratio, and V and residual if known."""
+    for name, columns in session.logged.items():
+        path = folder / LOGGED / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path, "w") as file:
+            for i, record in enumerate(data.feedback):
+                line = {
+                    "prompt": record.prompt,
+                    "response": record.response,
+                    "feedback": float(record.feedback),
+                    **{column: float(values[i]) for column, values in columns.items()},
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
 def draw(folder: Path, named: Mapping[str, str], session: Comparison) -> list[str]:
     """Draws all plots for which there are results, and returns their paths."""
     paths: list[str | None] = []

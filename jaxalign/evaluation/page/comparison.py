@@ -33,7 +33,10 @@ def comparison_section(evaluations: Sequence[Evaluation], digits: int) -> Html:
             parts.append(table(caption, rows, digits=digits, after=[_SEED_NOTE]))
     for judge in judges:
         for described, members in _alike(evaluations, judge).items():
-            figures = [_against_kl(members, judge, described), _against_length(members, judge, described)]
+            figures = [
+                _against_kl(members, judge, described),
+                _against_length(members, judge, described),
+            ]
             figures += [_by_length(each, judge, described) for each in members]
             drawn = [figure for figure in figures if figure]
             if drawn:
@@ -55,9 +58,7 @@ def _alike(evaluations: Sequence[Evaluation], judge: str) -> dict[str, list[Eval
     return groups
 
 
-def _points(
-    evaluations: Sequence[Evaluation], judge: str, place: Any
-) -> list[plots.Point]:
+def _points(evaluations: Sequence[Evaluation], judge: str, place: Any) -> list[plots.Point]:
     """Returns a point for each evaluated checkpoint that has the quantity of the other axis."""
     points: dict[tuple[str, int, str], plots.Point] = {}
     for each in evaluations:
@@ -121,7 +122,9 @@ def _against_length(evaluations: Sequence[Evaluation], judge: str, described: st
 def _by_length(evaluation: Evaluation, judge: str, described: str) -> Html:
     if evaluation.responses is None:
         return Html("")
-    found = {name: evaluation.responses.reward_by_length(judge, name) for name in evaluation.policies}
+    found = {
+        name: evaluation.responses.reward_by_length(judge, name) for name in evaluation.policies
+    }
     found = {name: bins for name, bins in found.items() if len(bins) > 1}
     if not found:
         return Html("")
@@ -132,5 +135,3 @@ def _by_length(evaluation: Evaluation, judge: str, described: str) -> Html:
         judge,
         f"Bins by quantiles of each policy's own lengths, n = {min(counts)} to {max(counts)} responses a bin. {described}.",
     )
-
-

@@ -133,7 +133,9 @@ def table(
 
 
 def _data_cell(value: Any, digits: int) -> Html:
-    number = isinstance(value, (int, float, Mapping)) or (isinstance(value, Html) and "<data" in value)
+    number = isinstance(value, (int, float, Mapping)) or (
+        isinstance(value, Html) and "<data" in value
+    )
     content = _cell(value, digits)
     return element("td", content, class_="number") if number else element("td", content)
 

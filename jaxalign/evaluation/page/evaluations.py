@@ -10,7 +10,16 @@ from typing import Any
 from jaxalign.errors import UserError
 from jaxalign.evaluation import summary
 from jaxalign.evaluation.page import plots
-from jaxalign.evaluation.page.elements import Html, details, element, fields, join, notes, section, table
+from jaxalign.evaluation.page.elements import (
+    Html,
+    details,
+    element,
+    fields,
+    join,
+    notes,
+    section,
+    table,
+)
 from jaxalign.evaluation.page.logged import logged_section
 from jaxalign.evaluation.page.responses import (
     SIMILAR,
@@ -98,7 +107,9 @@ def evaluation_section(evaluation: Evaluation, identity: str) -> Html:
     if settings.get("split"):
         facts += f", split {settings['split']}"
     facts += f"; responses at temperature {settings.get('temperature')}"
-    cautions = [line for block in summary.cautions(evaluation.content) for line in block.splitlines()]
+    cautions = [
+        line for block in summary.cautions(evaluation.content) for line in block.splitlines()
+    ]
     parts = [element("p", facts, class_="facts"), notes(cautions)]
     parts += [_judge_part(evaluation, judge) for judge in evaluation.judges]
     parts += [_judges_side_by_side(evaluation), _values(evaluation), _ranking(evaluation)]
@@ -113,7 +124,11 @@ def _judge_part(evaluation: Evaluation, judge: str) -> Html:
     rows = []
     for name, report in evaluation.policies.items():
         reward = report["rewards"][judge]
-        row: dict[str, Any] = {"policy": name, "n (prompts)": reward.get("count"), "mean score": reward}
+        row: dict[str, Any] = {
+            "policy": name,
+            "n (prompts)": reward.get("count"),
+            "mean score": reward,
+        }
         row[f"win rate over {first}"] = rates.get(name, {}).get(first)
         if "slot_error_rate" in report and judge == "slot_error":
             row["slot error (lower is better)"] = report["slot_error_rate"]
@@ -134,7 +149,9 @@ def _judge_part(evaluation: Evaluation, judge: str) -> Html:
     }
     if over_first:
         note = f"{summary.interval_note(settings).capitalize()}."
-        parts.append(plots.win_rate_bars(f"Win rates over {first}, judge {judge}", over_first, first, note))
+        parts.append(
+            plots.win_rate_bars(f"Win rates over {first}, judge {judge}", over_first, first, note)
+        )
     if len(rates) > 2:
         matrix = [
             {"row over column": name, **{other: rates[name].get(other) for other in rates}}
@@ -178,7 +195,9 @@ def _at_equal_length(evaluation: Evaluation, judge: str) -> Html:
             bootstrap=int(settings.get("bootstrap", 0)),
             seed=int(settings.get("seed", 0)),
         )
-        rows.append({"policy": name, "n (prompts)": count, f"win rate over {evaluation.first}": rate})
+        rows.append(
+            {"policy": name, "n (prompts)": count, f"win rate over {evaluation.first}": rate}
+        )
     share = f"{SIMILAR:.0%}"
     return table(
         f"Win rates where both responses are of about equal length, judge {judge}",
@@ -278,7 +297,11 @@ def _ranking(evaluation: Evaluation) -> Html:
 def _bounds(result: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     if result.get(name) is None:
         return None
-    return {"mean": result[name], "low": result.get(f"{name}_low"), "high": result.get(f"{name}_high")}
+    return {
+        "mean": result[name],
+        "low": result.get(f"{name}_low"),
+        "high": result.get(f"{name}_high"),
+    }
 
 
 def _settings(evaluation: Evaluation) -> Html:
@@ -298,7 +321,9 @@ def _settings(evaluation: Evaluation) -> Html:
     wanted = request.get("settings") or {}
     return details(
         "Settings and data of this evaluation",
-        table("Checkpoints; shares of prompts that were cut and of unknown pieces in prompts", rows),
+        table(
+            "Checkpoints; shares of prompts that were cut and of unknown pieces in prompts", rows
+        ),
         fields("Settings (the records left out stand under `rejected`)", shown),
         fields("All settings as given", {k: v for k, v in wanted.items() if k not in shown}),
     )

@@ -23,7 +23,11 @@ def logged_section(logged: Mapping[str, Sequence[LoggedResponse]], identity: str
     parts = []
     if moved:
         note = "Logged responses of the evaluated data; the dashed line is the reference."
-        parts.append(plots.log_ratio_distribution(f"Log-ratios of logged responses ({identity})", moved, note))
+        parts.append(
+            plots.log_ratio_distribution(
+                f"Log-ratios of logged responses ({identity})", moved, note
+            )
+        )
     for name, responses in logged.items():
         known = [each for each in responses if each.residual is not None]
         if known:
@@ -39,7 +43,9 @@ def _residuals(name: str, responses: Sequence[LoggedResponse]) -> Html:
         table(
             f"{name}: the largest residuals r - V - tau * log-ratio ({count})",
             [_row(each) for each in worst],
-            after=["0 is best. Positive: the response is better than V and the policy say; negative: worse."],
+            after=[
+                "0 is best. Positive: the response is better than V and the policy say; negative: worse."
+            ],
         ),
         table(f"{name}: the residuals nearest 0 ({count})", [_row(each) for each in best]),
     )

@@ -126,7 +126,9 @@ def _readable(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except _MALFORMED as error:
-        raise UserError(f"{path}: is not {what} as jaxalign writes it ({first_line(error, 120)})") from error
+        raise UserError(
+            f"{path}: is not {what} as jaxalign writes it ({first_line(error, 120)})"
+        ) from error
 
 
 def _names(folders: Sequence[Path], least: int = 1) -> list[str]:

@@ -67,11 +67,13 @@ def reward_against(
     return figures.figure(caption, draw, note=note)
 
 
-def win_rate_bars(caption: str, rates: Mapping[str, Mapping[str, Any]], first: str, note: str) -> Html:
+def win_rate_bars(
+    caption: str, rates: Mapping[str, Mapping[str, Any]], first: str, note: str
+) -> Html:
     """Draws the win rate of each policy over the first one as a bar, with its interval if it has one."""
 
     def draw(axis: Any) -> None:
-        for place, (name, rate) in enumerate(rates.items()):
+        for place, rate in enumerate(rates.values()):
             low, high = rate.get("low"), rate.get("high")
             error = None if low is None else [[rate["mean"] - low], [high - rate["mean"]]]
             axis.barh(
@@ -87,7 +89,10 @@ def win_rate_bars(caption: str, rates: Mapping[str, Mapping[str, Any]], first: s
             axis.text(0.01, place, shown, va="center", fontsize=10)
         axis.set_yticks(
             range(len(rates)),
-            [f"{name}\n(n = {rate['count']})" if "count" in rate else name for name, rate in rates.items()],
+            [
+                f"{name}\n(n = {rate['count']})" if "count" in rate else name
+                for name, rate in rates.items()
+            ],
         )
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
@@ -153,7 +158,9 @@ def reward_by_length(
     return figures.figure(caption, draw, note=note)
 
 
-def log_ratio_distribution(caption: str, by_policy: Mapping[str, Sequence[float]], note: str) -> Html:
+def log_ratio_distribution(
+    caption: str, by_policy: Mapping[str, Sequence[float]], note: str
+) -> Html:
     """Draws the shares of logged responses by their log-ratio, with equal bins for all policies."""
 
     def draw(axis: Any) -> None:
@@ -170,7 +177,9 @@ def log_ratio_distribution(caption: str, by_policy: Mapping[str, Sequence[float]
                 label=f"{name} (n = {len(values)})",
             )
         axis.axvline(0, color=figures.reference_colour(), linewidth=1, linestyle="--")
-        axis.set_xlabel("log(policy / reference) of a logged response, nats\n(right: more likely than before)")
+        axis.set_xlabel(
+            "log(policy / reference) of a logged response, nats\n(right: more likely than before)"
+        )
         axis.set_ylabel("share of responses")
         axis.legend()
 
@@ -204,7 +213,8 @@ def curves(
                     label=f"{run}, {split}",
                 )
         axis.set_xlabel("step")
-        axis.set_ylabel(f"{metric}\n({direction})")
+        axis.set_ylabel(metric)
+        axis.set_title(direction, fontsize=10, loc="left")
         axis.legend(fontsize=9)
 
     return figures.figure(caption, draw, width=4.4, height=3.2)

@@ -69,9 +69,7 @@ class Responses:
         """Returns mean length, mean score and count of a policy's responses in quantile bins of their length, at most `bins`."""
         pairs = [
             (length, score)
-            for length, score in zip(
-                self.lengths[policy], self.scores[judge][policy], strict=True
-            )
+            for length, score in zip(self.lengths[policy], self.scores[judge][policy], strict=True)
             if length is not None and score is not None
         ]
         if not pairs:
@@ -97,7 +95,9 @@ class LoggedResponse:
     residual: float | None
 
 
-def read_responses(folder: Path, policies: Mapping[str, Any], judges: list[str]) -> Responses | None:
+def read_responses(
+    folder: Path, policies: Mapping[str, Any], judges: list[str]
+) -> Responses | None:
     """Returns the responses of all policies; None if the folder holds none.
 
     Raises:

@@ -21,7 +21,6 @@ _MOST_PANELS = 9
 _DIRECTIONS = {
     "loss": "lower is better",
     "value_loss": "lower is better",
-    "policy_loss": "lower is better, within a run",
     "slot_error_rate": "lower is better",
     "log_ratio": "0 is the reference; neither end is better",
     "residual": "0 is best",
@@ -34,6 +33,10 @@ _DIRECTIONS = {
     "value_target_correlation": "higher is better",
     "residual_squared": "lower is better",
 }
+_CURVES = (
+    "Thin lines: training, each point the mean over the examples since the point before. Thick lines with markers: other splits, "
+    "with their number of examples. Runs of different objectives never share a plot, because their losses are different quantities."
+)
 # These describe the machine and the optimiser, not what a run learns.
 _TECHNICAL = ("per_second", "_norm")
 
@@ -151,7 +154,7 @@ def _curves(runs: Sequence[RunRecord]) -> list[Html]:
         names = _metrics(members)
         figures = []
         for name in names[:_MOST_PANELS]:
-            lines = {run.name: _series(run.records, name) for run in members}
+            lines = {run.name: _series(run, name) for run in members}
             lines = {run: splits for run, splits in lines.items() if splits}
             direction = _DIRECTIONS.get(name.rpartition("/")[2], "no end is better by itself")
             figures.append(plots.curves(f"{objective}: {name}", lines, name, direction))
@@ -161,7 +164,8 @@ def _curves(runs: Sequence[RunRecord]) -> list[Html]:
         note = f"Not drawn, but in {METRICS_FILE}: {rest}." if rest else ""
         blocks += [
             element("h3", f"Curves of runs with objective {objective}"),
-            element("div", *figures, class_="figures"),
+            element("p", _CURVES, class_="note"),
+            element("div", *figures, class_="figures small"),
             element("p", note, class_="note") if note else Html(""),
         ]
     return blocks
@@ -189,13 +193,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _series(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, np.ndarray]:
-    """Returns split -> [points, 2] steps and finite values."""
+def _series(run: RunRecord, name: str) -> dict[str, np.ndarray]:
+    """Returns split -> [points, 2] steps and finite values; other splits than `train` are named with their size."""
+    sizes = (run.summary.get("data") or {}).get("num_examples") or {}
     points: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
+    for record in run.records:
         if _is_number(record.get(name)):
             points.setdefault(record["split"], []).append((record["step"], record[name]))
-    return {split: np.array(each, np.float64) for split, each in points.items()}
+    return {
+        f"{split} (n = {sizes[split]})" if split in sizes and split != "train" else split: np.array(
+            each, np.float64
+        )
+        for split, each in points.items()
+    }
 
 
 def _final(runs: Sequence[RunRecord]) -> list[Html]:
@@ -212,7 +222,10 @@ def _final(runs: Sequence[RunRecord]) -> list[Html]:
                 rows.append(row := {"metric": label, "n (examples of the split)": examples})
             row[run.name] = value if _is_number(value) else None
     return [
-        details(f"Last evaluation of runs with objective {objective}", table(f"Metrics ({objective})", rows))
+        details(
+            f"Last evaluation of runs with objective {objective}",
+            table(f"Metrics ({objective})", rows),
+        )
         for objective, rows in by_objective.items()
         if rows
     ]
