@@ -53,6 +53,13 @@ def test_policies_are_compared_on_the_same_prompts(fake_runs, feedback_file, tmp
     assert dro["value"]["held out"] == dro["value"]["training"] and "value" not in sft
     assert (output / "plots" / "calibration.png").stat().st_size > 1000
     assert (output / "plots" / "reward_against_kl.png").stat().st_size > 1000
+    logged = [json.loads(x) for x in (output / "logged" / "dro.jsonl").read_text().splitlines()]
+    held_out = dro["value"]["held out"]
+    assert len(logged) == held_out["count"] == 24
+    for name, mean in (("residual", "mean_residual"), ("log_ratio", "mean_log_ratio")):
+        assert np.mean([each[name] for each in logged]) == pytest.approx(held_out[mean])
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "the largest residuals" in page and page.count("Policies, judge length<") == 1
     lines = [json.loads(x) for x in (output / "responses" / "dro.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == list(range(12))
     assert lines[3]["scores"]["length"] == len(lines[3]["responses"][0])
@@ -133,6 +140,9 @@ def test_another_evaluation_is_replaced_only_if_asked_for(
     (output / "evaluation.json").write_text("[]")
     with pytest.raises(UserError, match=r"must hold a JSON object; give another --output_dir"):
         again("b=run2")
+    (output / "report.html").write_text("my notes")
+    with pytest.raises(UserError, match=r"report.html exists already and was not written by"):
+        again("b=run2", overwrite=True)
 
 
 def test_the_current_folder_is_a_folder_for_results(

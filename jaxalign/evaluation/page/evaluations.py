@@ -248,7 +248,7 @@ def _values(evaluation: Evaluation) -> Html:
     if not rows:
         return Html("")
     after = [
-        "V against its target, r - tau * log-ratio. At the optimum: equal means, slope 1, mean residual 0. R² below 0: worse than a constant."
+        "V against its target, r - tau * log-ratio. At the optimum: equal means, slope 1, mean residual 0. R² < 0: worse than a constant."
     ]
     made = table("Value networks on logged responses", rows, after=after)
     return join(element("h3", "Value networks"), made, _grid(drawn))
