@@ -25,6 +25,7 @@ CONDITIONS = ("judge", "prompts", "split", "temperature", NUMBER)
 # The network that a record is about: records of the same network count as one seed. It is not a column.
 CHECKPOINT = "checkpoint"
 _SEED = re.compile(r"[-_/.]?(?:seed|s)[-_=]?(\d+)$")
+_STEP = re.compile(r"/checkpoints/\d+/?$")
 _NORMAL_95 = 1.96
 _RESULT_BYTES = 64 << 20
 
@@ -32,6 +33,15 @@ _RESULT_BYTES = 64 << 20
 def without_seed(name: str) -> str:
     """Returns the name of a run without its trailing seed; the name itself if it has none."""
     return _SEED.sub("", name) or name
+
+
+def run_folder(checkpoint: str) -> str:
+    """Returns the run folder of a checkpoint that an evaluation names, which may be one of the run's steps.
+
+    >>> run_folder("runs/my/checkpoints/80")
+    'runs/my'
+    """
+    return _STEP.sub("", str(checkpoint))
 
 
 def evaluation_records(path: Path, *, judge: str = "") -> list[dict[str, Any]]:
@@ -204,7 +214,7 @@ def conditions(path: Path, content: Mapping[str, Any], judge: str) -> tuple[str,
 def _checkpoint(path: Path, name: str, policy: Mapping[str, Any]) -> str:
     if "checkpoint" not in policy:
         return f"{path}:{name}"
-    return f"{policy['checkpoint']}@{policy.get('step')}"
+    return f"{run_folder(policy['checkpoint'])}@{policy.get('step')}"
 
 
 def _with_interval(estimate: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -289,6 +289,25 @@ def test_several_evaluations_average_over_distinct_checkpoints_only(tmp_path):
     assert len(Reader(written).json) == 2
 
 
+def test_steps_of_one_run_are_no_seeds_and_one_line_joins_them(tmp_path):
+    paths = [write_evaluation(tmp_path / f"e{step}", judges=1) for step in (10, 20)]
+    for path, step in zip(paths, (10, 20), strict=True):
+        content = json.loads(path.read_text())
+        content["policies"]["dro"] |= {"checkpoint": f"runs/dro/checkpoints/{step}", "step": step}
+        path.write_text(json.dumps(content))
+    written = page.page_text(paths, [])
+    (table,) = re.findall(
+        r"Policies over all evaluations by judge length.*?</table>", written, re.DOTALL
+    )
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == [
+        "sft",
+        "dro, step 10",
+        "dro, step 20",
+    ]
+    (figure,) = re.findall(r"<figure><svg [^>]*Reward against KL.*?</figure>", written, re.DOTALL)
+    assert all(f">step {step}<" in figure for step in (10, 20)) and figure.count(">dro<") == 1
+
+
 def test_what_is_not_there_is_left_out(evaluation, tmp_path):
     alone = tmp_path / "evaluation.json"
     content = json.loads(evaluation.read_text())

@@ -8,12 +8,23 @@ from typing import Any
 from jaxalign.evaluation.page import plots
 from jaxalign.evaluation.page.elements import Html, element, section, table
 from jaxalign.evaluation.page.evaluations import Evaluation
-from jaxalign.evaluation.report_records import NUMBER, aggregate, conditions, evaluation_records
+from jaxalign.evaluation.report_records import (
+    CHECKPOINT,
+    CONDITIONS,
+    NUMBER,
+    aggregate,
+    conditions,
+    evaluation_records,
+    run_folder,
+)
 
 _SEED_NOTE = (
     "seeds: the number of distinct checkpoints in a row; ± is the sample deviation over them, which a single seed does not have. "
     "Evaluations by different judges, on other prompts or at another temperature are never averaged."
 )
+# What a record keeps beside its metrics; the run and the step are no columns.
+_RUN, _STEP = "run folder", "evaluated step"
+_KEYS = ("policy", *CONDITIONS, CHECKPOINT, _RUN, _STEP)
 
 
 def comparison_section(evaluations: Sequence[Evaluation], digits: int) -> Html:
@@ -21,27 +32,71 @@ def comparison_section(evaluations: Sequence[Evaluation], digits: int) -> Html:
     parts = []
     judges = list(dict.fromkeys(judge for each in evaluations for judge in each.judges))
     if len(evaluations) > 1:
-        for judge in judges:
-            records = [
-                record
-                for each in evaluations
-                if judge in each.judges
-                for record in evaluation_records(each.path, judge=judge)
-            ]
-            rows = aggregate(records, by=("policy",), digits=digits)
-            caption = f"Policies over all evaluations by judge {judge}"
-            parts.append(table(caption, rows, digits=digits, after=[_SEED_NOTE]))
+        parts = [_scores(evaluations, judge, digits) for judge in judges]
+        parts.append(_without_judge(evaluations, digits))
     for judge in judges:
         for described, members in _alike(evaluations, judge).items():
             figures = [
                 _against_kl(members, judge, described),
                 _against_length(members, judge, described),
+                *(_by_length(each, judge, described) for each in members),
             ]
-            figures += [_by_length(each, judge, described) for each in members]
             drawn = [figure for figure in figures if figure]
             if drawn:
                 parts.append(element("div", *drawn, class_="figures"))
-    return section("comparison", "Reward, distance and length", *parts) if parts else Html("")
+    return section("comparison", "Reward, distance and length", *parts) if any(parts) else Html("")
+
+
+def _scores(evaluations: Sequence[Evaluation], judge: str, digits: int) -> Html:
+    """Returns the scores and win rates by one judge, averaged over seeds."""
+    records = [
+        {name: value for name, value in record.items() if _is_score(name) or name in _KEYS}
+        for each in evaluations
+        if judge in each.judges
+        for record in _records(each, judge)
+    ]
+    rows = aggregate(_apart_by_step(records), by=("policy",), digits=digits)
+    caption = f"Policies over all evaluations by judge {judge}"
+    return table(caption, rows, digits=digits, after=[_SEED_NOTE])
+
+
+def _without_judge(evaluations: Sequence[Evaluation], digits: int) -> Html:
+    records = [
+        {name: value for name, value in record.items() if not _is_score(name) and name != "judge"}
+        for each in evaluations
+        for record in _records(each, "")
+    ]
+    rows = aggregate(_apart_by_step(records), by=("policy",), digits=digits)
+    caption = "Policies over all evaluations: distance, length and value"
+    return table(caption, rows, digits=digits, after=[_SEED_NOTE])
+
+
+def _records(evaluation: Evaluation, judge: str) -> list[dict[str, Any]]:
+    records = evaluation_records(evaluation.path, judge=judge)
+    for record, report in zip(records, evaluation.policies.values(), strict=True):
+        record[_RUN] = run_folder(report["checkpoint"]) if "checkpoint" in report else None
+        record[_STEP] = report.get("step")
+    return records
+
+
+def _apart_by_step(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives several steps of one run rows of their own: they are no seeds."""
+    steps: dict[tuple[str, Any], set[Any]] = {}
+    for record in records:
+        steps.setdefault((record["policy"], record[_RUN]), set()).add(record[_STEP])
+    several = {policy for (policy, run), found in steps.items() if run and len(found) > 1}
+    named = [
+        {**record, "policy": f"{record['policy']}, step {record[_STEP]}"}
+        if record["policy"] in several
+        else record
+        for record in records
+    ]
+    hidden = (_RUN, _STEP)
+    return [{key: value for key, value in each.items() if key not in hidden} for each in named]
+
+
+def _is_score(name: str) -> bool:
+    return name in ("reward", "slot error") or name.startswith("win rate")
 
 
 def _alike(evaluations: Sequence[Evaluation], judge: str) -> dict[str, list[Evaluation]]:
@@ -51,6 +106,8 @@ def _alike(evaluations: Sequence[Evaluation], judge: str) -> dict[str, list[Eval
         if judge in each.judges:
             _, common = conditions(each.path, each.content, judge)
             count = common.pop(NUMBER)
+            if common["judge"] == judge:
+                del common["judge"]
             told = [f"n = {count} prompts"] if count is not None else []
             told += [f"{name} {value}" for name, value in common.items() if value is not None]
             described = ", ".join(told)
@@ -79,7 +136,7 @@ def _points(evaluations: Sequence[Evaluation], judge: str, place: Any) -> list[p
 
 
 def _line(evaluation: Evaluation, name: str, report: Mapping[str, Any]) -> str:
-    return str(report.get("checkpoint", f"{evaluation.path}:{name}"))
+    return run_folder(report.get("checkpoint", f"{evaluation.path}:{name}"))
 
 
 def _against_kl(evaluations: Sequence[Evaluation], judge: str, described: str) -> Html:

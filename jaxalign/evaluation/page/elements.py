@@ -17,6 +17,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # Control characters that no HTML document may hold.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 
+# A number, perhaps with its interval or deviation.
+_NUMBER = re.compile(r"-?\d[\d.e+-]*( [\[±].*)?$")
+
 
 class Html(str):
     """Text that is HTML already."""
@@ -133,10 +136,8 @@ def table(
 
 
 def _data_cell(value: Any, digits: int) -> Html:
-    number = isinstance(value, (int, float, Mapping)) or (
-        isinstance(value, Html) and "<data" in value
-    )
     content = _cell(value, digits)
+    number = "<data" in content or _NUMBER.match(content)
     return element("td", content, class_="number") if number else element("td", content)
 
 

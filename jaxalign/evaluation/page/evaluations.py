@@ -112,8 +112,10 @@ def evaluation_section(evaluation: Evaluation, identity: str) -> Html:
     ]
     parts = [element("p", facts, class_="facts"), notes(cautions)]
     parts += [_judge_part(evaluation, judge) for judge in evaluation.judges]
-    parts += [_judges_side_by_side(evaluation), _values(evaluation), _ranking(evaluation)]
-    parts += [logged_section(evaluation.logged, identity), _settings(evaluation)]
+    parts += [_judges_side_by_side(evaluation), _lengths_and_distance(evaluation)]
+    parts += [_values(evaluation), _ranking(evaluation)]
+    order = list(evaluation.policies)
+    parts += [logged_section(evaluation.logged, order, evaluation.title), _settings(evaluation)]
     return section(identity, f"Evaluation: {evaluation.title}", *parts)
 
 
@@ -132,17 +134,11 @@ def _judge_part(evaluation: Evaluation, judge: str) -> Html:
         row[f"win rate over {first}"] = rates.get(name, {}).get(first)
         if "slot_error_rate" in report and judge == "slot_error":
             row["slot error (lower is better)"] = report["slot_error_rate"]
-        row["KL (nats)"] = _kl(report)
-        row["tokens"] = report.get("length")
-        row["unfinished"] = report.get("unfinished")
-        row["distinct-1"], row["distinct-2"] = report.get("distinct_1"), report.get("distinct_2")
         rows.append(row)
     after = [
         "Mean score: higher is better. Win rate: share of prompts on which the policy scores higher, ties count half; above 0.5 is better.",
         f"{summary.interval_note(settings).capitalize()}.",
     ]
-    if any("kl" in report for report in evaluation.policies.values()):
-        after.append(_KL_NOTE.format(reference=_reference(evaluation)))
     parts = [element("h3", f"Judge {judge}"), table(f"Policies, judge {judge}", rows, after=after)]
     over_first = {
         name: rates[name][first] for name in rates if name != first and first in rates[name]
@@ -160,6 +156,30 @@ def _judge_part(evaluation: Evaluation, judge: str) -> Html:
         parts.append(table(f"Win rates of all pairs, judge {judge}", matrix))
     parts.append(_at_equal_length(evaluation, judge))
     return join(*parts)
+
+
+def _lengths_and_distance(evaluation: Evaluation) -> Html:
+    """Returns what is known about the responses without a judge, and how far each policy is from the reference."""
+    count = evaluation.settings.get("num_prompts")
+    rows = [
+        {
+            "policy": name,
+            "n (prompts)": count,
+            "KL (nats a response)": _kl(report),
+            "tokens": report.get("length"),
+            "unfinished": report.get("unfinished"),
+            "distinct-1": report.get("distinct_1"),
+            "distinct-2": report.get("distinct_2"),
+            "prompts cut": report.get("cut_prompts"),
+            "unknown pieces": report.get("unknown_pieces"),
+        }
+        for name, report in evaluation.policies.items()
+    ]
+    after = ["Unfinished, cut and unknown are shares; distinct-n is the share of distinct n-grams."]
+    if any("kl" in report for report in evaluation.policies.values()):
+        after.insert(0, _KL_NOTE.format(reference=_reference(evaluation)))
+    made = table("Responses and distance from the reference", rows, after=after)
+    return join(element("h3", "Lengths and distance"), made)
 
 
 def _kl(report: Mapping[str, Any]) -> str | Html | None:
@@ -312,8 +332,6 @@ def _settings(evaluation: Evaluation) -> Html:
             "checkpoint": report.get("checkpoint"),
             "step": report.get("step"),
             "objective": report.get("objective"),
-            "prompts cut": report.get("cut_prompts"),
-            "unknown pieces": report.get("unknown_pieces"),
         }
         for name, report in evaluation.policies.items()
     ]
@@ -321,9 +339,7 @@ def _settings(evaluation: Evaluation) -> Html:
     wanted = request.get("settings") or {}
     return details(
         "Settings and data of this evaluation",
-        table(
-            "Checkpoints; shares of prompts that were cut and of unknown pieces in prompts", rows
-        ),
+        table("Checkpoints", rows),
         fields("Settings (the records left out stand under `rejected`)", shown),
         fields("All settings as given", {k: v for k, v in wanted.items() if k not in shown}),
     )

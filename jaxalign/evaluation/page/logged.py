@@ -12,8 +12,16 @@ from jaxalign.evaluation.page.responses import LoggedResponse
 _EXAMPLES = 5
 
 
-def logged_section(logged: Mapping[str, Sequence[LoggedResponse]], identity: str) -> Html:
-    """Returns the plots and tables, as far as an evaluation stored log-ratios and residuals; nothing if it did not."""
+def logged_section(
+    logged: Mapping[str, Sequence[LoggedResponse]], order: Sequence[str], title: str
+) -> Html:
+    """Returns the plots and tables, as far as an evaluation stored log-ratios and residuals; nothing if it did not.
+
+    Args:
+      logged: by policy, the logged responses.
+      order: all policies of the evaluation in their order, which gives them their colours.
+      title: the name of the evaluation.
+    """
     # The reference's own log-ratios are 0 everywhere.
     moved = {
         name: [each.log_ratio for each in responses]
@@ -23,11 +31,8 @@ def logged_section(logged: Mapping[str, Sequence[LoggedResponse]], identity: str
     parts = []
     if moved:
         note = "Logged responses of the evaluated data; the dashed line is the reference."
-        parts.append(
-            plots.log_ratio_distribution(
-                f"Log-ratios of logged responses ({identity})", moved, note
-            )
-        )
+        caption = f"Log-ratios of logged responses ({title})"
+        parts.append(plots.log_ratio_distribution(caption, moved, order, note))
     for name, responses in logged.items():
         known = [each for each in responses if each.residual is not None]
         if known:

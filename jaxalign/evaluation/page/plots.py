@@ -151,7 +151,7 @@ def reward_by_length(
                 marker=figures.marker(index),
                 label=name,
             )
-        axis.set_xlabel("mean length of a bin's responses (tokens; neither end is better)")
+        axis.set_xlabel("length of the responses, mean of a bin (tokens;\nneither end is better)")
         axis.set_ylabel(f"mean score by {judge}\n(higher is better)")
         axis.legend()
 
@@ -159,21 +159,21 @@ def reward_by_length(
 
 
 def log_ratio_distribution(
-    caption: str, by_policy: Mapping[str, Sequence[float]], note: str
+    caption: str, by_policy: Mapping[str, Sequence[float]], order: Sequence[str], note: str
 ) -> Html:
     """Draws the shares of logged responses by their log-ratio, with equal bins for all policies."""
 
     def draw(axis: Any) -> None:
         together = np.concatenate([np.asarray(values) for values in by_policy.values()])
         edges = np.histogram_bin_edges(together, bins=30)
-        for index, (name, values) in enumerate(by_policy.items()):
+        for name, values in by_policy.items():
             axis.hist(
                 values,
                 bins=edges,
                 weights=np.full(len(values), 1 / len(values)),
                 histtype="step",
                 linewidth=1.8,
-                color=figures.colour(index),
+                color=figures.colour(order.index(name)),
                 label=f"{name} (n = {len(values)})",
             )
         axis.axvline(0, color=figures.reference_colour(), linewidth=1, linestyle="--")

@@ -129,7 +129,7 @@ def _data(runs: Sequence[RunRecord]) -> Html:
                     "run": run.name,
                     "split": split,
                     "n (examples)": count,
-                    "rejected": _counts((data.get("rejected") or {}).get(split) or {}),
+                    "rejected": _counts((data.get("rejected") or {}).get(split) or {}) or "none",
                     "notes": _counts((data.get("notes") or {}).get(split) or {}) or None,
                     "share of prompts cut": data.get("cut_prompts") if split == "train" else None,
                     "mean feedback": feedback.get("mean") if split == "train" else None,
@@ -140,7 +140,7 @@ def _data(runs: Sequence[RunRecord]) -> Html:
 
 
 def _counts(reasons: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
 
 
 def _curves(runs: Sequence[RunRecord]) -> list[Html]:
