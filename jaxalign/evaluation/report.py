@@ -17,6 +17,7 @@ from typing import Any
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError, require_range
 from jaxalign.evaluation.page import page
+from jaxalign.evaluation.page.rounds import ROUNDS
 from jaxalign.evaluation.report_records import (
     CONDITIONS,
     EVALUATION,
@@ -68,7 +69,7 @@ def report(
 
     Args:
       runs: evaluation folders or evaluation.json files, run folders (with a summary.json), or
-        folders that hold any of these at any depth.
+        folders that hold any of these at any depth. A page also shows the rounds of recipes (rounds.json) in these folders.
       output: the file; a name that ends in `.html` asks for the page, any other for Markdown. If empty, the tables are printed.
       title: heading of the page.
       columns: metrics to show in one table, by their names in the tables, such as `KL` or `win rate vs NAME`; a run's metrics begin
@@ -121,7 +122,10 @@ def _write_page(
 ) -> str:
     if columns:
         raise UserError("columns chooses columns of a Markdown report; leave it out for a page")
-    text = page.write_page(output, *find_results(runs), title=title, judge=judge, digits=digits)
+    found = find_results(runs)
+    folders = [path for name in runs if (path := Path(name).expanduser()).is_dir()]
+    rounds = dict.fromkeys(each for path in folders for each in sorted(path.rglob(ROUNDS)))
+    text = page.write_page(output, *found, [*rounds], title=title, judge=judge, digits=digits)
     print(f"wrote {output}")
     return text
 

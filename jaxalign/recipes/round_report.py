@@ -78,6 +78,7 @@ def _round(folder: Path, name: str, stages: Sequence[Stage]) -> dict[str, Any]:
             }
         elif part == "measure":
             found |= {key: value for key, value in result.items() if key != "prompts"}
+            found["measured_prompts"] = result["prompts"]
     return {
         key: value
         for key, value in found.items()

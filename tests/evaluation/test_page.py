@@ -308,6 +308,29 @@ def test_steps_of_one_run_are_no_seeds_and_one_line_joins_them(tmp_path):
     assert all(f">step {step}<" in figure for step in (10, 20)) and figure.count(">dro<") == 1
 
 
+def test_rounds_are_shown_with_their_errors_and_n(tmp_path):
+    entry = {"measured_prompts": 40, "length": 9.5, "seconds": {"train": 3.0}, "train loss": 0.75}
+    rounds = [
+        entry | {"round": name, "reward": reward, "reward_error": 0.0625, "selected": 7}
+        for name, reward in (("start", 0.25), ("<b>1", 0.5))
+    ]
+    path = tmp_path / "out" / "rounds.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"rounds": rounds}))
+    written = page.page_text([], [], [path])
+    for told in ("0.250 ± 0.062", "reward by round", "n = 40 prompts", "&lt;b&gt;1", "train loss"):
+        assert told in written
+    assert "kl_to_start" not in written and "Reward against KL" not in written
+    moved = [each | {"kl_to_start": 1.5 * i, "kl_error": 0.1} for i, each in enumerate(rounds)]
+    path.write_text(json.dumps({"rounds": moved}))
+    written = page.page_text([], [], [path])
+    (figure,) = re.findall(r"<figure><svg [^>]*Reward against KL.*?</figure>", written, re.DOTALL)
+    assert ">start<" in figure and ">&lt;b&gt;1<" in figure
+    path.write_text(json.dumps({"rounds": [3]}))
+    with pytest.raises(UserError, match=r"rounds.json: is not the result of rounds"):
+        page.page_text([], [], [path])
+
+
 def test_what_is_not_there_is_left_out(evaluation, tmp_path):
     alone = tmp_path / "evaluation.json"
     content = json.loads(evaluation.read_text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxalign.evaluation.page import plots
@@ -115,8 +115,12 @@ def _alike(evaluations: Sequence[Evaluation], judge: str) -> dict[str, list[Eval
     return groups
 
 
-def _points(evaluations: Sequence[Evaluation], judge: str, place: Any) -> list[plots.Point]:
-    """Returns a point for each evaluated checkpoint that has the quantity of the other axis."""
+def _points(
+    evaluations: Sequence[Evaluation],
+    judge: str,
+    place: Callable[[Mapping[str, Any]], tuple[float, float | None] | None],
+) -> list[plots.Point]:
+    """Returns a point for each evaluated checkpoint that has the quantity of the other axis, which `place` returns with its error."""
     points: dict[tuple[str, int, str], plots.Point] = {}
     for each in evaluations:
         for name, report in each.policies.items():
@@ -129,7 +133,15 @@ def _points(evaluations: Sequence[Evaluation], judge: str, place: Any) -> list[p
             points.setdefault(
                 (line, step, name),
                 plots.Point(
-                    name, line, step, *found, reward["mean"], reward.get("low"), reward.get("high")
+                    name=name,
+                    line=line,
+                    step=step,
+                    label=f"step {step}",
+                    x=found[0],
+                    x_error=found[1],
+                    reward=reward["mean"],
+                    low=reward.get("low"),
+                    high=reward.get("high"),
                 ),
             )
     return list(points.values())

@@ -20,7 +20,7 @@ from jaxalign.evaluation.page.elements import (
     section,
     table,
 )
-from jaxalign.evaluation.page.logged import logged_section
+from jaxalign.evaluation.page.logged import logged_section, ranking_part, values_part
 from jaxalign.evaluation.page.responses import (
     SIMILAR,
     LoggedResponse,
@@ -28,7 +28,6 @@ from jaxalign.evaluation.page.responses import (
     read_logged,
     read_responses,
 )
-from jaxalign.evaluation.ranking import OWN_METHODS
 from jaxalign.evaluation.report_records import read_json
 
 _KL_NOTE = (
@@ -113,7 +112,7 @@ def evaluation_section(evaluation: Evaluation, identity: str) -> Html:
     parts = [element("p", facts, class_="facts"), notes(cautions)]
     parts += [_judge_part(evaluation, judge) for judge in evaluation.judges]
     parts += [_judges_side_by_side(evaluation), _lengths_and_distance(evaluation)]
-    parts += [_values(evaluation), _ranking(evaluation)]
+    parts += [values_part(evaluation.policies), ranking_part(evaluation.policies)]
     order = list(evaluation.policies)
     parts += [logged_section(evaluation.logged, order, evaluation.title), _settings(evaluation)]
     return section(identity, f"Evaluation: {evaluation.title}", *parts)
@@ -238,90 +237,6 @@ def _judges_side_by_side(evaluation: Evaluation) -> Html:
     ]
     count = evaluation.settings.get("num_prompts")
     return table(f"Mean scores of all judges, each on its own scale (n = {count} prompts)", rows)
-
-
-def _values(evaluation: Evaluation) -> Html:
-    rows, drawn = [], []
-    for name, report in evaluation.policies.items():
-        by_responses = report.get("value", {})
-        for where, found in by_responses.items():
-            rows.append(
-                {
-                    "policy, logged responses": f"{name}, {where}",
-                    "n": found["count"],
-                    "prompts": found.get("prompts"),
-                    "mean V": found["mean_value"],
-                    "mean target": found["mean_target"],
-                    "correlation": found["correlation"],
-                    "by prompt": found["prompt_correlation"],
-                    "slope": found["slope"],
-                    "R²": found["r_squared"],
-                    "mean residual": found["mean_residual"],
-                    "rms residual": found["rms_residual"],
-                }
-            )
-        binned = {where: found for where, found in by_responses.items() if found.get("bins")}
-        if binned:
-            tau = next(iter(binned.values())).get("tau")
-            note = f"Bins of equal numbers of responses by V; bars are one standard error; tau = {tau}."
-            drawn.append(plots.calibration(f"Calibration of V: {name}", binned, note))
-    if not rows:
-        return Html("")
-    after = [
-        "V against its target, r - tau * log-ratio. At the optimum: equal means, slope 1, mean residual 0. R² < 0: worse than a constant."
-    ]
-    made = table("Value networks on logged responses", rows, after=after)
-    return join(element("h3", "Value networks"), made, _grid(drawn))
-
-
-def _grid(figures: Sequence[Html]) -> Html:
-    return element("div", *figures, class_="figures") if figures else Html("")
-
-
-def _ranking(evaluation: Evaluation) -> Html:
-    rows: list[dict[str, Any]] = []
-    reasons: list[str] = []
-    shown = set()
-    for name, report in evaluation.policies.items():
-        for method, result in report.get("ranking", {}).items():
-            own = method.startswith(OWN_METHODS)
-            label = f"{name}: {method}" if own else method
-            if label in shown:
-                continue
-            shown.add(label)
-            reasons += summary.interval_notes(result)
-            rows.append(
-                {
-                    "method": label,
-                    "n (responses)": result.get("responses"),
-                    "good": result.get("good"),
-                    "Spearman": _bounds(result, "spearman"),
-                    "AUC": _bounds(result, "auc"),
-                    "within prompts": result["within_prompt_spearman"],
-                    "pairs in order": result["pairwise_accuracy"],
-                    "pairs": result.get("pairs"),
-                    "order": own,
-                }
-            )
-    if not rows:
-        return Html("")
-    # The baselines, which are equal for all policies, come last.
-    rows.sort(key=lambda row: not row.pop("order"))
-    after = [
-        "How well each quantity orders logged responses by their feedback; higher is better, 0.5 is chance for AUC and pairs in order.",
-        *reasons,
-    ]
-    return join(element("h3", "Ranking of logged responses"), table("Ranking", rows, after=after))
-
-
-def _bounds(result: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    if result.get(name) is None:
-        return None
-    return {
-        "mean": result[name],
-        "low": result.get(f"{name}_low"),
-        "high": result.get(f"{name}_high"),
-    }
 
 
 def _settings(evaluation: Evaluation) -> Html:

@@ -1,15 +1,103 @@
-"""The part of a report about logged responses: distribution of log-ratios, and the worst and best residuals with their texts."""
+"""The parts of a report about logged responses: calibration of V, ranking, log-ratios, and the worst and best residuals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxalign.evaluation import summary
 from jaxalign.evaluation.page import plots
 from jaxalign.evaluation.page.elements import Html, element, join, table
 from jaxalign.evaluation.page.responses import LoggedResponse
+from jaxalign.evaluation.ranking import OWN_METHODS
 
 _EXAMPLES = 5
+
+
+def values_part(policies: Mapping[str, Any]) -> Html:
+    """Returns the calibration of value networks; nothing if there are none. `policies` is that part of an evaluation.json."""
+    rows, drawn = [], []
+    for name, report in policies.items():
+        by_responses = report.get("value", {})
+        for where, found in by_responses.items():
+            rows.append(
+                {
+                    "policy, logged responses": f"{name}, {where}",
+                    "n": found["count"],
+                    "prompts": found.get("prompts"),
+                    "mean V": found["mean_value"],
+                    "mean target": found["mean_target"],
+                    "correlation": found["correlation"],
+                    "by prompt": found["prompt_correlation"],
+                    "slope": found["slope"],
+                    "R²": found["r_squared"],
+                    "mean residual": found["mean_residual"],
+                    "rms residual": found["rms_residual"],
+                }
+            )
+        binned = {where: found for where, found in by_responses.items() if found.get("bins")}
+        if binned:
+            tau = next(iter(binned.values())).get("tau")
+            note = f"Bins of equal numbers of responses by V; bars are one standard error; tau = {tau}."
+            drawn.append(plots.calibration(f"Calibration of V: {name}", binned, note))
+    if not rows:
+        return Html("")
+    after = [
+        "V against its target, r - tau * log-ratio. At the optimum: equal means, slope 1, mean residual 0. R² < 0: worse than a constant."
+    ]
+    made = table("Value networks on logged responses", rows, after=after)
+    return join(element("h3", "Value networks"), made, _grid(drawn))
+
+
+def _grid(figures: Sequence[Html]) -> Html:
+    return element("div", *figures, class_="figures") if figures else Html("")
+
+
+def ranking_part(policies: Mapping[str, Any]) -> Html:
+    """Returns how well each quantity ranks logged responses; nothing if that was not measured."""
+    rows: list[dict[str, Any]] = []
+    reasons: list[str] = []
+    shown = set()
+    for name, report in policies.items():
+        for method, result in report.get("ranking", {}).items():
+            own = method.startswith(OWN_METHODS)
+            label = f"{name}: {method}" if own else method
+            if label in shown:
+                continue
+            shown.add(label)
+            reasons += summary.interval_notes(result)
+            rows.append(
+                {
+                    "method": label,
+                    "n (responses)": result.get("responses"),
+                    "good": result.get("good"),
+                    "Spearman": _bounds(result, "spearman"),
+                    "AUC": _bounds(result, "auc"),
+                    "within prompts": result["within_prompt_spearman"],
+                    "pairs in order": result["pairwise_accuracy"],
+                    "pairs": result.get("pairs"),
+                    "order": own,
+                }
+            )
+    if not rows:
+        return Html("")
+    # The baselines, which are equal for all policies, come last.
+    rows.sort(key=lambda row: not row.pop("order"))
+    after = [
+        "How well each quantity orders logged responses by their feedback; higher is better, 0.5 is chance for AUC and pairs in order.",
+        *reasons,
+    ]
+    return join(element("h3", "Ranking of logged responses"), table("Ranking", rows, after=after))
+
+
+def _bounds(result: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    if result.get(name) is None:
+        return None
+    return {
+        "mean": result[name],
+        "low": result.get(f"{name}_low"),
+        "high": result.get(f"{name}_high"),
+    }
 
 
 def logged_section(

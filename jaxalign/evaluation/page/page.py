@@ -15,6 +15,7 @@ from jaxalign.errors import UserError, first_line
 from jaxalign.evaluation.page.comparison import comparison_section
 from jaxalign.evaluation.page.elements import Html, element, escaped, join, json_block, section
 from jaxalign.evaluation.page.evaluations import Evaluation, evaluation_section, read_evaluation
+from jaxalign.evaluation.page.rounds import rounds_section
 from jaxalign.evaluation.page.runs import RunRecord, read_run, runs_section
 
 # The name of the page in the folder of an evaluation.
@@ -49,6 +50,7 @@ def write_page(
     output: Path,
     evaluations: Sequence[Path],
     summaries: Sequence[Path],
+    rounds: Sequence[Path] = (),
     *,
     title: str = "",
     judge: str = "",
@@ -60,6 +62,7 @@ def write_page(
       output: the HTML file; its folder is created.
       evaluations: evaluation.json files; responses are read from the folders beside them.
       summaries: summary.json files of run folders.
+      rounds: rounds.json files of recipes.
       title: the heading; made from the names of the folders by default.
       judge: the only judge to show; all by default.
       digits: the number of decimals in tables over several evaluations.
@@ -71,7 +74,7 @@ def write_page(
       UserError: a file is malformed, or `output` is another file.
     """
     require_page_or_nothing(output)
-    text = page_text(evaluations, summaries, title=title, judge=judge, digits=digits)
+    text = page_text(evaluations, summaries, rounds, title=title, judge=judge, digits=digits)
     output.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(output, text)
     return text
@@ -80,6 +83,7 @@ def write_page(
 def page_text(
     evaluations: Sequence[Path],
     summaries: Sequence[Path],
+    rounds: Sequence[Path] = (),
     *,
     title: str = "",
     judge: str = "",
@@ -107,6 +111,11 @@ def page_text(
     ]
     if blocks:
         sections.append(("responses", "Responses", _responses_section()))
+    recipes = _names([path.parent for path in rounds], least=2)
+    for index, (path, name) in enumerate(zip(rounds, recipes, strict=True)):
+        with _readable(path, "the result of rounds"):
+            identity = f"rounds-{index}"
+            sections.append((identity, f"Rounds: {name}", rounds_section(path, name, identity)))
     runs: list[RunRecord] = []
     for path, name in zip(summaries, _names([path.parent for path in summaries]), strict=True):
         with _readable(path, "the summary of a run"):
@@ -114,7 +123,7 @@ def page_text(
     with _readable(summaries[0] if summaries else Path(), "the summary of a run"):
         if shown := runs_section(runs):
             sections.append(("runs", "Training runs", shown))
-    heading = title or f"Report: {', '.join(titles or [run.name for run in runs])}"
+    heading = title or f"Report: {', '.join([*titles, *recipes] or [run.name for run in runs])}"
     return _document(heading, sections, blocks)
 
 

@@ -12,11 +12,15 @@ from jaxalign.evaluation.page.elements import Html
 
 
 class Point(NamedTuple):
-    """A policy's mean reward at a place on the other axis; without an interval, its ends are None."""
+    """A policy's mean reward at a place on the other axis; without an interval, its ends are None.
+
+    Points with the same line are joined in the order of their steps, and then carry their labels.
+    """
 
     name: str
     line: str
     step: int
+    label: str
     x: float
     x_error: float | None
     reward: float
@@ -27,7 +31,7 @@ class Point(NamedTuple):
 def reward_against(
     caption: str, points: Sequence[Point], x_label: str, judge: str, note: str
 ) -> Html:
-    """Draws one point for each policy; evaluated steps of one run are joined in their order."""
+    """Draws one point for each policy, step or round."""
 
     def draw(axis: Any) -> None:
         lines = list(dict.fromkeys(point.line for point in points))
@@ -52,7 +56,7 @@ def reward_against(
                 )
                 if len(own) > 1:
                     axis.annotate(
-                        f"step {point.step}",
+                        point.label,
                         (point.x, point.reward),
                         xytext=(7, 6),
                         textcoords="offset points",
@@ -218,3 +222,37 @@ def curves(
         axis.legend(fontsize=9)
 
     return figures.figure(caption, draw, width=4.4, height=3.2)
+
+
+def by_round(
+    caption: str,
+    points: Sequence[tuple[str, float, float | None]],
+    measure: str,
+    direction: str,
+    note: str,
+) -> Html:
+    """Draws a measure after each round, with its standard error where there is one.
+
+    Args:
+      caption: what the plot shows.
+      points: (round, value, standard error or None) in the order of rounds.
+      measure: the measure.
+      direction: which end is better.
+      note: what must be known to read the plot.
+    """
+
+    def draw(axis: Any) -> None:
+        axis.errorbar(
+            range(len(points)),
+            [value for _, value, _ in points],
+            yerr=[np.nan if error is None else error for _, _, error in points],
+            fmt=figures.marker(0) + "-",
+            capsize=3,
+            color=figures.colour(0),
+        )
+        axis.set_xticks(range(len(points)), [name for name, _, _ in points])
+        axis.set_xlabel("round")
+        axis.set_ylabel(measure)
+        axis.set_title(direction, fontsize=10, loc="left")
+
+    return figures.figure(caption, draw, width=4.4, height=3.2, note=note)
