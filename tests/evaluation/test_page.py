@@ -306,6 +306,13 @@ def test_steps_of_one_run_are_no_seeds_and_one_line_joins_them(tmp_path):
     ]
     (figure,) = re.findall(r"<figure><svg [^>]*Reward against KL.*?</figure>", written, re.DOTALL)
     assert all(f">step {step}<" in figure for step in (10, 20)) and figure.count(">dro<") == 1
+    # Steps with names of their own are labelled by them.
+    content["policies"]["late"] = content["policies"]["dro"] | {"step": 30}
+    paths[1].write_text(json.dumps(content))
+    shutil.rmtree(paths[1].parent / "responses")
+    written = page.page_text(paths[1:], [])
+    (figure,) = re.findall(r"<figure><svg [^>]*Reward against KL.*?</figure>", written, re.DOTALL)
+    assert figure.count(">dro<") == 2 and figure.count(">late<") == 1
 
 
 def test_rounds_are_shown_with_their_errors_and_n(tmp_path):

@@ -128,7 +128,7 @@ def test_every_round_has_its_measures_its_hyperparameters_and_a_place_in_the_rep
     assert start["round"] == "start" and start["kl_to_start"] == 0
     assert first["length"] > start["length"] and second["kl_to_start"] > 0
     assert first["prompts"] == 6 and first["selected"] == first["select pairs"] <= 6
-    assert first["label_accuracy"] == 1
+    assert first["label_accuracy"] == 1 and first["measured_prompts"] == 4
     values = [
         json.loads((folder / f"round{n}/train/result.json").read_text())["settings"] for n in (1, 2)
     ]

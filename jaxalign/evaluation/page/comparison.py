@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxalign.evaluation.page import plots
@@ -144,7 +145,20 @@ def _points(
                     high=reward.get("high"),
                 ),
             )
-    return list(points.values())
+    return _named_by_run(list(points.values()))
+
+
+def _named_by_run(points: Sequence[plots.Point]) -> list[plots.Point]:
+    """Names a line by its run where its points have names of their own, which become their labels."""
+    names: dict[str, set[str]] = {}
+    for point in points:
+        names.setdefault(point.line, set()).add(point.name)
+    return [
+        point._replace(name=Path(point.line).name, label=point.name)
+        if len(names[point.line]) > 1
+        else point
+        for point in points
+    ]
 
 
 def _line(evaluation: Evaluation, name: str, report: Mapping[str, Any]) -> str:

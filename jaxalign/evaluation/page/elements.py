@@ -83,7 +83,7 @@ def notes(lines: Sequence[str]) -> Html:
 
 
 def details(summary: str, *content: str) -> Html:
-    """Returns content that is hidden until a reader opens it; it is printed."""
+    """Returns content that is hidden, in print too, until a reader opens it."""
     return element("details", element("summary", summary), *content)
 
 

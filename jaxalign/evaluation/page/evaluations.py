@@ -152,7 +152,8 @@ def _judge_part(evaluation: Evaluation, judge: str) -> Html:
             {"row over column": name, **{other: rates[name].get(other) for other in rates}}
             for name in rates
         ]
-        parts.append(table(f"Win rates of all pairs, judge {judge}", matrix))
+        count = settings.get("num_prompts")
+        parts.append(table(f"Win rates of all pairs, judge {judge} (n = {count} prompts)", matrix))
     parts.append(_at_equal_length(evaluation, judge))
     return join(*parts)
 
