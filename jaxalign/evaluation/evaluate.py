@@ -232,8 +232,13 @@ def _write(
 def _write_page(folder: Path, runs: Sequence[Path]) -> None:
     """Writes the report of the evaluation in the folder, with the curves of those of its policies that are runs."""
     summaries = [run / SUMMARY for run in dict.fromkeys(runs) if (run / SUMMARY).is_file()]
-    page.write_page(folder / page.PAGE, [folder / output_folder.EVALUATION], summaries)
-    print(f"\nresponses, plots and tables in one page: {folder / page.PAGE}")
+    try:
+        page.write_page(folder / page.PAGE, [folder / output_folder.EVALUATION], summaries)
+    except UserError as error:
+        # The evaluation itself is complete; a damaged file in a run folder shall not look like its failure.
+        _progress(f"no {page.PAGE}: {error}")
+    else:
+        print(f"\nresponses, plots and tables in one page: {folder / page.PAGE}")
 
 
 def _panel(settings: EvaluationSettings, data: EvaluationSet) -> dict[str, judging.Judge]:

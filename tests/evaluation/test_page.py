@@ -388,7 +388,9 @@ def test_what_is_malformed_is_told_in_one_line(evaluation, run, tmp_path):
     for broken in ({"rewards": 3}, {"rewards": {}}, {"kl": "far"}, {"ranking": {"a": []}}):
         changed = content | {"policies": {"sft": content["policies"]["sft"] | broken}}
         path.write_text(json.dumps(changed))
-        with pytest.raises(UserError, match=r"evaluation.json: is not an evaluation as jaxalign"):
+        with pytest.raises(
+            UserError, match=r"evaluation.json: is not an evaluation as this version"
+        ):
             page.page_text([path], [])
     summary = tmp_path / "summary.json"
     summary.write_text('{"evaluation": 3}')

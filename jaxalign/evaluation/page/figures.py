@@ -16,6 +16,7 @@ from jaxalign.evaluation.page.elements import Html, element, escaped
 # Stand-ins in the drawing, replaced by the page's own colours.
 _TEXT, _GRID = "#010203", "#040506"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a3d9a", "#444444")
+_LONGEST_NAME = 32
 MARKERS = "osD^vPX*"
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -48,6 +49,11 @@ def colour(index: int) -> str:
 def marker(index: int) -> str:
     """Returns the marker of a series, so that series differ without colours too."""
     return MARKERS[index % len(MARKERS)]
+
+
+def shortened(name: str) -> str:
+    """Returns a name that fits beside a plot; tables have the whole name."""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def reference_colour() -> str:

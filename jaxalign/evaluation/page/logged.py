@@ -27,12 +27,12 @@ def values_part(policies: Mapping[str, Any]) -> Html:
                     "prompts": found.get("prompts"),
                     "mean V": found["mean_value"],
                     "mean target": found["mean_target"],
-                    "correlation": found["correlation"],
-                    "by prompt": found["prompt_correlation"],
-                    "slope": found["slope"],
-                    "R²": found["r_squared"],
-                    "mean residual": found["mean_residual"],
-                    "rms residual": found["rms_residual"],
+                    "correlation": found.get("correlation"),
+                    "by prompt": found.get("prompt_correlation"),
+                    "slope": found.get("slope"),
+                    "R²": found.get("r_squared"),
+                    "mean residual": found.get("mean_residual"),
+                    "rms residual": found.get("rms_residual"),
                 }
             )
         binned = {where: found for where, found in by_responses.items() if found.get("bins")}

@@ -135,8 +135,9 @@ def _readable(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except _MALFORMED as error:
+        lacking = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error, 120)
         raise UserError(
-            f"{path}: is not {what} as jaxalign writes it ({first_line(error, 120)})"
+            f"{path}: is not {what} as this version of jaxalign writes it ({lacking})"
         ) from error
 
 

@@ -10,6 +10,9 @@ import numpy as np
 from jaxalign.evaluation.page import figures
 from jaxalign.evaluation.page.elements import Html
 
+# A legend of more lines stands below the plot, and names no more than these.
+_MOST_INSIDE, _MOST_NAMED = 4, 16
+
 
 class Point(NamedTuple):
     """A policy's mean reward at a place on the other axis; without an interval, its ends are None.
@@ -52,11 +55,11 @@ def reward_against(
                     fmt=figures.marker(index),
                     capsize=3,
                     color=colour,
-                    label=point.name if point is own[0] else None,
+                    label=figures.shortened(point.name) if point is own[0] else None,
                 )
                 if len(own) > 1:
                     axis.annotate(
-                        point.label,
+                        figures.shortened(point.label),
                         (point.x, point.reward),
                         xytext=(7, 6),
                         textcoords="offset points",
@@ -94,14 +97,16 @@ def win_rate_bars(
         axis.set_yticks(
             range(len(rates)),
             [
-                f"{name}\n(n = {rate['count']})" if "count" in rate else name
+                f"{figures.shortened(name)}\n(n = {rate['count']})"
+                if "count" in rate
+                else figures.shortened(name)
                 for name, rate in rates.items()
             ],
         )
         axis.invert_yaxis()
         axis.set_xlim(0, 1)
         axis.axvline(0.5, color=figures.reference_colour(), linewidth=1, linestyle="--")
-        axis.set_xlabel(f"win rate over {first} (above 0.5 is better)")
+        axis.set_xlabel(f"win rate over {figures.shortened(first)} (above 0.5 is better)")
         axis.grid(False, axis="y")
 
     return figures.figure(caption, draw, height=1.3 + 0.55 * len(rates), note=note)
@@ -153,7 +158,7 @@ def reward_by_length(
                 [y for _, y in points],
                 color=figures.colour(index),
                 marker=figures.marker(index),
-                label=name,
+                label=figures.shortened(name),
             )
         axis.set_xlabel("length of the responses, mean of a bin (tokens;\nneither end is better)")
         axis.set_ylabel(f"mean score by {judge}\n(higher is better)")
@@ -178,7 +183,7 @@ def log_ratio_distribution(
                 histtype="step",
                 linewidth=1.8,
                 color=figures.colour(order.index(name)),
-                label=f"{name} (n = {len(values)})",
+                label=f"{figures.shortened(name)} (n = {len(values)})",
             )
         axis.axvline(0, color=figures.reference_colour(), linewidth=1, linestyle="--")
         axis.set_xlabel(
@@ -202,6 +207,8 @@ def curves(
       direction: which end is better.
     """
 
+    count = sum(map(len, lines.values()))
+
     def draw(axis: Any) -> None:
         for index, (run, by_split) in enumerate(lines.items()):
             for split, points in by_split.items():
@@ -214,14 +221,20 @@ def curves(
                     alpha=0.7 if training else 1.0,
                     marker=("." if training else figures.marker(index)),
                     markersize=4 if training else 5,
-                    label=f"{run}, {split}",
+                    label=f"{figures.shortened(run)}, {split}",
                 )
         axis.set_xlabel("step")
         axis.set_ylabel(metric)
         axis.set_title(direction, fontsize=10, loc="left")
-        axis.legend(fontsize=9)
+        if count <= _MOST_INSIDE:
+            axis.legend(fontsize=9)
+        else:
+            handles = axis.get_legend_handles_labels()[0][:_MOST_NAMED]
+            axis.figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=8)
 
-    return figures.figure(caption, draw, width=4.4, height=3.2)
+    below = 0.0 if count <= _MOST_INSIDE else 0.17 * min(count, _MOST_NAMED)
+    note = f"The legend names {_MOST_NAMED} of {count} lines." if count > _MOST_NAMED else ""
+    return figures.figure(caption, draw, width=4.4, height=3.2 + below, note=note)
 
 
 def by_round(
