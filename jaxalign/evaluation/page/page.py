@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
-import jaxalign
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError, first_line
 from jaxalign.evaluation.page.comparison import comparison_section
@@ -17,6 +16,7 @@ from jaxalign.evaluation.page.elements import Html, element, escaped, join, json
 from jaxalign.evaluation.page.evaluations import Evaluation, evaluation_section, read_evaluation
 from jaxalign.evaluation.page.rounds import rounds_section
 from jaxalign.evaluation.page.runs import RunRecord, read_run, runs_section
+from jaxalign.version import __version__
 
 # The name of the page in the folder of an evaluation.
 PAGE = "report.html"
@@ -184,7 +184,7 @@ def _document(title: str, sections: Sequence[tuple[str, str, Html]], blocks: Seq
         "body",
         element("header", element("h1", title), element("nav", *links, aria_label="Sections")),
         element("main", *(content for _, _, content in sections)),
-        element("footer", element("p", f"Written by jaxalign {jaxalign.__version__}. {_READ}")),
+        element("footer", element("p", f"Written by jaxalign {__version__}. {_READ}")),
         *blocks,
         element("script", Html(script)) if blocks else Html(""),
     )
