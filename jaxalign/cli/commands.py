@@ -232,7 +232,10 @@ COMMANDS = {
             "judge policies side by side on the same prompts",
         ),
         Command(
-            "report", "jaxalign.evaluation.report", "report", "tables and plots from run folders"
+            "report",
+            "jaxalign.evaluation.report",
+            "report",
+            "tables or one HTML page from evaluations and run folders",
         ),
     )
 }
