@@ -63,7 +63,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
                     [run["own_reward_of_start"] for run in runs]
                 ),
                 "after": spread([run["own_reward"] for run in runs]),
-                "seeds": len(runs),
+                "seeds": str(len(runs)),
             }
             for arm, runs in found.items()
         ]
