@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxalign.annotation.judges import get_judge
+from jaxalign.annotation.judges import Judge, judge_of_reward
 from jaxalign.annotation.policy_scores import TextPolicy
+from jaxalign.annotation.reward_judges import judging_encoder
 from jaxalign.cli import gin_settings, gin_setup
 from jaxalign.cli.commands import COMMANDS, read_signature
 from jaxalign.cli.flags import Flags, Setting
 from jaxalign.data.candidates import Candidates
-from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import predict_values
@@ -123,21 +123,20 @@ class LoadedRun:
         """
         _require_texts("prompts", prompts)
         _require_texts("responses", responses, len(prompts))
-        policy = TextPolicy(str(self._run.folder), str(self._run.step))
-        encoded = policy.encode(Candidates(list(prompts), [[text] for text in responses], {}))
-        sums, lengths = policy.score(*encoded)
+        candidates = Candidates(list(prompts), [[text] for text in responses], {})
+        sums, lengths = self._scorer.score(*self._scorer.encode(candidates))
         totals = np.array([each[0] for each in sums])
         return totals / np.array([each[0] for each in lengths]) if per_token else totals
 
     def values(self, prompts: Sequence[str]) -> Float[np.ndarray, " prompts"]:
-        """Returns V(prompt) in units of the feedback that the run was trained on.
+        """Returns V(prompt) in units of the feedback that the run was trained on. Prompts that are too long are cut.
 
         Raises:
           UserError: the run has no value network.
         """
         _require_texts("prompts", prompts)
-        value = self._run.value()
-        found = predict_values(value.network, value.params, self._encoder.prompts(prompts).tokens)
+        tokens = judging_encoder(self._value).prompts(prompts).tokens
+        found = predict_values(self._value.network, self._value.params, tokens)
         statistics = self._run.description.reward
         return found if statistics is None else found * statistics.std + statistics.mean
 
@@ -151,16 +150,23 @@ class LoadedRun:
         """
         _require_texts("prompts", prompts)
         _require_texts("responses", responses, len(prompts))
-        judge = get_judge(f"reward_model:{self._run.folder}")
-        return np.asarray(judge.score(list(prompts), list(responses)), np.float64)
+        return np.asarray(self._judge.score(list(prompts), list(responses)), np.float64)
 
     @functools.cached_property
     def _policy(self) -> TrainedNetwork:
         return self._run.policy()
 
     @functools.cached_property
-    def _encoder(self) -> TextEncoder:
-        return encoder_of(self._run)
+    def _scorer(self) -> TextPolicy:
+        return TextPolicy(str(self._run.folder), str(self._run.step))
+
+    @functools.cached_property
+    def _value(self) -> TrainedNetwork:
+        return self._run.value()
+
+    @functools.cached_property
+    def _judge(self) -> Judge:
+        return judge_of_reward(self._run.reward())
 
 
 def load_run(path: str | os.PathLike[str], step: int | str | None = None) -> LoadedRun:

@@ -29,7 +29,7 @@ from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.plugins import Registry
-from jaxalign.runs.folder import Run
+from jaxalign.runs.folder import Run, TrainedNetwork
 
 References = Sequence[Sequence[str]]
 JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
@@ -228,7 +228,11 @@ def reward_model_judge(argument: str) -> Judge:
     """Builds the judge `reward_model:<run folder or checkpoint>` from a run that trained a network in the role `reward`."""
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
-    run = Run(argument).reward()
+    return judge_of_reward(Run(argument).reward())
+
+
+def judge_of_reward(run: TrainedNetwork) -> Judge:
+    """Returns the judge that applies an open reward network, of text or of features."""
     if isinstance(run.network, FeatureReward):
         return FeatureRewardJudge(run)
     return RewardModelJudge(run.network, run.params, judging_encoder(run))

@@ -86,6 +86,8 @@ def test_from_a_file_to_a_trained_run(tmp_path, monkeypatch):
     assert [record["step"] for record in run.metrics()][-1] == 2
     assert "DROV.temperature = 0.3" in (tmp_path / "runs/my/config.gin").read_text()
     assert run.values(["say 3"]).shape == (1,)
+    # V, as the networks give it at this step.
+    assert jaxalign.load_run("runs/my", step=2).values(["say 3"]) == run.values(["say 3"])
     # The same call finds the finished run.
     again = jaxalign.train("my.gin", bindings={"DROV.temperature": 0.3}, MODEL_DIR="runs/my", TRAIN_STEPS=2, BATCH_SIZE=8)  # fmt: skip
     np.testing.assert_array_equal(again.score(["say 3"], ["3"]), run.score(["say 3"], ["3"]))
