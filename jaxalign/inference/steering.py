@@ -96,8 +96,8 @@ def steering(
     reward = opened.reward()
     if not isinstance(reward.network, DecoderRewardNetwork):
         raise UserError(
-            f"run {run}: its reward network ({reward.network.kind!r}) does not value prefixes; steer by a reward model on decoder states "
-            "(objectives/reward_model.gin or goal_conditioned_reward_model.gin)"
+            f"run {run}: its reward network ({reward.network.kind!r}) does not value prefixes; train one with "
+            "objectives/goal_conditioned_reward_model.gin"
         )
     identity["num_candidates"] = num_candidates
     if not goal:

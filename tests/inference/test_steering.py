@@ -94,7 +94,7 @@ def test_beams_have_two_candidates_each(runs, prompts, tmp_path):
         ("prefixes", {"steer_goal": "missing.jsonl"}, "missing.jsonl"),
         ("prefixes", {"steer_weight": float("nan")}, "weight is nan"),
         ("prefixes", {"steer_candidates": 1}, "at least 2"),
-        ("features", {}, "does not value prefixes"),
+        ("features", {}, "does not value prefixes; train one with objectives/goal_conditioned"),
         ("other", {}, "another vocabulary"),
         ("letters", {}, "another vocabulary"),
     ],
