@@ -11,8 +11,6 @@ from jaxalign import untrusted
 from jaxalign.cli.commands import UsageError
 
 _MOST_BYTES = 1 << 20
-# The gin files that the settings belong to.
-GIN_FILE = "gin_file"
 _PLAIN = (bool, int, float, str, type(None))
 
 

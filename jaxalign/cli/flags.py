@@ -150,7 +150,8 @@ def _with_configs(flags: Flags, configs: Sequence[str], signature: Signature) ->
         for name, value in config_file.read(path).items():
             if _MACRO.fullmatch(name) or "." in name:
                 text = config_file.as_text(value)
-                before.settings.append(Setting(name.removeprefix(GIN_PREFIX), text, where))
+                flag = f"{where}, {name}"
+                before.settings.append(Setting(name.removeprefix(GIN_PREFIX), text, flag))
                 before.config_as_gin.append(f"{name.removeprefix(GIN_PREFIX)} = {value!r}")
                 continue
             name, denied = _resolve(name.replace("-", "_"), signature, where)

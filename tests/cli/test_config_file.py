@@ -50,6 +50,7 @@ def test_flags_win_wherever_they_stand_and_later_files_win(calls, gin_file, conf
         ("places: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
         ("dry_run: true\n", "dry_run is given on the command line only"),
         ("steps: many\n", "--steps=many is not of type int"),
+        ("example_command.driev.steps: 3\n", "run.yaml, example_command.driev.steps"),
         ("? [a]\n: 1\n", "found unhashable key"),
         ("1: 2\n", "must be lines of the form NAME: value"),
     ],
