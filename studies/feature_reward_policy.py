@@ -34,7 +34,7 @@ from jaxalign.evaluation.statistics import win_points
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.sampling import DecodingSettings, generate_responses
 from jaxalign.networks.feature_reward import FeatureReward
-from jaxalign.recipes.jobs import Job
+from jaxalign.recipes.jobs import Job, read_result
 from jaxalign.runs.folder import Run
 from jaxalign.selection.from_feedback import pairs_from_groups
 from jaxalign.training.optimizers import adamw
@@ -125,7 +125,7 @@ def _samples(folder: Path, size: Size, seed: int, job: Path) -> dict[str, Any]:
     acts = [acts[i] for i in np.random.default_rng(seed).permutation(len(acts))]
     # About a third of all acts have two samples that differ in their slots.
     sets = {"labelled": acts[: 12 * size.pairs], "policy": acts[12 * size.pairs :][: size.acts]}
-    counts = {}
+    counts: dict[str, Any] = {}
     for name, chosen in sets.items():
         settings = DecodingSettings(
             rounds_arms.LENGTHS["targets"], num_samples=size.samples, temperature=1.0
@@ -152,7 +152,8 @@ def _samples(folder: Path, size: Size, seed: int, job: Path) -> dict[str, Any]:
         else:
             write_jsonl(records, str(job / "triplets.jsonl"), "triplet")
             counts["triplets"] = len(records)
-    return counts
+    test = rnnlg_data.some_acts(folder / "data", "test", size.test)
+    return {**counts, "start": measured(_start(folder, seed), _start(folder, seed), test)}
 
 
 def _read_pairs(path: Path) -> list[dict[str, str]]:
@@ -288,7 +289,9 @@ def _policy(
     for name, run in (("own_reward", job / "run"), ("own_reward_of_start", _start(folder, seed))):
         judged = reward_of(folder, reward, seed, acts, greedy_texts(run, acts))
         own[name] = float(ranks(judged, among).mean())
-    start = measured(_start(folder, seed), _start(folder, seed), acts)
+    samples = read_result(folder, f"samples/seed{seed}")
+    assert samples is not None
+    start = samples["start"]
     return {**measured(job / "run", _start(folder, seed), acts), **own, "start": start}
 
 

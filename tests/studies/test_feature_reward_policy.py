@@ -19,8 +19,7 @@ def test_ranks_are_shares_of_lower_scores_and_ties_count_half():
     np.testing.assert_array_equal(ranks(np.exp(scores), np.exp(scores)), ranks(scores, scores))
 
 
-def test_phi_learns_from_pairs_and_judges_text_that_it_has_not_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "T5_RATES", ())
+def test_phi_judges_a_text_by_its_features_and_the_exact_reward_by_slots(tmp_path):
     acts = [f"inform(name=SLOT_NAME;area=part{number})" for number in range(40)]
     rows = [
         {"prompt": act, "chosen": f"SLOT_NAME is in part{number}", "rejected": "it is there there"}
