@@ -31,6 +31,7 @@ from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import predict_values
 from jaxalign.inference.sampling import DecodingSettings, generate_responses
+from jaxalign.interop.opening import open_run
 from jaxalign.runs import folder
 from jaxalign.runs.folder import TrainedNetwork
 
@@ -39,7 +40,7 @@ class LoadedRun:
     """A run folder or checkpoint whose networks answer and score texts. Each network is read when it is first needed.
 
     Args:
-      path: the run folder or checkpoint.
+      path: a run folder or checkpoint, a Hugging Face folder, or a model of the hub as ``hf://OWNER/NAME[@REVISION]``.
       step: a step number, ``best`` or ``latest``; by default the best if one was kept, else the latest.
 
     Raises:
@@ -47,7 +48,7 @@ class LoadedRun:
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int | str | None = None) -> None:
-        self._run = folder.Run(os.path.expanduser(os.fspath(path)), step)
+        self._run = open_run(path, step)
 
     def __repr__(self) -> str:
         roles = ", ".join(self._run.description.networks)

@@ -31,6 +31,12 @@ def absolute_path(path: Path | str) -> Path:
     return expanded.resolve() if ".." in expanded.parts else expanded.absolute()
 
 
+def user_cache() -> Path:
+    """Returns the folder in which jaxalign keeps what it can make again: JAXALIGN_CACHE, or ``jaxalign`` in the user's cache folder."""
+    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return absolute_path(os.environ.get("JAXALIGN_CACHE") or os.path.join(users, "jaxalign"))
+
+
 def gin_configs() -> Path | None:
     """Returns the folder of jaxalign's own gin files, in a checkout or in an installed package; None if it is in neither."""
     package = Path(__file__).resolve().parent

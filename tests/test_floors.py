@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     # The files at the top, which every folder may use.
     "files": 0.1,
+    "hub": 0.1,
     "plugins": 0.1,
     "untrusted": 0.1,
     "version": 0,

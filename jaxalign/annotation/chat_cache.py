@@ -94,8 +94,7 @@ class ReplyCache:
 
 def default_folder() -> str:
     """Returns the folder of the cache where none is named: JAXALIGN_LLM_CACHE, or a folder of the user's cache."""
-    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return os.environ.get("JAXALIGN_LLM_CACHE") or os.path.join(users, "jaxalign", "llm")
+    return os.environ.get("JAXALIGN_LLM_CACHE") or str(files.user_cache() / "llm")
 
 
 def _canonical(value: Any) -> bytes:

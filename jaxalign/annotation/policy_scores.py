@@ -21,7 +21,8 @@ from jaxalign.data.encoding import TextEncoder
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.rows import score_responses
-from jaxalign.runs.folder import Run, TrainedNetwork
+from jaxalign.interop.opening import open_run
+from jaxalign.runs.folder import TrainedNetwork
 
 Tokens = list[int]
 
@@ -40,7 +41,7 @@ class TextPolicy:
 
     def __init__(self, path: str, step: str = "", batch_size: int = 32) -> None:
         require_range("annotator", "[1, inf)", batch_size=batch_size)
-        self.run = Run(path, step)
+        self.run = open_run(path, step)
         self.batch_size = batch_size
         self.counts: Counter[str] = Counter()
 

@@ -14,10 +14,10 @@ from jaxalign.annotation.advantages import check_vocabulary, say_other_cut
 from jaxalign.annotation.cache_pass import CachePass, PassSettings
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
+from jaxalign.interop.opening import open_run
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.parallel import distributed, row_devices
-from jaxalign.runs.folder import Run
 
 
 def score(
@@ -54,7 +54,7 @@ def score(
     require_range("score", "[0, inf)", max_target_length=max_target_length)
     if top_tokens and role != "policy":
         raise UserError("top_tokens is for the role 'policy' only")
-    run = Run(checkpoint, step)
+    run = open_run(checkpoint, step)
     lengths = {
         "inputs": run.length("inputs", max_input_length),
         "targets": run.length("targets", max_target_length),

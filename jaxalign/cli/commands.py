@@ -136,6 +136,14 @@ COMMANDS = {
             model_file="convert.gin",
         ),
         Command(
+            "push",
+            "jaxalign.evaluation.push",
+            "push",
+            "a policy with its model card into a folder or a repository of the Hugging Face hub",
+            "{result[message]}",
+            registers_tasks=False,
+        ),
+        Command(
             "score",
             "jaxalign.annotation.score",
             "score",

@@ -25,6 +25,7 @@ from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.summary import summary_text
 from jaxalign.evaluation.tfidf import TfidfRidge
 from jaxalign.inference.encoders import reads_images
+from jaxalign.interop.opening import open_run
 from jaxalign.runs.folder import Run
 
 
@@ -141,7 +142,8 @@ def compare(
     """
     reference_path = named.get(settings.reference, settings.reference) or next(iter(named.values()))
     opened = {
-        path: Run(path, settings.step) for path in dict.fromkeys([reference_path, *named.values()])
+        path: open_run(path, settings.step)
+        for path in dict.fromkeys([reference_path, *named.values()])
     }
     request: dict[str, Any] = {
         "settings": settings.request(),

@@ -92,8 +92,7 @@ def report(
         _require_report_or_nothing(Path(output))
     evaluations, summaries = find_results(runs)
     blocks = [f"# {title}"] if title else []
-    records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]
-    policies = aggregate(records, by=("policy",), digits=digits)
+    policies = _policies(evaluations, judge, digits)
     trained = aggregate([summary_record(path) for path in summaries], by=("run",), digits=digits)
     _check_columns(columns, [*policies, *trained])
     if columns:
@@ -103,9 +102,7 @@ def report(
             if rows and (known := set(_known(rows)) - {key})
         ]
     else:
-        blocks += _policy_tables(policies)
-        blocks += _win_tables(evaluations, judge, digits)
-        blocks += _ranking_table(evaluations, digits)
+        blocks += evaluation_tables(evaluations, judge, digits)
         blocks += _run_tables(trained)
     text = "\n\n".join([_HEADER, *blocks]) + "\n"
     if output:
@@ -115,6 +112,20 @@ def report(
     else:
         print(text)
     return text
+
+
+def evaluation_tables(evaluations: Sequence[Path], judge: str = "", digits: int = 3) -> list[str]:
+    """Returns the Markdown tables of evaluations by their evaluation.json, each with a heading of the second level."""
+    return [
+        *_policy_tables(_policies(evaluations, judge, digits)),
+        *_win_tables(evaluations, judge, digits),
+        *_ranking_table(evaluations, digits),
+    ]
+
+
+def _policies(evaluations: Sequence[Path], judge: str, digits: int) -> list[dict[str, Any]]:
+    records = [r for path in evaluations for r in evaluation_records(path, judge=judge)]
+    return aggregate(records, by=("policy",), digits=digits)
 
 
 def _write_page(

@@ -30,9 +30,10 @@ from jaxalign.inference.resumable_output import count_unfinished, resume
 from jaxalign.inference.rows import EOS, decode_tokens
 from jaxalign.inference.sampling import DecodingSettings, generate_windows
 from jaxalign.inference.steering import steering_of_flags
+from jaxalign.interop.opening import open_run
 from jaxalign.locks import Lock
 from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
-from jaxalign.runs.folder import Run, TrainedNetwork
+from jaxalign.runs.folder import TrainedNetwork
 
 # How the keys of samples follow from the seed: a file that was begun with others cannot be continued.
 SAMPLE_KEYS = "seed, prompt, sample"
@@ -133,7 +134,7 @@ def generate(
     if Path(output).expanduser().resolve() == Path(input).expanduser().resolve():
         raise UserError(f"--output is the input {input}; give another file")
     prompts = read_prompts(input, prompt_field)
-    run = Run(checkpoint, step).policy(role=role)
+    run = open_run(checkpoint, step).policy(role=role)
     images = image_format(run.network)
     if images is not None:
         prompts = read_prompts(input, prompt_field, images)

@@ -15,6 +15,7 @@ from jaxalign.data.images import image_format
 from jaxalign.errors import UserError, require_range
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.goals import goal_vector, good_responses
+from jaxalign.interop.opening import open_run
 from jaxalign.losses.goal_conditioning import cosine
 from jaxalign.networks.decoding_scores import (
     DecodingScore,
@@ -66,7 +67,7 @@ def steering(
       UserError: the run is of no such kind or has another vocabulary, or an argument does not belong to it.
     """
     require_range("steering", "(-inf, inf)", weight=weight)
-    opened = Run(run)
+    opened = open_run(run)
     kind = "reward" if "reward" in opened.description.networks else "policy"
     foreign = {"reward": ("reference", reference), "policy": ("goal", goal)}[kind]
     if foreign[1]:
@@ -75,7 +76,7 @@ def steering(
         )
     runs = {"run": opened}
     if reference:
-        runs["reference"] = Run(reference)
+        runs["reference"] = open_run(reference)
     for each in runs.values():
         _require_vocabulary(each, policy.run)
     identity: dict[str, Any] = {

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import tensorstore as ts
 
+from jaxalign import hub
 from jaxalign.errors import UserError
 from jaxalign.interop import huggingface_folder, parameters, reading_settings, storage, t5x, zarr
 from jaxalign.interop.arrays import LazyArray, finite
@@ -41,6 +42,7 @@ class Source:
       run: the run folder, if the checkpoint belongs to a run.
       evidence: a function that reads a small sample of all content, to distinguish checkpoints.
       reading: how its run reads text, as far as the checkpoint records it.
+      address: how to find it again: the path, or for a model of the hub its address with the commit.
     """
 
     format: str
@@ -52,6 +54,7 @@ class Source:
     run: Run | None
     evidence: Callable[[], Iterable[bytes]]
     reading: ReadingSettings
+    address: str = ""
 
     def run_id(self) -> str:
         """Returns the id of the run. For other systems, returns a digest of a sample of the content, independent of the location."""
@@ -95,14 +98,20 @@ def open_source(
     """Opens a checkpoint. Arrays are read later, and are then refused if they hold NaN or infinity.
 
     Args:
-      path: a run folder or one of its checkpoints; a T5X checkpoint or a folder with several; a Hugging Face folder.
+      path: a run folder or one of its checkpoints; a T5X checkpoint or a folder with several; a Hugging Face folder, or the address of
+        a model of the hub (`jaxalign.hub`), which is downloaded unless the local cache has it.
       step: a number, 'latest', or (for runs) 'best', if there are several.
       role: the role of the parameters, for a run.
 
     Raises:
       UserError: there is no checkpoint, or it is malformed.
     """
-    return _open(storage.absolute(path), checkpoints.checked_step(step), role)
+    if hub.is_address(path):
+        folder = hub.download(os.fspath(path))
+        source = _open(folder, checkpoints.checked_step(step), role)
+        return dataclasses.replace(source, address=hub.pinned(os.fspath(path), folder))
+    source = _open(storage.absolute(path), checkpoints.checked_step(step), role)
+    return dataclasses.replace(source, address=source.path)
 
 
 def _open(folder: str, step: int | str | None, role: str) -> Source:
@@ -142,6 +151,8 @@ def _open(folder: str, step: int | str | None, role: str) -> Source:
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Returns whether a path is a run folder of jaxalign or one of its checkpoints."""
+    if hub.is_address(path):
+        return False
     folder = storage.absolute(path)
     return not storage.is_remote(folder) and _is_run(folder, storage.children(folder))
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign import hub
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
@@ -47,7 +48,10 @@ def check(
     folder = run_folder.local_folder(model_dir)
     launch.check_same_method(folder, launch.earlier_launch(folder), objective)
     started = None
-    if start_from.path is not None and "://" not in start_from.path:
+    if start_from.path is not None and hub.is_address(start_from.path):
+        hub.parse(start_from.path)
+        hub.require_package()
+    elif start_from.path is not None and "://" not in start_from.path:
         start = Path(start_from.path).expanduser()
         if not start.exists():
             raise UserError(f"INITIAL_CHECKPOINT_PATH {start_from.path} does not exist")

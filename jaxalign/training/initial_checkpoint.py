@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray
 
+from jaxalign import hub
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.config import T5Config
@@ -72,7 +73,7 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     """Finds the checkpoint without reading its arrays.
 
     Args:
-      path: a run folder or one of its checkpoints; a T5X checkpoint or a folder of several; a Hugging Face folder.
+      path: a run folder or one of its checkpoints; a T5X checkpoint or a folder of several; a Hugging Face folder or ``hf://`` address.
       step: a number, 'latest', or (for runs) 'best', which is the default if a best checkpoint was kept.
 
     Raises:
@@ -103,10 +104,8 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
         config = run.config("policy") if has_policy else None
         return InitialCheckpoint(identity, read_run, run.recorded_vocabulary, config=config)
     if distributed.is_multiprocess():
-        # If something still writes to the folder, each process could find a different latest step.
-        step = distributed.broadcast_from_first(
-            lambda: checkpoint_sources.open_source(path, step).step
-        )
+        # If something still writes to the folder, each process could find a different latest step; a branch of the hub can move.
+        path, step = distributed.broadcast_from_first(lambda: _address_and_step(path, step))
     try:
         source = checkpoint_sources.open_source(path, step)
     except UserError as error:
@@ -116,13 +115,20 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
         raise OSError(
             f"the first process sees a checkpoint that this one does not: {error}"
         ) from error
-    identity = {"run_id": source.run_id(), "step": source.step, "path": source.path}
+    identity = {"run_id": source.run_id(), "step": source.step, "path": source.address}
     return InitialCheckpoint(
         identity,
         lambda policy, _, shardings: _read_source(source, policy, shardings),
         source_vocabulary.own_vocabulary(source),
         source.format in checkpoint_sources.T5X_FORMATS,
     )
+
+
+def _address_and_step(path: str, step: int | str | None) -> tuple[str, int]:
+    from jaxalign.interop import checkpoint_sources
+
+    source = checkpoint_sources.open_source(path, step)
+    return (source.address if hub.is_address(path) else path), source.step
 
 
 def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVocabulary | None:

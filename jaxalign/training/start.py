@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxalign import hub
 from jaxalign.data.recorded_vocabulary import require_same_vocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.protocols import Network
@@ -26,8 +27,8 @@ class StartFrom:
     """The checkpoint that a run starts from.
 
     Attributes:
-      path: a run folder, T5X checkpoint or Hugging Face folder (docs/checkpoints.md). Its policy initialises the policy and the value
-        and reward networks, and it is the reference. None for a random initialisation.
+      path: a run folder, T5X checkpoint, Hugging Face folder or ``hf://OWNER/NAME[@REVISION]`` (docs/checkpoints.md). Its policy
+        initialises the policy and the value and reward networks, and it is the reference. None for a random initialisation.
       step: the checkpoint to use: a number, 'best' or 'latest'. By default the best if one is kept, else the latest.
     """
 
@@ -89,11 +90,13 @@ class Start:
             )
         if start_from.path is None:
             return
-        step = start_from.step
+        path, step = start_from.path, start_from.step
         if before and step is None:
             step = before["step"]
+        if before and hub.same_repository(path, str(before.get("path"))):
+            path = before["path"]  # the branch may have moved since this run began
         try:
-            self._initial = initial_checkpoint.open_checkpoint(start_from.path, step)
+            self._initial = initial_checkpoint.open_checkpoint(path, step)
         except UserError as error:
             if before is None:
                 raise

@@ -1,0 +1,59 @@
+"""Opens a run folder, or a Hugging Face model as the run folder that it becomes, so that commands answer with either."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from jaxalign import files, hub
+from jaxalign.interop import checkpoint_sources, convert, huggingface_folder, storage
+from jaxalign.runs.folder import Run
+
+# Lengths in tokens for a model whose folder names none.
+DEFAULT_INPUTS, DEFAULT_TARGETS = 512, 128
+
+
+def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run:
+    """Opens a run. A Hugging Face folder, or the address of a model of the hub, is first converted into the user's cache.
+
+    The converted folder is named by a digest of the identity of the model (`Source.run_id`) and of the files of its folder (path, size,
+    time of the last change), so that a model is converted once, and again if a file of it changes.
+
+    Args:
+      path: a run folder or one of its checkpoints, a Hugging Face folder, or ``hf://OWNER/NAME[@REVISION]``.
+      step: a number, 'best', 'latest', or None; for a run only.
+
+    Raises:
+      UserError: there is no such run or model, or it is malformed.
+    """
+    if not hub.is_address(path) and not _is_huggingface(path):
+        return Run(Path(path), step)
+    source = checkpoint_sources.open_source(path, step)
+    output = files.user_cache() / "models" / f"{source.run_id()}-{_digest(Path(source.path))}"
+    if not output.exists():
+        lengths = source.reading.lengths
+        said = convert.convert(
+            checkpoint=source.path,
+            output=str(output),
+            max_input_length=lengths.get("inputs", DEFAULT_INPUTS),
+            max_target_length=lengths.get("targets", DEFAULT_TARGETS),
+        )
+        print(f"jaxalign: {source.address}: {said['message']}", file=sys.stderr)
+    return Run(output)
+
+
+def _is_huggingface(path: str | os.PathLike[str]) -> bool:
+    folder = str(files.absolute_path(Path(path)))
+    names = storage.children(folder)
+    return huggingface_folder.CONFIG in names and not checkpoint_sources.is_run(folder)
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        real = file.resolve()
+        status = real.stat()
+        digest.update(f"{file.name}\0{real}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]
