@@ -12,9 +12,9 @@ from jaxalign.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from jaxalign.api import LoadedRun, load_run, train
-    from jaxalign.data.inspection.file_inspection import inspect
     from jaxalign.data.task_cache import TaskCache
     from jaxalign.evaluation.evaluate import evaluate
+    from jaxalign.inspection.file_inspection import inspect
 
 __all__ = ["LoadedRun", "TaskCache", "evaluate", "inspect", "load_run", "train"]
 
@@ -22,7 +22,7 @@ _MODULES = {
     "LoadedRun": "jaxalign.api",
     "TaskCache": "jaxalign.data.task_cache",
     "evaluate": "jaxalign.evaluation.evaluate",
-    "inspect": "jaxalign.data.inspection.file_inspection",
+    "inspect": "jaxalign.inspection.file_inspection",
     "load_run": "jaxalign.api",
     "train": "jaxalign.api",
 }

@@ -26,6 +26,7 @@ FLOORS = {
     "runs": 3,
     "interop": 4,  # reads and writes run folders beside foreign checkpoints
     "inference": 5,
+    "inspection": 5,  # reads a checkpoint to start from
     "annotation": 6,  # judges let networks answer through inference
     "selection": 6,
     "retrieval": 6.5,  # annotators give items their vectors

@@ -107,7 +107,7 @@ COMMANDS = {
         ),
         Command(
             "inspect",
-            "jaxalign.data.inspection.file_inspection",
+            "jaxalign.inspection.file_inspection",
             "inspect",
             "say what a data file holds, and write a gin file that trains on it",
             registers_tasks=False,

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxalign.data.inspection.findings import Inspection
-from jaxalign.data.inspection.suggestions import TOLERATED, Settings
 from jaxalign.data.vocabularies import Vocabulary
+from jaxalign.inspection.findings import Inspection
+from jaxalign.inspection.suggestions import TOLERATED, Settings
 
 _NOTHING = "nothing"
 
@@ -45,7 +45,9 @@ def describe(
     unknown = _affected(notes["unknown_prompts"], count, notes["unknown_responses"], responses)
     yield f"unknown to the vocabulary: {unknown}"
     changed = _affected(notes["changed_prompts"], count, notes["changed_responses"], responses)
-    kept = "" if changed == _NOTHING else "; --vocabulary=bytes keeps all text"
+    kept = "; --vocabulary=bytes keeps all text"
+    if changed == _NOTHING or settings.checkpoint:  # a checkpoint has its own vocabulary
+        kept = ""
     yield f"changed by the vocabulary (line breaks, repeated spaces, unknown characters): {changed}{kept}"
     side = "beginning" if settings.keeps_end else "end"
     yield (

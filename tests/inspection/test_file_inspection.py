@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.data.inspection.file_inspection import inspect
 from jaxalign.data.rejections import DataError
+from jaxalign.data.train_vocabulary import train_sentencepiece
+from jaxalign.inspection.file_inspection import _name, inspect
+from jaxalign.interop.convert import convert
+from jaxalign.runs.folder import Run
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +214,53 @@ def test_a_model_with_a_pretrained_checkpoint_starts_from_it(write_lines, small_
     assert "VOCAB_SIZE" not in settings_of()
     inspect(path, model="byt5_small", overwrite=True)
     assert settings_of()["VOCABULARY"] == "'bytes'"
+
+
+def test_a_checkpoint_gives_its_network_and_its_vocabulary(write_lines, runs, capsys):
+    convert(checkpoint=runs["a"], output="bytes_model", to="huggingface")
+    own = Path("own.model")
+    texts = [f"{row['prompt']} {row['response']}" for row in triplets()]
+    train_sentencepiece(texts, str(own), vocab_size=60)
+    Path("bytes_model/tokenizer_config.json").rename("tokenizer_config.json")
+    convert(
+        checkpoint="bytes_model",
+        output="pieces_model",
+        to="huggingface",
+        vocabulary=str(own),
+        extra_ids=4,
+    )
+    data = write_lines(triplets())
+    with pytest.raises(DataError, match="records no vocabulary; give its own as --vocabulary"):
+        inspect(data, checkpoint="bytes_model")
+    Path("tokenizer_config.json").rename("bytes_model/tokenizer_config.json")
+    inspect(data, checkpoint="bytes_model")
+    found = settings_of()
+    assert found["VOCABULARY"] == "'bytes'"
+    config = Run(runs["a"]).config("policy")
+    for name in ("emb_dim", "head_dim", "num_decoder_layers", "logits_via_embedding"):
+        assert found[name] == repr(getattr(config, name))
+    assert (found["mlp_activations"], found["VOCAB_SIZE"]) == ("('relu',)", "262")
+    inspect(data, checkpoint="pieces_model", overwrite=True)
+    found = settings_of()
+    assert ast.literal_eval(found["VOCABULARY"]) == str(Path("data.model").absolute())
+    assert Path("data.model").read_bytes() == own.read_bytes()
+    assert (found["EXTRA_IDS"], found["VOCAB_SIZE"]) == ("4", "262")
+    said = capsys.readouterr().out
+    start = Path("pieces_model").absolute()
+    assert f"--MODEL_DIR=runs/data_sft --INITIAL_CHECKPOINT_PATH={start} --LEARNING_RATE" in said
+
+
+def test_a_checkpoint_and_a_model_contradict_each_other(write_lines):
+    with pytest.raises(DataError, match="leave --model=mini out"):
+        inspect(write_lines(triplets()), checkpoint="anywhere", model="mini")
+
+
+@pytest.mark.parametrize(
+    ("file", "gin_file"),
+    [("my.csv", "my.gin"), ("my.json.gz", "my.gin"), ("v1.2.jsonl", "v1_2.gin")],
+)
+def test_the_gin_file_is_named_after_the_data(file, gin_file):
+    assert _name(file) + ".gin" == gin_file
 
 
 @pytest.mark.parametrize(("option", "message"), [

@@ -12,8 +12,6 @@ import numpy as np
 
 from jaxalign import files
 from jaxalign.data import layouts, recognition, sources
-from jaxalign.data.inspection import inspection_report, model_presets, suggestions
-from jaxalign.data.inspection.findings import Inspection
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
 from jaxalign.data.records import Record
@@ -26,11 +24,15 @@ from jaxalign.data.vocabularies import (
     Vocabulary,
     vocabulary_from_spec,
 )
+from jaxalign.inspection import inspection_report, model_presets, suggestions
+from jaxalign.inspection.findings import Inspection
+from jaxalign.inspection.start import Start, read_start
 
 _LOOKED_AT = 500
 _TRAINING_CHARACTERS = 1_000_000
 _TRAINING_TEXTS = 200_000
 _LONGEST_TEXT = 10_000
+_FORMAT = re.compile(r"(?:\.(?:jsonl|ndjson|json|csv|tsv|parquet))?(?:\.\w{2,3})?$", re.IGNORECASE)
 _TURN = re.compile(
     r"^(?:user|human|customer|agent|assistant|system|bot|speaker \w+)\s?:",
     re.IGNORECASE | re.MULTILINE,
@@ -48,7 +50,8 @@ def inspect(
     vocabulary: str | None = None,
     extra_ids: int = 0,
     vocab_size: int = 1000,
-    model: str = "mini",
+    model: str = "",
+    checkpoint: str = "",
     objective: str | None = None,
     examples: int = 3,
     overwrite: bool = False,
@@ -60,12 +63,14 @@ def inspect(
       output: the gin file; by default NAME.gin in the current folder.
       validation_file: held-out records; without it a tenth of the prompts is held out.
       kind, layout, fields: how to read the file, if the detected values are wrong.
-      vocabulary: 'bytes' or the path of a SentencePiece model; by default a small model is trained on the file and written
-        beside the gin file.
+      vocabulary: 'bytes' or the path of a SentencePiece model; by default that of the checkpoint, or a small model that is trained on
+        the file; it is written beside the gin file.
       extra_ids: number of sentinels after the vocabulary (100 for T5).
       vocab_size: number of pieces of the trained vocabulary.
-      model: a file of gin_configs/models, such as mini or flan_t5_base. One that has a pretrained checkpoint needs the vocabulary
-        of that checkpoint.
+      model: a file of gin_configs/models, such as flan_t5_base, mini by default. One that has a pretrained checkpoint needs the
+        vocabulary of that checkpoint.
+      checkpoint: what to start from: a run folder, a Hugging Face folder, or a model of the hub, such as hf://google/flan-t5-small. Its
+        network and its vocabulary are taken; leave model out.
       objective: a file of gin_configs/objectives; by default one that suits the data.
       examples: number of records to show in the form that the model reads.
       overwrite: replace an existing gin file and the vocabulary beside it.
@@ -74,7 +79,7 @@ def inspect(
       DataError: the file has no readable record, or its format is not supported.
     """
     found = _found(file, kind, layout, fields)
-    name = re.sub(r"\W+", "_", os.path.basename(file).split(".jsonl")[0]).strip("_") or "data"
+    name = _name(file)
     output = os.path.expanduser(output or f"{name}.gin")
     if os.path.exists(output) and not overwrite:
         raise DataError(
@@ -87,13 +92,22 @@ def inspect(
             raise DataError(
                 f"{validation_file} holds {theirs.describe()}, and {file} {found.describe()}; both files of a run are read alike."
             )
-    preset = model_presets.read_preset(model)
+    if checkpoint and model:
+        raise DataError(
+            f"--checkpoint={checkpoint} says what the network is; leave --model={model} out"
+        )
+    start = read_start(checkpoint) if checkpoint else None
+    model = model or "mini"
+    preset = model_presets.Preset() if start else model_presets.read_preset(model)
     if objective is not None:
         model_presets.check_objective(objective)
     if preset.checkpoint and vocabulary is None:
         vocabulary = _pretrained_vocabulary(model, preset)
     source = _source(file, found)
-    chosen, trained = _vocabulary(source, vocabulary, extra_ids, vocab_size, output)
+    if start is not None and vocabulary is None:
+        chosen, trained, vocabulary, extra_ids = _own_vocabulary(start, output)
+    else:
+        chosen, trained = _vocabulary(source, vocabulary, extra_ids, vocab_size, output)
     inspection = _inspect(source, found, chosen, examples, held_out=validation_file is None)
     _check_usable(file, inspection)
     held_out = None
@@ -106,7 +120,8 @@ def inspect(
             inspection,
             chosen.size,
             model=model,
-            checkpoint=preset.checkpoint,
+            checkpoint=start.address if start else preset.checkpoint,
+            network=start.network if start else (),
             objective=objective,
         )
     print(*inspection_report.describe(inspection, chosen, settings), sep="\n")
@@ -131,10 +146,19 @@ def inspect(
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if trained:
         files.write_bytes(trained.path, trained.model)
-        print(f"{trained.path} is written, a vocabulary of {trained.size} pieces of this text.")
+        whose = f"the vocabulary of {checkpoint}" if start else "a vocabulary"
+        print(
+            f"{trained.path} is written, {whose} of {trained.size} pieces{'' if start else ' of this text'}."
+        )
     files.write_text(output, text)
     print(*next_commands, sep="\n")
     return {"kind": found.kind, "records": inspection.records, "gin_file": output}
+
+
+def _name(file: str) -> str:
+    """Returns the name of a task on a file: that of the file without the endings of its format and compression."""
+    name = _FORMAT.sub("", os.path.basename(file))
+    return re.sub(r"\W+", "_", name).strip("_") or "data"
 
 
 def _found(file: str, kind: str | None, layout: str | None, fields: str | None) -> Found:
@@ -209,6 +233,26 @@ def _vocabulary(
         return ByteVocabulary(extra_ids), None
     trained = SentencePieceVocabulary(path, model=model)
     return trained, trained
+
+
+def _own_vocabulary(
+    start: Start, output: str
+) -> tuple[Vocabulary, SentencePieceVocabulary | None, str | None, int]:
+    """Returns the vocabulary of a checkpoint, the same again if it is to be written, the setting VOCABULARY, and EXTRA_IDS.
+
+    Raises:
+      DataError: the checkpoint has no vocabulary.
+    """
+    vocabulary = start.vocabulary
+    if vocabulary is None:
+        raise DataError(
+            f"{start.address} records no vocabulary; give its own as --vocabulary=sentencepiece.model --extra_ids=100 (docs/checkpoints.md)"
+        )
+    if not isinstance(vocabulary, SentencePieceVocabulary):
+        return vocabulary, None, "bytes", vocabulary.sentinels
+    path = f"{os.path.splitext(output)[0]}.model"
+    copied = SentencePieceVocabulary(path, vocabulary.extra_ids, model=vocabulary.model)
+    return copied, copied, None, vocabulary.extra_ids
 
 
 def _pretrained_vocabulary(model: str, preset: model_presets.Preset) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.data.inspection.findings import Inspection
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION
+from jaxalign.inspection.findings import Inspection
 
 _FIRST_LIMIT = 512  # tokens of a prompt or response that are always allowed
 _LAST_LIMIT = 1024  # a longer prompt is cut, and a record with a longer response is left out
@@ -28,7 +28,9 @@ class Settings:
     """The settings in the gin file; lengths are in tokens, including EOS.
 
     Attributes:
+      model: a file of gin_configs/models, unless `network` describes the network.
       checkpoint: the pretrained checkpoint of the model; None for a model that is trained from random weights.
+      network: the lines of the gin file that describe the network of a checkpoint.
       inputs, targets, row_inputs, row_targets: TASK_FEATURE_LENGTHS and ROW_LENGTHS; the row lengths are None if examples are not packed.
       cut_prompts, long_responses: the number of prompts that are cut, and of records left out because of a long response.
       threshold: the feedback above which a response counts as good; None without feedback.
@@ -53,6 +55,7 @@ class Settings:
     evaluates: bool
     max_rejected_fraction: float
     vocab_size: int
+    network: tuple[str, ...] = ()
 
     @property
     def sft_learning_rate(self) -> float:
@@ -66,6 +69,7 @@ def suggest(
     *,
     model: str,
     checkpoint: str | None,
+    network: tuple[str, ...] = (),
     objective: str | None,
 ) -> Settings:
     """Returns settings for the data that a laptop can train with.
@@ -128,6 +132,7 @@ def suggest(
         evaluates=evaluates,
         max_rejected_fraction=_rejected_fraction(share),
         vocab_size=128 * math.ceil(vocabulary_size / 128),
+        network=network,
     )
 
 
@@ -182,6 +187,7 @@ def commands(settings: Settings, name: str, output: str, cache_dir: str) -> list
     begin = ""
     if settings.checkpoint:
         begin = f" --INITIAL_CHECKPOINT_PATH={settings.checkpoint}"
+    if settings.checkpoint and not settings.network:
         lines.append(
             f"models/{settings.model}.gin is the network of a pretrained checkpoint. INITIAL_CHECKPOINT_PATH is its address, or a folder "
             "with a copy: T5X's, or Hugging Face's (docs/checkpoints.md)."
@@ -273,14 +279,20 @@ def gin_file(
             "from __gin__ import dynamic_registration",
             "",
             "from jaxalign.data import task_data",
+            *(["from jaxalign.networks import config"] if settings.network else []),
             "",
-            f"include 'models/{settings.model}.gin'",
+            f"include 'models/{'t5' if settings.network else settings.model}.gin'",
             f"include 'objectives/{settings.objective}.gin'",
             "include 'optimizers/adamw.gin'",
             "include 'runs/train.gin'",
             "",
             *(f"{macro} = {value!r}" for macro, value in macros),
             "",
+            *(
+                ["# The network of the checkpoint.", *settings.network, ""]
+                if settings.network
+                else []
+            ),
             "task_data.TaskData:",
             "  train_file = %TRAIN_FILE",
             "  validation_file = %VALIDATION_FILE",
