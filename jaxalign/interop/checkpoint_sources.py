@@ -62,6 +62,8 @@ class Source:
             return self.run.description.run_id
         config = {} if self.config is None else self.config.to_dict()
         described = {name: config.get(name) for name in parameters.ARCHITECTURE}
+        if config.get(parameters.PER_LAYER):
+            described[parameters.PER_LAYER] = True
         digest = hashlib.sha256(f"{self.format} {json.dumps(described)}\n".encode())
         for name in sorted(self.params):
             array = self.params[name]

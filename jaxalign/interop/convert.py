@@ -22,7 +22,7 @@ from jaxalign.interop import (
 )
 from jaxalign.interop.arrays import DTYPES, LazyArray, cast, reading_order
 from jaxalign.interop.checkpoint_sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
-from jaxalign.interop.parameters import in_layout, require_t5, same_architecture
+from jaxalign.interop.parameters import in_layout, require_t5, require_t5x, same_architecture
 from jaxalign.interop.reading_settings import ReadingSettings
 from jaxalign.interop.source_vocabulary import choose_vocabulary, own_vocabulary
 from jaxalign.networks.config import T5Config
@@ -91,7 +91,7 @@ def convert(
     source = open_source(checkpoint, step or None, role=role)
     config, assumed = source.configured(model)
     if to != RUN:
-        require_t5(source.path, config)
+        (require_t5 if to == HUGGING_FACE else require_t5x)(source.path, config)
     if to == RUN:
         if dtype == "bfloat16":
             raise UserError(

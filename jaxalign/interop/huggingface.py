@@ -116,11 +116,14 @@ def pairs(config: T5Config) -> Iterator[Pair]:
         ("encoder", config.num_encoder_layers, encoder),
         ("decoder", config.num_decoder_layers, decoder),
     ):
-        table = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield Pair((stack, "relpos_bias", "rel_embedding"), table, True)
         yield Pair((stack, f"{stack}_norm", "scale"), f"{stack}.final_layer_norm.weight", False)
         for index in range(num_layers):
             layer = f"layers_{index}"
+            table = f"{stack}.block.{index}.layer.0.SelfAttention.relative_attention_bias.weight"
+            if config.relative_attention_per_layer:
+                yield Pair((stack, layer, "relpos_bias", "rel_embedding"), table, True)
+            elif index == 0:
+                yield Pair((stack, "relpos_bias", "rel_embedding"), table, True)
             for sublayer, (attention, theirs, norm) in enumerate(attentions):
                 block = f"{stack}.block.{index}.layer.{sublayer}"
                 yield Pair((stack, layer, norm, "scale"), f"{block}.layer_norm.weight", False)

@@ -1,4 +1,4 @@
-"""Converts between a `T5Config` and the ``config.json`` of transformers' T5 and mT5. Every field is either applied or refused."""
+"""Converts between a `T5Config` and the ``config.json`` of transformers' T5, mT5 and umT5. Every field is either applied or refused."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ def config_from_huggingface(
       ValueError: the file does not describe a T5, or describes one with features that jaxalign does not have.
     """
     if fields.get("model_type") not in ("t5", "mt5", "umt5"):
-        raise ValueError(f"model_type is {fields.get('model_type')!r}, not a T5's ('t5' or 'mt5').")
-    if fields["model_type"] == "umt5":
         raise ValueError(
-            "umt5 has a relative-position table in every layer, which is not supported."
+            f"model_type is {fields.get('model_type')!r}, not a T5's ('t5', 'mt5' or 'umt5')."
         )
-    feed_forward = fields.get("feed_forward_proj", "relu")
+    default = "gated-gelu" if fields["model_type"] == "umt5" else "relu"
+    feed_forward = fields.get("feed_forward_proj", default)
     if feed_forward not in _FEED_FORWARD:
         raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(_FEED_FORWARD)}.")
     activations = _FEED_FORWARD[feed_forward]
@@ -62,6 +61,7 @@ def config_from_huggingface(
         logits_via_embedding=_is_scaled(fields, head_differs),
         relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
         relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
+        relative_attention_per_layer=fields["model_type"] == "umt5",
     ).replace(**changes)
 
 
@@ -82,10 +82,11 @@ def check_token_ids(fields: Mapping[str, Any]) -> None:
 def is_tied(fields: Mapping[str, Any], head_differs: bool = False) -> bool:
     """Returns whether the head is the embedding table.
 
-    transformers 5 writes ``tie_word_embeddings`` true for every mT5, although mT5 has a separate head. In this case the tensors decide.
+    transformers 5 writes ``tie_word_embeddings`` true for every mT5 and umT5, although these have a separate head. In this case the
+    tensors decide.
     """
     tied = bool(fields.get("tie_word_embeddings", True))
-    return tied and not (fields.get("model_type") == "mt5" and head_differs)
+    return tied and not (fields.get("model_type") in ("mt5", "umt5") and head_differs)
 
 
 def _is_scaled(fields: Mapping[str, Any], head_differs: bool) -> bool:
@@ -115,7 +116,7 @@ def _require(fields: Mapping[str, Any], name: str, expected: Any, where: str) ->
 
 
 def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str, Any]:
-    """Returns the content of a ``config.json`` for transformers' `T5ForConditionalGeneration`. mT5 and ByT5 are T5s there too.
+    """Returns the content of a ``config.json`` for transformers' T5, as which it also reads mT5 and ByT5, or umT5.
 
     Args:
       config: the configuration of the network.
@@ -129,9 +130,10 @@ def config_to_huggingface(config: T5Config, dtype: str = "float32") -> dict[str,
         raise ValueError(
             f"transformers has no T5 with mlp_activations {config.mlp_activations}; known: {sorted(names)}."
         )
+    per_layer = config.relative_attention_per_layer
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": [f"{'UMT5' if per_layer else 'T5'}ForConditionalGeneration"],
+        "model_type": "umt5" if per_layer else "t5",
         "vocab_size": config.vocab_size,
         "d_model": config.emb_dim,
         "d_kv": config.head_dim,

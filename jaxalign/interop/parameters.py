@@ -39,8 +39,9 @@ ARCHITECTURE = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
-# With the fields of networks that are more than a T5. The other fields of a T5Config determine how they compute.
-COMPUTATION = (*ARCHITECTURE, *T5Config.EXTENSIONS)
+PER_LAYER = "relative_attention_per_layer"
+# With the fields of other networks than T5. The other fields of a T5Config determine how they compute.
+COMPUTATION = (*ARCHITECTURE, PER_LAYER, *T5Config.EXTENSIONS)
 
 
 def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
@@ -92,14 +93,16 @@ def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config,
     Raises:
       UserError: the parameters are not those of a T5.
     """
-    needed = (EMBEDDING, "encoder.relpos_bias.rel_embedding", _QUERY)
+    per_layer = "encoder.layers_0.relpos_bias.rel_embedding" in params
+    table = f"encoder.{'layers_0.' if per_layer else ''}relpos_bias.rel_embedding"
+    needed = (EMBEDDING, table, _QUERY)
     missing = [name for name in needed if name not in params or len(params[name].shape) != 2]
     gated = "encoder.layers_0.mlp.wi_0.kernel" in params
     wi = f"encoder.layers_0.mlp.{'wi_0' if gated else 'wi'}.kernel"
     if missing or wi not in params:
         raise UserError(f"{where} is no T5: it lacks the matrix {(*missing, wi)[0]}")
     vocab_size, emb_dim = params[EMBEDDING].shape
-    num_heads, num_buckets = params["encoder.relpos_bias.rel_embedding"].shape
+    num_heads, num_buckets = params[table].shape
     joined = params[_QUERY].shape[1]
     if not num_heads or joined % num_heads:
         raise UserError(f"{where}: {joined} columns of {_QUERY} for {num_heads} heads")
@@ -124,6 +127,7 @@ def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config,
             mlp_activations=activations,
             logits_via_embedding=tied,
             relative_attention_num_buckets=num_buckets,
+            relative_attention_per_layer=per_layer,
         )
     except ValueError as error:
         raise UserError(f"{where} is no T5: {error}") from error
@@ -149,7 +153,7 @@ def same_architecture(where: str, theirs: T5Config, ours: T5Config) -> None:
 
 
 def require_t5(what: str, config: T5Config) -> None:
-    """Refuses a network with parts that the T5 of other systems does not have.
+    """Refuses a network with parts that no T5 of other systems has.
 
     Raises:
       UserError: the network is refused; the message names the field.
@@ -162,6 +166,19 @@ def require_t5(what: str, config: T5Config) -> None:
             )
 
 
+def require_t5x(what: str, config: T5Config) -> None:
+    """Refuses a network that T5X's T5 (``t5x.examples.t5``) does not compute.
+
+    Raises:
+      UserError: the network is refused.
+    """
+    require_t5(what, config)
+    if config.relative_attention_per_layer:
+        raise UserError(
+            f"{what} has relative positions in every layer (umT5), which T5X's T5 does not have; run folders and Hugging Face folders do"
+        )
+
+
 def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict[str, LazyArray]:
     """Returns the parameters layer by layer, whether or not the checkpoint stacks them.
 
@@ -172,7 +189,7 @@ def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict
       axis: the position of the layer axis of stacked parameters.
 
     Raises:
-      UserError: a stack's parameters have different numbers of layers, or each layer has a table of relative positions.
+      UserError: a stack's parameters have different numbers of layers.
     """
     last = LastRead()
     flat: dict[str, LazyArray] = {}
@@ -183,10 +200,8 @@ def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict
             flat[name] = array
             continue
         stack, rest = match.groups()
-        if "rel_embedding" in rest:
-            raise UserError(
-                f"{where} has relative positions in every layer ({name}), as umT5 and T5X's scalable T5 do, which is not supported"
-            )
+        # T5X's scalable T5 has two names for the tables of umT5, the first in its source and the other in the public checkpoints.
+        rest = rest.replace("relative_posemb.", "relpos_bias.")
         count = array.shape[axis] if len(array.shape) > axis else 0
         if counts.setdefault(stack, count) != count or not count:
             raise UserError(

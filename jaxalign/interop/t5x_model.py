@@ -22,7 +22,7 @@ from flax.linen import partitioning as flax_partitioning
 from t5x import models
 
 from jaxalign.errors import UserError
-from jaxalign.interop.parameters import require_t5
+from jaxalign.interop.parameters import require_t5x
 from jaxalign.objectives.base import Objective
 from jaxalign.objectives.dro import DROP, DROV
 from jaxalign.objectives.responses import Responses
@@ -199,7 +199,7 @@ def to_batch(batch: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, A
 
 def _check_same_network(policy: Any, module: Any) -> None:
     ours, theirs = policy.config, module.config
-    require_t5("the objective's policy", ours)
+    require_t5x("the objective's policy", ours)
     for name in _SAME_FIELDS:
         given = getattr(theirs, name, getattr(ours, name))
         if given != getattr(ours, name):

@@ -42,6 +42,7 @@ class T5Config:
       dtype: dtype of activations, ``float32`` or ``bfloat16``; parameters and log-probabilities are always float32.
       relative_attention_num_buckets: buckets of the relative-position table.
       relative_attention_max_distance: tokens; all longer distances share a bucket.
+      relative_attention_per_layer: a relative-position table in every layer (umT5) instead of one per stack (T5).
       float32_attention_logits: compute attention scores and their softmax in float32 for every `dtype`.
       scan_layers: one stacked layer under `jax.lax.scan` (short compile) instead of unrolled layers.
       remat_policy: what the backward pass recomputes: ``none``; ``minimal``, all but weight matmuls; ``full``, whole layers.
@@ -66,6 +67,7 @@ class T5Config:
     dtype: str = "float32"
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
     float32_attention_logits: bool = False
     scan_layers: bool = False
     remat_policy: str = "none"

@@ -35,7 +35,8 @@ class Prompt(NamedTuple):
     layers: tuple[Params, ...]
     cross: tuple[tuple[AnyArray, ...], ...]  # of every layer, rows first
     cross_bias: AnyArray
-    position_bias: AnyArray  # [1, heads, max_decode_len, max_decode_len]
+    # [1, heads, max_decode_len, max_decode_len]: one for all layers, or one for each (umT5).
+    position_biases: tuple[AnyArray, ...]
 
     @property
     def by_row(self) -> tuple[Any, AnyArray]:
@@ -71,11 +72,17 @@ def read_prompts(
         DecoderLayer(config).apply({"params": layer}, encoded, method="step_sources")
         for layer in layers
     )
-    position_bias = RelativePositionBias(config, bidirectional=False).apply(
-        {"params": decoder["relpos_bias"]}, max_decode_len, max_decode_len
+    tables = [decoder]
+    if config.relative_attention_per_layer:
+        tables = [decoder[f"layers_{index}"] for index in range(config.num_decoder_layers)]
+    position_biases = tuple(
+        RelativePositionBias(config, bidirectional=False).apply(
+            {"params": table["relpos_bias"]}, max_decode_len, max_decode_len
+        )
+        for table in tables
     )
     cross_bias = additive_bias((encoder_segment_ids > 0)[:, None, None, :], None, dtype)
-    return Prompt(params, layers, cross, cross_bias, position_bias)
+    return Prompt(params, layers, cross, cross_bias, position_biases)
 
 
 def empty_cache(config: T5Config, num_groups: int, num_slots: int, group_size: int = 1) -> Cache:
@@ -109,17 +116,20 @@ def next_states(
     """
     num_groups, _, num_slots = cache[0][0].shape[:3]
     group_size = tokens.size // num_groups
-    # A padded query axis of the bias is broadcast over the sequences of a group.
-    bias = jax.lax.dynamic_slice_in_dim(prompt.position_bias, position, 1, axis=2)
-    bias = bias[
-        ..., : num_slots // group_size
-    ]  # the cache may be shorter than the longest response
-    bias = jnp.repeat(bias, group_size, axis=3, total_repeat_length=num_slots)
     seen = (jnp.arange(num_slots) < (position + 1) * group_size)[None, None, None, :]
     if visible is not None:
         seen &= visible[:, None]
-    self_bias = jnp.where(seen, bias, jnp.asarray(MASKED, config.activation_dtype))
-    return _states(config, prompt, cache, tokens, position * group_size, self_bias)
+
+    def self_bias(position_bias: AnyArray) -> AnyArray:
+        # A padded query axis of the bias is broadcast over the sequences of a group.
+        bias = jax.lax.dynamic_slice_in_dim(position_bias, position, 1, axis=2)
+        # The cache may be shorter than the longest response.
+        bias = bias[..., : num_slots // group_size]
+        bias = jnp.repeat(bias, group_size, axis=3, total_repeat_length=num_slots)
+        return jnp.where(seen, bias, jnp.asarray(MASKED, config.activation_dtype))
+
+    self_biases = tuple(self_bias(each) for each in prompt.position_biases)
+    return _states(config, prompt, cache, tokens, position * group_size, self_biases)
 
 
 def next_states_in_ring(
@@ -140,15 +150,19 @@ def next_states_in_ring(
       step: the number of earlier calls with this cache.
       positions: target positions ``[rows]``, less than the number of slots.
     """
-    num_slots, length = cache[0][0].shape[2], prompt.position_bias.shape[-1]
+    num_slots, length = cache[0][0].shape[2], prompt.position_biases[0].shape[-1]
     distances = (step - jnp.arange(num_slots)) % num_slots
-    by_distance = prompt.position_bias[0, :, -1, ::-1]
-    bias = jnp.take(by_distance, jnp.minimum(distances, length - 1), axis=1)
     seen = jnp.repeat(distances <= positions[:, None], tokens.shape[1], axis=0)
-    self_bias = jnp.where(
-        seen[:, None, None, :], bias[None, :, None, :], jnp.asarray(MASKED, bias.dtype)
-    )
-    return _states(config, prompt, cache, tokens, step % num_slots, self_bias)
+
+    def self_bias(position_bias: AnyArray) -> AnyArray:
+        by_distance = position_bias[0, :, -1, ::-1]
+        bias = jnp.take(by_distance, jnp.minimum(distances, length - 1), axis=1)
+        return jnp.where(
+            seen[:, None, None, :], bias[None, :, None, :], jnp.asarray(MASKED, bias.dtype)
+        )
+
+    self_biases = tuple(self_bias(each) for each in prompt.position_biases)
+    return _states(config, prompt, cache, tokens, step % num_slots, self_biases)
 
 
 def _states(
@@ -157,13 +171,17 @@ def _states(
     cache: Cache,
     tokens: SequenceTokens,
     slot: AnyArray,
-    self_bias: AnyArray,
+    self_biases: tuple[AnyArray, ...],
 ) -> tuple[SequenceStates, Cache]:
     dtype = config.activation_dtype
     embedding = prompt.params["token_embedder"]["embedding"]
     x = jnp.take(embedding, tokens, axis=0, mode="clip").astype(dtype)
     updated = []
-    for layer, layer_cache, cross in zip(prompt.layers, cache, prompt.cross, strict=True):
+    if len(self_biases) == 1:
+        self_biases *= len(prompt.layers)
+    for layer, layer_cache, cross, self_bias in zip(
+        prompt.layers, cache, prompt.cross, self_biases, strict=True
+    ):
         x, layer_cache = DecoderLayer(config).apply(
             {"params": layer},
             x,

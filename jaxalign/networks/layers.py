@@ -14,6 +14,7 @@ from jaxalign.networks.attention import Attention
 from jaxalign.networks.blocks import FeedForward, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.encoder_fusion import GatedFusion
+from jaxalign.networks.positions import RelativePositionBias
 from jaxalign.networks.shapes import AnyArray, Bias, CrossBias, Encoded, Hidden
 
 
@@ -26,12 +27,16 @@ class EncoderLayer(nn.Module):
         dtype = self.config.activation_dtype
         self.pre_attention_layer_norm = RMSNorm(dtype)
         self.attention = Attention(self.config)
+        if self.config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(self.config, bidirectional=True)
         self.pre_mlp_layer_norm = RMSNorm(dtype)
         self.mlp = FeedForward(self.config)
         self.dropout = length_dropout(self.config)
 
     def __call__(self, x: Hidden, bias: Bias, deterministic: bool) -> tuple[Hidden, Hidden | None]:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        if self.config.relative_attention_per_layer:
+            bias = bias + self.relpos_bias(x.shape[1], x.shape[1])
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, y, bias, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
@@ -50,6 +55,8 @@ class DecoderLayer(nn.Module):
         dtype = self.config.activation_dtype
         self.pre_self_attention_layer_norm = RMSNorm(dtype)
         self.self_attention = Attention(self.config)
+        if self.config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(self.config, bidirectional=False)
         self.pre_cross_attention_layer_norm = RMSNorm(dtype)
         self.encoder_decoder_attention = Attention(self.config)
         if self.config.fuses_encoder_layers:
@@ -67,6 +74,8 @@ class DecoderLayer(nn.Module):
         deterministic: bool,
     ) -> tuple[Hidden, None]:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        if self.config.relative_attention_per_layer:
+            self_bias = self_bias + self.relpos_bias(x.shape[1], x.shape[1])
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, self_bias, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)

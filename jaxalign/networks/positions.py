@@ -1,6 +1,7 @@
 """T5's relative position biases (Raffel et al. 2020, arXiv 1910.10683, section 2.1) and attention masks.
 
-Both end up in one additive bias per stack, computed once and shared by all its layers.
+In T5 both end up in one additive bias per stack, computed once and shared by all its layers. In umT5 that bias holds the masks only, and
+every layer adds position biases from a table of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def relative_position_buckets(
 
 
 class RelativePositionBias(nn.Module):
-    """One table ``[heads, buckets]`` per stack, shared by its layers."""
+    """One table ``[heads, buckets]``, of a stack or of a layer."""
 
     config: T5Config
     bidirectional: bool

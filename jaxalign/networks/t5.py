@@ -52,11 +52,12 @@ class Encoder(nn.Module):
         """Encoded states, after the final norm, or those of all layers; positions of segment 0 carry no meaning."""
         config = self.config
         length = embedded.shape[1]
-        positions = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
+        positions = None
+        if not config.relative_attention_per_layer:
+            table = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
+            positions = table(length, length)
         bias = additive_bias(
-            segment_mask(segment_ids, segment_ids),
-            positions(length, length),
-            config.activation_dtype,
+            segment_mask(segment_ids, segment_ids), positions, config.activation_dtype
         )
         x = length_dropout(config)(embedded, deterministic=deterministic)
         x, outputs = apply_layers(
@@ -73,7 +74,8 @@ class Decoder(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        self.relpos_bias = RelativePositionBias(self.config, bidirectional=False)
+        if not self.config.relative_attention_per_layer:
+            self.relpos_bias = RelativePositionBias(self.config, bidirectional=False)
         self.decoder_norm = RMSNorm(self.config.activation_dtype)
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(
@@ -94,9 +96,10 @@ class Decoder(nn.Module):
         """States after the final norm. A token sees earlier ones of its segment and the encoder segment `prompt_ids` names."""
         config = self.config
         length = embedded.shape[1]
+        per_layer = config.relative_attention_per_layer
         self_bias = additive_bias(
             segment_mask(segment_ids, segment_ids) & causal_mask(length),
-            self.relpos_bias(length, length),
+            None if per_layer else self.relpos_bias(length, length),
             config.activation_dtype,
         )
         cross_bias = additive_bias(

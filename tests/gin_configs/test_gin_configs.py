@@ -17,7 +17,7 @@ from jaxalign.networks.policy import Policy
 CONFIGS = Path(__file__).resolve().parents[2] / "gin_configs"
 FAMILIES = ("models", "tasks", "objectives", "optimizers", "runs")
 
-# Numbers of parameters: T5 1.1 and 1.0 as in the public checkpoints; mT5 and ByT5 as their papers round them.
+# Numbers of parameters: T5 1.1 and 1.0 as in the public checkpoints; mT5 and ByT5 as their papers round them. umT5: counted from its sizes.
 PARAMETERS = {
     "t5_1_1_small": 76_961_152,
     "t5_1_1_base": 247_577_856,
@@ -29,6 +29,10 @@ PARAMETERS = {
     "t5_1_0_large": 737_668_096,
     "t5_1_0_3b": 2_851_598_336,
     "t5_1_0_11b": 11_307_321_344,
+    "umt5_small": 306_601_984,
+    "umt5_base": 592_043_520,
+    "umt5_xl": 3_768_356_864,
+    "umt5_xxl": 12_972_531_712,
 }
 ROUNDED_MILLIONS = {
     "mt5_small": 300, "mt5_base": 580, "mt5_large": 1230, "mt5_xl": 3740, "mt5_xxl": 12900,
@@ -124,6 +128,10 @@ def test_a_model_file_builds_its_network_abstractly(model):
     family = re.sub(r"^(flan_t5|t5_lm_adapted)_", "t5_1_1_", model)
     if family in PARAMETERS:
         assert count == PARAMETERS[family]
+        said = re.search(
+            r"^# ([\d,]+) parameters", (CONFIGS / f"models/{model}.gin").read_text(), re.M
+        )
+        assert said is None or int(said[1].replace(",", "")) == count
     elif model in ROUNDED_MILLIONS:
         assert count == pytest.approx(ROUNDED_MILLIONS[model] * 1e6, rel=0.02)
     elif model == "mini":

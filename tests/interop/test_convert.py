@@ -98,7 +98,7 @@ def test_a_run_folder_in_either_layout_is_loaded_by_the_rest_of_jaxalign(
 
 
 def test_files_of_hugging_face_are_written_again_as_they_were(shared_dir, tmp_path):
-    for version in ("t5_v1_1", "t5_v1_0"):
+    for version in ("t5_v1_1", "t5_v1_0", "umt5"):
         folder = shared_dir / "goldens" / "huggingface" / version
         convert(checkpoint=str(folder), output=str(tmp_path / version))
         convert(

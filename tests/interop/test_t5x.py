@@ -11,9 +11,9 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.interop import parameters, t5x
-from jaxalign.interop.arrays import from_numpy
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.convert import convert
+from tests.interop.conftest import CONFIG
 
 READERS = {"legacy": t5x.read_legacy, "orbax": t5x.read_orbax}
 NAME = "encoder.encoder_norm.scale"
@@ -182,10 +182,14 @@ def scanned(values, nesting="{stack}.{stack}"):
 
 
 @pytest.mark.parametrize("nesting", ["{stack}.{stack}", "{stack}.layers"])
-def test_scanned_trees_are_read_layer_by_layer(index, values, nesting):
+@pytest.mark.parametrize("table", [None, "relpos_bias", "relative_posemb"])
+def test_scanned_trees_are_read_layer_by_layer(index, values, nesting, table):
     folder, content, rewrite = index
-    expected = values()
-    content["optimizer"]["target"] = parameters.nest(scanned(expected, nesting))
+    expected = values(CONFIG.replace(relative_attention_per_layer=table is not None))
+    flat = scanned(expected, nesting)
+    if table is not None:  # umT5, under the name of the public checkpoints and that of T5X's source
+        flat = {name.replace("relpos_bias", table): value for name, value in flat.items()}
+    content["optimizer"]["target"] = parameters.nest(flat)
     rewrite(content)
     source = open_source(folder)
     source.configured(None)
@@ -193,10 +197,13 @@ def test_scanned_trees_are_read_layer_by_layer(index, values, nesting):
         np.testing.assert_array_equal(source.params[name].read(), value, err_msg=name)
 
 
-def test_relative_positions_in_every_layer_are_refused():
-    table = {"encoder.layers.relative_posemb.rel_embedding": from_numpy(np.zeros((2, 3, 32)))}
+def test_relative_positions_in_every_layer_are_not_written_for_t5x(
+    values, make_checkpoint, tmp_path
+):
+    config = CONFIG.replace(relative_attention_per_layer=True)
+    run = make_checkpoint("jaxalign", values(config), config)
     with pytest.raises(UserError, match="umT5"):
-        parameters.unrolled("x", table)
+        convert(checkpoint=run, output=str(tmp_path / "out"), to="t5x")
 
 
 def test_a_step_is_chosen_among_finished_checkpoints(index, tmp_path):
