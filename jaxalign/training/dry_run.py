@@ -23,6 +23,7 @@ from jaxalign.training import initial_checkpoint, launch, run_folder, task_check
 from jaxalign.training.build import make_transformations
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.start import RANDOM_INITIALISATION, StartFrom
+from jaxalign.training.trackers import TENSORBOARD, tracker_specs
 
 
 def check(
@@ -35,6 +36,7 @@ def check(
     devices: Devices = DEFAULT_DEVICES,
     batch_size: int,
     random_seed: int = 0,
+    trackers: str = TENSORBOARD,
     **others: Any,
 ) -> None:
     """Checks the arguments of `run.train` as far as the checks are cheap.
@@ -45,6 +47,7 @@ def check(
     """
     del others
     task_checks.check_numbers(batch_size, random_seed)
+    tracker_specs(trackers)
     folder = run_folder.local_folder(model_dir)
     launch.check_same_method(folder, launch.earlier_launch(folder), objective)
     started = None

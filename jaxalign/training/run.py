@@ -13,11 +13,13 @@ import optax
 
 from jaxalign import files
 from jaxalign.data.task_data import TaskData
+from jaxalign.errors import require_range
 from jaxalign.networks.leaves import merge_roles
 from jaxalign.objectives.base import Batch, Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices, Placement
 from jaxalign.parallel.preemption import Preempted, PreemptionHandler
+from jaxalign.runs import describing
 from jaxalign.runs.checkpoints import restore_frozen_leaves
 from jaxalign.training import build, checkpoint_folder, run_folder, task_checks
 from jaxalign.training.build import BuiltStep
@@ -27,9 +29,11 @@ from jaxalign.training.launch import SUMMARY_FILE, open_launch
 from jaxalign.training.loop import Loop, LoopConfig
 from jaxalign.training.metric_writing import MetricWriter
 from jaxalign.training.optimizers import Optimizer
+from jaxalign.training.samples import make_sampler
 from jaxalign.training.start import RANDOM_INITIALISATION, Start, StartFrom
 from jaxalign.training.state import TrainState, create_state
 from jaxalign.training.step import jit_eval_step, make_eval_step
+from jaxalign.training.trackers import TENSORBOARD, Experiment, open_trackers, tracker_specs
 from jaxalign.training.training_batches import TrainingBatches, open_batches
 
 
@@ -45,6 +49,8 @@ def train(
     devices: Devices = DEFAULT_DEVICES,
     random_seed: int = 0,
     reference_scores: str | None = None,
+    trackers: str = TENSORBOARD,
+    sample_prompts: int = 0,
     evaluators: Mapping[str, Evaluator] | None = None,
     configuration: Callable[[], str] | None = None,
 ) -> dict[str, Any]:
@@ -61,6 +67,9 @@ def train(
       devices: the arrangement of devices and the part of the model that each device holds.
       random_seed: the seed of initialisation, data order and dropout.
       reference_scores: the name of stored reference log-probabilities; by default they are found or computed.
+      trackers: where metrics go besides ``metrics.jsonl``: tensorboard, wandb, trackio, mlflow or ``module:Class``, separated by spaces
+        (`training.trackers`).
+      sample_prompts: the number of held-out prompts that the policy answers at every evaluation (``samples.jsonl``).
       evaluators: further evaluations by name, called as ``(step, params by role)``.
       configuration: a function that returns the text of the configuration, which is stored in ``config.gin`` and every checkpoint.
 
@@ -73,6 +82,8 @@ def train(
     """
     started = time.time()
     task_checks.check_numbers(batch_size, random_seed)
+    require_range("train", "[0, inf)", sample_prompts=sample_prompts)
+    tracker_specs(trackers)
     with run_folder.open_folder(model_dir) as folder:
         placement = devices.place(batch_size, objective.trained())
         data = task_checks.with_images(objective, data)
@@ -130,8 +141,26 @@ def train(
         del start
         with (
             PreemptionHandler() as notice,
-            MetricWriter(folder, resume_step=resumed or 0, enabled=primary) as writer,
+            MetricWriter(
+                folder,
+                resume_step=resumed or 0,
+                enabled=primary,
+                trackers=open_trackers(
+                    trackers if primary else "",
+                    Experiment(
+                        folder, launch.run_id, _tracked(objective, data, gin_text), resumed or 0
+                    ),
+                ),
+            ) as writer,
         ):
+            sampler = make_sampler(
+                objective,
+                data,
+                folder,
+                sample_prompts,
+                resume_step=resumed or 0,
+                also=writer.write_samples,
+            )
             runner = Loop(
                 step=built.step,
                 objective=objective,
@@ -143,6 +172,7 @@ def train(
                 metadata=run_folder.checkpoint_metadata(launch, objective, batch_size, gin_text),
                 evaluators={
                     **_objective_evaluator(objective, data, placement, built, frozen, batches),
+                    **sampler,
                     **(evaluators or {}),
                 },
                 frozen=frozen,
@@ -239,6 +269,13 @@ def _objective_evaluator(
     step = jit_eval_step(make_eval_step(objective), placement.mesh, places, batches.first)
     evaluator = make_evaluator(step, objective, placement.mesh, evaluation_batches)
     return {data.eval_split: evaluator}
+
+
+def _tracked(objective: Objective, data: TaskData, gin_text: str) -> dict[str, Any]:
+    """Returns what trackers show of the run's configuration."""
+    described = describing.describe_method(objective)
+    flat = {f"hyperparameters/{k}": v for k, v in described.pop("hyperparameters").items()}
+    return {**described, **flat, "task": data.task, "config.gin": gin_text}
 
 
 def _shardings(params: Mapping[str, Any]) -> dict[str, Any]:

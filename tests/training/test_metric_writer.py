@@ -6,29 +6,36 @@ import os
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.training import metric_writing, run_folder
+from jaxalign.training import metric_writing, run_folder, tensorboard
 from jaxalign.training.metric_writing import MetricWriter
+from jaxalign.training.trackers import Experiment, open_trackers
 
 
 def full(*arguments):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("what", ["lines", "events"])
-def test_a_full_disk_ends_the_run_in_one_line(tmp_path, monkeypatch, what):
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write(1, "train", {"loss": 1.0})
-    if what == "lines":
-        writer._file.close()
-        writer._file = open("/dev/full", "w")  # noqa: SIM115
-    else:
-        monkeypatch.setattr(metric_writing._EventFile, "_append", full)
+    writer._file.close()
+    writer._file = open("/dev/full", "w")  # noqa: SIM115
     message = r"could not write metrics under .*: No space left on device; checkpoints stay"
-    # Many more values than any queue holds: nothing blocks.
     for step in range(2, 40):
         with pytest.raises(UserError, match=message):
             writer.write(step, "train", {f"metric{n}": 1.0 for n in range(30)})
     writer.close()
+
+
+def test_event_files_on_a_full_disk_are_left_out_and_nothing_blocks(tmp_path, monkeypatch, capsys):
+    (tracker,) = open_trackers("tensorboard", Experiment(tmp_path, "abc", {}))
+    with MetricWriter(tmp_path, trackers=[tracker]) as writer:
+        writer.write(1, "train", {"loss": 1.0})
+        monkeypatch.setattr(tensorboard._EventFile, "_append", full)
+        # Many more values than any queue holds.
+        for step in range(2, 40):
+            writer.write(step, "train", {f"metric{n}": 1.0 for n in range(30)})
+    assert capsys.readouterr().err.count("tracker tensorboard failed") == 1
 
 
 def test_a_full_disk_at_the_start_is_told_alike(tmp_path, monkeypatch):
@@ -40,7 +47,8 @@ def test_a_full_disk_at_the_start_is_told_alike(tmp_path, monkeypatch):
 def test_tensorboard_reads_the_event_files(tmp_path):
     """In the format that tensorflow's own reader checks, checksums included."""
     tf = pytest.importorskip("tensorflow")
-    with MetricWriter(tmp_path, resume_step=4) as writer:
+    trackers = open_trackers("tensorboard", Experiment(tmp_path, "abc", {}, resume_step=4))
+    with MetricWriter(tmp_path, resume_step=4, trackers=trackers) as writer:
         writer.write(5, "train", {"loss": 2.5, "bad": float("nan")})
         writer.write(6, "train", {"loss": 1.5})
     (file,) = (tmp_path / "tensorboard" / "train").iterdir()
