@@ -244,6 +244,7 @@ def gin_file(
         ("EVAL_PERIOD", max(1, settings.train_steps // 10)),
         ("CHECKPOINT_PERIOD", max(1, settings.train_steps // 10)),
         ("LOGITS_CHUNK_SIZE", None),
+        ("SAMPLE_PROMPTS", 3),
     ]
     if not settings.checkpoint:
         macros.append(("VOCAB_SIZE", settings.vocab_size))

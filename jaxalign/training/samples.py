@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from jaxalign.inference.sampling import DecodingSettings, generate_tokens
 from jaxalign.networks.protocols import PolicyNetwork
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed
-from jaxalign.runs.metrics import keep_lines_up_to, read_metrics
+from jaxalign.runs.metrics import keep_lines_up_to
+from jaxalign.runs.samples import SAMPLES_FILE
 from jaxalign.training.evaluations import Evaluator
 
-SAMPLES_FILE = "samples.jsonl"
 SPLIT = "samples"
 _BATCH = 32
 
@@ -49,18 +50,20 @@ def make_sampler(
       resume_step: samples of later steps are removed from the file.
       also: receives the samples too.
 
-    Raises:
-      UserError: the policy reads images, or there are several processes.
+    Where the policy reads images, or several processes train it, there is no evaluator either, and a line says so.
     """
     policy = objective.trained().get("policy")
     if not count or not isinstance(policy, PolicyNetwork):
         return {}
-    if distributed.is_multiprocess():
-        raise UserError(
-            "SAMPLE_PROMPTS needs one process: the others would wait; set it to 0, and use `jaxalign generate` on the checkpoints"
-        )
-    if getattr(getattr(policy, "config", None), "image_size", 0):
-        raise UserError("SAMPLE_PROMPTS is for prompts of text; this policy reads images")
+    reads_images = getattr(getattr(policy, "config", None), "image_size", 0)
+    if distributed.is_multiprocess() or reads_images:
+        if distributed.is_primary_process():
+            why = "the policy reads images" if reads_images else "the run has several processes"
+            print(
+                f"jaxalign: {why}, so there are no samples (SAMPLE_PROMPTS); `jaxalign generate` answers with its checkpoints",
+                file=sys.stderr,
+            )
+        return {}
     prompts, tokens = _first_prompts(data, count)
     vocabulary = data.load_vocabulary()
     settings = DecodingSettings(max_target_length=data.feature_lengths["targets"])
@@ -95,20 +98,6 @@ def make_sampler(
         }
 
     return {SPLIT: sample}
-
-
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """Returns the samples of a run, of each step and prompt the newest; empty if it has none.
-
-    Raises:
-      UserError: the file is malformed.
-    """
-    newest: dict[tuple[int, str], dict[str, Any]] = {}
-    for record in read_metrics(folder / SAMPLES_FILE):
-        if not all(isinstance(record.get(name), str) for name in ("prompt", "response")):
-            raise UserError(f"{folder / SAMPLES_FILE}: a line lacks the text of prompt or response")
-        newest[record["step"], record["prompt"]] = record
-    return list(newest.values())
 
 
 def _first_prompts(data: TaskData, count: int) -> tuple[list[str], list[list[int]]]:

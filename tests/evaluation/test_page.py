@@ -256,6 +256,19 @@ def test_a_run_shows_its_curves_data_settings_and_versions(text):
         assert told in text
 
 
+def test_responses_during_training_stand_side_by_side(run, tmp_path):
+    folder = shutil.copytree(run.parent, tmp_path / "run")
+    lines = [
+        {"step": step, "split": "samples", "prompt": "a<b", "response": f"says {step}"}
+        for step in range(0, 70, 10)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = page.page_text([], [folder / "summary.json"])
+    assert "a&lt;b" in shown and "a<b" not in shown
+    # The first, the last and three between them.
+    assert [step for step in range(0, 70, 10) if f"says {step}<" in shown] == [0, 20, 30, 40, 60]
+
+
 def test_losses_of_two_objectives_never_share_a_plot(run, tmp_path):
     other = tmp_path / "sft"
     shutil.copytree(run.parent, other)

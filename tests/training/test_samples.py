@@ -3,15 +3,14 @@
 import json
 import types
 
-import jax
 import numpy as np
 import pytest
 
-from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.sampling import DecodingSettings, generate_responses
 from jaxalign.runs.folder import Run
-from jaxalign.training.samples import SAMPLES_FILE, make_sampler, read_samples
+from jaxalign.runs.samples import SAMPLES_FILE, read_samples
+from jaxalign.training.samples import make_sampler
 
 PROMPTS = ("inform(name=a)", "inform(name=b)")
 
@@ -82,8 +81,7 @@ def test_without_a_policy_or_prompts_nothing_is_sampled(opened, tmp_path):
     assert make_sampler(_objective(policy=opened.network), _data(opened), tmp_path, 0) == {}
 
 
-def test_several_processes_are_refused(opened, tmp_path, monkeypatch):
+def test_several_processes_train_without_samples_and_say_so(opened, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jaxalign.parallel.distributed.is_multiprocess", lambda: True)
-    with pytest.raises(UserError, match="SAMPLE_PROMPTS needs one process"):
-        make_sampler(_objective(policy=opened.network), _data(opened), tmp_path, 2)
-    assert jax.process_count() == 1
+    assert make_sampler(_objective(policy=opened.network), _data(opened), tmp_path, 2) == {}
+    assert "several processes, so there are no samples" in capsys.readouterr().err

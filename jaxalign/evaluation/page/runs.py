@@ -14,6 +14,7 @@ from jaxalign.evaluation.page import plots
 from jaxalign.evaluation.page.elements import Html, details, element, fields, join, section, table
 from jaxalign.evaluation.report_records import read_json
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
+from jaxalign.runs.samples import read_samples
 
 _CONFIG_BYTES = 4 << 20
 _MOST_PANELS = 9
@@ -41,6 +42,9 @@ _CURVES = (
 _TECHNICAL = ("per_second", "_norm")
 
 
+_MOST_SAMPLES = 5  # steps whose responses stand beside each other
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """A run folder as it was read, without its checkpoints.
@@ -52,6 +56,7 @@ class RunRecord:
       versions: the content of versions.json; empty without the file.
       config: the text of config.gin; empty without the file.
       records: the lines of metrics.jsonl.
+      samples: the lines of samples.jsonl: what the policy answered at the evaluations.
     """
 
     name: str
@@ -60,6 +65,7 @@ class RunRecord:
     versions: Mapping[str, Any]
     config: str
     records: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]] = ()
 
     @property
     def objective(self) -> str:
@@ -86,6 +92,7 @@ def read_run(summary: Path, name: str) -> RunRecord:
         untrusted.read_json_object(versions, inside=folder) if versions.exists() else {},
         _text(config, folder) if config.exists() else "",
         read_metrics(folder / METRICS_FILE),
+        read_samples(folder),
     )
 
 
@@ -114,6 +121,7 @@ def runs_section(runs: Sequence[RunRecord]) -> Html:
         _data(runs),
         *_curves(runs),
         *_final(runs),
+        *map(_samples, runs),
         *map(_settings, runs),
     )
 
@@ -229,6 +237,28 @@ def _final(runs: Sequence[RunRecord]) -> list[Html]:
         for objective, rows in by_objective.items()
         if rows
     ]
+
+
+def _samples(run: RunRecord) -> Html:
+    """Returns what the policy of a run answered to the same prompts as it was trained; nothing without samples."""
+    steps = sorted({sample["step"] for sample in run.samples})
+    if not steps:
+        return Html("")
+    # The first and the last, and some between them.
+    chosen = sorted(
+        {steps[round(i * (len(steps) - 1) / (_MOST_SAMPLES - 1))] for i in range(_MOST_SAMPLES)}
+    )
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for sample in run.samples:
+        row = by_prompt.setdefault(sample["prompt"], {"prompt": sample["prompt"]})
+        if sample["step"] in chosen:
+            row[f"step {sample['step']}"] = sample["response"]
+    columns = ["prompt", *(f"step {step}" for step in chosen)]
+    rows = [{column: row.get(column) for column in columns} for row in by_prompt.values()]
+    return details(
+        f"Responses of {run.name} during training",
+        table(f"Greedy responses to the same {len(rows)} prompts, by step", rows),
+    )
 
 
 def _settings(run: RunRecord) -> Html:
