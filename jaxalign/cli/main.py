@@ -128,6 +128,14 @@ def _run(arguments: list[str]) -> int:
     if name == "--version":
         print(f"jaxalign {__version__}")
         return 0
+    if name in ("completion", "__complete"):
+        from jaxalign.cli import completion
+
+        if name == "completion":
+            print(completion.script(rest), end="")
+        else:
+            print("\n".join(completion.candidates(" ".join(rest))))
+        return 0
     if name.startswith("-"):
         raise UsageError(
             f"the command comes first: jaxalign COMMAND {name} ...; see jaxalign --help"
@@ -223,7 +231,7 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "jaxalign COMMAND --help lists the parameters of a command.",
+            "jaxalign COMMAND --help lists the parameters of a command; jaxalign completion bash (zsh, fish) completes them.",
         ]
     )
 
