@@ -35,7 +35,7 @@ NOT_IMPORTED = {
     "beartype",
 }
 # Imported only where it is there; the code or test says what is missing otherwise.
-OPTIONAL = {"torch", "transformers", "t5x", "clu", "xpk", "libtpu", "huggingface_hub"}
+OPTIONAL = {"torch", "transformers", "t5x", "clu", "xpk", "libtpu", "huggingface_hub", "datasets"}
 OUR_OWN = {"jaxalign", "studies", "tests"}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data import json_lines, layouts, preferences, recognition, validation
+from jaxalign.data import data_files, json_lines, layouts, preferences, recognition, validation
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_form import Form
 from jaxalign.data.evaluation_set import EvaluationSet
@@ -154,7 +154,11 @@ def read_evaluation_records(
     log = RejectionLog()
     only_prompts: list[recognition.Found] = []
     reader = None if images is None else ImageReader(images)
-    parsed = list(_parse(str(path), log, form, only_prompts, reader))
+    parsed = [
+        item
+        for file in data_files.expand(path)
+        for item in _parse(file, log, form, only_prompts, reader)
+    ]
     log.check(max_rejected_fraction, side_file)
     records = _of_file(str(path), log, parsed, duplicates)
     note = form.note(records.path, only_prompts)

@@ -28,17 +28,13 @@ _COMPRESSED: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
+_DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV"}
 # Formats that are recognised only so that the message can say what to do.
 _REFUSED = {
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", "decompress it: zstd -d FILE"),
     b"PK\x03\x04": (
         "a zip archive (Excel files are, too)",
         "unpack it, or export the sheet as CSV",
-    ),
-    b"ARROW1": ("an Arrow file", "save it as Parquet or JSON Lines: dataset.to_json('data.jsonl')"),
-    b"\xff\xff\xff\xff": (
-        "an Arrow stream",
-        "save it as JSON Lines: dataset.to_json('data.jsonl')",
     ),
     b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
     b"\x80\x04": ("a Python pickle, which is never read", "save it as JSON Lines"),
@@ -72,6 +68,9 @@ def _elements(file: BinaryIO, path: str) -> Iterator[Element]:
             raise DataError(f"{path} is {what}, not JSON Lines; {advice}.")
     if head.startswith(b"PAR1"):
         yield from table_files.parquet_rows(file, path)
+        return
+    if head.startswith((table_files.ARROW_FILE, table_files.ARROW_STREAM)):
+        yield from table_files.arrow_rows(file, path)
         return
     encoding = _utf16(head)
     if encoding is None:
@@ -133,11 +132,13 @@ def _text_format(head: str, path: str) -> Callable[[Iterable[Element]], Iterator
         return _list_elements
     if lines[0].startswith("{") and _spans_lines(lines):
         return _concatenated
-    if any(line.startswith(("{", "[")) for line in lines):
+    delimiter = max(_DELIMITERS, key=lambda each: table_files.count_columns(lines[0], each))
+    is_table = table_files.names_known_columns(lines[0], delimiter)
+    if not is_table and any(line.startswith(("{", "[")) for line in lines):
         return _json_lines
-    for name, delimiter in (("CSV", ","), ("TSV", "\t"), ("CSV", ";")):
-        if table_files.is_header(lines[0], delimiter):
-            return lambda found: table_files.table(found, delimiter, path, name)
+    if table_files.count_columns(lines[0], delimiter):
+        name = _DELIMITERS[delimiter]
+        return lambda found: table_files.table(found, delimiter, path, name)
     raise DataError(
         f"{path} begins with {lines[0][:40]!r}, which is neither JSON nor the header row of a CSV file; give one JSON object a line, "
         'such as {"prompt": "...", "response": "...", "feedback": 1}.'

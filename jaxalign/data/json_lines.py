@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign import untrusted
-from jaxalign.data import file_formats
+from jaxalign.data import file_formats, hub_datasets
 from jaxalign.data.elements import Element, Unreadable
 from jaxalign.data.rejections import DataError, RejectionLog
 
@@ -29,7 +29,8 @@ def read_json_lines(
     The number is that of the line in a text file (the first line if an object spans several), or that of the row in a table.
 
     Args:
-      path: JSON Lines, a JSON list, JSON objects over several lines, CSV, TSV or Parquet; gzip, bzip2, xz and UTF-16 are decoded.
+      path: JSON Lines, a JSON list, JSON objects over several lines, CSV, TSV, Parquet or Arrow; gzip, bzip2, xz and UTF-16 are decoded;
+        or a dataset's address (`hub_datasets`).
       log: collects the lines that cannot be read; without a log the first such line raises DataError.
       split: the split that the log names.
 
@@ -38,7 +39,8 @@ def read_json_lines(
     """
     path = os.path.expanduser(os.fspath(path))
     try:
-        elements = file_formats.open_elements(path)
+        address = hub_datasets.is_address(path)
+        elements = hub_datasets.rows(path) if address else file_formats.open_elements(path)
         for element in elements:
             if log is not None:
                 log.seen += 1
@@ -71,7 +73,7 @@ def read_json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
       DataError: a record is not an object (the message names the file and line of the first one); also as in `read_json_lines`.
     """
     place = Path(path).expanduser()
-    if not place.is_file():
+    if not hub_datasets.is_address(os.fspath(path)) and not place.is_file():
         problem = "is not a file" if place.exists() else "no such file"
         raise DataError(f"{path}: {problem}; give a JSON Lines file, one object a line.")
     for line, value, _ in read_json_lines(path):

@@ -24,7 +24,9 @@ REASONS = (
     "unreadable_image",
 )
 MAX_FLOAT32 = 3.4028235e38
-_WORDS = {"up": 1.0, "down": 0.0, "true": 1.0, "false": 0.0}
+_WORDS = {"up": 1.0, "down": 0.0, "true": 1.0, "false": 0.0, "\U0001f44d": 1.0, "\U0001f44e": 0.0}
+# A thumb as an emoji may have a skin tone, and a selector of its form.
+_EMOJI_FORMS = re.compile("[\U0001f3fb-\U0001f3ff\ufe0e\ufe0f]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf(inity)?)")
 
 
@@ -94,7 +96,7 @@ def number(value: Any, field: str) -> float:
     if isinstance(value, bool):
         return float(value)
     if isinstance(value, str):
-        text = value.strip().lower()
+        text = _EMOJI_FORMS.sub("", value.strip().lower())
         if text in _WORDS:
             return _WORDS[text]
         if not _NUMBER.fullmatch(text):

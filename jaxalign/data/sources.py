@@ -7,14 +7,13 @@ the same sources as seqio Tasks, so a task gives the same records in both cases.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxalign.data import derived, json_lines, layouts, validation
+from jaxalign.data import data_files, derived, json_lines, layouts, validation
 from jaxalign.data.candidate_records import CandidatesParser, common_scores
 from jaxalign.data.images import ImageFormat, ImageReader
 from jaxalign.data.records import Record, check_kind
@@ -68,8 +67,8 @@ class JsonlSource(RecordSource):
     """Data files of one kind: JSON Lines, or another format that `json_lines` reads.
 
     Attributes:
-      files: split -> path, list of paths or glob pattern. With only a "train" file, one tenth of the *prompts* becomes
-        "validation" (by hash and `split_seed`).
+      files: split -> path, or a list of paths: files, patterns, folders or addresses of datasets (`data_files`). With only a "train" file,
+        one tenth of the *prompts* becomes "validation" (by hash and `split_seed`).
       kind: record kind.
       layout: see `layouts`.
       fields: the file's names for prompt, response, feedback ... if they differ, as a mapping or as text such as
@@ -120,17 +119,13 @@ class JsonlSource(RecordSource):
         return list(self.files) == ["train"]
 
     def paths(self, split: str) -> list[str]:
-        """Returns the files of a split, with patterns expanded, sorted."""
+        """Returns the files of a split, with patterns and folders expanded, sorted."""
         given = self.files.get("train" if self._divided else split)
         if given is None:
             raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
         found: list[str] = []
-        for pattern in [given] if isinstance(given, str) else given:
-            path = os.path.expanduser(pattern)
-            matches = [path] if os.path.exists(path) else sorted(glob.glob(path))
-            if not matches:
-                raise DataError(f"No file matches {pattern!r} (split {split!r}).")
-            found.extend(matches)
+        for path in [given] if isinstance(given, str) else given:
+            found.extend(data_files.expand(path))
         return found
 
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:
@@ -263,7 +258,5 @@ class JsonlSource(RecordSource):
         for split in self.splits:
             for path in self.paths(split):
                 digest.update(f"\n{split}\n".encode())
-                with open(path, "rb") as file:
-                    for block in iter(lambda: file.read(1 << 20), b""):
-                        digest.update(block)
+                data_files.update_digest(digest, path)
         return digest.hexdigest()

@@ -46,7 +46,7 @@ class TaskData:
       kind: the record kind of the files.
       layout: the layout of the files, 'records', 'candidates' or one of another library (`data.layouts`).
       fields: field names of the files that differ from ours, such as 'response=completion,feedback=label', or {our name: the files' name}.
-      train_file: JSON Lines, or another format that `data.json_lines` reads.
+      train_file: JSON Lines, or another format that `data.json_lines` reads; also a pattern, a folder or an address (`data.data_files`).
       validation_file: JSON Lines; without it a tenth of the training file's prompts is held out.
       responses_per_example: if above 1, records of one prompt are joined.
       duplicates: 'reject' or 'keep' repeated records.

@@ -10,7 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from jaxalign import files, untrusted
-from jaxalign.data import bundled_sources, sentencepiece_models, sources, task_registry
+from jaxalign.data import (
+    bundled_sources,
+    data_files,
+    sentencepiece_models,
+    sources,
+    task_registry,
+)
 from jaxalign.data.records import Record
 from jaxalign.data.rejections import DataError
 from jaxalign.data.sources import RecordSource
@@ -242,7 +248,7 @@ def _short_enough(text: str) -> Iterator[str]:
 
 def _source(task_or_file: str, kind: str, layout: str, fields: str) -> RecordSource:
     """Returns the files as a source if the text names any, else a task."""
-    if os.path.exists(task_or_file) or glob.glob(task_or_file):
+    if data_files.exists(task_or_file):
         return sources.JsonlSource({"train": task_or_file}, kind, layout=layout, fields=fields)
     looks_like_a_path = "/" in task_or_file or glob.has_magic(task_or_file)
     if looks_like_a_path or os.path.splitext(task_or_file)[1]:

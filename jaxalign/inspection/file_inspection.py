@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign import files
-from jaxalign.data import layouts, recognition, sources
+from jaxalign.data import data_files, layouts, recognition, sources
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
 from jaxalign.data.records import Record
@@ -59,7 +59,8 @@ def inspect(
     """Reports what a data file holds and writes a gin file that trains on it (`jaxalign inspect FILE`).
 
     Args:
-      file: JSON Lines, a JSON list, CSV, TSV or Parquet, compressed or uncompressed.
+      file: JSON Lines, a JSON list, CSV, TSV, Parquet or Arrow, compressed or uncompressed; also a pattern, a folder of such files, or
+        the address of a dataset of the Hugging Face Hub, hf_dataset://OWNER/NAME[@REVISION][/CONFIG][:SPLIT].
       output: the gin file; by default NAME.gin in the current folder.
       validation_file: held-out records; without it a tenth of the prompts is held out.
       kind, layout, fields: how to read the file, if the detected values are wrong.
@@ -138,8 +139,8 @@ def inspect(
         inspection,
         name=name,
         output=output,
-        train_file=os.path.abspath(os.path.expanduser(file)),
-        validation_file=validation_file and os.path.abspath(os.path.expanduser(validation_file)),
+        train_file=data_files.absolute(file),
+        validation_file=validation_file and data_files.absolute(validation_file),
         vocabulary=os.path.abspath(trained.path) if trained else vocabulary or "bytes",
         extra_ids=extra_ids,
     )
@@ -157,14 +158,16 @@ def inspect(
 
 def _name(file: str) -> str:
     """Returns the name of a task on a file: that of the file without the endings of its format and compression."""
-    name = _FORMAT.sub("", os.path.basename(file))
+    name = _FORMAT.sub("", os.path.basename(file.rstrip("/")))
     return re.sub(r"\W+", "_", name).strip("_") or "data"
 
 
 def _found(file: str, kind: str | None, layout: str | None, fields: str | None) -> Found:
     """Returns how to read the file: the given values, and values detected from the first records for the others."""
     log = RejectionLog()
-    objects = read_json_lines(file, log=log)
+    objects = itertools.chain.from_iterable(
+        read_json_lines(path, log=log) for path in data_files.expand(file)
+    )
     first = [obj for _, obj, _ in itertools.islice(objects, _LOOKED_AT)]
     if not first:
         raise DataError(

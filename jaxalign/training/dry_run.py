@@ -5,13 +5,13 @@ The module reads no arrays and computes nothing.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxalign import hub
+from jaxalign.data import data_files
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
@@ -62,7 +62,7 @@ def check(
     make_transformations(objective, optimizers)
     for name in ("train_file", "validation_file"):
         pattern = getattr(data, name)
-        if pattern is not None and not (Path(pattern).exists() or glob.glob(pattern)):
+        if pattern is not None and not data_files.exists(pattern):
             raise UserError(f"{name.upper()} {pattern} does not exist")
     cached = TaskCache.exists(data.cache_dir)
     if not data.vocabulary_exists() and (data.train_file or not cached):

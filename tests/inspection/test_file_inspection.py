@@ -277,7 +277,7 @@ def test_the_held_out_file_is_read_too(write_lines, capsys):
     inspect(write_lines(triplets()), validation_file=held_out, vocabulary="bytes")
     said = capsys.readouterr().out
     assert f"{held_out}:\n  records: 10, usable 9" in said and "rejected: 1 invalid_json" in said
-    with pytest.raises(DataError, match="Cannot read the data file nothing"):
+    with pytest.raises(DataError, match="No file matches 'nothing'"):
         inspect(write_lines(triplets()), validation_file="nothing", overwrite=True)
     other = write_lines([{"prompt": "p", "response": "r"}], "other.jsonl")
     with pytest.raises(DataError, match=r"other.jsonl holds kind 'seq2seq', and .* kind 'triplet'"):
