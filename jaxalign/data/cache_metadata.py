@@ -99,6 +99,7 @@ class CacheMetadata:
       request: a hash of the options and the source's content; None if the source's content has no hash.
       fingerprint: a hash of the examples.
       images: the format of the images of prompts; None if images were not read.
+      chat_template: what turned chat messages into text (`ChatTemplate.describe`); None for lines `role: content`.
     """
 
     name: str
@@ -114,6 +115,7 @@ class CacheMetadata:
     request: str | None
     fingerprint: str
     images: ImageFormat | None = None
+    chat_template: Mapping[str, Any] | None = None
 
     @property
     def num_examples(self) -> dict[str, int]:
@@ -151,9 +153,10 @@ class CacheMetadata:
     def write(self, folder: str) -> None:
         """Writes `metadata.json`."""
         described = {"version": VERSION, **dataclasses.asdict(self)}
-        if self.images is None:
-            # The files of a cache of text do not change.
-            del described["images"]
+        # Most caches have neither, and their files do not mention them.
+        for name in ("images", "chat_template"):
+            if described[name] is None:
+                del described[name]
         with open(os.path.join(folder, METADATA_FILE), "w", encoding="utf-8") as file:
             json.dump(described, file, indent=2, ensure_ascii=False)
             file.write("\n")
@@ -218,6 +221,9 @@ def _parse(found: Mapping[str, Any]) -> CacheMetadata:
         request=None if request is None else _text(request, "request"),
         fingerprint=_text(found["fingerprint"], "fingerprint"),
         images=_images(found["images"]) if "images" in found else None,
+        chat_template=_mapping(found["chat_template"], "chat_template")
+        if "chat_template" in found
+        else None,
     )
 
 

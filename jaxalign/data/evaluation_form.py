@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.data import recognition
+from jaxalign.data.chat_templates import ChatTemplate
 from jaxalign.data.records import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a file is read: its kind ('' to detect it for each line), its layout, and its names of our fields."""
+    """How a file is read: its kind ('' to detect it for each line), its layout, its names of our fields, and its chat template."""
 
     kind: str
     layout: str
     fields: Mapping[str, str]
+    template: ChatTemplate | None = None
 
     def other(self, obj: Any) -> recognition.Found | None:
         """Returns the form that an object has if it is another one; None if it is this one or unknown."""

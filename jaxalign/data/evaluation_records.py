@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data import data_files, json_lines, layouts, preferences, recognition, validation
+from jaxalign.data.chat_templates import read_chat_template
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.evaluation_form import Form
 from jaxalign.data.evaluation_set import EvaluationSet
@@ -125,6 +126,7 @@ def read_evaluation_records(
     duplicates: str = "reject",
     max_rejected_fraction: float = MAX_REJECTED_FRACTION,
     images: ImageFormat | None = None,
+    chat_template: str = "",
 ) -> EvaluationRecords:
     """Reads a data file, or a split of a cache folder.
 
@@ -134,6 +136,7 @@ def read_evaluation_records(
       split: the split of a cache.
       kind: the kind of a file's records; '' detects it for each line (`recognise_kind`).
       layout, fields: how to read a file, see `layouts`.
+      chat_template: what turns the chat messages of a file into text, see `chat_templates`; '' for lines `role: content`.
       prompt_field: the name of the prompt in a file; a short form of `fields` with prompt=NAME.
       duplicates: 'reject' or 'keep' repeated records of a file.
       max_rejected_fraction: the largest share of a file's lines that may be unusable.
@@ -150,7 +153,8 @@ def read_evaluation_records(
     if kind and kind not in KINDS:
         raise UserError(f"kind={kind!r}; known: {', '.join(KINDS)}, or nothing to recognise it.")
     names = {"prompt": prompt_field} | layouts.parse_fields(fields)
-    form = Form(kind, layouts.check_layout(layout), names)
+    template = read_chat_template(chat_template) if chat_template else None
+    form = Form(kind, layouts.check_layout(layout), names, template)
     log = RejectionLog()
     only_prompts: list[recognition.Found] = []
     reader = None if images is None else ImageReader(images)
@@ -232,7 +236,7 @@ def _parse(
         try:
             if not isinstance(given, Mapping):
                 raise RecordError("wrong_type", "the line holds no object")
-            obj = _with_our_names(given, form.layout, form.fields)
+            obj = _with_our_names(given, form)
             found = form.kind or recognise_kind(obj)
             if found:
                 record = parse_record(obj, found, file=path, line=line, images=images)
@@ -256,19 +260,18 @@ def _parse(
         yield record, references
 
 
-def _with_our_names(
-    given: Mapping[str, Any], layout: str, fields: Mapping[str, str]
-) -> dict[str, Any]:
+def _with_our_names(given: Mapping[str, Any], form: Form) -> dict[str, Any]:
     """Returns the object with our field names, whatever names the file uses.
 
     Raises:
       RecordError: the object does not have the layout, or has no prompt under the given name.
     """
+    layout, fields = form.layout, form.fields
     if layout in ("ultrafeedback", "candidates"):
         raise UserError(
             f"an evaluation does not read the layout {layout!r}; make a cache of it, and give that"
         )
-    obj = dict(layouts.to_record_fields(given, layout, fields))
+    obj = dict(layouts.to_record_fields(given, layout, fields, form.template))
     if layout == "records":
         obj |= {ours: field_value(given, theirs) for ours, theirs in fields.items()}
     if obj.get("prompt") is None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxalign.data.candidate_records import feedback_field
-from jaxalign.data.layouts import TURN, is_messages
+from jaxalign.data.chat_messages import is_messages
+from jaxalign.data.layouts import TURN
 from jaxalign.data.record_fields import RecordError, number
 from jaxalign.data.records import KINDS, is_candidates
 
@@ -63,6 +64,12 @@ def layout_of(obj: Any) -> Found | None:
     names = set(obj)
     if {"instruction", "completions"} <= names:
         return Found("triplet", "ultrafeedback")
+    if {"preferred_output", "non_preferred_output", "input"} <= names:
+        return Found("pair", "openai")
+    if {"history", "human_ref_A", "human_ref_B", "labels"} <= names:
+        return Found("pair", "compared")
+    if {"prompt", "output_A", "output_B", "label"} <= names:
+        return Found("pair", "halos")
     feedback = _alias(obj, "feedback", _is_feedback)
     if feedback is None and obj.get("feedback") is not None:
         # Feedback that cannot be read is a mistake to report. Without it, bad responses would be imitated.
@@ -75,6 +82,8 @@ def layout_of(obj: Any) -> Found | None:
             return _renamed("pair", prompt=prompt)
         dialogue = isinstance(obj["chosen"], str) and TURN.search(obj["chosen"])
         return Found("pair", "hh" if dialogue else "trl")
+    if is_messages(obj.get("prompt")) and "output" in names and "completion" not in names:
+        return Found("triplet" if feedback else "seq2seq", "halos")
     if is_messages(obj.get("prompt")) or is_messages(obj.get("completion")):
         return Found("triplet" if feedback else "seq2seq", "trl")
     if prompt is None:

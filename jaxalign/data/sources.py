@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from jaxalign.data import data_files, derived, json_lines, layouts, validation
 from jaxalign.data.candidate_records import CandidatesParser, common_scores
+from jaxalign.data.chat_templates import ChatTemplate
 from jaxalign.data.images import ImageFormat, ImageReader
 from jaxalign.data.records import Record, check_kind
 from jaxalign.data.rejections import DataError, RejectionLog
@@ -79,6 +80,7 @@ class JsonlSource(RecordSource):
       duplicates: "reject" or "keep" repeated records. It is applied here only before records are joined; the cache always applies it.
       parser: reads objects of another layout; see `validation.parse_objects_with`.
       images: the format of the images of records; None to read none.
+      chat_template: turns chat messages into text; None for lines `role: content`.
     """
 
     files: Mapping[str, str | Sequence[str]]
@@ -94,6 +96,7 @@ class JsonlSource(RecordSource):
     duplicates: str = "reject"
     parser: Callable[..., list[Record]] | None = None
     images: ImageFormat | None = None
+    chat_template: ChatTemplate | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -219,6 +222,7 @@ class JsonlSource(RecordSource):
             source=os.path.basename(file),
             split=split,
             images=images,
+            template=self.chat_template,
         )
 
     def objects(
@@ -254,6 +258,8 @@ class JsonlSource(RecordSource):
         options = dataclasses.asdict(self)
         options.pop("files")
         options.pop("images")
+        if options.pop("chat_template") is not None and self.chat_template is not None:
+            options["chat_template"] = self.chat_template.describe()
         digest.update(json.dumps(options, sort_keys=True, default=str).encode())
         for split in self.splits:
             for path in self.paths(split):

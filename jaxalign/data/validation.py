@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxalign.data import layouts, recognition
+from jaxalign.data.chat_templates import ChatTemplate
 from jaxalign.data.digests import Places
 from jaxalign.data.images import ImageReader
 from jaxalign.data.json_lines import read_json_lines
@@ -66,6 +67,7 @@ def parse_objects(
     source: str = "",
     split: str = "",
     images: ImageReader | None = None,
+    template: ChatTemplate | None = None,
 ) -> Iterator[Record]:
     """Yields the records of (line, object, text) triples; see `read_jsonl`.
 
@@ -77,7 +79,7 @@ def parse_objects(
     beginning = Beginning(file)
     for line, given, text in objects:
         try:
-            obj = layouts.to_record_fields(given, layout, renamed)
+            obj = layouts.to_record_fields(given, layout, renamed, template)
             record = parse_record(
                 obj,
                 kind,

@@ -52,6 +52,7 @@ def evaluate(
     bootstrap: int = 1000,
     step: int | str | None = None,
     layout: str = "records",
+    chat_template: str = "",
     fields: str = "",
     prompt_field: str = "prompt",
     seed: int = 0,
@@ -87,6 +88,7 @@ def evaluate(
       bootstrap: number of resamples for intervals (a fifth of them for rankings).
       step: a checkpoint's step, `best` or `latest`; by default `best` if a best checkpoint was kept.
       layout, fields: how to read a data file, as for `jaxalign cache`; fields such as response=completion,feedback=label.
+      chat_template: what turns the chat messages of a data file into text, as for `jaxalign cache`.
       prompt_field: name of the prompt's field in a data file.
       seed: seed of sampling and of the bootstrap.
       overwrite: replace another evaluation in `output_dir`.
@@ -113,6 +115,7 @@ def evaluate(
         long_prompts=long_prompts,
         kind=kind,
         layout=layout,
+        chat_template=chat_template,
         fields=fields,
         duplicates=duplicates,
         max_rejected_fraction=max_rejected_fraction,
@@ -316,6 +319,7 @@ def _read(
         side_file=str(folder / "rejected.jsonl"),
         kind=settings.kind,
         layout=settings.layout,
+        chat_template=settings.chat_template,
         fields=settings.fields,
         prompt_field=settings.prompt_field,
         duplicates=settings.duplicates,

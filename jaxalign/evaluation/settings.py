@@ -31,6 +31,7 @@ class EvaluationSettings:
       long_prompts: how prompts are cut; '' uses the setting of each run.
       kind: the record kind of a file; '' detects it from the fields.
       layout: the layout of a file, see `jaxalign.data.layouts`.
+      chat_template: what turns the chat messages of a file into text; '' for lines `role: content`.
       fields: the names of a file's fields, such as ``response=completion,feedback=label``.
       duplicates: 'reject' or 'keep' repeated records of a file.
       max_rejected_fraction: the largest share of a file's lines that may be unusable.
@@ -55,6 +56,7 @@ class EvaluationSettings:
     long_prompts: str = ""
     kind: str = ""
     layout: str = "records"
+    chat_template: str = ""
     fields: str = ""
     duplicates: str = "reject"
     max_rejected_fraction: float = MAX_REJECTED_FRACTION

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxalign import files
 from jaxalign.data import data_files, layouts, recognition, sources
+from jaxalign.data.chat_templates import ChatTemplate, read_chat_template
 from jaxalign.data.json_lines import read_json_lines
 from jaxalign.data.recognition import Found
 from jaxalign.data.records import Record
@@ -47,6 +48,7 @@ def inspect(
     kind: str | None = None,
     layout: str | None = None,
     fields: str | None = None,
+    chat_template: str | None = None,
     vocabulary: str | None = None,
     extra_ids: int = 0,
     vocab_size: int = 1000,
@@ -64,8 +66,10 @@ def inspect(
       output: the gin file; by default NAME.gin in the current folder.
       validation_file: held-out records; without it a tenth of the prompts is held out.
       kind, layout, fields: how to read the file, if the detected values are wrong.
-      vocabulary: 'bytes' or the path of a SentencePiece model; by default that of the checkpoint, or a small model that is trained on
-        the file; it is written beside the gin file.
+      chat_template: a Jinja file, or the folder of a tokenizer that has a chat template, which turns chat messages into text; by default
+        they become lines `role: content`.
+      vocabulary: 'bytes', or the path of a SentencePiece model, a tokenizer.json or their folder; by default that of the checkpoint, or a
+        small model that is trained on the file; it is written beside the gin file.
       extra_ids: number of sentinels after the vocabulary (100 for T5).
       vocab_size: number of pieces of the trained vocabulary.
       model: a file of gin_configs/models, such as flan_t5_base, mini by default. One that has a pretrained checkpoint needs the
@@ -104,7 +108,8 @@ def inspect(
         model_presets.check_objective(objective)
     if preset.checkpoint and vocabulary is None:
         vocabulary = _pretrained_vocabulary(model, preset)
-    source = _source(file, found)
+    template = read_chat_template(chat_template) if chat_template else None
+    source = _source(file, found, template)
     if start is not None and vocabulary is None:
         chosen, trained, vocabulary, extra_ids = _own_vocabulary(start, output)
     else:
@@ -113,7 +118,9 @@ def inspect(
     _check_usable(file, inspection)
     held_out = None
     if validation_file is not None:
-        held_out = _inspect(_source(validation_file, found), found, chosen, 0, held_out=False)
+        held_out = _inspect(
+            _source(validation_file, found, template), found, chosen, 0, held_out=False
+        )
         _check_usable(validation_file, held_out)
     settings = None
     if found.kind != "prompts":
@@ -143,6 +150,7 @@ def inspect(
         validation_file=validation_file and data_files.absolute(validation_file),
         vocabulary=os.path.abspath(trained.path) if trained else vocabulary or "bytes",
         extra_ids=extra_ids,
+        chat_template=chat_template and os.path.abspath(os.path.expanduser(chat_template)),
     )
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if trained:
@@ -198,7 +206,7 @@ def _check_usable(file: str, inspection: Inspection) -> None:
         )
 
 
-def _source(file: str, found: Found) -> sources.JsonlSource:
+def _source(file: str, found: Found, template: ChatTemplate | None) -> sources.JsonlSource:
     # A prompt alone is read as a record whose response repeats the prompt, so that the same code measures it.
     prompts_only = found.kind == "prompts"
     fields = dict(found.fields)
@@ -210,6 +218,7 @@ def _source(file: str, found: Found) -> sources.JsonlSource:
         layout=found.layout,
         fields=fields,
         duplicates="keep",
+        chat_template=template,
     )
 
 

@@ -220,6 +220,7 @@ def gin_file(
     validation_file: str | None,
     vocabulary: str,
     extra_ids: int,
+    chat_template: str | None = None,
 ) -> tuple[str, list[str]]:
     """Returns the text of the gin file, and the next commands to type."""
     lengths = {"inputs": settings.inputs, "targets": settings.targets}
@@ -264,10 +265,11 @@ def gin_file(
         # There are too few prompts to hold some out.
         task.append(("eval_split", ""))
     # A cache made with other settings gets another folder, so that a second inspection does not find it.
-    read = (macros[:6], settings.vocab_size, task)
+    read = (macros[:6], settings.vocab_size, task, *([chat_template] if chat_template else []))
     digest = hashlib.sha256(repr(read).encode()).hexdigest()[:8]
     cache_dir = f"runs/cache/{name}_{digest}"
     macros.insert(1, ("CACHE_DIR", cache_dir))
+    macros.append(("CHAT_TEMPLATE", chat_template))
     next_commands = commands(settings, name, output, cache_dir)
     header = [
         f"# Written by `jaxalign inspect` for {inspection.examples_count} records: {inspection.found.describe()}.",
@@ -297,6 +299,7 @@ def gin_file(
             "task_data.TaskData:",
             "  train_file = %TRAIN_FILE",
             "  validation_file = %VALIDATION_FILE",
+            "  chat_template = %CHAT_TEMPLATE",
             *(f"  {parameter} = {value!r}" for parameter, value in task),
             "",
         ]

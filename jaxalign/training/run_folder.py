@@ -124,6 +124,7 @@ def write_description(
         if statistics and data.standardize_rewards
         else None,
         **({"score_names": list(metadata.score_names)} if metadata.score_names else {}),
+        **({"chat_template": metadata.chat_template} if metadata.chat_template else {}),
         "task": data.task,
         "task_fingerprint": metadata.fingerprint,
         "manifests": True,

@@ -95,6 +95,58 @@ CASES = {
         Found("pair", "compared"),
         ("p", ("a", "b"), (1.0, 0.0)),
     ),
+    "SHP": (
+        {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 2},
+        Found("pair", "compared"),
+        ("p", ("b", "a"), (1.0, 0.0)),
+    ),
+    "HALOs, binary": (
+        {"prompt": [USER], "output": [REPLY], "label": 0, "reward": 3, "type": "binary_feedback"},
+        Found("triplet", "halos"),
+        (PROMPT, ("A T5.",), (0.0,)),
+    ),
+    "HALOs, scalar": (
+        {"prompt": [USER], "output": [REPLY], "reward": 3.5, "type": "scalar_feedback"},
+        Found("triplet", "halos"),
+        (PROMPT, ("A T5.",), (3.5,)),
+    ),
+    "HALOs, samples": (
+        {"prompt": [USER], "output": "A T5."},
+        Found("seq2seq", "halos"),
+        (PROMPT, ("A T5.",), None),
+    ),
+    "HALOs, pairwise": (
+        {
+            "prompt": [USER],
+            "output_A": [OTHER],
+            "output_B": [REPLY],
+            "label": 0,
+            "reward_A": 1,
+            "reward_B": 3,
+        },
+        Found("pair", "halos"),
+        (PROMPT, ("A T5.", "Guess."), (2.0, 0.0)),
+    ),
+    "OpenAI's preferences": (
+        {
+            "input": {"messages": [USER], "tools": []},
+            "preferred_output": [REPLY],
+            "non_preferred_output": [OTHER],
+        },
+        Found("pair", "openai"),
+        (PROMPT, ("A T5.", "Guess."), (1.0, 0.0)),
+    ),
+    "ratings of a pair": (
+        {
+            "prompt": "p",
+            "chosen": [REPLY],
+            "rejected": [OTHER],
+            "chosen-rating": 5,
+            "rejected-rating": 3.5,
+        },
+        Found("pair", "trl"),
+        ("p", ("A T5.", "Guess."), (1.5, 0.0)),
+    ),
     "ranked": (
         {"question": "p", "responses": ["a", "b"]},
         Found("ranked", fields=(("prompt", "question"),)),
@@ -138,6 +190,8 @@ def test_prompts_alone_and_strange_objects_are_recognised_as_such():
         ("hh", {"chosen": 1, "rejected": "b"}, "must be dialogues"),
         ("instructions", {"output": "x"}, "'instruction' is missing"),
         ("compared", {"response_a": "a", "response_b": "b"}, "are missing"),
+        ("halos", {"prompt": [USER], "output_A": [REPLY], "output_B": [OTHER]}, "label is a null"),
+        ("openai", {"input": "p", "preferred_output": [REPLY]}, "input.messages' is missing"),
     ],
 )
 def test_what_is_not_of_the_layout_is_a_bad_record(layout, obj, message):
