@@ -35,7 +35,18 @@ NOT_IMPORTED = {
     "beartype",
 }
 # Imported only where it is there; the code or test says what is missing otherwise.
-OPTIONAL = {"torch", "transformers", "t5x", "clu", "xpk", "libtpu", "huggingface_hub", "datasets"}
+OPTIONAL = {
+    "torch",
+    "transformers",
+    "t5x",
+    "clu",
+    "xpk",
+    "libtpu",
+    "huggingface_hub",
+    "datasets",
+    "jinja2",
+    "tokenizers",
+}
 OUR_OWN = {"jaxalign", "studies", "tests"}
 
 

@@ -172,7 +172,8 @@ class SelfJudge:
         """Returns s(first, second) of every filled template; NaN where the text is too long."""
         vocabulary, limit = self._policy.run.vocabulary, self._policy.run.length("inputs")
         tokens = [
-            [*map(int, ids), vocabulary.eos_id] for ids in vocabulary.encode_batch(list(texts))
+            [*vocabulary.prompt_prefix, *map(int, ids), vocabulary.eos_id]
+            for ids in vocabulary.encode_batch(list(texts))
         ]
         fits = [index for index, ids in enumerate(tokens) if len(ids) <= limit]
         self._policy.counts["too long comparisons"] += len(tokens) - len(fits)

@@ -16,6 +16,7 @@ from jaxalign import files
 from jaxalign.data import cache_metadata, layouts, sources, task_registry
 from jaxalign.data.cache_metadata import CacheMetadata
 from jaxalign.data.cache_writer import CacheWriter, portable
+from jaxalign.data.chat_templates import read_chat_template
 from jaxalign.data.images import ImageFormat
 from jaxalign.data.records import KINDS
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION, DataError
@@ -40,6 +41,7 @@ def cache(
     duplicates: str = "reject",
     kind: str = "triplet",
     layout: str = "records",
+    chat_template: str | None = None,
     train_file: str | None = None,
     validation_file: str | None = None,
     fields: list[str] | None = None,
@@ -54,7 +56,8 @@ def cache(
       task: a bundled task (synthetic_triplets, synthetic_seq2seq, synthetic_pairs, synthetic_ranked), a task or mixture
         registered with seqio, or any name for your own file if `train_file` is given.
       output_dir: the cache folder. An identical cache is reused; a different cache is an error unless `overwrite` is set.
-      vocabulary: "bytes" or the path of a SentencePiece model; None uses the vocabulary of the seqio task, or "bytes".
+      vocabulary: "bytes", or the path of a SentencePiece model, a tokenizer.json or their folder; None uses the vocabulary of the seqio
+        task, or "bytes".
       extra_ids: number of sentinels after the vocabulary (100 for T5).
       splits: splits to write; the feedback statistics are those of "train".
       max_input_length, max_target_length: limits in tokens, including EOS; a longer response is rejected.
@@ -63,8 +66,10 @@ def cache(
       max_unknown_fraction: largest share of unknown pieces in a prompt or response.
       duplicates: "reject" or "keep" repeated records. Logged data often contains repeats; use "keep" for such data.
       kind, train_file, validation_file: your own data files; without a validation file a tenth of the prompts is held out.
-      layout: "records", or a layout of another library: "trl", "hh", "instructions", "compared", "ultrafeedback"; or
-        "candidates" (docs/data.md).
+      layout: "records", or a layout of another library: "trl", "hh", "instructions", "compared", "halos", "openai",
+        "ultrafeedback"; or "candidates" (docs/data.md).
+      chat_template: a Jinja file, or the folder of a tokenizer that has a chat template, which turns chat messages into text; by default
+        they become lines `role: content`.
       fields: names of the fields in your file, as ours=theirs, such as response=completion,feedback=label.
       responses_per_example: if above 1, the records of one prompt are joined into examples of up to that many responses.
       image_size: pixels of the side of the images of records (field `image`, docs/data.md); 0 reads no images.
@@ -87,6 +92,10 @@ def cache(
         raise DataError(
             "Images are read from data files only: give train_file, or leave image_size out."
         )
+    if chat_template and train_file is None:
+        raise DataError(
+            "A chat template turns the messages of data files into text: give train_file, or leave chat_template out."
+        )
     source: sources.RecordSource
     if train_file is not None:
         files = {"train": train_file}
@@ -100,6 +109,7 @@ def cache(
             responses_per_example=responses_per_example,
             duplicates=duplicates,
             images=images,
+            chat_template=read_chat_template(chat_template) if chat_template else None,
         )
     else:
         source = task_registry.resolve_source(task)

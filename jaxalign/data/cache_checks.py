@@ -122,5 +122,5 @@ def _cut_differently(metadata: CacheMetadata, wanted: Limits) -> Iterator[str]:
 
 def _describe(vocabulary: Vocabulary) -> str:
     spec = vocabulary.to_dict()
-    name = f"sentencepiece {spec['sha256'][:12]}" if "sha256" in spec else spec["kind"]
+    name = f"{spec['kind']} {spec['sha256'][:12]}" if "sha256" in spec else spec["kind"]
     return f"{name} with {spec.get('extra_ids', 0)} extra ids"

@@ -33,7 +33,8 @@ from jaxalign.data.tokenization import (
 )
 from jaxalign.data.vocabularies import Vocabulary
 
-_MODEL_FILE = "vocabulary.model"
+# The names of the vocabulary's file in a cache, by kind.
+_FILES = {"sentencepiece": "vocabulary.model", "tokenizer": "tokenizer.json"}
 Tokens = tuple[list[int], list[list[int]]]
 
 
@@ -83,10 +84,11 @@ class CacheWriter:
         described_vocabulary = portable(self._vocabulary)
         if "path" in described_vocabulary:
             model = self._vocabulary.to_dict()["path"]
-            shutil.copyfile(model, os.path.join(self._folder, _MODEL_FILE))
+            shutil.copyfile(model, os.path.join(self._folder, described_vocabulary["path"]))
         everything = summaries.values()
         training = summaries.get("train")
         statistics = training.feedback_statistics() if training else None
+        template = getattr(self._source, "chat_template", None)
         metadata = CacheMetadata(
             name=name,
             kind=self._source.kind,
@@ -101,6 +103,7 @@ class CacheWriter:
             request=request,
             fingerprint=content.hexdigest(),
             images=self._images,
+            chat_template=template.describe() if template is not None else None,
         )
         metadata.write(self._folder)
         return metadata
@@ -288,5 +291,5 @@ def portable(vocabulary: Vocabulary) -> dict[str, Any]:
     """Returns the vocabulary's description with its path inside the cache."""
     spec = dict(vocabulary.to_dict())
     if "path" in spec:
-        spec["path"] = _MODEL_FILE
+        spec["path"] = _FILES[spec["kind"]]
     return spec

@@ -61,7 +61,8 @@ class TextEncoder:
         Raises:
           UserError: a prompt is too long and the limits reject long prompts.
         """
-        pieces = self.vocabulary.encode_batch(list(texts))
+        prefix = self.vocabulary.prompt_prefix
+        pieces = [[*prefix, *ids] for ids in self.vocabulary.encode_batch(list(texts))]
         counts = [0] * len(pieces) if image_tokens is None else image_tokens
         limits = self.limits
         rooms = [beside_image(limits, count) for count in counts]
@@ -73,7 +74,9 @@ class TextEncoder:
                         f"{limits.max_input_length}, and the run rejects such prompts; give --long_prompts=truncate or "
                         "truncate_left, or a larger --max_input_length"
                     )
-        kept = [cut_prompt(tokens, room) for tokens, room in zip(pieces, rooms, strict=True)]
+        kept = [
+            cut_prompt(tokens, room, prefix) for tokens, room in zip(pieces, rooms, strict=True)
+        ]
         encoded = self._encoded(pieces, kept)
         if not any(counts):
             return encoded
@@ -94,6 +97,7 @@ class TextEncoder:
         """Returns (reason, message) if a cache with these limits would reject a record, else None."""
         inputs, *targets = self.vocabulary.encode_batch([prompt, *responses])
         room = beside_image(self.limits, image_tokens)
+        inputs = [*self.vocabulary.prompt_prefix, *inputs]
         return find_problem(inputs, targets, self.vocabulary, room)
 
     def describe_cut(self, encoded: EncodedTexts) -> str:

@@ -8,13 +8,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.data import sentencepiece_models
+from jaxalign.data.sentencepiece_models import SPACE, is_sentinel
 from jaxalign.data.vocabularies import (
+    FILE_KINDS,
     ByteVocabulary,
+    FileVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
     vocabulary_from_dict,
 )
 from jaxalign.errors import UserError
+
+# Texts by which vocabularies of different libraries are compared, besides their tables.
+_PROBES = (
+    "The quick brown fox jumps over 13 lazy dogs.",
+    "naïve café, 日本語 ﬁn Ⅳ",
+    "x <extra_id_0> y",
+    "Don't - stop; (ever)!",
+    "unübertreffliche Straßenbahnhaltestellen",
+    "a",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +35,9 @@ class RecordedVocabulary:
     """The description of a vocabulary and its location.
 
     Attributes:
-      spec: the result of `Vocabulary.to_dict`: kind, extra_ids, and for a SentencePiece model path and sha256.
+      spec: the result of `Vocabulary.to_dict`: kind, extra_ids, and for a file path and sha256.
       folder: the folder to which a relative path refers.
-      model: the SentencePiece model itself, if it was not read from a local file.
+      model: the content of the file itself, if it was not read from a local file.
       counted: whether the number of sentinels is known; False if it was only assumed.
     """
 
@@ -40,23 +53,27 @@ class RecordedVocabulary:
           UserError: its model is missing or differs from the description.
         """
         if self.model is not None:
-            return SentencePieceVocabulary(
-                str(self.spec["path"]), self.spec["extra_ids"], model=self.model
-            )
+            kind = FILE_KINDS[str(self.spec["kind"])]
+            return kind(str(self.spec["path"]), self.spec["extra_ids"], model=self.model)
         return vocabulary_from_dict(self.spec, self.folder)
 
     def describe(self) -> str:
         """Returns a description in words."""
         sentinels = f"{self.spec.get('extra_ids', 0)} extra ids"
-        if self.spec.get("kind") != "sentencepiece":
+        if self.spec.get("kind") not in FILE_KINDS:
             return f"{self.spec.get('kind')} with {sentinels}"
-        return f"the SentencePiece model {str(self.spec.get('sha256'))[:12]} with {sentinels}"
+        digest = str(self.spec.get("sha256"))[:12]
+        if self.spec["kind"] == "tokenizer":
+            return f"the tokenizer.json {digest}"
+        return f"the SentencePiece model {digest} with {sentinels}"
 
     def agrees_with(self, other: RecordedVocabulary) -> bool:
         """Returns whether every text has the same ids in both; sentinels are compared if both know their number."""
         if _identity(self.spec) == _identity(other.spec):
             return True
-        if self.spec.get("kind") != other.spec.get("kind"):
+        if ("bytes" in (self.spec.get("kind"), other.spec.get("kind"))) and (
+            self.spec.get("kind") != other.spec.get("kind")
+        ):
             return False
         try:
             mine, theirs = self.load(), other.load()
@@ -66,8 +83,9 @@ class RecordedVocabulary:
         counted = self.counted and other.counted
         if isinstance(mine, ByteVocabulary) or isinstance(theirs, ByteVocabulary):
             return not counted or mine.sentinels == theirs.sentinels
-        assert isinstance(mine, SentencePieceVocabulary)
-        assert isinstance(theirs, SentencePieceVocabulary)
+        assert isinstance(mine, FileVocabulary) and isinstance(theirs, FileVocabulary)
+        if type(mine) is not type(theirs):
+            return _same_pieces(mine, theirs)
         same_sentinels = not counted or mine.sentinels == theirs.sentinels
         return same_sentinels and mine.digest == theirs.digest
 
@@ -112,6 +130,19 @@ def require_same_vocabulary(
         f"{ours.folder} was tokenised with another vocabulary than {what}: with {ours.describe()}, not {theirs.describe()}, so tokens "
         f"would mean something else; set VOCABULARY = {place!r} and EXTRA_IDS = {theirs.spec.get('extra_ids', 0)}, and another CACHE_DIR"
     )
+
+
+def _same_pieces(one: FileVocabulary, other: FileVocabulary) -> bool:
+    """Returns whether a SentencePiece model and a tokenizer.json are the same vocabulary: the same table, and the same ids of texts."""
+    tables = [
+        [
+            # SentencePiece writes the space before a sentinel into its piece.
+            piece.removeprefix(SPACE) if piece and is_sentinel(piece) else piece
+            for piece in vocabulary.table()
+        ]
+        for vocabulary in (one, other)
+    ]
+    return tables[0] == tables[1] and one.encode_batch(_PROBES) == other.encode_batch(_PROBES)
 
 
 def _identity(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -207,7 +207,8 @@ class SeqioSource(sources.RecordSource):
         scores = example.get("scores")
         reference_feedback = example.get("reference_feedback")
         record = Record(
-            prompt=example.get("prompt") or self.vocabulary.decode(inputs),
+            prompt=example.get("prompt")
+            or self.vocabulary.decode(_without_prefix(inputs, self.vocabulary)),
             responses=tuple(texts),
             feedback=None if feedback is None else tuple(feedback),
             scores=None if scores is None else tuple(map(tuple, scores)),
@@ -252,6 +253,12 @@ def _problem(record: Record) -> tuple[str, str] | None:
             f"{len(record.feedback)} feedback numbers for {len(record.responses)} responses"
         )
     return None
+
+
+def _without_prefix(tokens: Sequence[int], vocabulary: Vocabulary) -> Sequence[int]:
+    """Returns the tokens of a prompt without those with which every prompt begins."""
+    prefix = vocabulary.prompt_prefix
+    return tokens[len(prefix) :] if tuple(tokens[: len(prefix)]) == prefix else tokens
 
 
 def _without_eos(tokens: Sequence[int], eos: int) -> list[int]:

@@ -41,10 +41,11 @@ class TaskData:
       task: a bundled task, a task or mixture registered with seqio, or any name for the files below.
       cache_dir: the tokenised cache; made on first use.
       feature_lengths: ``inputs`` and ``targets``, the tokens of a prompt and of one response, including EOS.
-      vocabulary: 'bytes' or the path of a SentencePiece model; the task's own by default.
+      vocabulary: 'bytes', or the path of a SentencePiece model, a tokenizer.json or their folder; the task's own by default.
       extra_ids: the number of sentinels after the vocabulary (100 for T5).
       kind: the record kind of the files.
       layout: the layout of the files, 'records', 'candidates' or one of another library (`data.layouts`).
+      chat_template: a Jinja file or the folder of a tokenizer, which turns chat messages into text; None for lines `role: content`.
       fields: field names of the files that differ from ours, such as 'response=completion,feedback=label', or {our name: the files' name}.
       train_file: JSON Lines, or another format that `data.json_lines` reads; also a pattern, a folder or an address (`data.data_files`).
       validation_file: JSON Lines; without it a tenth of the training file's prompts is held out.
@@ -76,6 +77,7 @@ class TaskData:
     extra_ids: int = 0
     kind: str = "triplet"
     layout: str = "records"
+    chat_template: str | None = None
     fields: str | Mapping[str, str] = ""
     train_file: str | None = None
     validation_file: str | None = None
@@ -222,6 +224,7 @@ class TaskData:
                 train_file=self.train_file,
                 validation_file=self.validation_file,
                 layout=self.layout,
+                chat_template=self.chat_template,
                 fields=[
                     f"{ours}={theirs}" for ours, theirs in layouts.parse_fields(self.fields).items()
                 ],

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.data import bundled_sources, sources
+from jaxalign.data.chat_templates import read_chat_template
 from jaxalign.data.rejections import DataError
 from jaxalign.data.seqio_sources import SeqioSource, TfdsSource, as_seqio_source
+from jaxalign.data.tokenizer_vocabulary import TokenizerVocabulary
 from jaxalign.data.ultrafeedback import ASPECTS, CONTAMINATED_SOURCES, UltraFeedbackParser
 from jaxalign.data.vocabularies import (
     ByteVocabulary,
@@ -36,6 +38,7 @@ def register_jsonl_task(
     vocabulary: str | Vocabulary = "bytes",
     extra_ids: int = 0,
     layout: str = "records",
+    chat_template: str | None = None,
     fields: str | Mapping[str, str] | None = None,
     score_names: Sequence[str] = (),
     responses_per_example: int = 1,
@@ -51,6 +54,7 @@ def register_jsonl_task(
       files: split -> path, paths or glob pattern; with only "train", `validation_fraction` of its prompts is "validation".
       vocabulary: "bytes" or the path of a SentencePiece model; extra_ids: the number of sentinels after it.
       layout: see `layouts`.
+      chat_template: a Jinja file or the folder of a tokenizer, which turns chat messages into text.
       fields: the files' names for prompt, response, feedback ... if they differ, as a mapping or "response=completion,feedback=label".
       score_names: for multi, the scores and their order.
       responses_per_example: if above 1, the records of one prompt are joined.
@@ -61,6 +65,7 @@ def register_jsonl_task(
         files,
         kind,
         layout=layout,
+        chat_template=read_chat_template(chat_template) if chat_template else None,
         fields=fields or {},
         score_names=tuple(score_names),
         responses_per_example=responses_per_example,
@@ -216,6 +221,11 @@ def tokenize_responses(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     """A seqio preprocessor: `prompt` and `responses` become `inputs`, `targets` and `target_lengths`, each text with EOS."""
     import tensorflow as tf
 
+    inputs = output_features["inputs"].vocabulary
+    # Gemma's prompts begin with BOS; seqio's own vocabularies have no such tokens.
+    tokenizer = getattr(inputs, "tokenizer", None)
+    prefix = tf.constant(getattr(tokenizer, "prompt_prefix", ()), tf.int32)
+
     def encode(text: Any, vocabulary: Any) -> Any:
         return tf.concat([vocabulary.encode_tf(text), [vocabulary.eos_id]], axis=0)
 
@@ -226,7 +236,7 @@ def tokenize_responses(dataset: Any, output_features: Mapping[str, Any]) -> Any:
             fn_output_signature=tf.RaggedTensorSpec([None], tf.int32, ragged_rank=0),
         )
         return example | {
-            "inputs": encode(example["prompt"], output_features["inputs"].vocabulary),
+            "inputs": tf.concat([prefix, encode(example["prompt"], inputs)], axis=0),
             "targets": targets.flat_values,
             "target_lengths": tf.cast(targets.row_lengths(), tf.int32),
         }
@@ -288,12 +298,15 @@ def _vocabulary_of(task: Any) -> Vocabulary:
     if task.name in _OUR_VOCABULARIES:
         return _OUR_VOCABULARIES[task.name]
     theirs = task.output_features["targets"].vocabulary
+    if isinstance(getattr(theirs, "tokenizer", None), TokenizerVocabulary):
+        return theirs.tokenizer
     if isinstance(theirs, seqio.SentencePieceVocabulary):
         return SentencePieceVocabulary(theirs.sentencepiece_model_file, theirs.extra_ids)
     if isinstance(theirs, seqio.ByteVocabulary):
         return ByteVocabulary(theirs.extra_ids)
     raise DataError(
-        f"The task {task.name!r} uses {type(theirs).__name__}; only SentencePiece and byte vocabularies can be cached."
+        f"The task {task.name!r} uses {type(theirs).__name__}; only SentencePiece and byte vocabularies, "
+        "and those of TokenizerVocabulary.to_seqio, can be cached."
     )
 
 

@@ -61,7 +61,8 @@ def tokenize(records: Iterable[Record], vocabulary: Vocabulary) -> Iterator[Toke
         texts = [text for record in block for text in (record.prompt, *record.responses)]
         tokens = iter(vocabulary.encode_batch(texts))
         for record in block:
-            yield record, next(tokens), [next(tokens) for _ in record.responses]
+            prompt = [*vocabulary.prompt_prefix, *next(tokens)]
+            yield record, prompt, [next(tokens) for _ in record.responses]
 
 
 def make_examples(
@@ -104,7 +105,7 @@ def make_examples(
                 ties=preferences.is_tie(record.feedback),
                 truncated_prompts=len(inputs) > room.max_input_length - 1,
             )
-            prompt = [*image_tokens, *cut_prompt(inputs, room)]
+            prompt = [*image_tokens, *cut_prompt(inputs, room, vocabulary.prompt_prefix)]
             yield _example(record, prompt, targets, vocabulary.eos_id)
 
 
@@ -155,12 +156,15 @@ def beside_image(limits: Limits, image_tokens: int) -> Limits:
     return dataclasses.replace(limits, max_input_length=room)
 
 
-def cut_prompt(tokens: Sequence[int], limits: Limits) -> Sequence[int]:
-    """Returns the tokens of a prompt that fit into the limit, without EOS."""
+def cut_prompt(tokens: Sequence[int], limits: Limits, prefix: Sequence[int] = ()) -> Sequence[int]:
+    """Returns the tokens of a prompt that fit into the limit, without EOS; `prefix` begins every prompt, even one cut at its beginning."""
     room = limits.max_input_length - 1
     if len(tokens) <= room:
         return tokens
-    return tokens[-room:] if limits.long_prompts == "truncate_left" else tokens[:room]
+    if limits.long_prompts != "truncate_left":
+        return tokens[:room]
+    end = max(room - len(prefix), 1)
+    return [*prefix, *tokens[-end:]][:room]
 
 
 def _changed(block: Sequence[Tokenized], vocabulary: Vocabulary) -> Iterator[tuple[bool, int]]:
@@ -168,9 +172,10 @@ def _changed(block: Sequence[Tokenized], vocabulary: Vocabulary) -> Iterator[tup
     if vocabulary.lossless:
         yield from itertools.repeat((False, 0), len(block))
         return
+    before = len(vocabulary.prompt_prefix)
     decoded = iter(
         vocabulary.decode_batch(
-            [tokens for _, inputs, targets in block for tokens in (inputs, *targets)]
+            [tokens for _, inputs, targets in block for tokens in (inputs[before:], *targets)]
         )
     )
     for record, _, _ in block:

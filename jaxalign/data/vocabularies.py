@@ -1,4 +1,4 @@
-"""Vocabularies in plain Python: SentencePiece models and bytes.
+"""Vocabularies in plain Python: SentencePiece models, bytes, and (in `tokenizer_vocabulary`) the library tokenizers.
 
 Ids follow T5: 0 is PAD (and the decoder's start token), 1 is EOS, 2 is the unknown piece. `encode` never adds EOS;
 the cache appends it once, so that it is counted in every log-probability. TensorFlow is imported only by `to_seqio`.
@@ -16,18 +16,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxalign.data import sentencepiece_models
+from jaxalign.data.token_ids import EOS_ID, PAD_ID, until_eos
+from jaxalign.data.tokenizer_vocabulary import FILE, TokenizerVocabulary
 from jaxalign.errors import UserError
 
-PAD_ID = 0
-EOS_ID = 1
 UNK_ID = 2
 _BYTE_OFFSET = 3
 
 
 class Vocabulary(Protocol):
-    """The interface of a vocabulary that the data code needs; `lossless` says whether the tokens of every text restore it."""
+    """The interface of a vocabulary that the data code needs.
+
+    Attributes:
+      lossless: whether the tokens of every text restore it.
+      prompt_prefix: the tokens that begin every prompt, such as BOS; () for T5's vocabularies.
+    """
 
     lossless: bool
+    prompt_prefix: tuple[int, ...]
     pad_id: int
     eos_id: int
     unk_id: int
@@ -49,18 +55,11 @@ class Vocabulary(Protocol):
     def to_seqio(self) -> Any: ...
 
 
-def _until_eos(ids: Iterable[int]) -> list[int]:
-    """Returns the ids before the first EOS, without PAD, as Python integers."""
-    found = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids)).reshape(-1).tolist()
-    if EOS_ID in found:
-        found = found[: found.index(EOS_ID)]
-    return [int(token) for token in found if token != PAD_ID]
-
-
 class ByteVocabulary:
     """ByT5's vocabulary: UTF-8 byte b is id b + 3, after PAD, EOS and unknown; `extra_ids` sentinels follow."""
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
+    prompt_prefix: tuple[int, ...] = ()
     lossless = True
 
     def __init__(self, extra_ids: int = 0):
@@ -85,7 +84,7 @@ class ByteVocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text up to the first EOS; ids that are not bytes and broken UTF-8 are left out."""
-        kept = [i - _BYTE_OFFSET for i in _until_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
+        kept = [i - _BYTE_OFFSET for i in until_eos(ids) if _BYTE_OFFSET <= i < 256 + _BYTE_OFFSET]
         return bytes(kept).decode("utf-8", errors="ignore")
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
@@ -123,6 +122,7 @@ class SentencePieceVocabulary:
     """
 
     pad_id, eos_id, unk_id = PAD_ID, EOS_ID, UNK_ID
+    prompt_prefix: tuple[int, ...] = ()
     lossless = False
 
     def __init__(
@@ -187,10 +187,14 @@ class SentencePieceVocabulary:
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         size = self.size
-        return [i if 0 <= i < size else UNK_ID for i in _until_eos(ids)]
+        return [i if 0 <= i < size else UNK_ID for i in until_eos(ids)]
 
     def pieces(self, text: str) -> list[str]:
         return self._processor.EncodeAsPieces(text)
+
+    def table(self) -> list[str]:
+        """Returns the text of every id."""
+        return [self._processor.IdToPiece(index) for index in range(self.size)]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -217,6 +221,14 @@ class SentencePieceVocabulary:
         return hash((self.sha256, self.extra_ids))
 
 
+# The kinds of vocabularies that are a file.
+FILE_KINDS: dict[str, type[SentencePieceVocabulary] | type[TokenizerVocabulary]] = {
+    "sentencepiece": SentencePieceVocabulary,
+    "tokenizer": TokenizerVocabulary,
+}
+FileVocabulary = SentencePieceVocabulary | TokenizerVocabulary
+
+
 def _read_model(path: str) -> bytes:
     try:
         with open(os.path.expanduser(path), "rb") as file:
@@ -232,7 +244,7 @@ def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) 
     """Returns the vocabulary that `to_dict` described.
 
     Args:
-      spec: {"kind": "bytes" | "sentencepiece", "extra_ids": int, "path": str, "sha256": str}.
+      spec: {"kind": "bytes" | "sentencepiece" | "tokenizer", "extra_ids": int, "path": str, "sha256": str}.
       directory: the folder to which a relative path refers (a cache or run folder); None means the current folder.
 
     Raises:
@@ -244,17 +256,21 @@ def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) 
         raise UserError(f"a vocabulary's extra_ids is a number of sentinels, not {extra_ids!r}")
     if kind == "bytes":
         return ByteVocabulary(extra_ids)
-    if kind != "sentencepiece":
-        raise UserError(f"Unknown vocabulary kind {kind!r}; known: 'bytes', 'sentencepiece'.")
+    if kind not in FILE_KINDS:
+        raise UserError(
+            f"Unknown vocabulary kind {kind!r}; known: 'bytes', {', '.join(map(repr, FILE_KINDS))}."
+        )
     path = spec.get("path")
     if not isinstance(path, str):
-        raise UserError(f"a SentencePiece vocabulary needs the path of its model, not {path!r}")
+        raise UserError(
+            f"a vocabulary of the kind {kind!r} needs the path of its file, not {path!r}"
+        )
     if directory is not None and not os.path.isabs(path):
         path = os.path.join(directory, path)
-    vocabulary = SentencePieceVocabulary(path, extra_ids)
+    vocabulary = FILE_KINDS[kind](path, extra_ids)
     if spec.get("sha256") not in (None, vocabulary.sha256):
         raise UserError(
-            f"The SentencePiece model {path} is not the one this data was made with (its sha256 is "
+            f"The vocabulary {path} is not the one this data was made with (its sha256 is "
             f"{vocabulary.sha256[:12]}..., expected {str(spec['sha256'])[:12]}...)."
         )
     return vocabulary
@@ -263,11 +279,34 @@ def vocabulary_from_dict(spec: Mapping[str, Any], directory: str | None = None) 
 def vocabulary_from_spec(
     spec: str | Mapping[str, Any] | Vocabulary, extra_ids: int = 0
 ) -> Vocabulary:
-    """Returns a vocabulary from "bytes", the path of a SentencePiece model, a `to_dict` mapping, or a vocabulary itself."""
+    """Returns a vocabulary.
+
+    Args:
+      spec: "bytes"; the path of a SentencePiece model, of a `tokenizer.json`, or of a folder with one of them; a `to_dict` mapping; or a
+        vocabulary itself.
+      extra_ids: the number of sentinels after the vocabulary's own tokens.
+    """
     if isinstance(spec, Mapping):
         return vocabulary_from_dict(spec)
     if not isinstance(spec, str):
         return spec
-    return (
-        ByteVocabulary(extra_ids) if spec == "bytes" else SentencePieceVocabulary(spec, extra_ids)
-    )
+    if spec == "bytes":
+        return ByteVocabulary(extra_ids)
+    path = _file_of(spec)
+    if path.endswith(".json"):
+        return TokenizerVocabulary(path, extra_ids)
+    return SentencePieceVocabulary(path, extra_ids)
+
+
+def _file_of(path: str) -> str:
+    """Returns the file of a vocabulary, which may be given as the folder that holds it; `tokenizer.json` before a SentencePiece model."""
+    folder = os.path.expanduser(path)
+    if not os.path.isdir(folder):
+        return path
+    names = (FILE, "spiece.model", "tokenizer.model", "vocabulary.model")
+    found = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+    if not found:
+        raise UserError(
+            f"the folder {path} holds no vocabulary ({', '.join(names)}); give a file, or 'bytes'"
+        )
+    return os.path.join(path, found[0])

@@ -64,8 +64,8 @@ def convert(
       model: the model configuration of the checkpoint, from gin: --gin_file=models/FILE.
       dtype: float32 or bfloat16; by default the dtype of the checkpoint, and float32 in a run folder.
       scan_layers: whether a run folder has its layers stacked; by default the setting of the model.
-      vocabulary: a SentencePiece model or 'bytes', for a run folder or a Hugging Face folder; by default the checkpoint's own
-        vocabulary, if it has one.
+      vocabulary: a SentencePiece model, a tokenizer.json or 'bytes', for a run folder or a Hugging Face folder; by default the
+        checkpoint's own vocabulary, if it has one.
       extra_ids: the number of sentinels after the vocabulary's own pieces; 100 for T5. By default the number that the checkpoint records.
       max_input_length: the maximum number of tokens of a prompt, which a run folder records for generation and scoring; by default the
         length that the checkpoint records, if any.

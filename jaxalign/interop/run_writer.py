@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxalign import files
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
-from jaxalign.data.vocabularies import SentencePieceVocabulary
+from jaxalign.data.vocabularies import FileVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import orbax_writer, storage
 from jaxalign.interop.arrays import LazyArray
@@ -139,5 +139,5 @@ def _copy_model(folder: Path, vocabulary: RecordedVocabulary | None) -> None:
     if vocabulary is None or "path" not in vocabulary.spec:
         return
     loaded = vocabulary.load()
-    assert isinstance(loaded, SentencePieceVocabulary)
+    assert isinstance(loaded, FileVocabulary)
     files.write_bytes(folder / Path(vocabulary.spec["path"]).name, loaded.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.data.tokenizer_vocabulary import TokenizerVocabulary
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import storage, tokenizer_files
@@ -29,7 +30,7 @@ def choose_vocabulary(
     Args:
       source: the checkpoint.
       config: the configuration of its network.
-      given: a SentencePiece model or 'bytes', as specified by the user; '' for the checkpoint's own vocabulary.
+      given: a SentencePiece model, a tokenizer.json or 'bytes', as specified by the user; '' for the checkpoint's own vocabulary.
       extra_ids: the number of sentinels, as specified by the user.
 
     Returns:
@@ -77,7 +78,8 @@ def _given(given: str, extra_ids: int) -> RecordedVocabulary:
     content = storage.read(folder, name)
     if content is None:
         raise UserError(f"the vocabulary {file} is missing")
-    vocabulary = SentencePieceVocabulary(name, extra_ids, model=content)
+    kind = TokenizerVocabulary if name.endswith(".json") else SentencePieceVocabulary
+    vocabulary = kind(name, extra_ids, model=content)
     return RecordedVocabulary(vocabulary.to_dict(), folder, content)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxalign.data import sentencepiece_models
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
+from jaxalign.data.tokenizer_vocabulary import TokenizerVocabulary
 from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, Vocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import storage, tokenizer_json
@@ -23,7 +24,8 @@ def read(folder: str) -> RecordedVocabulary | None:
     """Returns the vocabulary of a Hugging Face folder; None if it has no tokenizer files.
 
     Raises:
-      UserError: its tokenizer is not that of T5, mT5 or ByT5, or has tokens that were added later.
+      UserError: its tokenizer is not that of T5, mT5 or ByT5 and the library tokenizers cannot read it either, or a SentencePiece model has
+        tokens that were added later.
     """
     names = storage.children(folder)
     config = _object(folder, TOKENIZER_CONFIG) if TOKENIZER_CONFIG in names else {}
@@ -37,7 +39,10 @@ def read(folder: str) -> RecordedVocabulary | None:
         model, made = storage.read(folder, SENTENCEPIECE) or b"", None
     elif TOKENIZER in names:
         path = storage.join(folder, TOKENIZER)
-        model, made = tokenizer_json.read(_object(folder, TOKENIZER), path)
+        try:
+            model, made = tokenizer_json.read(_object(folder, TOKENIZER), path)
+        except UserError as refused:
+            return _whole(folder, path, refused)
         stated = made if stated is None else stated
     else:
         return None
@@ -50,6 +55,20 @@ def read(folder: str) -> RecordedVocabulary | None:
     vocabulary = SentencePieceVocabulary(SENTENCEPIECE, 0 if own else count, model=model)
     counted = bool(own) or stated is not None
     return RecordedVocabulary(vocabulary.to_dict(), folder, model, counted)
+
+
+def _whole(folder: str, path: str, refused: UserError) -> RecordedVocabulary:
+    """Returns a tokenizer.json that is no SentencePiece model, as the library tokenizers reads it, such as that of T5Gemma.
+
+    Raises:
+      UserError: `refused`, if the library is missing or cannot read the file as a vocabulary either.
+    """
+    content = storage.read(folder, TOKENIZER) or b""
+    try:
+        vocabulary = TokenizerVocabulary(TOKENIZER, model=content)
+    except UserError as error:
+        raise UserError(f"{refused}. As it is, it was not read because {error}") from error
+    return RecordedVocabulary(vocabulary.to_dict(), folder, content)
 
 
 def write(folder: str, vocabulary: Vocabulary, more: Mapping[str, Any]) -> list[str]:
@@ -73,6 +92,10 @@ def write(folder: str, vocabulary: Vocabulary, more: Mapping[str, Any]) -> list[
     notes = []
     if isinstance(vocabulary, ByteVocabulary):
         config["tokenizer_class"] = _BYTES
+    elif isinstance(vocabulary, TokenizerVocabulary):
+        storage.write(folder, TOKENIZER, vocabulary.with_ends())
+        config |= _special_tokens(vocabulary)
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
     else:
         assert isinstance(vocabulary, SentencePieceVocabulary)
         proto = sentencepiece_models.parse(vocabulary.model, vocabulary.path)
@@ -90,6 +113,20 @@ def write(folder: str, vocabulary: Vocabulary, more: Mapping[str, Any]) -> list[
         )
     storage.write(folder, TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     return notes
+
+
+def _special_tokens(vocabulary: TokenizerVocabulary) -> dict[str, Any]:
+    """Returns the texts of special tokens, by their names in a tokenizer's configuration."""
+    table = vocabulary.table()
+    unknown = table[vocabulary.unk_id] if vocabulary.unk_id >= 0 else None
+    begin = table[vocabulary.prompt_prefix[0]] if vocabulary.prompt_prefix else None
+    tokens = {
+        "pad_token": table[vocabulary.pad_id],
+        "eos_token": table[vocabulary.eos_id],
+        "unk_token": unknown,
+        "bos_token": begin,
+    }
+    return tokens
 
 
 def _is_t5s(proto: Any) -> bool:

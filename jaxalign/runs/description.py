@@ -48,9 +48,9 @@ class VocabularyDescription:
     """A vocabulary as a run or cache folder records it.
 
     Attributes:
-      kind: 'bytes' or 'sentencepiece'.
+      kind: 'bytes', 'sentencepiece' or 'tokenizer'.
       extra_ids: the number of sentinels after the vocabulary's own pieces.
-      file: the name of the SentencePiece model in the folder; None for bytes.
+      file: the name of the SentencePiece model or tokenizer.json in the folder; None for bytes.
       sha256: the digest of that file, if it is recorded.
     """
 
@@ -240,13 +240,13 @@ def _vocabulary(read: JsonReader) -> VocabularyDescription | None:
     if not described:
         return None
     inner = JsonReader(described, f"{read.where}, vocabulary")
-    kind = inner.text("kind", None, ("bytes", "sentencepiece"), required=True)
+    kind = inner.text("kind", None, ("bytes", "sentencepiece", "tokenizer"), required=True)
     extra_ids = inner.integer("extra_ids", 0, _MAX_EXTRA_IDS) or 0
     file = untrusted.file_name(described.get("path"))
     if "path" in described and file is None:
         raise inner.wrong("path", "the name of a file in the run folder")
-    if (kind == "sentencepiece") != (file is not None):
-        raise inner.wrong("path", "a file name for 'sentencepiece', and absent for 'bytes'")
+    if (kind != "bytes") != (file is not None):
+        raise inner.wrong("path", f"a file name for {kind!r}, and absent for 'bytes'")
     return VocabularyDescription(str(kind), extra_ids, file, inner.text("sha256", None))
 
 

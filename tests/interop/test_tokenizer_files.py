@@ -121,12 +121,15 @@ def test_a_tokenizer_json_alone_is_the_model_that_it_was_made_from(models, tmp_p
         ({"post_processor": {"type": "BertProcessing"}}, "does not put </s> alone"),
     ],
 )
-def test_a_tokenizer_json_of_another_kind_is_refused(models, tmp_path, change, message):
+def test_a_tokenizer_json_of_another_kind_is_refused_without_the_library(
+    models, tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
     folder = exported(tmp_path / "out", SentencePieceVocabulary(models / "unigram.model", 0))
     (folder / "spiece.model").unlink()
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"{message}.*needs the library tokenizers"):
         tokenizer_files.read(str(folder))
 
 
