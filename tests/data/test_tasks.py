@@ -1,7 +1,9 @@
 """seqio Tasks and Mixtures. One file, because importing seqio takes ten seconds."""
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from jaxalign.data import bundled_sources, cache, tasks, vocabularies
 from jaxalign.data.cache_metadata import RewardStatistics
@@ -167,7 +169,7 @@ def test_another_vocabulary_than_the_tasks_own_is_refused(write_lines, small_voc
         cache.cache("mine", str(tmp_path / "c"), vocabulary=small_vocabulary)
 
 
-def test_a_tfds_data_set_is_a_task(tmp_path):
+def test_a_tfds_data_set_is_a_task_and_mixes_with_files_of_every_format(write_lines, tmp_path):
     pytest.importorskip("importlib_resources", reason="tensorflow-datasets needs it undeclared")
     import tensorflow_datasets as tfds
 
@@ -208,6 +210,30 @@ def test_a_tfds_data_set_is_a_task(tmp_path):
     assert metadata.rejected["train"] == {"nonfinite_feedback": 1}
     prompts = {e.prompt for e in TaskCache(str(tmp_path / "c")).split("train")}
     assert prompts < {f"q{i} é" for i in range(40)}
+    # Four formats with different names of fields, and the same tokens of all in one mixture.
+    rows = {
+        name: [{"prompt": f"{name} {i} é", "response": f"a{i}", "feedback": i} for i in range(20)]
+        for name in ("jsonl", "csv", "parquet")
+    }
+    write_lines(rows["jsonl"], "data.jsonl")
+    lines = [f"{row['prompt']};{row['response']};{row['feedback']}\n" for row in rows["csv"]]
+    (tmp_path / "data.csv").write_text("Question;response;rating\n" + "".join(lines))
+    parquet.write_table(pyarrow.Table.from_pylist(rows["parquet"]), tmp_path / "data.parquet")
+    named = {"csv": "prompt=Question,feedback=rating"}
+    for name in rows:
+        path = str(tmp_path / f"data.{name}")
+        tasks.register_jsonl_task(name, "triplet", {"train": path}, fields=named.get(name))
+    tasks.register_mixture("all", ["tiny", "jsonl", ("csv", 2.0), "parquet"])
+    everything = cache.cache("all", str(tmp_path / "all"))
+    assert sum(everything.num_examples.values()) == 39 + 3 * 20
+    mixed = [
+        e for split in everything.splits for e in TaskCache(str(tmp_path / "all")).split(split)
+    ]
+    found = {(e.prompt, e.responses[0], float(e.feedback[0])) for e in mixed}
+    wanted = {(r["prompt"], r["response"], r["feedback"]) for each in rows.values() for r in each}
+    assert found == wanted | {(f"q{i} é", f"a{i}", i) for i in range(40) if i != 7}
+    vocabulary = vocabularies.ByteVocabulary()
+    assert all(e.inputs.tolist() == [*vocabulary.encode(e.prompt), 1] for e in mixed)
 
 
 def test_ultrafeedback_as_a_task(write_lines, tmp_path):
