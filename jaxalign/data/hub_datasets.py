@@ -110,7 +110,5 @@ def _explained(error: Exception) -> str:
     elif "split" in text.lower():
         remedy = f"name a split that it has: {_FORM}"
     else:
-        remedy = (
-            f"check the name and your access to it (huggingface-cli login); the form is {_FORM}"
-        )
+        remedy = f"check the name and your access to it (hf auth login); the form is {_FORM}"
     return f"{' '.join(reason.split())}; {remedy}."

@@ -6,11 +6,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from jaxalign.data.tokenizer_vocabulary import TokenizerVocabulary
 
-
-def of_tokenizer(vocabulary: TokenizerVocabulary) -> Any:
-    """Returns a `seqio.Vocabulary` with the ids of a tokenizer; its attribute `tokenizer` is the vocabulary."""
+def of_tokenizer(vocabulary: Any) -> Any:
+    """Returns a `seqio.Vocabulary` with the ids of a `TokenizerVocabulary`, which is its attribute `tokenizer`."""
     return _class()(vocabulary)
 
 
@@ -23,7 +21,7 @@ def _class() -> Any:
     class SeqioTokenizer(seqio.Vocabulary):
         """A tokenizer as a seqio vocabulary; `encode` adds neither EOS nor BOS, as with seqio's others."""
 
-        def __init__(self, tokenizer: TokenizerVocabulary) -> None:
+        def __init__(self, tokenizer: Any) -> None:
             super().__init__(extra_ids=0)
             self.tokenizer = tokenizer
 

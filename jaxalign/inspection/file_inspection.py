@@ -21,6 +21,7 @@ from jaxalign.data.tokenization import Limits, make_examples, tokenize
 from jaxalign.data.train_vocabulary import train_model
 from jaxalign.data.vocabularies import (
     ByteVocabulary,
+    FileVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
     vocabulary_from_spec,
@@ -249,7 +250,7 @@ def _vocabulary(
 
 def _own_vocabulary(
     start: Start, output: str
-) -> tuple[Vocabulary, SentencePieceVocabulary | None, str | None, int]:
+) -> tuple[Vocabulary, FileVocabulary | None, str | None, int]:
     """Returns the vocabulary of a checkpoint, the same again if it is to be written, the setting VOCABULARY, and EXTRA_IDS.
 
     Raises:
@@ -260,10 +261,11 @@ def _own_vocabulary(
         raise DataError(
             f"{start.address} records no vocabulary; give its own as --vocabulary=sentencepiece.model --extra_ids=100 (docs/checkpoints.md)"
         )
-    if not isinstance(vocabulary, SentencePieceVocabulary):
+    if not isinstance(vocabulary, FileVocabulary):
         return vocabulary, None, "bytes", vocabulary.sentinels
-    path = f"{os.path.splitext(output)[0]}.model"
-    copied = SentencePieceVocabulary(path, vocabulary.extra_ids, model=vocabulary.model)
+    ending = "model" if isinstance(vocabulary, SentencePieceVocabulary) else "tokenizer.json"
+    path = f"{os.path.splitext(output)[0]}.{ending}"
+    copied = type(vocabulary)(path, vocabulary.extra_ids, model=vocabulary.model)
     return copied, copied, None, vocabulary.extra_ids
 
 

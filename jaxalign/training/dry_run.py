@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxalign import hub
 from jaxalign.data import data_files
+from jaxalign.data.chat_templates import read_chat_template
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_vocabulary
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
@@ -64,6 +65,8 @@ def check(
         pattern = getattr(data, name)
         if pattern is not None and not data_files.exists(pattern):
             raise UserError(f"{name.upper()} {pattern} does not exist")
+    if data.chat_template is not None:
+        read_chat_template(data.chat_template)
     cached = TaskCache.exists(data.cache_dir)
     if not data.vocabulary_exists() and (data.train_file or not cached):
         # Training reads the file with it, even if there is a cache.

@@ -10,9 +10,9 @@ from pyarrow import ipc, parquet
 
 from jaxalign.data import cache, data_files, hub_datasets, sources
 from jaxalign.data.evaluation_records import read_evaluation_records
-from jaxalign.inspection.file_inspection import inspect
 from jaxalign.data.json_lines import read_json_lines, read_json_objects
 from jaxalign.data.rejections import DataError, RejectionLog
+from jaxalign.inspection.file_inspection import inspect
 
 ROWS = [{"prompt": f"p{i}", "completion": f"r{i}", "label": i % 2 == 0} for i in range(8)]
 TABLE = pyarrow.Table.from_pylist(ROWS)
