@@ -3,6 +3,7 @@
 #   make demo    align a small T5 with DRO on bundled data: SFT, DRO-V, evaluation, a table and plots
 #   make test    the fast tests
 #   make test-faults   several processes, kill -9, SIGTERM: a quarter of an hour
+#   make docs    the site: guides and a reference of the code, links and anchors checked
 #   make check   what CI runs: format, lint, types, and the fast tests (floors, links and examples of the docs among them) with coverage
 #   PYTHON=/path/to/python3.12 make test      choose the interpreter
 
@@ -26,7 +27,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 .PHONY: help install demo test test-slow test-faults check format docs bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(VERSION_TEST)' 2>/dev/null; then \
@@ -71,6 +72,10 @@ format: $(STAMP)
 
 docs: $(STAMP)
 	"$(BIN)/python" scripts/check_docs.py
+	@"$(BIN)/python" -c 'import mkdocs, mkdocstrings' 2>/dev/null || \
+	  "$(BIN)/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 "$(BIN)/mkdocs" build --strict --quiet
+	@echo "the site: build/site/index.html"
 
 bench: $(STAMP)
 	for script in benchmarks/train_step.py benchmarks/decode.py benchmarks/input_pipeline.py; do \

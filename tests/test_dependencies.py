@@ -36,6 +36,10 @@ NOT_IMPORTED = {
 }
 # Imported only where it is there; the code or test says what is missing otherwise.
 OPTIONAL = {
+    "mkdocs",
+    "wandb",
+    "trackio",
+    "mlflow",
     "torch",
     "transformers",
     "t5x",

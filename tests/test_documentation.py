@@ -19,6 +19,22 @@ WITH_EXAMPLES = sorted(
 )
 
 
+def test_links_of_the_site_stay_inside_it():
+    site = runpy.run_path(str(ROOT / "scripts" / "site_pages.py"))
+    convert = site["in_the_site"]
+    assert convert("[a](docs/data.md#x) [b](CONTRIBUTING.md)", ROOT / "README.md") == (
+        "[a](data.md#x) [b](contributing.md)"
+    )
+    page = ROOT / "docs" / "results" / "rnnlg.md"
+    assert (
+        convert("[a](../plan.md) [b](../../README.md)", page) == "[a](../plan.md) [b](../index.md)"
+    )
+    # Code is no page of the site.
+    assert convert("[spa](../../gin_configs/recipes/spa.gin)", page) == "spa"
+    assert convert("[p](https://arxiv.org/abs/1)", page) == "[p](https://arxiv.org/abs/1)"
+    assert "jaxalign.losses.dro" in site["rooms"]()["losses"]
+
+
 def test_every_link_leads_somewhere():
     broken_links = runpy.run_path(str(ROOT / "scripts" / "check_docs.py"))["broken_links"]
     pages = [

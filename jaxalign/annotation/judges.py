@@ -54,7 +54,7 @@ class Judge(Protocol):
 
         Args:
           prompts, responses: [items].
-          references: [items][any number], the reference responses of each prompt, if there are any.
+          references: for each item any number of texts: the reference responses of each prompt, if there are any.
         """
 
 

@@ -66,7 +66,7 @@ def response_batch(
 
     Args:
       prompts: token ids that end with EOS.
-      responses: [prompts][K] token ids, with EOS if the response ended.
+      responses: `[prompts][K]` token ids, with EOS if the response ended.
       rows: the number of rows of the batch; rows without a prompt are empty.
       input_length, target_length: the row lengths; the decoder row holds all K responses.
     """

@@ -302,7 +302,7 @@ def generate_responses(
       batch_size, seed, hooks: as in `generate_windows`.
 
     Returns:
-      [prompts][num_samples] texts and their log-probabilities under the untempered policy, in nats.
+      `[prompts][num_samples]` texts and their log-probabilities under the untempered policy, in nats.
     """
     tokens, log_probs = generate_tokens(
         policy,

@@ -39,7 +39,7 @@ def sequence_kl(
     Args:
       first, second: two policies over one vocabulary, with their parameters.
       prompts: token ids that end with EOS.
-      responses: [prompts][K] token ids, with EOS if the response ended.
+      responses: `[prompts][K]` token ids, with EOS if the response ended.
       batch_size: prompts computed together.
 
     Raises:

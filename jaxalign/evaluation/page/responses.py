@@ -27,7 +27,7 @@ class Responses:
 
     Attributes:
       prompts: [prompts] texts.
-      texts: policy -> [prompts][samples].
+      texts: policy -> `[prompts][samples]`.
       lengths: policy -> [prompts] numbers of tokens, None where it is not recorded.
       scores: judge -> policy -> [prompts], None where a judge gave no finite score.
     """
