@@ -24,6 +24,7 @@ from jaxalign.networks.config import T5Config
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
+from jaxalign.networks.t5gemma_config import GemmaStack, T5GemmaConfig
 from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.networks.two_tower import TwoTower
 from jaxalign.networks.value import ValueNetwork
@@ -43,6 +44,7 @@ from jaxalign.training.checkpointing import CheckpointPolicy
 from jaxalign.training.loop import LoopConfig
 
 CONFIG = T5Config(128, 8, 2, 4, 16, 1, 1)
+STACK = GemmaStack(8, 2, 1, 4, 16, 2)
 POLICY = Policy(CONFIG)
 
 # What builds each kind of settings with valid values.
@@ -57,6 +59,10 @@ BUILDERS = {
         num_encoder_layers=1,
         num_decoder_layers=1,
     ),
+    GemmaStack: functools.partial(
+        GemmaStack, emb_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16, num_layers=2
+    ),
+    T5GemmaConfig: functools.partial(T5GemmaConfig, vocab_size=128, encoder=STACK, decoder=STACK),
     Policy: functools.partial(Policy, CONFIG),
     ValueNetwork: functools.partial(ValueNetwork, CONFIG),
     RewardNetwork: functools.partial(RewardNetwork, CONFIG),
@@ -113,6 +119,7 @@ NOT_SETTINGS = {
     "Optimizer",
     "Dense",
     "Affine",
+    "GemmaEmbedding",
     "TrainingBatches",
     # Pytrees, which JAX makes too: decoding calls their `check`.
     "NoRepeatedNGram",

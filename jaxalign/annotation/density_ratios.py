@@ -72,7 +72,7 @@ def density_ratios(
     splits = {}
     for split, count in metadata.num_examples.items():
         responses = metadata.responses_per_example
-        embeddings = np.zeros((count, policy.config.emb_dim))
+        embeddings = np.zeros((count, policy.config.encoder_width))
         feedback, present = np.zeros((count, responses)), np.zeros((count, responses), bool)
         for batch in packed_batches(cache, split, batch_size, run.description.row_lengths):
             with partitioning.set_mesh(mesh):

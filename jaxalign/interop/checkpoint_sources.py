@@ -16,7 +16,7 @@ from jaxalign.errors import UserError
 from jaxalign.interop import huggingface_folder, parameters, reading_settings, storage, t5x, zarr
 from jaxalign.interop.arrays import LazyArray, finite
 from jaxalign.interop.reading_settings import ReadingSettings
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.runs import checkpoints
 from jaxalign.runs.description import NETWORKS_FILE
 from jaxalign.runs.folder import Run
@@ -49,7 +49,7 @@ class Source:
     path: str
     step: int
     params: dict[str, LazyArray]
-    config: T5Config | None
+    config: NetworkConfig | None
     left_out: list[str]
     run: Run | None
     evidence: Callable[[], Iterable[bytes]]
@@ -60,10 +60,7 @@ class Source:
         """Returns the id of the run. For other systems, returns a digest of a sample of the content, independent of the location."""
         if self.run is not None:
             return self.run.description.run_id
-        config = {} if self.config is None else self.config.to_dict()
-        described = {name: config.get(name) for name in parameters.ARCHITECTURE}
-        if config.get(parameters.PER_LAYER):
-            described[parameters.PER_LAYER] = True
+        described = parameters.identity(self.config)
         digest = hashlib.sha256(f"{self.format} {json.dumps(described)}\n".encode())
         for name in sorted(self.params):
             array = self.params[name]
@@ -72,7 +69,7 @@ class Source:
             digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()[:12]
 
-    def configured(self, model: T5Config | None) -> tuple[T5Config, str]:
+    def configured(self, model: NetworkConfig | None) -> tuple[NetworkConfig, str]:
         """Returns the configuration of the network that has exactly these parameters.
 
         Args:
@@ -176,7 +173,7 @@ def _open_run(folder: str, step: int | str | None, role: str) -> Source:
     prefix = f"{role}."
     own = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
     others = sorted({name.partition(".")[0] for name in arrays} - {role})
-    params = parameters.unrolled(item, own, config.param_scan_axis)
+    params = parameters.unrolled(item, own, config.param_scan_axis, config.LAYER_CYCLE)
     left_out = [f"role {other}" for other in others]
     reading = reading_settings.of_run(run)
     return Source(RUN, str(run.folder), run.step, params, config, left_out, run, list, reading)

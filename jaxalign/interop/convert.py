@@ -12,7 +12,6 @@ import numpy as np
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import (
-    huggingface_config,
     huggingface_folder,
     reading_settings,
     run_writer,
@@ -22,10 +21,10 @@ from jaxalign.interop import (
 )
 from jaxalign.interop.arrays import DTYPES, LazyArray, cast, reading_order
 from jaxalign.interop.checkpoint_sources import FORMATS, HUGGING_FACE, RUN, T5X, Source, open_source
-from jaxalign.interop.parameters import in_layout, require_t5, require_t5x, same_architecture
+from jaxalign.interop.parameters import in_layout, require_stock, require_t5x, same_architecture
 from jaxalign.interop.reading_settings import ReadingSettings
 from jaxalign.interop.source_vocabulary import choose_vocabulary, own_vocabulary
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.runs.description import read_description
 
 
@@ -36,7 +35,7 @@ def convert(
     to: str = RUN,
     step: str = "",
     role: str = "policy",
-    model: T5Config | None = None,
+    model: NetworkConfig | None = None,
     dtype: str = "",
     scan_layers: bool | None = None,
     vocabulary: str = "",
@@ -91,7 +90,7 @@ def convert(
     source = open_source(checkpoint, step or None, role=role)
     config, assumed = source.configured(model)
     if to != RUN:
-        (require_t5 if to == HUGGING_FACE else require_t5x)(source.path, config)
+        (require_stock if to == HUGGING_FACE else require_t5x)(source.path, config)
     if to == RUN:
         if dtype == "bfloat16":
             raise UserError(
@@ -154,7 +153,7 @@ def _write_foreign(
     to: str,
     arrays: dict[str, LazyArray],
     step: int,
-    config: T5Config,
+    config: NetworkConfig,
     dtype: str,
     vocabulary: RecordedVocabulary | None,
     reading: ReadingSettings,
@@ -166,10 +165,7 @@ def _write_foreign(
             reading_settings.write(folder, reading)
             (t5x.write_legacy if to == T5X else t5x.write_orbax)(folder, arrays, step)
         return []
-    try:
-        huggingface_config.config_to_huggingface(config)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    huggingface_folder.config_fields(config)
     with storage.new_folder(path, huggingface_folder.CONFIG) as folder:
         notes = ["no tokenizer is in it, for the checkpoint has no vocabulary: give --vocabulary"]
         if vocabulary is not None:
@@ -184,7 +180,7 @@ def _require_same(
     to: str,
     arrays: Mapping[str, LazyArray],
     step: int,
-    config: T5Config,
+    config: NetworkConfig,
     source: Source,
 ) -> None:
     """Refuses an existing output unless every value equals what this command would write.

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.interop import huggingface, huggingface_config, safetensors, storage
+from jaxalign.interop import (
+    huggingface,
+    huggingface_config,
+    huggingface_t5gemma,
+    safetensors,
+    storage,
+)
 from jaxalign.interop.arrays import LazyArray, reading_order, transposed
+from jaxalign.interop.huggingface import Pair
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
+from jaxalign.networks.t5gemma_config import T5GemmaConfig
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
@@ -42,11 +51,11 @@ def refuse_pickle(path: str, names: set[str]) -> None:
         )
 
 
-def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
+def read(folder: str) -> tuple[dict[str, LazyArray], NetworkConfig, list[str]]:
     """Reads the parameters with T5X's names, layer by layer, their configuration, and a list of unused contents of the folder.
 
     Raises:
-      UserError: the folder holds no T5 in safetensors, or its tensors do not match its configuration.
+      UserError: the folder holds no T5 and no T5Gemma in safetensors, or its tensors do not match its configuration.
     """
     path = storage.join(folder, CONFIG)
     fields = storage.read_json(folder, CONFIG)
@@ -54,22 +63,94 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
         raise UserError(f"{path} is missing")
     tensors, unused = safetensors.read_folder(folder)
     tensors = _without_wrappers(folder, tensors, unused)
-    head_differs = _head_differs(tensors)
+    gemma = fields.get("model_type") == huggingface_t5gemma.MODEL_TYPE
+    _check_generation(folder, huggingface_t5gemma if gemma else huggingface_config)
+    tables = _t5gemma_tables if gemma else _t5_tables
+    config = tables(folder, fields, tensors, unused)
+    params = {}
+    for pair in pairs(config):
+        name = ".".join(pair.path)
+        if pair.name not in tensors:
+            raise UserError(f"{folder} has no {pair.name}, which {name} needs")
+        tensor = tensors.pop(pair.name)
+        params[name] = transposed(tensor) if pair.transposed else tensor
+    if tensors:
+        raise UserError(
+            f"{folder} has {len(tensors)} tensors that its {CONFIG} does not: {', '.join(sorted(tensors)[:3])}"
+        )
+    return params, config, unused
+
+
+def pairs(config: NetworkConfig) -> Iterable[Pair]:
+    """Returns the path in jaxalign and the name in transformers of every parameter.
+
+    Raises:
+      UserError: transformers has no such network.
+    """
+    if isinstance(config, T5GemmaConfig):
+        return huggingface_t5gemma.pairs(config)
+    return huggingface.pairs(_require_t5(config))
+
+
+def config_fields(config: NetworkConfig, dtype: str = "float32") -> dict[str, Any]:
+    """Returns the content of a ``config.json``.
+
+    Raises:
+      UserError: transformers has no such network.
+    """
     try:
-        config = huggingface_config.config_from_huggingface(fields, head_differs=head_differs)
+        if isinstance(config, T5GemmaConfig):
+            return huggingface_t5gemma.config_to_huggingface(config, dtype)
+        return huggingface_config.config_to_huggingface(_require_t5(config), dtype)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _require_t5(config: NetworkConfig) -> T5Config:
+    if type(config) is not T5Config:
+        raise UserError(f"a {config.family} has no form in transformers that jaxalign knows")
+    return config
+
+
+def _parsed(
+    folder: str, parse: Callable[..., Any], fields: Mapping[str, Any], **options: Any
+) -> Any:
+    try:
+        return parse(fields, **options)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: {reason}") from error
-    _check_generation(folder)
+        raise UserError(f"{storage.join(folder, CONFIG)}: {reason}") from error
+
+
+def _t5gemma_tables(
+    folder: str, fields: Mapping[str, Any], tensors: dict[str, LazyArray], unused: list[str]
+) -> NetworkConfig:
+    """Returns the configuration of a T5Gemma, and takes a tied head out of its tensors."""
+    config = _parsed(folder, huggingface_t5gemma.config_from_huggingface, fields)
+    head, table = huggingface_t5gemma.HEAD, huggingface_t5gemma.DECODER_TABLE
+    copy = tensors.pop(head, None) if config.logits_via_embedding else None
+    if copy is not None and table in tensors:
+        _require_equal(folder, head, copy, table, tensors[table])
+        unused.append(f"{head} (the same as {table})")
+    return config
+
+
+def _t5_tables(
+    folder: str, fields: Mapping[str, Any], tensors: dict[str, LazyArray], unused: list[str]
+) -> NetworkConfig:
+    """Returns the configuration of a T5, and leaves one tensor for each of its tables."""
+    head_differs = _head_differs(tensors)
+    parse = huggingface_config.config_from_huggingface
+    config = _parsed(folder, parse, fields, head_differs=head_differs)
     if tensors.pop(huggingface.UNUSED, None) is not None:
         unused.append(f"{huggingface.UNUSED} (no T5 reads it)")
     copies = [*huggingface.ALIASES, *([huggingface.HEAD] if config.logits_via_embedding else [])]
     for name in copies:
         copy = tensors.pop(name, None)
         if copy is not None and huggingface.SHARED in tensors:
-            _require_equal(folder, name, copy, tensors[huggingface.SHARED])
+            _require_equal(folder, name, copy, huggingface.SHARED, tensors[huggingface.SHARED])
             unused.append(f"{name} (the same as {huggingface.SHARED})")
         elif copy is not None and huggingface.SHARED not in tensors:
             # Some files have the shared table only under the name of a module that uses it.
@@ -83,24 +164,13 @@ def read(folder: str) -> tuple[dict[str, LazyArray], T5Config, list[str]]:
             f"{folder} has no {huggingface.HEAD}, and its {CONFIG} says that the head is not the embedding table "
             "(tie_word_embeddings false); is it a model with a head, and downloaded completely?"
         )
-    params = {}
-    for pair in huggingface.pairs(config):
-        name = ".".join(pair.path)
-        if pair.name not in tensors:
-            raise UserError(f"{folder} has no {pair.name}, which {name} needs")
-        tensor = tensors.pop(pair.name)
-        params[name] = transposed(tensor) if pair.transposed else tensor
-    if tensors:
-        raise UserError(
-            f"{folder} has {len(tensors)} tensors that its {CONFIG} does not: {', '.join(sorted(tensors)[:3])}"
-        )
-    return params, config, unused
+    return config
 
 
 def write(
     folder: str,
     params: Mapping[str, LazyArray],
-    config: T5Config,
+    config: NetworkConfig,
     dtype: str,
     generation: Mapping[str, Any],
 ) -> None:
@@ -113,15 +183,17 @@ def write(
       dtype: the dtype of the parameters.
       generation: the defaults of generation; if there are none, no configuration of generation is written.
     """
-    fields = huggingface_config.config_to_huggingface(config, dtype)
-    names = {".".join(pair.path): pair for pair in huggingface.pairs(config)}
+    fields = config_fields(config, dtype)
+    names = {".".join(pair.path): pair for pair in pairs(config)}
     tensors = {}
     for name in reading_order(params):
         pair = names[name]
         tensors[pair.name] = transposed(params[name]) if pair.transposed else params[name]
     safetensors.write_folder(folder, tensors, list(tensors))
     if generation:
-        content = json.dumps({**huggingface_config.TOKEN_IDS, **generation}, indent=2) + "\n"
+        gemma = isinstance(config, T5GemmaConfig)
+        ids = (huggingface_t5gemma if gemma else huggingface_config).TOKEN_IDS
+        content = json.dumps({**ids, **generation}, indent=2) + "\n"
         storage.write(folder, GENERATION_CONFIG, content.encode())
     storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
 
@@ -147,7 +219,8 @@ def _without_wrappers(
 
 def _wrapper_of(tensors: Mapping[str, LazyArray]) -> str | None:
     for prefix in _WRAPPERS:
-        inside = (f"{prefix}shared.", f"{prefix}encoder.", f"{prefix}decoder.")
+        stacks = ("shared.", "encoder.", "decoder.", "model.encoder.", "model.decoder.")
+        inside = tuple(f"{prefix}{stack}" for stack in stacks)
         nested = tuple(f"{prefix}{other}" for other in _WRAPPERS)
         if any(name.startswith((*inside, *nested)) for name in tensors):
             return prefix
@@ -161,13 +234,13 @@ def _head_differs(tensors: Mapping[str, LazyArray]) -> bool:
     return head is not None and bool(tables) and not _equal(head, tables[0])
 
 
-def _check_generation(folder: str) -> None:
+def _check_generation(folder: str, family: Any) -> None:
     content = storage.read_json(folder, GENERATION_CONFIG)
     if content is None:
         return
     path = storage.join(folder, GENERATION_CONFIG)
     try:
-        huggingface_config.check_token_ids(content)
+        family.check_token_ids(content)
     except UserError:
         raise
     except ValueError as error:
@@ -184,8 +257,10 @@ def _equal(copy: LazyArray, table: LazyArray) -> bool:
     return all(np.array_equal(copy.read(part), table.read(part)) for part in rows)
 
 
-def _require_equal(folder: str, name: str, copy: LazyArray, table: LazyArray) -> None:
+def _require_equal(
+    folder: str, name: str, copy: LazyArray, table_name: str, table: LazyArray
+) -> None:
     if not _equal(copy, table):
         raise UserError(
-            f"{folder}: {name} differs from {huggingface.SHARED}, but its {CONFIG} has one table for both"
+            f"{folder}: {name} differs from {table_name}, but its {CONFIG} has one table for both"
         )

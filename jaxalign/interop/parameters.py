@@ -1,4 +1,4 @@
-"""Defines the parameters of a T5, layer by layer with T5X's dotted names, and infers its configuration from them."""
+"""Defines the parameters of a network, layer by layer with T5X's dotted names, and infers a T5's configuration from them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from jaxalign.interop.arrays import (
     stacked,
 )
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.stacking import STACKS
+from jaxalign.networks.stacking import STACKS, stacked_name
 
 EMBEDDING, HEAD = "token_embedder.embedding", "decoder.logits_dense.kernel"
 _QUERY = "encoder.layers_0.attention.query.kernel"
 _LAYER = re.compile(r"(encoder|decoder)\.layers_(\d+)\.(.+)")
-# The fields that determine what every T5 computes; they also identify a checkpoint of another system.
-ARCHITECTURE = (
+# The fields that identify a T5 checkpoint of another system.
+_IDENTITY = (
     "vocab_size",
     "emb_dim",
     "num_heads",
@@ -39,33 +40,43 @@ ARCHITECTURE = (
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
 )
-PER_LAYER = "relative_attention_per_layer"
-# With the fields of other networks than T5. The other fields of a T5Config determine how they compute.
-COMPUTATION = (*ARCHITECTURE, PER_LAYER, *T5Config.EXTENSIONS)
 
 
-def shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter of an unrolled T5, by its dotted name."""
+def identity(config: NetworkConfig | None) -> dict[str, Any]:
+    """Returns what identifies the network of a checkpoint of another system; of T5, always the same fields."""
+    if config is not None and not isinstance(config, T5Config):
+        return config.described()
+    fields = {} if config is None else config.to_dict()
+    described = {name: fields.get(name) for name in _IDENTITY}
+    if fields.get("relative_attention_per_layer"):
+        described["relative_attention_per_layer"] = True
+    return described
+
+
+def shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of an unrolled network, by its dotted name."""
     return dict(_shapes(config))
 
 
 @functools.lru_cache(maxsize=16)
-def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+def _shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     # A scanned network is traced only once for all layers.
-    tree = Policy(config.replace(scan_layers=True, param_scan_axis=0)).abstract_params()
+    counts = (config.num_encoder_layers, config.num_decoder_layers)
+    whole = not any(count % max(1, len(config.LAYER_CYCLE)) for count in counts)
+    tree = Policy(config.replace(scan_layers=whole, param_scan_axis=0)).abstract_params()
     found: dict[str, tuple[int, ...]] = {}
     for name, leaf in flatten(tree).items():
         stack, _, rest = name.partition(".layers.")
         if not rest:
             found[name] = leaf.shape
             continue
-        for number in range(leaf.shape[0]):
-            found[f"{stack}.layers_{number}.{rest}"] = leaf.shape[1:]
+        for number, inside in _numbered(rest, leaf.shape[0], config.LAYER_CYCLE):
+            found[f"{stack}.layers_{number}.{inside}"] = leaf.shape[1:]
     return {name: found[name] for name in sorted(found, key=_natural)}
 
 
-def check(where: str, params: Mapping[str, LazyArray], config: T5Config) -> None:
-    """Checks that names and shapes are those of a T5.
+def check(where: str, params: Mapping[str, LazyArray], config: NetworkConfig) -> None:
+    """Checks that names and shapes are those of a network.
 
     Raises:
       UserError: a parameter is missing, unknown, or has another shape; the message names it.
@@ -139,26 +150,30 @@ def infer_config(where: str, params: Mapping[str, LazyArray]) -> tuple[T5Config,
     return config, assumed
 
 
-def same_architecture(where: str, theirs: T5Config, ours: T5Config) -> None:
+def same_architecture(where: str, theirs: NetworkConfig, ours: NetworkConfig) -> None:
     """Checks that two configurations describe the same computation.
 
     Raises:
       UserError: the configurations differ; the message names the first difference.
     """
-    for name in COMPUTATION:
+    if type(theirs) is not type(ours):
+        raise UserError(
+            f"{where} is a {theirs.family}, and the model of this command a {ours.family}; give the --gin_file of models/ that fits"
+        )
+    for name in ours.COMPUTATION:
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
                 f"{where} has {name} {getattr(theirs, name)}, and the model of this command {getattr(ours, name)}"
             )
 
 
-def require_t5(what: str, config: T5Config) -> None:
-    """Refuses a network with parts that no T5 of other systems has.
+def require_stock(what: str, config: NetworkConfig) -> None:
+    """Refuses a network with parts that no network of other systems has.
 
     Raises:
       UserError: the network is refused; the message names the field.
     """
-    for name, stock in T5Config.EXTENSIONS.items():
+    for name, stock in config.EXTENSIONS.items():
         value = getattr(config, name)
         if value != stock:
             raise UserError(
@@ -166,20 +181,26 @@ def require_t5(what: str, config: T5Config) -> None:
             )
 
 
-def require_t5x(what: str, config: T5Config) -> None:
+def require_t5x(what: str, config: NetworkConfig) -> None:
     """Refuses a network that T5X's T5 (``t5x.examples.t5``) does not compute.
 
     Raises:
       UserError: the network is refused.
     """
-    require_t5(what, config)
+    if not isinstance(config, T5Config):
+        raise UserError(
+            f"{what} is a {config.family}, which T5X does not have; run folders and Hugging Face folders hold it"
+        )
+    require_stock(what, config)
     if config.relative_attention_per_layer:
         raise UserError(
             f"{what} has relative positions in every layer (umT5), which T5X's T5 does not have; run folders and Hugging Face folders do"
         )
 
 
-def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict[str, LazyArray]:
+def unrolled(
+    where: str, params: Mapping[str, LazyArray], axis: int = 1, cycle: tuple[str, ...] = ()
+) -> dict[str, LazyArray]:
     """Returns the parameters layer by layer, whether or not the checkpoint stacks them.
 
     Args:
@@ -187,6 +208,7 @@ def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict
       params: the parameters with T5X's names. Stacked ones are under ``encoder.layers`` as in jaxalign, or under ``encoder.encoder`` as
         in T5X's scalable T5.
       axis: the position of the layer axis of stacked parameters.
+      cycle: `NetworkConfig.LAYER_CYCLE`.
 
     Raises:
       UserError: a stack's parameters have different numbers of layers.
@@ -207,12 +229,13 @@ def unrolled(where: str, params: Mapping[str, LazyArray], axis: int = 1) -> dict
             raise UserError(
                 f"{where}: {name} has shape {array.shape}, so {count} layers along axis {axis}, unlike others of its stack"
             )
-        for number, layer in enumerate(layers(array, axis, last)):
-            flat[f"{stack}.layers_{number}.{rest}"] = layer
+        numbered = _numbered(rest, count, cycle)
+        for (number, inside), layer in zip(numbered, layers(array, axis, last), strict=True):
+            flat[f"{stack}.layers_{number}.{inside}"] = layer
     return flat
 
 
-def in_layout(params: Mapping[str, LazyArray], config: T5Config) -> dict[str, LazyArray]:
+def in_layout(params: Mapping[str, LazyArray], config: NetworkConfig) -> dict[str, LazyArray]:
     """Returns the parameters in the layout of a network of this configuration: layer by layer, or stacked."""
     if not config.scan_layers:
         return dict(params)
@@ -222,14 +245,18 @@ def in_layout(params: Mapping[str, LazyArray], config: T5Config) -> dict[str, La
         match = _LAYER.fullmatch(name)
         if match is None:
             found[name] = array
-        elif match[2] == "0":
-            stack, _, rest = match.groups()
-            parts = [params[f"{stack}.layers_{i}.{rest}"] for i in range(counts[stack])]
-            found[f"{stack}.layers.{rest}"] = stacked(parts, config.param_scan_axis)
+            continue
+        stack, rest = match[1], match[3]
+        within, place = stacked_name(int(match[2]), config.LAYER_CYCLE)
+        if place == 0:
+            step = max(1, len(config.LAYER_CYCLE))
+            numbers = range(int(match[2]), counts[stack], step)
+            parts = [params[f"{stack}.layers_{i}.{rest}"] for i in numbers]
+            found[f"{stack}.{within}.{rest}"] = stacked(parts, config.param_scan_axis)
     return found
 
 
-def put_all(params: Mapping[str, LazyArray], config: T5Config, shardings: Any) -> Any:
+def put_all(params: Mapping[str, LazyArray], config: NetworkConfig, shardings: Any) -> Any:
     """Reads the parameters of a network one after another, and places them on its devices in float32.
 
     Args:
@@ -263,6 +290,16 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             branch = branch.setdefault(parent, {})
         branch[key] = leaf
     return tree
+
+
+def _numbered(name: str, count: int, cycle: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Returns the numbers of the layers that a stacked parameter holds, and its name in each of them."""
+    if not cycle:
+        return [(index, name) for index in range(count)]
+    kind, _, inside = name.partition(".")
+    if kind not in cycle:
+        raise UserError(f"{name} is stacked under {kind!r}, and the layers are {', '.join(cycle)}")
+    return [(index * len(cycle) + cycle.index(kind), inside) for index in range(count)]
 
 
 def _natural(name: str) -> list[Any]:

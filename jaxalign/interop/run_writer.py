@@ -14,7 +14,7 @@ from jaxalign.interop import orbax_writer, storage
 from jaxalign.interop.arrays import LazyArray
 from jaxalign.interop.checkpoint_sources import Source
 from jaxalign.interop.parameters import nest
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.policy import Policy
 from jaxalign.runs import checkpoints, manifests
 from jaxalign.runs.description import read_description, write_description
@@ -23,7 +23,10 @@ from jaxalign.version import __version__
 
 
 def describe(
-    source: Source, config: T5Config, vocabulary: RecordedVocabulary | None, lengths: dict[str, int]
+    source: Source,
+    config: NetworkConfig,
+    vocabulary: RecordedVocabulary | None,
+    lengths: dict[str, int],
 ) -> dict[str, Any]:
     """Returns the content of ``networks.json``.
 

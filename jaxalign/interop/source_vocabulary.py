@@ -8,7 +8,7 @@ from jaxalign.data.vocabularies import ByteVocabulary, SentencePieceVocabulary
 from jaxalign.errors import UserError
 from jaxalign.interop import storage, tokenizer_files
 from jaxalign.interop.checkpoint_sources import HUGGING_FACE, Source
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 
 
 def own_vocabulary(source: Source) -> RecordedVocabulary | None:
@@ -23,7 +23,7 @@ def own_vocabulary(source: Source) -> RecordedVocabulary | None:
 
 
 def choose_vocabulary(
-    source: Source, config: T5Config, given: str, extra_ids: int | None
+    source: Source, config: NetworkConfig, given: str, extra_ids: int | None
 ) -> RecordedVocabulary | None:
     """Returns the vocabulary that is written with a checkpoint into its new folder.
 

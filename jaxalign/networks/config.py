@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
 from jaxalign.networks.image_tokens import check_image_sizes
+from jaxalign.networks.network_config import NetworkConfig, StackSizes, check_keys, one_of
 
-DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "minimal", "full")
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 ENCODER_FUSIONS = ("last", "gated")
 _SIZES = (
@@ -25,8 +22,8 @@ _SIZES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
-    """A T5 encoder-decoder.
+class T5Config(NetworkConfig):
+    """A T5 encoder-decoder, or an umT5.
 
     Attributes:
       vocab_size: rows of the embedding table, padding rows included.
@@ -77,12 +74,22 @@ class T5Config:
     image_size: int = 0
     patch_size: int = 0
 
+    family: ClassVar[str] = "t5"
     # The fields of parts that T5 does not have, with T5's values.
     EXTENSIONS: ClassVar[dict[str, Any]] = {
         "encoder_fusion": "last",
         "image_size": 0,
         "patch_size": 0,
     }
+    COMPUTATION: ClassVar[tuple[str, ...]] = (
+        *_SIZES,
+        "mlp_activations",
+        "logits_via_embedding",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        "relative_attention_per_layer",
+        *EXTENSIONS,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -91,22 +98,13 @@ class T5Config:
                 raise ValueError(
                     f"T5Config.{name} is {getattr(self, name)}; it must be at least 1."
                 )
-        if self.dtype == "float16":
-            raise ValueError(
-                "T5Config.dtype='float16' is refused: T5's activations overflow float16 and training turns to NaN. "
-                "Use 'bfloat16' (same memory, float32's range) or 'float32'."
-            )
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("remat_policy", self.remat_policy, REMAT_POLICIES)
-        _one_of("encoder_fusion", self.encoder_fusion, ENCODER_FUSIONS)
+        self.check_numerics()
+        self.check_choice("encoder_fusion", ENCODER_FUSIONS)
         check_image_sizes("T5Config", self.image_size, self.patch_size)
-        _one_of("param_scan_axis", self.param_scan_axis, (0, 1))
         if not self.mlp_activations:
             raise ValueError("T5Config.mlp_activations is empty; T5 1.1 uses ('gelu', 'linear').")
         for name in self.mlp_activations:
-            _one_of("mlp_activations", name, ACTIVATIONS)
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"T5Config.dropout_rate is {self.dropout_rate}; it must be in [0, 1).")
+            one_of("T5Config.mlp_activations", name, ACTIVATIONS)
         if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 2:
             raise ValueError(
                 f"T5Config.relative_attention_num_buckets is {self.relative_attention_num_buckets}; "
@@ -119,32 +117,20 @@ class T5Config:
             )
 
     @property
-    def activation_dtype(self) -> Any:
-        """`dtype` as a JAX dtype."""
-        return jnp.dtype(self.dtype)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of an image."""
-        return (self.image_size // self.patch_size) ** 2 if self.image_size else 0
-
-    @property
-    def patch_values(self) -> int:
-        """Numbers of a patch: red, green and blue of its pixels."""
-        return 3 * self.patch_size**2
-
-    def stock(self) -> T5Config:
-        """The T5 in this network, without the parts that T5 does not have."""
-        return self.replace(**self.EXTENSIONS)
-
-    @property
     def fuses_encoder_layers(self) -> bool:
         """Whether the decoder reads the outputs of all encoder layers."""
         return self.encoder_fusion != "last"
 
-    def replace(self, **changes: Any) -> T5Config:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+    def stack_sizes(self, stack: str) -> StackSizes:
+        return StackSizes(
+            self.emb_dim,
+            self.num_heads,
+            self.num_heads,
+            self.head_dim,
+            self.mlp_dim,
+            len(self.mlp_activations),
+            self.num_encoder_layers if stack == "encoder" else self.num_decoder_layers,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary, read back by `from_dict`."""
@@ -159,19 +145,6 @@ class T5Config:
         Raises:
           ValueError: a key is unknown or a required one is missing.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(fields) - known)
-        if unknown:
-            raise ValueError(f"T5Config has no field {', '.join(unknown)}; known: {sorted(known)}.")
-        missing = sorted(set(_SIZES) - set(fields))
-        if missing:
-            raise ValueError(f"T5Config needs {', '.join(missing)}.")
-        # JSON has lists where the field is a tuple.
+        check_keys(cls, fields, cls.__name__)
+        # JSON has a list where the field is a tuple.
         return cls(**fields | {k: tuple(v) for k, v in fields.items() if isinstance(v, list)})
-
-
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"T5Config.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}."
-        )

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.leaves import require_same_shapes
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import Network
 from jaxalign.networks.shapes import Batch, Decoded, Params
@@ -16,7 +16,7 @@ from jaxalign.networks.shapes import Batch, Decoded, Params
 class DecoderTrunk(Network):
     """Base of networks that read decoder states. A subclass is a dataclass with the field ``config``, and has a head."""
 
-    config: T5Config
+    config: NetworkConfig
 
     @property
     def vocab_size(self) -> int:

@@ -18,6 +18,20 @@ _Arrays = tuple[AnyArray, ...]
 Outputs = TypeVar("Outputs")  # an array, or a tuple of arrays
 
 
+class Projection(NamedTuple):
+    """From decoder states to logits ``scale * hidden @ kernel``.
+
+    Attributes:
+      kernel: the projection; for tied embeddings the transposed table.
+      scale: factor on the logits.
+      soft_cap: logits are squashed into (-cap, cap) by tanh; None for no cap.
+    """
+
+    kernel: Kernel
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+
 class TokenDistributions(NamedTuple):
     """One distribution over the vocabulary per position, the softmax of ``scale * hidden @ kernel``, before it is computed.
 
@@ -26,12 +40,14 @@ class TokenDistributions(NamedTuple):
       kernel: the projection.
       scale: factor on the logits.
       forbidden_token: a token taken out of the softmax.
+      soft_cap: as in `Projection`.
     """
 
     hidden: Hidden
     kernel: Kernel
     scale: float = 1.0
     forbidden_token: int | None = None
+    soft_cap: float | None = None
 
 
 def map_distributions(
@@ -104,11 +120,23 @@ def project(distributions: TokenDistributions) -> Logits:
     return logits_of(*distributions)
 
 
-def logits_of(hidden: Vectors, kernel: Kernel, scale: float, forbidden_token: int | None) -> Logits:
-    """Float32 logits ``scale * hidden @ kernel``."""
+def soft_capped(values: jax.Array, cap: float | None) -> jax.Array:
+    """Values squashed into (-cap, cap), almost unchanged near 0; as they are without a cap."""
+    return values if cap is None else cap * jnp.tanh(values / cap)
+
+
+def logits_of(
+    hidden: Vectors,
+    kernel: Kernel,
+    scale: float = 1.0,
+    forbidden_token: int | None = None,
+    soft_cap: float | None = None,
+) -> Logits:
+    """Float32 logits ``scale * hidden @ kernel``, under the soft cap."""
     logits = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
     if scale != 1.0:
         logits = logits * scale
+    logits = soft_capped(logits, soft_cap)
     if forbidden_token is not None:
         is_forbidden = jnp.arange(kernel.shape[1]) == forbidden_token
         logits = jnp.where(is_forbidden, FORBIDDEN, logits)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxalign.networks.attention import Attention
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.shapes import AnyArray, Bias, Encoded, Hidden, SourceHeads, SourceLayers
 
 _kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -66,7 +67,7 @@ class LayerConcatenation(nn.Module):
         return jnp.concatenate([joined, side_by_side], axis=-1)
 
 
-def last_layer(config: T5Config, encoded: Encoded) -> Hidden:
+def last_layer(config: NetworkConfig, encoded: Encoded) -> Hidden:
     """The states of the last layer among what the decoder reads."""
     return encoded[..., -config.emb_dim :] if config.fuses_encoder_layers else encoded
 

@@ -18,6 +18,7 @@ from jaxalign.errors import UserError
 from jaxalign.networks.blocks import Dense
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.image_tokens import IMAGE_TOKENS, PATCHES, TABLE
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.shapes import AnyArray, Batch, Hidden, Params, Tokens
 
 Patches = UInt8[AnyArray, "*images patches values"]
@@ -68,7 +69,7 @@ def placed(
     return jnp.where((tokens >= IMAGE_TOKENS)[:, :, None], found, embedded)
 
 
-def patches_of(config: T5Config, params: Params, batch: Batch) -> Patches | None:
+def patches_of(config: NetworkConfig, params: Params, batch: Batch) -> Patches | None:
     """The patches of a batch, or of the table beside the parameters; None if there are none.
 
     Raises:

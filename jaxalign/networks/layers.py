@@ -168,7 +168,7 @@ def apply_layers(
     if config.remat_policy != "none":
         layer = nn.remat(
             layer,
-            policy=_remat_policy(config.remat_policy),
+            policy=remat_policy(config.remat_policy),
             prevent_cse=not config.scan_layers,
             static_argnums=(len(inputs) + 2,),  # `deterministic`; 0 is self
         )
@@ -189,7 +189,8 @@ def apply_layers(
     return scanned(config, name="layers")(x, *inputs, deterministic)
 
 
-def _remat_policy(name: str) -> Callable[..., bool] | None:
+def remat_policy(name: str) -> Callable[..., bool] | None:
+    """What of a layer the backward pass keeps, as a policy of `jax.checkpoint`."""
     if name == "minimal":
         return jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
     return None

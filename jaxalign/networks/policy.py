@@ -14,9 +14,9 @@ from jaxtyping import PRNGKeyArray
 from jaxalign.errors import require_range
 from jaxalign.networks import distributions, encoder_fusion, image_patches, scoring
 from jaxalign.networks.architecture import Architecture, architecture_of
-from jaxalign.networks.config import T5Config
-from jaxalign.networks.distributions import TokenDistributions
-from jaxalign.networks.incremental import Cache, Prompt, SequenceLogits, SequenceTokens, Visible
+from jaxalign.networks.distributions import Projection, TokenDistributions
+from jaxalign.networks.incremental import SequenceLogits, SequenceTokens, Visible
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.protocols import DecodingPolicy, TokenPolicy
 from jaxalign.networks.scoring import ResponseScores, TokenStatistics
 from jaxalign.networks.shapes import (
@@ -27,7 +27,6 @@ from jaxalign.networks.shapes import (
     Encoded,
     GreedyTokens,
     Hidden,
-    Kernel,
     Params,
     PerExampleOutputs,
     SourceTokens,
@@ -50,7 +49,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         serves as a value; None for an ordinary policy.
     """
 
-    config: T5Config
+    config: NetworkConfig
     logits_chunk_size: int | None = DEFAULT_LOGITS_CHUNK_SIZE
     value_token: int | None = None
 
@@ -78,7 +77,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         return self._architecture.module(self.config)
 
     def init(self, rng: PRNGKeyArray) -> Params:
-        """Random parameters, with T5X's initialisation."""
+        """Random parameters, with the initialisation of the family (for T5, T5X's)."""
         return _initialise(self.config, rng)
 
     def abstract_params(self) -> Params:
@@ -172,8 +171,8 @@ class Policy(TokenPolicy, DecodingPolicy):
 
     def distributions(self, params: Params, hidden: Decoded) -> TokenDistributions:
         """The distribution over the vocabulary at every position of decoder states, for `distributions.map_distributions`."""
-        kernel, scale = self.projection(params)
-        return TokenDistributions(hidden, kernel, scale, self.value_token)
+        kernel, scale, soft_cap = self.projection(params)
+        return TokenDistributions(hidden, kernel, scale, self.value_token, soft_cap)
 
     def greedy_tokens(self, params: Params, hidden: Decoded) -> GreedyTokens:
         """The most probable token at every position of decoder states."""
@@ -213,13 +212,13 @@ class Policy(TokenPolicy, DecodingPolicy):
         statistics = self.token_statistics_of(params, hidden, batch)
         return scoring.response_scores(statistics, batch), self._value_logits(params, hidden, batch)
 
-    def projection(self, params: Params) -> tuple[Kernel, float]:
-        """The vocabulary projection and the factor on its logits."""
+    def projection(self, params: Params) -> Projection:
+        """The vocabulary projection."""
         return self._architecture.projection(self.config, params)
 
     def read_prompts(
         self, params: Params, encoder_input_tokens: SourceTokens, max_decode_len: int
-    ) -> Prompt:
+    ) -> Any:
         segments = (encoder_input_tokens > 0).astype(jnp.int32)
         batch = {"encoder_input_tokens": encoder_input_tokens, "encoder_segment_ids": segments}
         encoded = self.encode_for_decoder(params, batch)
@@ -227,17 +226,17 @@ class Policy(TokenPolicy, DecodingPolicy):
             self.config, params, encoded, segments, max_decode_len
         )
 
-    def empty_cache(self, num_groups: int, num_slots: int, group_size: int = 1) -> Cache:
+    def empty_cache(self, num_groups: int, num_slots: int, group_size: int = 1) -> Any:
         return self._architecture.empty_cache(self.config, num_groups, num_slots, group_size)
 
     def next_logits(
         self,
-        prompt: Prompt,
-        cache: Cache,
+        prompt: Any,
+        cache: Any,
         tokens: SequenceTokens,
         position: AnyArray,
         visible: Visible | None = None,
-    ) -> tuple[SequenceLogits, Cache]:
+    ) -> tuple[SequenceLogits, Any]:
         states, cache = self._architecture.next_states(
             self.config, prompt, cache, tokens, position, visible
         )
@@ -245,12 +244,12 @@ class Policy(TokenPolicy, DecodingPolicy):
 
     def next_logits_in_ring(
         self,
-        prompt: Prompt,
-        cache: Cache,
+        prompt: Any,
+        cache: Any,
         tokens: SequenceTokens,
         step: AnyArray,
         positions: AnyArray,
-    ) -> tuple[SequenceLogits, Cache]:
+    ) -> tuple[SequenceLogits, Any]:
         states, cache = self._architecture.next_states_in_ring(
             self.config, prompt, cache, tokens, step, positions
         )
@@ -260,7 +259,7 @@ class Policy(TokenPolicy, DecodingPolicy):
         self, params: Params, hidden: Decoded, batch: Batch, with_mean_log_probs: bool = False
     ) -> TokenStatistics:
         """`token_statistics` from given decoder states."""
-        kernel, scale = self.projection(params)
+        kernel, scale, soft_cap = self.projection(params)
         return scoring.token_statistics(
             hidden,
             kernel,
@@ -269,6 +268,7 @@ class Policy(TokenPolicy, DecodingPolicy):
             scale=scale,
             with_mean_log_probs=with_mean_log_probs,
             forbidden_token=self.value_token,
+            soft_cap=soft_cap,
         )
 
     @property
@@ -290,7 +290,8 @@ class Policy(TokenPolicy, DecodingPolicy):
         member = prompt_ids(batch)[:, :, None] == examples
         first = jnp.argmax(member, axis=1)  # [rows, P]
         states = jnp.take_along_axis(hidden, first[:, :, None], axis=1).astype(jnp.float32)
-        kernel, scale = self.projection(params)
+        # Without the soft cap, which belongs to the distribution over the other tokens.
+        kernel, scale, _ = self.projection(params)
         logits = scale * jnp.sum(states * kernel[:, self.value_token], axis=-1)
         return jnp.where(jnp.any(member, axis=1), logits, 0.0).reshape(-1)
 
@@ -314,15 +315,15 @@ def prompt_ids(batch: Batch) -> TargetTokens:
     return jnp.where(segments > 0, (segments - 1) // num_responses + 1, 0)
 
 
-def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:
+def _boxed(config: NetworkConfig, rng: PRNGKeyArray) -> Params:
     tokens = jnp.ones((1, 2), jnp.int32)
     return architecture_of(config).module(config).init(rng, tokens, tokens, tokens)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _initialise(config: T5Config, rng: PRNGKeyArray) -> Params:
+def _initialise(config: NetworkConfig, rng: PRNGKeyArray) -> Params:
     return nn.meta.unbox(_boxed(config, rng))
 
 
-def _abstract(config: T5Config) -> Params:
+def _abstract(config: NetworkConfig) -> Params:
     return jax.eval_shape(functools.partial(_boxed, config), jax.random.key(0))

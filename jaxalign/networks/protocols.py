@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import UserError
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.distributions import TokenDistributions
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.scoring import TokenStatistics
 from jaxalign.networks.shapes import (
     Batch,
@@ -312,8 +312,8 @@ class PrefixRewardPredictor(RewardPredictor, Protocol):
 
 
 def _json(value: Any) -> Any:
-    if isinstance(value, T5Config):
-        return value.to_dict()
+    if isinstance(value, NetworkConfig):
+        return value.described()
     if isinstance(value, Network):
         return value.description()
     return list(value) if isinstance(value, tuple) else value

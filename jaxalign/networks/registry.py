@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.architecture import config_from_dict
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import Network
@@ -43,7 +43,7 @@ def build(description: Mapping[str, Any]) -> Network:
         raise ValueError(f"its kind is {kind!r}; known: {', '.join(NETWORKS)}")
     try:
         if "config" in fields:
-            fields["config"] = T5Config.from_dict(fields["config"])
+            fields["config"] = config_from_dict(fields["config"])
         if "policy" in fields:
             fields["policy"] = build(fields["policy"])
         network: Network = NETWORKS[kind](**fields)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.decoder_trunk import DecoderTrunk
 from jaxalign.networks.image_patches import Patches, patches_of
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.protocols import PrefixRewardPredictor, RewardPredictor
 from jaxalign.networks.shapes import (
     AnyArray,
@@ -41,7 +41,7 @@ class RewardNetwork(RewardPredictor):
         prompt most of that is padding, and the sum of the task's feature lengths is enough.
     """
 
-    config: T5Config
+    config: NetworkConfig
     max_length: int | None = None
 
     kind: ClassVar[str] = "encoder_reward"
@@ -108,7 +108,7 @@ class DecoderRewardNetwork(DecoderTrunk, PrefixRewardPredictor):
       config: the network; all of it but the vocabulary projection is used.
     """
 
-    config: T5Config
+    config: NetworkConfig
 
     kind: ClassVar[str] = "decoder_reward"
 
@@ -200,7 +200,7 @@ def joined_rows(batch: Batch, max_length: int | None = None) -> tuple[Tokens, To
     return jnp.where(exists, tokens, 0).reshape(shape), exists.astype(jnp.int32).reshape(shape)
 
 
-def _joined_patches(config: T5Config, params: Params, batch: Batch) -> Patches | None:
+def _joined_patches(config: NetworkConfig, params: Params, batch: Batch) -> Patches | None:
     """The images of every row of `joined_rows`: those of the row that it was taken from."""
     patches = patches_of(config, params, batch)
     if patches is None or patches.ndim == 3:

@@ -27,6 +27,7 @@ from jaxalign.networks.shapes import (
     TokenOutputs,
     Tokens,
     TokenValues,
+    Vectors,
 )
 
 
@@ -60,6 +61,19 @@ _PerShard = Float[AnyArray, "shards emb vocab"]  # a part of a projection's grad
 _Statistics = tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]
 
 
+class _Form(NamedTuple):
+    """What is known when the computation is traced."""
+
+    num_chunks: int
+    scale: float
+    forbidden: int | None
+    with_mean: bool
+    soft_cap: float | None
+
+    def logits(self, hidden: Vectors, kernel: Kernel) -> Logits:
+        return logits_of(hidden, kernel, self.scale, self.forbidden, self.soft_cap)
+
+
 class _Residuals(NamedTuple):
     """What the backward pass keeps. Logits are None where it computes them again."""
 
@@ -79,6 +93,7 @@ def token_statistics(
     scale: float = 1.0,
     with_mean_log_probs: bool = False,
     forbidden_token: int | None = None,
+    soft_cap: float | None = None,
 ) -> TokenStatistics:
     """Log-softmax of ``scale * hidden @ kernel`` read at `targets`.
 
@@ -91,6 +106,7 @@ def token_statistics(
       scale: factor on the logits, 1/sqrt(emb) for tied embeddings.
       with_mean_log_probs: also return the mean over the vocabulary.
       forbidden_token: a token to take out of the softmax.
+      soft_cap: of the logits, as in `distributions.Projection`.
 
     Raises:
       ValueError: shapes do not fit, or `chunk_size` is not positive.
@@ -102,9 +118,8 @@ def token_statistics(
         )
     rows, length = targets.shape
     num_chunks = chunks.num_chunks(rows, length, chunk_size)
-    log_probs, log_normalizers, mean_log_probs = _statistics(
-        hidden, kernel, targets, num_chunks, float(scale), forbidden_token, with_mean_log_probs
-    )
+    form = _Form(num_chunks, float(scale), forbidden_token, with_mean_log_probs, soft_cap)
+    log_probs, log_normalizers, mean_log_probs = _statistics(hidden, kernel, targets, form)
     return TokenStatistics(
         log_probs, log_normalizers, mean_log_probs if with_mean_log_probs else None
     )
@@ -156,17 +171,9 @@ def per_response_sum(
     return jnp.sum(values, axis=1).reshape(-1, num_responses)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def _statistics(
-    hidden: Hidden,
-    kernel: Kernel,
-    targets: Tokens,
-    num_chunks: int,
-    scale: float,
-    forbidden: int | None,
-    with_mean: bool,
-) -> _Statistics:
-    outputs, _ = _forward(hidden, kernel, targets, num_chunks, scale, forbidden, with_mean)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _statistics(hidden: Hidden, kernel: Kernel, targets: Tokens, form: _Form) -> _Statistics:
+    outputs, _ = _forward(hidden, kernel, targets, form)
     return outputs
 
 
@@ -188,21 +195,16 @@ def _num_allowed(logits: Logits, forbidden: int | None) -> int:
 
 
 def _forward(
-    hidden: Hidden,
-    kernel: Kernel,
-    targets: Tokens,
-    num_chunks: int,
-    scale: float,
-    forbidden: int | None,
-    with_mean: bool,
+    hidden: Hidden, kernel: Kernel, targets: Tokens, form: _Form
 ) -> tuple[_Statistics, _Residuals]:
+    num_chunks, forbidden, with_mean = form.num_chunks, form.forbidden, form.with_mean
     if num_chunks == 1:
-        logits = logits_of(hidden, kernel, scale, forbidden)
+        logits = form.logits(hidden, kernel)
         outputs = _read(logits, targets, forbidden, with_mean)
         return outputs, _Residuals(hidden, kernel, targets, outputs[1], logits)
 
     def chunk(_: None, index: Int[Array, ""]) -> tuple[None, _Statistics]:
-        logits = logits_of(chunks.one_chunk(hidden, index, num_chunks), kernel, scale, forbidden)
+        logits = form.logits(chunks.one_chunk(hidden, index, num_chunks), kernel)
         here = chunks.one_chunk(targets, index, num_chunks)
         return None, _read(logits, here, forbidden, with_mean)
 
@@ -214,13 +216,9 @@ def _forward(
 
 
 def _backward(
-    num_chunks: int,
-    scale: float,
-    forbidden: int | None,
-    with_mean: bool,
-    residuals: _Residuals,
-    cotangents: _Statistics,
+    form: _Form, residuals: _Residuals, cotangents: _Statistics
 ) -> tuple[Hidden, Kernel, None]:
+    num_chunks, scale, forbidden, with_mean, soft_cap = form
     hidden, kernel, targets, log_normalizers, logits = residuals
     d_log_probs, d_log_normalizers, d_mean = cotangents
     # With p = softmax: d log_prob = onehot - p, d log_normalizer = p, d mean_log_prob = 1/V - p.
@@ -239,6 +237,8 @@ def _backward(
         grad += jnp.where(vocabulary == targets[..., None], d_target[..., None], 0.0)
         if with_mean:
             grad += d_mean[..., None] / _num_allowed(logits, forbidden)
+        if soft_cap is not None:
+            grad = grad * (1.0 - jnp.square(logits / soft_cap))
         if forbidden is not None:
             grad = jnp.where(vocabulary == forbidden, 0.0, grad)
         return grad * scale if scale != 1.0 else grad
@@ -267,7 +267,7 @@ def _backward(
 
     def chunk(d_kernel: _PerShard, index: Int[Array, ""]) -> tuple[_PerShard, Hidden]:
         states = chunks.one_chunk(hidden, index, num_chunks)
-        logits = logits_of(states, kernel, scale, forbidden)
+        logits = form.logits(states, kernel)
         here = (chunks.one_chunk(values, index, num_chunks) for values in per_token)
         d_states, d_kernel_here = pull_back(d_logits(logits, *here), states)
         return per_shard(d_kernel + d_kernel_here), d_states

@@ -51,6 +51,7 @@ Joined = Float[AnyArray, "rows length joined"]
 QuerySegments = Int[AnyArray, "rows queries"]
 KeySegments = Int[AnyArray, "rows keys"]
 Mask = Bool[AnyArray, "_rows 1 queries keys"]
+AnyMask = Bool[AnyArray, "_rows 1 _queries _keys"]  # for functions that read several
 PositionBias = Float[AnyArray, "1 heads queries keys"]
 # Rows and heads of a bias may be 1, to be broadcast.
 Bias = Float[AnyArray, "_rows _heads queries keys"]

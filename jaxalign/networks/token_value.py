@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.decoder_trunk import DecoderTrunk
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.policy import prompt_ids
 from jaxalign.networks.protocols import PrefixValuePredictor
 from jaxalign.networks.shapes import (
@@ -33,7 +33,7 @@ class TokenValueNetwork(DecoderTrunk, PrefixValuePredictor):
       config: the network; all of it but the vocabulary projection is used.
     """
 
-    config: T5Config
+    config: NetworkConfig
 
     kind: ClassVar[str] = "token_value"
 

@@ -56,7 +56,7 @@ class TwoTower(Network):
     def from_policy(self, rng: PRNGKeyArray, policy_params: Params) -> Params:
         """Parameters whose query tower is the encoder of a policy; its decoder is left out."""
         keys = jax.random.split(rng, 3)
-        emb_dim = self.policy.config.emb_dim
+        emb_dim = self.policy.config.encoder_width
         encoder = {name: branch for name, branch in policy_params.items() if name != "decoder"}
         return {
             "encoder": encoder,

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import UserError
-from jaxalign.networks.blocks import Embedding
+from jaxalign.networks.architecture import architecture_of
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.image_patches import ImageEmbedder, Patches, blank, patches_of, placed
 from jaxalign.networks.leaves import require_same_shapes
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.policy import Policy, ResponseScores
 from jaxalign.networks.protocols import PolicyNetwork, PromptValuePredictor, ValuePredictor
 from jaxalign.networks.shapes import (
@@ -32,7 +33,6 @@ from jaxalign.networks.shapes import (
     Vectors,
     unboxed,
 )
-from jaxalign.networks.t5 import Encoder
 
 
 class ValueHead(nn.Module):
@@ -61,7 +61,7 @@ class ValueHead(nn.Module):
 class PromptValue(nn.Module):
     """Embedding, encoder and head."""
 
-    config: T5Config
+    config: NetworkConfig
 
     @nn.compact
     def __call__(
@@ -73,14 +73,15 @@ class PromptValue(nn.Module):
         *,
         deterministic: bool = True,
     ) -> RowValues:
-        embedded = Embedding(self.config, name="token_embedder")(tokens)
-        if self.config.image_size:
+        architecture = architecture_of(self.config)
+        embedded = architecture.embedding(self.config, name="token_embedder")(tokens)
+        if isinstance(self.config, T5Config) and self.config.image_size:
             embedder = ImageEmbedder(self.config, name="image_embedder")
             if patches is not None:
                 embedded = placed(embedded, tokens, embedder(patches))
             elif self.is_initializing():
                 embedder(blank(self.config))
-        encoder = Encoder(self.config, name="encoder")
+        encoder = architecture.encoder(self.config, name="encoder")
         states = encoder(embedded, segment_ids, deterministic=deterministic)
         return ValueHead(name="head")(pool_segments(states, segment_ids, num_examples))
 
@@ -101,14 +102,14 @@ def pool_segments(
 
 @dataclasses.dataclass(frozen=True)
 class ValueNetwork(PromptValuePredictor):
-    """V(x) with its own parameters: a T5 encoder over the prompt, masked mean, linear head.
+    """V(x) with its own parameters: an encoder over the prompt, masked mean, linear head.
 
     Attributes:
       config: the network; only its encoder half is used.
       max_value: the value is this number times the sigmoid of the head, for rewards in [0, max_value]; None for the head itself.
     """
 
-    config: T5Config
+    config: NetworkConfig
     max_value: float | None = None
 
     kind: ClassVar[str] = "value"
@@ -143,7 +144,7 @@ class ValueNetwork(PromptValuePredictor):
                 for name, branch in policy_params.items()
                 if name == "image_embedder"
             },
-            "head": _initialise_head(self.config.emb_dim, rng),
+            "head": _initialise_head(self.config.encoder_width, rng),
         }
         require_same_shapes(params, self.abstract_params())
         return params
@@ -185,11 +186,11 @@ class SharedTrunkValue(ValuePredictor):
 
     def init(self, rng: PRNGKeyArray) -> Params:
         """Random parameters of the head, ``{'head': {'kernel', 'bias'}}``."""
-        return {"head": _initialise_head(self.policy.config.emb_dim, rng)}
+        return {"head": _initialise_head(self.policy.config.encoder_width, rng)}
 
     def logical_axes(self) -> Params:
         """A PartitionSpec of logical axis names for the head's parameters."""
-        emb_dim = self.policy.config.emb_dim
+        emb_dim = self.policy.config.encoder_width
         boxed = jax.eval_shape(functools.partial(_boxed_head, emb_dim), jax.random.key(0))
         return {"head": nn.get_partition_spec(boxed)}
 
@@ -222,17 +223,17 @@ def require_same_policy(value: str, own: PolicyNetwork, trained: PolicyNetwork) 
         )
 
 
-def _boxed(config: T5Config, rng: PRNGKeyArray) -> Params:
+def _boxed(config: NetworkConfig, rng: PRNGKeyArray) -> Params:
     tokens = jnp.ones((1, 2), jnp.int32)
     return PromptValue(config).init(rng, tokens, tokens, 1)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _initialise(config: T5Config, rng: PRNGKeyArray) -> Params:
+def _initialise(config: NetworkConfig, rng: PRNGKeyArray) -> Params:
     return nn.meta.unbox(_boxed(config, rng))
 
 
-def _abstract(config: T5Config) -> Params:
+def _abstract(config: NetworkConfig) -> Params:
     return jax.eval_shape(functools.partial(_boxed, config), jax.random.key(0))
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxalign.data.batches import make_batch
 from jaxalign.data.stored_fields import TEACHER_TOP
 from jaxalign.data.task_data import TaskData
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import partitioning
@@ -66,12 +66,12 @@ class CompileSpec:
 
     @property
     def remat_policy(self) -> str | None:
-        """The remat policy of the policy network; None if it is not a T5."""
+        """The remat policy of the policy network; None if it is no encoder-decoder."""
         config = getattr(self.objective.policy, "config", None)
-        return config.remat_policy if isinstance(config, T5Config) else None
+        return config.remat_policy if isinstance(config, NetworkConfig) else None
 
     def with_config(self, **changes: Any) -> CompileSpec:
-        """Returns a copy in which fields of every T5's configuration, or of every policy, are changed."""
+        """Returns a copy in which fields of every network's configuration, or of every policy, are changed."""
         return dataclasses.replace(self, objective=replace_configs(self.objective, **changes))
 
     def flops(self, mesh: Mesh) -> float:
@@ -279,13 +279,13 @@ def batch_shapes(
 
 
 def replace_configs(value: Any, **changes: Any) -> Any:
-    """Changes the named fields of every T5 configuration and every policy in a dataclass, at any depth."""
+    """Changes the named fields of every network's configuration and every policy in a dataclass, at any depth."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fields = {
         field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init
     }
-    own = set(changes) & set(fields) if isinstance(value, (T5Config, Policy)) else set()
+    own = set(changes) & set(fields) if isinstance(value, (NetworkConfig, Policy)) else set()
     replaced = {
         name: changes[name] if name in own else replace_configs(item, **changes)
         for name, item in fields.items()

@@ -1,4 +1,4 @@
-"""Floating-point operations of matrix products: of a T5's parts by formula, of a whole step from its jaxpr.
+"""Floating-point operations of matrix products: of a network's parts by formula, of a whole step from its jaxpr.
 
 A multiplication with its addition counts as two operations. Operations other than matrix products are not counted; a TPU executes them on
 other units, where memory bandwidth limits them.
@@ -13,21 +13,22 @@ from typing import Any
 import jax
 import jax.extend.core
 
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig, StackSizes
 
 
-def encoder_flops(config: T5Config, source: int) -> int:
+def encoder_flops(config: NetworkConfig, source: int) -> int:
     """Forward operations of the encoder for one row.
 
     Args:
       config: the network.
       source: tokens of the row.
     """
-    embedding = 2 * source * config.vocab_size * config.emb_dim if config.one_hot_embedding else 0
-    return embedding + config.num_encoder_layers * layer_flops(config, source)
+    sizes = config.stack_sizes("encoder")
+    embedding = 2 * source * config.vocab_size * sizes.emb_dim if config.one_hot_embedding else 0
+    return embedding + sizes.num_layers * layer_flops(config, source)
 
 
-def decoder_flops(config: T5Config, source: int, target: int) -> int:
+def decoder_flops(config: NetworkConfig, source: int, target: int) -> int:
     """Forward operations of the decoder for one row, without the vocabulary projection.
 
     Args:
@@ -35,31 +36,38 @@ def decoder_flops(config: T5Config, source: int, target: int) -> int:
       source: encoder tokens of the row.
       target: decoder tokens of the row.
     """
-    joined = config.num_heads * config.head_dim
+    sizes = config.stack_sizes("decoder")
+    joined, joined_kv = _joined(sizes)
     # Queries and the output at decoder positions; keys and values at encoder positions, and both products with the weights.
-    at_targets = 4 * config.emb_dim * joined * target
-    at_sources = 4 * config.emb_dim * joined * source + 4 * target * source * joined
+    at_targets = 4 * sizes.emb_dim * joined * target
+    at_sources = 4 * config.encoder_width * joined_kv * source + 4 * target * source * joined
     cross, concatenation = at_targets + at_sources, 0
     if config.fuses_encoder_layers:
         gate = 2 * target * config.emb_dim**2
         cross = 2 * at_targets + (config.num_encoder_layers + 1) * at_sources + gate
         concatenation = 2 * source * config.num_encoder_layers * config.emb_dim**2
-    embedding = 2 * target * config.vocab_size * config.emb_dim if config.one_hot_embedding else 0
-    layers = config.num_decoder_layers * (layer_flops(config, target) + cross)
+    embedding = 2 * target * config.vocab_size * sizes.emb_dim if config.one_hot_embedding else 0
+    layers = sizes.num_layers * (layer_flops(config, target, "decoder") + cross)
     return embedding + concatenation + layers
 
 
-def logits_flops(config: T5Config, target: int) -> int:
+def logits_flops(config: NetworkConfig, target: int) -> int:
     """Forward operations of the vocabulary projection for one row of `target` tokens."""
     return 2 * target * config.emb_dim * config.vocab_size
 
 
-def layer_flops(config: T5Config, length: int) -> int:
-    """Forward operations of self-attention and feed-forward of one layer for one row."""
-    joined = config.num_heads * config.head_dim
-    projections = 8 * length * config.emb_dim * joined
+def layer_flops(config: NetworkConfig, length: int, stack: str = "encoder") -> int:
+    """Forward operations of self-attention and feed-forward of one layer for one row; windows save none."""
+    sizes = config.stack_sizes(stack)
+    joined, joined_kv = _joined(sizes)
+    projections = 4 * length * sizes.emb_dim * (joined + joined_kv)
     attention = 4 * length * length * joined
-    return projections + attention + _mlp_flops(config, length)
+    return projections + attention + _mlp_flops(sizes, length)
+
+
+def _joined(sizes: StackSizes) -> tuple[int, int]:
+    """The widths of all heads of queries, and of all heads of keys."""
+    return sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
@@ -74,8 +82,8 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _mlp_flops(config: T5Config, length: int) -> int:
-    return 2 * length * config.emb_dim * config.mlp_dim * (len(config.mlp_activations) + 1)
+def _mlp_flops(sizes: StackSizes, length: int) -> int:
+    return 2 * length * sizes.emb_dim * sizes.mlp_dim * (sizes.mlp_branches + 1)
 
 
 def _count(jaxpr: Any) -> float:
@@ -111,7 +119,7 @@ def _inner_jaxprs(parameters: dict[str, Any]) -> list[Any]:
     return found
 
 
-def parts(config: T5Config, rows: int, source: int, target: int) -> dict[str, float]:
+def parts(config: NetworkConfig, rows: int, source: int, target: int) -> dict[str, float]:
     """Forward operations of a batch by part of the network."""
     return {
         "encoder": float(rows * encoder_flops(config, source)),

@@ -11,7 +11,6 @@ from jaxalign.data.recorded_vocabulary import require_same_vocabulary
 from jaxalign.data.vocabularies import vocabulary_from_spec
 from jaxalign.errors import UserError
 from jaxalign.inference.encoders import encoder_of
-from jaxalign.interop.parameters import COMPUTATION
 from jaxalign.recipes import round_training
 from jaxalign.recipes.round_labels import SELECT, filled_in, waits_for_labels
 from jaxalign.recipes.round_prompts import (
@@ -169,8 +168,8 @@ def _check_training(recipe: Recipe, number: int, start: Run) -> None:
     if recipe.epochs_of(number) is not None and data.pack:
         raise UserError("EPOCHS needs PACK = False; with packed rows set TRAIN_STEPS")
     ours, theirs = getattr(objective.policy, "config", None), start.config("policy")
-    for name in COMPUTATION:
-        if ours is not None and getattr(ours, name) != getattr(theirs, name):
+    for name in () if ours is None else ("family", *ours.COMPUTATION):
+        if getattr(ours, name) != getattr(theirs, name):
             raise UserError(
                 f"MODEL has {name} {getattr(ours, name)}, and the policy of START {recipe.start} has {getattr(theirs, name)}; give the "
                 "--gin_file of models/ and the macros that the start was trained with"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxalign import files, untrusted
 from jaxalign.errors import UserError
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.architecture import config_class, config_from_dict
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.runs.typed_json import JsonReader
 
 NETWORKS_FILE = "networks.json"
@@ -21,7 +23,7 @@ MAX_STEP = 10**12
 _MAX_ROLES = 32
 _MAX_SCORES, _MAX_SCORE_NAME = 4096, 1024
 _MAX_HIDDEN_LAYERS, _MAX_SIZE = 64, 1 << 24
-# The fields of networks besides their T5 configuration.
+# The fields of networks besides their configuration.
 _WHOLE = ("value_token", "max_length", "num_features")
 _NUMBERS = ("max_value", "scale")
 _MAX_EXTRA_IDS = 1 << 16
@@ -34,13 +36,15 @@ _CONFIG_LIMITS = {
     "mlp_dim": 1 << 20,
     "num_encoder_layers": 512,
     "num_decoder_layers": 512,
+    "num_layers": 512,
+    "num_kv_heads": 1 << 12,
     "relative_attention_num_buckets": 1 << 12,
     "relative_attention_max_distance": 1 << 24,
     "param_scan_axis": 1,
     "image_size": 1 << 14,
     "patch_size": 1 << 14,
 }
-_MAY_BE_0 = ("param_scan_axis", "image_size", "patch_size")
+_MAY_BE_0 = ("param_scan_axis", "image_size", "patch_size", "start_token")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,40 +203,54 @@ def check_network(described: Mapping[str, Any], where: str, *, nested: bool = Fa
             raise read.wrong(key, f"at most {_MAX_SIZE}")
 
 
-def parse_config(fields: Any, where: str) -> T5Config:
-    """Returns the T5 configuration that a JSON object describes.
+def parse_config(fields: Any, where: str) -> NetworkConfig:
+    """Returns the configuration of an encoder-decoder that a JSON object describes.
 
     Raises:
       UserError: a value is invalid; the message names the file, the network and the key.
     """
     if not isinstance(fields, Mapping):
         raise UserError(f"{where}: must be an object")
+    try:
+        _check_fields(config_class(fields), fields, where)
+        return config_from_dict(fields)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_fields(kind: type[Any], fields: Any, where: str) -> None:
+    """Checks the types of the fields of a dataclass, and the limits of its numbers."""
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{where}: must be an object")
     read = JsonReader(fields, where)
-    for field in dataclasses.fields(T5Config):
-        value = fields.get(field.name)
+    types = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
         if field.name not in fields:
             continue
-        if field.name in _CONFIG_LIMITS:
+        value, wanted = fields[field.name], types[field.name]
+        if value is None and type(None) in typing.get_args(wanted):
+            continue
+        wanted = next(iter(typing.get_args(wanted)), wanted)
+        if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
+            _check_fields(wanted, value, f"{where}, {field.name}")
+        elif wanted is int:
             least = 0 if field.name in _MAY_BE_0 else 1
-            if read.integer(field.name, least, _CONFIG_LIMITS[field.name]) is None:
+            limit = _CONFIG_LIMITS.get(field.name, _MAX_SIZE)
+            if read.integer(field.name, least, limit) is None:
                 raise read.wrong(field.name, "a whole number")
-        elif field.type == "float":
+        elif wanted is float:
             if read.number(field.name) is None:
                 raise read.wrong(field.name, "a number")
-        elif field.type == "bool":
+        elif wanted is bool:
             read.truth(field.name)
-        elif field.type == "str" and not isinstance(value, str):
+        elif field.name == "mlp_activations":
+            plain = isinstance(value, (list, tuple)) and len(value) <= 4
+            if not plain or not all(isinstance(each, str) for each in value):
+                raise read.wrong(field.name, "a list of names")
+        elif not isinstance(value, str):
             raise read.wrong(field.name, "text")
-        elif field.name == "mlp_activations" and not (
-            isinstance(value, (list, tuple))
-            and len(value) <= 4
-            and all(isinstance(each, str) for each in value)
-        ):
-            raise read.wrong(field.name, "a list of names")
-    try:
-        return T5Config.from_dict(dict(fields))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _vocabulary(read: JsonReader) -> VocabularyDescription | None:

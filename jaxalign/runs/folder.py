@@ -11,7 +11,7 @@ from jaxalign import untrusted
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError, first_line
 from jaxalign.networks import registry
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.protocols import (
     Network,
     PolicyNetwork,
@@ -99,11 +99,11 @@ class Run:
         except ValueError as error:
             raise UserError(f"{where}: {first_line(error)}") from error
 
-    def config(self, role: str) -> T5Config:
-        """Returns the T5 configuration that the run records for a role. Raises UserError if there is none."""
+    def config(self, role: str) -> NetworkConfig:
+        """Returns the configuration of the encoder-decoder that the run records for a role. Raises UserError if there is none."""
         config = getattr(self.network(role), "config", None)
-        if not isinstance(config, T5Config):
-            raise UserError(f"run {self.folder}: the {role} network is no T5")
+        if not isinstance(config, NetworkConfig):
+            raise UserError(f"run {self.folder}: the {role} network is no encoder-decoder")
         return config
 
     @property
@@ -251,7 +251,7 @@ def learning_curve(path: str | Path) -> list[dict[str, Any]]:
 def _least_arrays(network: Network) -> int:
     """Returns a lower bound of a network's number of arrays. It saves minutes of tracing if recorded layers do not exist."""
     config = getattr(network, "config", None)
-    if not isinstance(config, T5Config) or config.scan_layers:
+    if not isinstance(config, NetworkConfig) or config.scan_layers:
         return 1
     return config.num_encoder_layers + (
         config.num_decoder_layers if isinstance(network, PolicyNetwork) else 0

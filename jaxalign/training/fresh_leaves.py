@@ -10,25 +10,25 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from jaxalign.networks.config import T5Config
 from jaxalign.networks.leaves import merge_leaves
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.shapes import Params
 from jaxalign.parallel import partitioning
 
 
-def lacking(config: Any, stored: T5Config | None) -> dict[str, Any]:
+def lacking(config: Any, stored: NetworkConfig | None) -> dict[str, Any]:
     """Returns the fields of the extensions that a network has and a stored one has not, with the values of the stored one.
 
     Args:
-      config: of the network; networks of other kinds than T5 lack nothing.
-      stored: of the stored network; None for the T5 of another system.
+      config: of the network; one that is no encoder-decoder lacks nothing.
+      stored: of the stored network; None for a checkpoint of another system.
     """
-    if not isinstance(config, T5Config):
+    if not isinstance(config, NetworkConfig) or not isinstance(stored, type(config) | None):
         return {}
     stored = stored or config.stock()
     return {
         name: stock
-        for name, stock in T5Config.EXTENSIONS.items()
+        for name, stock in config.EXTENSIONS.items()
         if getattr(stored, name) == stock and getattr(config, name) != stock
     }
 

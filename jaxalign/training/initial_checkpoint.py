@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from jaxalign import hub
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
-from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.parallel import distributed
 from jaxalign.parallel.partitioning import AxisRules
 from jaxalign.runs import checkpoints
@@ -30,14 +30,14 @@ class InitialCheckpoint:
       reader: a function from a policy, its shapes and its shardings to its parameters.
       vocabulary: the vocabulary it was trained with; None if it records none. T5X checkpoints never record one.
       t5x: whether it is a T5X checkpoint. In T5X, a run that starts from one continues to count its steps.
-      config: the configuration of a run's policy; None for the T5 of another system.
+      config: the configuration of a run's policy; None for a checkpoint of another system.
     """
 
     identity: dict[str, Any]
     reader: Callable[[Any, Any, Any], Any]
     vocabulary: RecordedVocabulary | None = None
     t5x: bool = False
-    config: T5Config | None = None
+    config: NetworkConfig | None = None
 
     def restore(
         self, policy: Any, mesh: Any, rules: AxisRules = (), rng: PRNGKeyArray | None = None
@@ -146,7 +146,7 @@ def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVoca
         return Run(path, step).recorded_vocabulary
     source = checkpoint_sources.open_source(path, step)
     config = getattr(policy, "config", None)
-    source.configured(config.stock() if isinstance(config, T5Config) else None)
+    source.configured(config.stock() if isinstance(config, NetworkConfig) else None)
     return source_vocabulary.own_vocabulary(source)
 
 
@@ -159,11 +159,11 @@ def _read_source(source: Any, policy: Any, shardings: Any) -> Any:
 
 def _other_layout(run: Run, config: Any) -> bool:
     """Returns whether the policy of a run stacks its layers in another way than a network."""
-    if not isinstance(config, T5Config) or "policy" not in run.description.networks:
+    if not isinstance(config, NetworkConfig) or "policy" not in run.description.networks:
         return False
     stored = run.config("policy")
 
-    def layout(config: T5Config) -> tuple[bool, int]:
+    def layout(config: NetworkConfig) -> tuple[bool, int]:
         return config.scan_layers, config.param_scan_axis if config.scan_layers else 0
 
     return layout(stored) != layout(config)

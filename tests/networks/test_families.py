@@ -1,12 +1,22 @@
 """Laws that hold for the encoder-decoders of every family: packing, layouts of parameters and caches are storage."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from jaxalign.networks import registry
 from jaxalign.networks.policy import Policy
+from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.networks.stacking import stack_layers
+from jaxalign.networks.token_value import TokenValueNetwork
+from jaxalign.networks.value import SharedTrunkValue, ValueNetwork
+from jaxalign.parallel import partitioning
+from jaxalign.parallel.partitioning import MeshShape, make_mesh
+from jaxalign.runs.description import check_network
 from tests.fixtures.families import FAMILIES
 
 PACKED = {
@@ -18,7 +28,8 @@ PACKED = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+# T5 has tests of its own.
+@pytest.fixture(scope="module", params=sorted(FAMILIES.keys() - {"t5"}))
 def policy(request):
     return Policy(FAMILIES[request.param], logits_chunk_size=16)
 
@@ -50,9 +61,11 @@ def score_and_gradient(policy, params, batch):
 
 
 def assert_trees_close(ours, theirs, tolerance):
+    """Every leaf up to a part of its own greatest value."""
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for mine, reference in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(mine, reference, rtol=tolerance, atol=tolerance)
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(mine, reference, rtol=tolerance, atol=tolerance * scale)
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +84,12 @@ def test_packed_rows_under_scanned_layers_give_the_scores_and_gradients_of_each_
 ):
     config = policy.config.replace(scan_layers=True, remat_policy="full")
     scanned = Policy(config, logits_chunk_size=16)
-    stacked = stack_layers(params, axis=config.param_scan_axis)
+    stacked = stack_layers(params, axis=config.param_scan_axis, cycle=config.LAYER_CYCLE)
     assert jax.tree.map(np.shape, stacked) == jax.tree.map(np.shape, scanned.abstract_params())
     batch = make_batch(examples, **PACKED)
     scores, gradient = score_and_gradient(scanned, stacked, batch)
     np.testing.assert_allclose(scores, expected[0], atol=1e-4)
-    unpacked = stack_layers(expected[1], axis=config.param_scan_axis)
+    unpacked = stack_layers(expected[1], axis=config.param_scan_axis, cycle=config.LAYER_CYCLE)
     assert_trees_close(gradient, unpacked, 2e-4)
 
 
@@ -96,32 +109,78 @@ def forced_logits(policy, params, prompts, targets):
 
 
 def test_one_position_at_a_time_gives_the_logits_of_teacher_forcing(policy, params):
+    length = 6
     generator = np.random.default_rng(0)
     prompts = np.array([[3, 9, 4, 1, 0, 0], [5, 6, 7, 8, 9, 1]], np.int32)
-    targets = generator.integers(2, 60, (2, 9)).astype(np.int32)
+    targets = generator.integers(2, 60, (2, length)).astype(np.int32)
     expected = jax.jit(forced_logits, static_argnums=0)(policy, params, prompts, targets)
+    prompt = policy.read_prompts(params, prompts, length)
+    step, step_in_ring = jax.jit(policy.next_logits), jax.jit(policy.next_logits_in_ring)
+    inputs = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    alone, ring = policy.empty_cache(2, length), policy.empty_cache(2, length)
+    pair = policy.empty_cache(2, 2 * length, 2)
+    own = np.broadcast_to(np.tile(np.eye(2, dtype=bool), length), (2, 2, 2 * length))
+    for position in range(length):
+        tokens = inputs[:, position, None]
+        two = np.concatenate([np.full_like(tokens, 11), tokens], axis=1)
+        one, alone = step(prompt, alone, tokens, jnp.int32(position))
+        # As the second sequence of a group that shares slots.
+        second, pair = step(prompt, pair, two, jnp.int32(position), own)
+        # In a ring of just enough slots, whose writing position wraps around.
+        third, ring = step_in_ring(
+            prompt, ring, tokens, jnp.int32(position + 4), jnp.full(2, position)
+        )
+        for logits in (one[:, 0], second[:, 1], third[:, 0]):
+            np.testing.assert_allclose(logits, expected[:, position], rtol=1e-4, atol=1e-4)
 
-    @jax.jit
-    def decoded(params, ring_start):
-        """Row by row: alone, as the second sequence of a group that shares slots, and in a ring of just enough slots."""
-        prompt = policy.read_prompts(params, prompts, 9)
-        alone, group = policy.empty_cache(2, 9), policy.empty_cache(2, 18, 2)
-        ring = policy.empty_cache(2, 9)
-        found = []
-        inputs = jnp.pad(jnp.asarray(targets[:, :-1]), ((0, 0), (1, 0)))
-        for position in range(9):
-            tokens = inputs[:, position, None]
-            one, alone = policy.next_logits(prompt, alone, tokens, jnp.int32(position))
-            pair = jnp.concatenate([tokens * 0 + 11, tokens], axis=1)
-            own = jnp.tile(jnp.eye(2, dtype=bool), 9)
-            visible = jnp.broadcast_to(own, (2, 2, 18))
-            two, group = policy.next_logits(prompt, group, pair, jnp.int32(position), visible)
-            positions = jnp.full(2, position)
-            three, ring = policy.next_logits_in_ring(
-                prompt, ring, tokens, ring_start + position, positions
-            )
-            found.append(jnp.stack([one[:, 0], two[:, 1], three[:, 0]]))
-        return jnp.stack(found, axis=2)
 
-    for logits in decoded(params, 5):
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+NETWORKS = {
+    "policy": Policy,
+    "value": ValueNetwork,
+    "token_value": TokenValueNetwork,
+    "encoder_reward": RewardNetwork,
+    "decoder_reward": DecoderRewardNetwork,
+    "shared_trunk_value": lambda config: SharedTrunkValue(Policy(config)),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_run_folder_describes_every_network_and_every_parameter_can_be_sharded(policy, kind):
+    network = NETWORKS[kind](policy.config.replace(scan_layers=True))
+    described = json.loads(json.dumps(network.description()))
+    check_network(described, "networks.json")
+    assert registry.build(described) == network
+    shapes, axes = network.abstract_params(), network.logical_axes()
+    mesh = make_mesh(MeshShape(fsdp=4, tensor=2), jax.devices())
+    shardings = partitioning.parameter_shardings(mesh, axes)
+    partitioning.check_divisible(shapes, shardings)
+    for leaf, spec in zip(
+        jax.tree.leaves(shapes),
+        jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, PartitionSpec)),
+        strict=True,
+    ):
+        assert leaf.ndim == len(spec)
+
+
+@pytest.mark.parametrize("kind", ["value", "token_value", "encoder_reward", "decoder_reward"])
+def test_a_network_with_a_head_starts_from_a_policy_and_its_output_has_no_neighbours(
+    policy, params, make_batch, examples, kind
+):
+    network = NETWORKS[kind](policy.config)
+    started = network.from_policy(jax.random.key(1), params)
+    for name, branch in started.items():
+        if name != "head":
+            jax.tree.map(np.testing.assert_array_equal, branch, _part(params[name], branch))
+
+    read = jax.jit(network.values if "value" in kind else network.rewards)
+    packed = read(started, make_batch(examples, **PACKED))
+    alone = {**PACKED, "rows": 4, "num_examples": 1}
+    unpacked = read(started, make_batch(examples, **alone))
+    np.testing.assert_allclose(packed, unpacked, rtol=1e-4, atol=1e-5)
+    assert np.ptp(packed) > 1e-4
+
+
+def _part(tree, like):
+    if not isinstance(like, dict):
+        return tree
+    return {name: _part(tree[name], branch) for name, branch in like.items()}

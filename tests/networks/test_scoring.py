@@ -25,9 +25,11 @@ def arrays(dtype=jnp.float32, rows=ROWS):
     return hidden, kernel, targets, cotangents
 
 
-def plain(hidden, kernel, targets, scale, forbidden_token):
+def plain(hidden, kernel, targets, scale, forbidden_token, soft_cap):
     """The same by `log_softmax` over all logits."""
     logits = scale * hidden.astype(jnp.float32) @ kernel
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
     allowed = jnp.arange(VOCAB) != (-1 if forbidden_token is None else forbidden_token)
     log_probs = jax.nn.log_softmax(jnp.where(allowed, logits, -1e10))
     target = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
@@ -45,8 +47,12 @@ def value_and_gradient(function, hidden, kernel, cotangents):
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 6, 9, 1000])
-@pytest.mark.parametrize(("scale", "forbidden_token"), [(1.0, None), (0.3, 5)])
-def test_values_and_gradients_equal_an_unchunked_log_softmax(chunk_size, scale, forbidden_token):
+@pytest.mark.parametrize(
+    ("scale", "forbidden_token", "soft_cap"), [(1.0, None, None), (0.3, 5, None), (1.0, 5, 2.0)]
+)
+def test_values_and_gradients_equal_an_unchunked_log_softmax(
+    chunk_size, scale, forbidden_token, soft_cap
+):
     hidden, kernel, targets, cotangents = arrays()
     # A forbidden token is no target: its log-probability would be about -1e10.
     targets = jnp.where(targets == 5, 6, targets)
@@ -60,10 +66,11 @@ def test_values_and_gradients_equal_an_unchunked_log_softmax(chunk_size, scale, 
             scale=scale,
             with_mean_log_probs=True,
             forbidden_token=forbidden_token,
+            soft_cap=soft_cap,
         )
 
     def theirs(hidden, kernel):
-        return plain(hidden, kernel, targets, scale, forbidden_token)
+        return plain(hidden, kernel, targets, scale, forbidden_token, soft_cap)
 
     found = value_and_gradient(ours, hidden, kernel, cotangents)
     expected = value_and_gradient(theirs, hidden, kernel, cotangents)
@@ -77,7 +84,7 @@ def test_bfloat16_states_have_a_float32_log_softmax(chunk_size):
     statistics = token_statistics(hidden, kernel, targets, chunk_size=chunk_size)
     assert statistics.log_probs.dtype == jnp.float32
     assert statistics.mean_log_probs is None
-    expected, _, _ = plain(hidden, kernel, targets, 1.0, None)
+    expected, _, _ = plain(hidden, kernel, targets, 1.0, None, None)
     np.testing.assert_allclose(statistics.log_probs, expected, rtol=1e-5, atol=1e-5)
 
 

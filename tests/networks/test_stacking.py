@@ -35,6 +35,22 @@ def test_gaps_and_unequal_layers_are_refused(tiny_params):
         stack_layers({"encoder": encoder})
 
 
+def test_layers_of_two_kinds_are_stacked_by_kind():
+    layers = {f"layers_{index}": {"scale": np.full(3, index)} for index in range(4)}
+    params = {"encoder": {**layers, "encoder_norm": np.zeros(3)}}
+    cycle = ("sliding", "full")
+    stacked = stack_layers(params, axis=0, cycle=cycle)
+    found = {kind: tree["scale"][:, 0] for kind, tree in stacked["encoder"]["layers"].items()}
+    np.testing.assert_array_equal(found["sliding"], [0, 2])
+    np.testing.assert_array_equal(found["full"], [1, 3])
+    back = unstack_layers(stacked, axis=0, cycle=cycle)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+    del params["encoder"]["layers_3"]
+    with pytest.raises(ValueError, match="encoder has 3 layers"):
+        stack_layers(params, cycle=cycle)
+
+
 def test_the_wrong_axis_is_noticed(tiny_params):
     with pytest.raises(ValueError, match="another axis"):
         unstack_layers(stack_layers(tiny_params, axis=0), axis=1)

@@ -1,0 +1,249 @@
+"""T5Gemma (Zhang et al. 2025, arXiv 2504.06225): Gemma 2's layers as an encoder-decoder.
+
+Rows may hold several prompts, and several responses to each, distinguished by segment ids, as in `networks.t5`. Rotary positions begin
+anew with every segment; windows count positions of the row, which within a segment is the same.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxalign.networks.blocks import Dense
+from jaxalign.networks.distributions import Projection, logits_of, soft_capped
+from jaxalign.networks.positions import causal_mask, segment_mask
+from jaxalign.networks.rotary import rotation, segment_positions
+from jaxalign.networks.shapes import (
+    AnyArray,
+    Decoded,
+    Encoded,
+    Hidden,
+    Logits,
+    Params,
+    SourceTokens,
+    TargetTokens,
+    Tokens,
+    Vectors,
+)
+from jaxalign.networks.t5gemma_blocks import GemmaEmbedding, GemmaNorm, gemma_dropout, scaled
+from jaxalign.networks.t5gemma_config import T5GemmaConfig
+from jaxalign.networks.t5gemma_layers import GemmaDecoderLayer, GemmaEncoderLayer, apply_layers
+
+_logits_init = nn.initializers.normal(0.02)
+
+
+class GemmaEncoder(nn.Module):
+    """The encoder stack over embedded tokens; its embedding table is a sibling module, as in T5."""
+
+    config: T5GemmaConfig
+
+    @nn.compact
+    def __call__(
+        self, embedded: Hidden, segment_ids: Tokens, *, deterministic: bool = True
+    ) -> Hidden:
+        """Encoded states, after the final norm; positions of segment 0 carry no meaning."""
+        config, stack = self.config, self.config.encoder
+        mask = segment_mask(segment_ids, segment_ids)
+        index = jnp.arange(embedded.shape[1])
+        near = jnp.abs(index[:, None] - index) <= stack.sliding_window
+        x = gemma_dropout(config)(scaled(embedded), deterministic=deterministic)
+        x = apply_layers(
+            GemmaEncoderLayer,
+            config,
+            stack.num_layers,
+            x,
+            rotation(segment_positions(segment_ids), stack.head_dim, stack.rope_theta),
+            mask,
+            mask & near,
+            deterministic=deterministic,
+        )
+        x = GemmaNorm(config.activation_dtype, name="encoder_norm")(x)
+        return gemma_dropout(config)(x, deterministic=deterministic)
+
+
+class GemmaDecoder(nn.Module):
+    """The decoder: its embedding table, its stack, and the output projection if it is not the table."""
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.token_embedder = GemmaEmbedding(
+            config.vocab_size, config.emb_dim, config.activation_dtype
+        )
+        self.decoder_norm = GemmaNorm(config.activation_dtype)
+        if not config.logits_via_embedding:
+            self.logits_dense = Dense(
+                config.vocab_size, ("embed", "vocab"), _logits_init, jnp.dtype("float32")
+            )
+
+    def embed(self, tokens: Tokens) -> Hidden:
+        """Rows of the decoder's table; token 0, which starts a response, is T5Gemma's start token."""
+        return self.token_embedder(with_start_token(self.config, tokens))
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: Decoded,
+        encoded: Encoded,
+        segment_ids: TargetTokens,
+        prompt_ids: TargetTokens,
+        encoder_segment_ids: SourceTokens,
+        *,
+        deterministic: bool = True,
+    ) -> Decoded:
+        """States after the final norm. A token sees earlier ones of its segment and the encoder segment `prompt_ids` names."""
+        config, stack = self.config, self.config.decoder
+        length = embedded.shape[1]
+        mask = segment_mask(segment_ids, segment_ids) & causal_mask(length)
+        index = jnp.arange(length)
+        near = index[:, None] - index < stack.sliding_window
+        x = gemma_dropout(config)(scaled(embedded), deterministic=deterministic)
+        x = apply_layers(
+            GemmaDecoderLayer,
+            config,
+            stack.num_layers,
+            x,
+            encoded,
+            rotation(segment_positions(segment_ids), stack.head_dim, stack.rope_theta),
+            mask,
+            mask & near,
+            segment_mask(prompt_ids, encoder_segment_ids),
+            deterministic=deterministic,
+        )
+        return gemma_dropout(config)(self.decoder_norm(x), deterministic=deterministic)
+
+
+class GemmaEncoderDecoder(nn.Module):
+    """T5Gemma, with the methods of `t5.EncoderDecoder`."""
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.token_embedder = GemmaEmbedding(
+            config.vocab_size, config.encoder_width, config.activation_dtype
+        )
+        self.encoder = GemmaEncoder(config)
+        self.decoder = GemmaDecoder(config)
+
+    def encode(
+        self,
+        encoder_input_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        encoder_input_embeddings: Hidden | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """Encoded prompts; arguments as in `t5.EncoderDecoder.encode`."""
+        segments = _segments(encoder_segment_ids, encoder_input_tokens)
+        embedded = encoder_input_embeddings
+        if embedded is None:
+            embedded = self.token_embedder(encoder_input_tokens)
+        return self.encoder(embedded, segments, deterministic=deterministic)
+
+    def encode_for_decoder(
+        self,
+        encoder_input_tokens: Tokens,
+        encoder_segment_ids: Tokens | None = None,
+        encoder_input_embeddings: Hidden | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Encoded:
+        """What `decode` reads of prompts, the same as `encode`."""
+        return self.encode(
+            encoder_input_tokens,
+            encoder_segment_ids,
+            encoder_input_embeddings,
+            deterministic=deterministic,
+        )
+
+    def embed(self, tokens: Tokens) -> Hidden:
+        """What the decoder reads of tokens, before they are scaled."""
+        return self.decoder.embed(tokens)
+
+    def decode(
+        self,
+        encoded: Encoded,
+        encoder_input_tokens: SourceTokens,
+        decoder_input_tokens: TargetTokens,
+        decoder_target_tokens: TargetTokens,
+        encoder_segment_ids: SourceTokens | None = None,
+        decoder_segment_ids: TargetTokens | None = None,
+        decoder_prompt_ids: TargetTokens | None = None,
+        decoder_input_embeddings: Decoded | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Decoded:
+        """Decoder states before the vocabulary projection; arguments as in `t5.EncoderDecoder.decode`."""
+        encoder_segments = _segments(encoder_segment_ids, encoder_input_tokens)
+        segments = _segments(decoder_segment_ids, decoder_target_tokens)
+        prompts = segments if decoder_prompt_ids is None else decoder_prompt_ids
+        embedded = decoder_input_embeddings
+        if embedded is None:
+            embedded = self.decoder.embed(decoder_input_tokens)
+        return self.decoder(
+            embedded, encoded, segments, prompts, encoder_segments, deterministic=deterministic
+        )
+
+    def logits(self, hidden: Vectors) -> Logits:
+        """Float32 logits of decoder states. Scoring a batch never calls this: see `scoring`."""
+        if self.config.logits_via_embedding:
+            kernel = self.decoder.token_embedder.embedding.T
+            return logits_of(hidden, kernel, soft_cap=self.config.logits_soft_cap)
+        return soft_capped(
+            self.decoder.logits_dense(hidden.astype(jnp.float32)), self.config.logits_soft_cap
+        )
+
+    def __call__(
+        self,
+        encoder_input_tokens: SourceTokens,
+        decoder_input_tokens: TargetTokens,
+        decoder_target_tokens: TargetTokens,
+        encoder_segment_ids: SourceTokens | None = None,
+        decoder_segment_ids: TargetTokens | None = None,
+        decoder_prompt_ids: TargetTokens | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> Logits:
+        """Logits under teacher forcing: `encode`, `decode`, `logits`."""
+        encoded = self.encode(
+            encoder_input_tokens, encoder_segment_ids, deterministic=deterministic
+        )
+        hidden = self.decode(
+            encoded,
+            encoder_input_tokens,
+            decoder_input_tokens,
+            decoder_target_tokens,
+            encoder_segment_ids,
+            decoder_segment_ids,
+            decoder_prompt_ids,
+            deterministic=deterministic,
+        )
+        return self.logits(hidden)
+
+
+def encoder_embedding(config: T5GemmaConfig, name: str) -> GemmaEmbedding:
+    """The encoder's embedding table as a module of that name."""
+    return GemmaEmbedding(
+        config.vocab_size, config.encoder_width, config.activation_dtype, name=name
+    )
+
+
+def projection(config: T5GemmaConfig, params: Params) -> Projection:
+    """The vocabulary projection: the decoder's own table, or a separate head."""
+    decoder = params["decoder"]
+    if config.logits_via_embedding:
+        kernel = decoder["token_embedder"]["embedding"].T
+    else:
+        kernel = decoder["logits_dense"]["kernel"]
+    return Projection(kernel, soft_cap=config.logits_soft_cap)
+
+
+def with_start_token(config: T5GemmaConfig, tokens: AnyArray) -> AnyArray:
+    """Decoder inputs with T5Gemma's start token where they have token 0."""
+    return jnp.where(tokens == 0, config.start_token, tokens)
+
+
+def _segments(segment_ids: AnyArray | None, tokens: AnyArray) -> AnyArray:
+    return (tokens > 0).astype(jnp.int32) if segment_ids is None else segment_ids

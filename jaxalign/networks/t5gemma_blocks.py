@@ -1,0 +1,160 @@
+"""The parts of T5Gemma's layers: grouped attention, norm, token table, feed-forward. Parameters are float32 and named as T5's."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jaxalign.networks.blocks import Dense
+from jaxalign.networks.distributions import soft_capped
+from jaxalign.networks.positions import MASKED
+from jaxalign.networks.rotary import Rotation, rotate
+from jaxalign.networks.shapes import (
+    AnyArray,
+    AnyMask,
+    Encoded,
+    Hidden,
+    SourceHeads,
+    Tokens,
+    Vectors,
+)
+from jaxalign.networks.t5gemma_config import GemmaStack, T5GemmaConfig
+
+GroupedQueries = Float[AnyArray, "rows kv_heads group length head_dim"]
+_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_table_init = nn.initializers.normal(0.02)
+
+
+class GemmaNorm(nn.Module):
+    """Division by the root mean square and multiplication by one plus a learned scale, both in float32."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Vectors) -> Vectors:
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(mean_square + 1e-6) * (1.0 + scale)).astype(self.dtype)
+
+
+class GemmaEmbedding(nn.Module):
+    """The token table of a stack."""
+
+    vocab_size: int
+    emb_dim: int
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(_table_init, ("vocab", "embed")),
+            (self.vocab_size, self.emb_dim),
+            jnp.float32,
+        )
+
+    def __call__(self, tokens: Tokens) -> Hidden:
+        embedded = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.dtype)
+        return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
+
+
+def scaled(embedded: Hidden) -> Hidden:
+    """Embedded tokens times the square root of their width, which is rounded to their dtype as in Gemma."""
+    return embedded * jnp.sqrt(jnp.float32(embedded.shape[-1])).astype(embedded.dtype)
+
+
+class GroupedAttention(nn.Module):
+    """Attention in which several heads of queries share a head of keys and values, with scores under a soft cap.
+
+    Scores and their softmax are float32 for every dtype of activations.
+    """
+
+    stack: GemmaStack
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        stack = self.stack
+        joined, joined_kv = (n * stack.head_dim for n in (stack.num_heads, stack.num_kv_heads))
+        inwards = ("embed", "joined_kv")
+        self.query = Dense(joined, inwards, _init, self.dtype)
+        self.key = Dense(joined_kv, inwards, _init, self.dtype)
+        self.value = Dense(joined_kv, inwards, _init, self.dtype)
+        self.out = Dense(stack.emb_dim, ("joined_kv", "embed"), _init, self.dtype)
+
+    def keys_and_values(
+        self, sources: Encoded, rotation: Rotation | None = None
+    ) -> tuple[SourceHeads, SourceHeads]:
+        """The keys, rotated if they have positions, and the values that `attend` reads, for callers that keep them."""
+        shape = (*sources.shape[:2], self.stack.num_kv_heads, self.stack.head_dim)
+        keys, values = (
+            project(sources).reshape(shape).swapaxes(1, 2) for project in (self.key, self.value)
+        )
+        return keys if rotation is None else rotate(keys, rotation), values
+
+    def attend(
+        self,
+        x: Hidden,
+        keys: SourceHeads,
+        values: SourceHeads,
+        mask: AnyMask,
+        rotation: Rotation | None = None,
+    ) -> Hidden:
+        """Softmax attention over given keys and values where `mask`; `rotation` has the positions of the queries."""
+        stack = self.stack
+        queries = self.query(x).reshape(*x.shape[:2], stack.num_heads, stack.head_dim)
+        queries = nn.with_logical_constraint(queries, ("batch", "length", "heads", "kv"))
+        queries = queries.swapaxes(1, 2)
+        if rotation is not None:
+            queries = rotate(queries, rotation)
+        grouped = queries.reshape(
+            queries.shape[0], stack.num_kv_heads, -1, *queries.shape[2:]
+        )  # head h reads keys and values h // (heads of a group)
+        mixed = self._mix(grouped, keys, values, mask)
+        mixed = mixed.reshape(queries.shape).swapaxes(1, 2)
+        return self.out(mixed.reshape(*x.shape[:2], -1))
+
+    def _mix(
+        self, queries: GroupedQueries, keys: SourceHeads, values: SourceHeads, mask: AnyMask
+    ) -> GroupedQueries:
+        scores = jnp.einsum("bngqd,bnkd->bngqk", queries, keys, preferred_element_type=jnp.float32)
+        scores = scores * self.stack.query_pre_attn_scalar**-0.5
+        scores = soft_capped(scores, self.stack.attention_soft_cap)
+        scores = jnp.where(mask[:, :, None], scores, MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        return jnp.einsum("bngqk,bnkd->bngqd", weights, values)
+
+
+class GemmaFeedForward(nn.Module):
+    """The gated feed-forward block: gelu (tanh form) of one branch times the other, projected back."""
+
+    stack: GemmaStack
+    config: T5GemmaConfig
+
+    @nn.compact
+    def __call__(self, x: Hidden, *, deterministic: bool = True) -> Hidden:
+        dtype = self.config.activation_dtype
+        branches = [
+            Dense(self.stack.mlp_dim, ("embed", "mlp"), _init, dtype, name=f"wi_{index}")(x)
+            for index in range(2)
+        ]
+
+        def activate(gate: AnyArray, linear: AnyArray) -> AnyArray:
+            return nn.gelu(gate, approximate=True) * linear
+
+        # The backward pass recomputes it, which is cheaper than storing the inputs of gelu's derivative.
+        hidden = jax.checkpoint(activate)(*branches)
+        hidden = gemma_dropout(self.config)(hidden, deterministic=deterministic)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
+        return Dense(self.stack.emb_dim, ("mlp", "embed"), _init, dtype, name="wo")(hidden)
+
+
+def gemma_dropout(config: T5GemmaConfig) -> nn.Dropout:
+    """Dropout with one mask for all positions of a row, as in this package's T5."""
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
