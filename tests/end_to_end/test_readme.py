@@ -1,6 +1,7 @@
 """The README's commands run as they are typed, on files with the lengths of real ones."""
 
 import ast
+import csv
 import json
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 
 import pytest
 
+from jaxalign.interop.convert import convert
+from tests.fixtures.hub import Hub, serve
 from tests.fixtures.processes import with_devices
 
 pytestmark = pytest.mark.slow
@@ -85,11 +88,14 @@ def test_the_commands_for_triplets_pairs_groups_and_stored_fields(repository, sh
     found = list(commands(repository))
     assert [arguments[0] for arguments in found] == [
         *("inspect", "train", "train", "generate", "evaluate"),
+        "inspect",
         *("inspect", "train", "train", "advantages", "train"),
         *("generate", "annotate", "select"),
     ]
     cache = ""
     for arguments in found:
+        if any("hf://" in word for word in arguments):
+            continue  # the next test
         run([re.sub(r"runs/cache/my_1a2b3c4d", cache, word) for word in arguments], tmp_path)
         if arguments == ["inspect", "my.jsonl"]:
             text = (tmp_path / "my.gin").read_text(encoding="utf-8")
@@ -114,3 +120,50 @@ def test_the_commands_for_triplets_pairs_groups_and_stored_fields(repository, sh
     assert len(ast.literal_eval(texts)[0]) == 2
     assert float(log_probs.strip("[]")) < 0 and -1e6 < float(values.strip("[]")) < 1e6
     assert (tmp_path / "runs/kto/summary.json").exists()
+
+
+def test_from_a_table_of_thumbs_and_a_model_of_the_hub_to_a_page(
+    repository, shared_dir, runs, tmp_path
+):
+    """Every command that `inspect` prints, in order, with fewer steps; the hub is a stand-in on this machine."""
+    pytest.importorskip("huggingface_hub")
+    (first,) = [found for found in commands(repository) if any("hf://" in word for word in found)]
+    lines = (shared_dir / "data" / "nlg_ratings.triplets.train.jsonl").read_text().splitlines()
+    with (tmp_path / "my.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "response", "thumbs"])
+        for record in map(json.loads, lines[:150]):
+            thumb = "up" if record["feedback"] > 0 else "down"
+            table.writerow([record["prompt"], record["response"], thumb])
+    convert(checkpoint=runs["a"], output=str(tmp_path / "model"), to="huggingface")
+    stand_in = Hub()
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    stand_in.add("google/flan-t5-small", files)
+    with serve(stand_in):
+        environment = with_devices(1) | {
+            "HF_ENDPOINT": stand_in.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "JAXALIGN_CACHE": str(tmp_path / "cache"),
+        }
+
+        def type_in(arguments):
+            done = subprocess.run(
+                [sys.executable, "-m", "jaxalign", *arguments],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (arguments, done.stderr[-2000:])
+            return done.stdout
+
+        said = type_in(["my.csv" if word == "my.jsonl" else word for word in first])
+        printed = [
+            shlex.split(line)[1:] for line in said.splitlines() if line.startswith("  jaxalign")
+        ]
+        assert [arguments[0] for arguments in printed] == ["train", "train", "evaluate"]
+        for arguments in printed:
+            type_in([*arguments, *(SHORT[2:] if arguments[0] == "train" else ())])
+    (page,) = tmp_path.glob("runs/*evaluation/report.html")
+    assert "Ranking" in page.read_text(encoding="utf-8")
