@@ -65,7 +65,7 @@ def check(
         pattern = getattr(data, name)
         if pattern is not None and not data_files.exists(pattern):
             raise UserError(f"{name.upper()} {pattern} does not exist")
-    if data.chat_template is not None:
+    if data.chat_template:
         read_chat_template(data.chat_template)
     cached = TaskCache.exists(data.cache_dir)
     if not data.vocabulary_exists() and (data.train_file or not cached):
