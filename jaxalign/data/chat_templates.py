@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign import untrusted
+from jaxalign import files, untrusted
 from jaxalign.data.record_fields import RecordError
 from jaxalign.errors import UserError, first_line
 
@@ -100,7 +100,7 @@ class ChatTemplate:
 
 
 def read_chat_template(path: str) -> ChatTemplate:
-    """Reads a Jinja file, `tokenizer_config.json`, or the folder of a tokenizer.
+    """Reads a Jinja file, `tokenizer_config.json`, the folder of a tokenizer, or a run folder whose task had a template.
 
     Raises:
       UserError: the file is missing or too large, holds no chat template, or its template is no Jinja.
@@ -112,7 +112,7 @@ def read_chat_template(path: str) -> ChatTemplate:
         text, where = _of_json(place, untrusted.read_json_object(place)), place
     else:
         text, where = _text(place), place
-    tokens = _tokens(os.path.join(os.path.dirname(where), _CONFIG))
+    tokens = _tokens(where)
     template = ChatTemplate(text, tokens, path)
     _check(template, where)
     return template
@@ -172,11 +172,24 @@ def _of_json(path: str, content: Mapping[str, Any]) -> str:
     return found
 
 
-def _tokens(config: str) -> dict[str, str]:
-    """Returns the special tokens that a tokenizer's configuration beside the template names; T5's by default."""
+def write_chat_template(folder: str | os.PathLike[str], described: Mapping[str, Any]) -> None:
+    """Writes a template that `ChatTemplate.describe` described into a folder, from which `read_chat_template` reads it."""
+    content = {"chat_template": described["text"], **described["tokens"]}
+    files.write_text(
+        os.path.join(folder, _IN_JSON), json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    )
+
+
+def _tokens(file: str) -> dict[str, str]:
+    """Returns the special tokens that the file of a template or a tokenizer's configuration beside it names; T5's by default."""
     tokens = dict(_T5_TOKENS)
-    if os.path.exists(config):
-        found = untrusted.read_json_object(config)
+    config = os.path.join(os.path.dirname(file), _CONFIG)
+    for path in dict.fromkeys((config, file)):
+        found = (
+            untrusted.read_json_object(path)
+            if path.endswith(".json") and os.path.exists(path)
+            else {}
+        )
         for name in _SPECIAL[1:]:
             value = found.get(name)
             text = value.get("content") if isinstance(value, dict) else value

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.data.chat_templates import read_chat_template
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.images import image_format
 from jaxalign.data.tokenization import LONG_PROMPTS
@@ -87,6 +88,7 @@ def generate(
     step: int | str | None = None,
     overwrite: bool = False,
     prompt_field: str = "prompt",
+    chat_template: str = "",
 ) -> dict[str, Any]:
     """Writes `num_samples` responses for every prompt to a file.
 
@@ -117,6 +119,8 @@ def generate(
       step: a step number, `best` or `latest`; by default the best if one was kept, else the latest.
       overwrite: whether to start again if the output exists.
       prompt_field: the name of the input field with the prompt.
+      chat_template: what turns prompts that are chat messages into text: a Jinja file, the folder of a tokenizer, or a run folder whose
+        task had a template.
 
     Returns:
       `prompts`: the number of lines in the output; `generated`: the number of lines written by this call; `output`; `cut_prompts`,
@@ -133,11 +137,17 @@ def generate(
     require_one_of("generate", ("", *LONG_PROMPTS), long_prompts=long_prompts)
     if Path(output).expanduser().resolve() == Path(input).expanduser().resolve():
         raise UserError(f"--output is the input {input}; give another file")
-    prompts = read_prompts(input, prompt_field)
+    template = read_chat_template(chat_template) if chat_template else None
+    prompts = read_prompts(input, prompt_field, template=template)
     run = open_run(checkpoint, step).policy(role=role)
     images = image_format(run.network)
     if images is not None:
-        prompts = read_prompts(input, prompt_field, images)
+        prompts = read_prompts(input, prompt_field, images, template)
+    if prompts.rendered and template is None and "chat_template" in run.run.description.content:
+        raise UserError(
+            f"{input} holds prompts of chat messages, and {run.run.folder} was trained with a chat template: give it as "
+            f"--chat_template={run.run.folder}, or another one"
+        )
     encoder = encoder_of(
         run,
         max_input_length=max_input_length,

@@ -17,6 +17,7 @@ import jax
 
 from jaxalign import files, locks
 from jaxalign.data.cache_metadata import CacheMetadata
+from jaxalign.data.chat_templates import write_chat_template
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
@@ -110,6 +111,8 @@ def write_description(
     if "path" in vocabulary:
         source = Path(data.cache_dir) / vocabulary["path"]
         files.write_bytes(folder / source.name, source.read_bytes())
+    if metadata.chat_template is not None:
+        write_chat_template(folder, metadata.chat_template)
     statistics = metadata.reward_statistics
     description = {
         "run_id": launch.run_id,

@@ -6,10 +6,15 @@ import pytest
 
 from jaxalign.data import cache, layouts, sources
 from jaxalign.data.chat_messages import hh_messages
-from jaxalign.data.chat_templates import ChatTemplate, read_chat_template
+from jaxalign.data.chat_templates import (
+    ChatTemplate,
+    read_chat_template,
+    write_chat_template,
+)
 from jaxalign.data.record_fields import RecordError
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError
+from jaxalign.inference.prompt_files import read_prompts
 
 pytest.importorskip("jinja2")
 
@@ -137,6 +142,21 @@ def test_a_template_is_found_in_a_file_or_in_a_tokenizer_s_folder(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="the text of a default template"):
         read_chat_template(str(folder / "tokenizer_config.json"))
+
+
+def test_the_template_of_a_run_writes_the_prompts_of_generate(tmp_path, write_lines):
+    template = ChatTemplate(GEMMA, {**ChatTemplate("").tokens, "eos_token": "<eos>"})
+    write_chat_template(tmp_path, template.describe())
+    assert read_chat_template(str(tmp_path)) == template
+    path = write_lines(
+        [{"prompt": [USER]}, {"messages": [USER, REPLY]}, {"messages": [USER]}, {"prompt": "text"}]
+    )
+    found = read_prompts(path, template=template)
+    assert (found.texts, found.rendered) == ([ASKED, ASKED, ASKED, "text"], 3)
+    assert read_prompts(path).texts[0] == "user: Who are you?"
+    system = [{"prompt": [{"role": "system", "content": "x"}]}]
+    with pytest.raises(UserError, match=r"data\.jsonl:1: .* System role not supported"):
+        read_prompts(write_lines(system), template=template)
 
 
 def test_a_malformed_or_missing_template_is_named_with_its_line(tmp_path):
