@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import tokenize
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -108,11 +109,12 @@ def _json_cell(name: str, cell: str) -> Any:
     Raises:
       Unreadable: the cell holds a list or object in a form that cannot be read back.
     """
+    is_list = name not in _TEXTS or _PRINTED_MESSAGES.match(cell)
     try:
         value = json.loads(cell)
     except (ValueError, RecursionError):
-        value = _literal(cell)
-    if value is None and (name not in _TEXTS or _PRINTED_MESSAGES.match(cell)):
+        value = _literal(cell) if is_list else None
+    if value is None and is_list:
         raise Unreadable(
             f"the cell of {name!r} holds a list or object that is neither JSON nor Python, for example as numpy prints it; write the table "
             "as Parquet or JSON Lines: df.to_parquet(FILE)"
@@ -130,7 +132,10 @@ def _literal(cell: str) -> list[Any] | dict[str, Any] | None:
         if any(map(all, itertools.pairwise(strings))):
             # Python joins strings without a comma between them, and numpy prints no commas.
             return None
-        value = ast.literal_eval(cell)
+        with warnings.catch_warnings():
+            # Python warns of unknown escapes in strings.
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(cell)
     except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
         return None
     return value if isinstance(value, (list, dict)) else None

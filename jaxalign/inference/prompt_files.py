@@ -73,8 +73,8 @@ def read_prompts(
         texts.append(prompt_of(record, prompt_field, path, number))
         if reader is not None:
             try:
-                given = record.get("image")
-                pixels.append(None if given is None else reader.read(given, path))
+                image = record.get("image")
+                pixels.append(None if image is None else reader.read(image, path))
             except RecordError as error:
                 raise UserError(f"{path}:{number}: {error}") from error
         kept = {
