@@ -90,6 +90,11 @@ def download(address: str) -> str:
     return folder
 
 
+def download_tokenizer(address: str) -> str:
+    """Returns the folder of the local cache that holds a repository's configurations and tokenizer; raises what `download` raises."""
+    return _snapshot(parse(address), _SMALL)
+
+
 def pinned(address: str, folder: str) -> str:
     """Returns the address with the commit that was downloaded, so that it means the same later."""
     return str(Repository(parse(address).name, os.path.basename(folder)))

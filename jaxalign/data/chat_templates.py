@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign import files, untrusted
+from jaxalign import files, hub, untrusted
 from jaxalign.data.record_fields import RecordError
 from jaxalign.errors import UserError, first_line
 
@@ -100,12 +100,13 @@ class ChatTemplate:
 
 
 def read_chat_template(path: str) -> ChatTemplate:
-    """Reads a Jinja file, `tokenizer_config.json`, the folder of a tokenizer, or a run folder whose task had a template.
+    """Reads a Jinja file, `tokenizer_config.json`, the folder of a tokenizer (or its address hf://OWNER/NAME), or a run folder whose task
+    had a template.
 
     Raises:
       UserError: the file is missing or too large, holds no chat template, or its template is no Jinja.
     """
-    place = os.path.expanduser(path)
+    place = hub.download_tokenizer(path) if hub.is_address(path) else os.path.expanduser(path)
     if os.path.isdir(place):
         text, where = _of_folder(place)
     elif place.endswith(".json"):

@@ -46,7 +46,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 def absolute(path: str) -> str:
     """Returns the path from the root of the file system; an address stays as it is."""
-    if hub_datasets.is_address(path):
+    if "://" in path:
         return path
     return os.path.abspath(os.path.expanduser(path))
 

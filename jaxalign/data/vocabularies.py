@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxalign import hub
 from jaxalign.data import sentencepiece_models
 from jaxalign.data.token_ids import EOS_ID, PAD_ID, until_eos
 from jaxalign.data.tokenizer_vocabulary import FILE, TokenizerVocabulary
@@ -282,8 +283,8 @@ def vocabulary_from_spec(
     """Returns a vocabulary.
 
     Args:
-      spec: "bytes"; the path of a SentencePiece model, of a `tokenizer.json`, or of a folder with one of them; a `to_dict` mapping; or a
-        vocabulary itself.
+      spec: "bytes"; the path of a SentencePiece model, of a `tokenizer.json`, or of a folder with one of them, or an address of the Hub,
+        hf://OWNER/NAME; a `to_dict` mapping; or a vocabulary itself.
       extra_ids: the number of sentinels after the vocabulary's own tokens.
     """
     if isinstance(spec, Mapping):
@@ -299,7 +300,12 @@ def vocabulary_from_spec(
 
 
 def _file_of(path: str) -> str:
-    """Returns the file of a vocabulary, which may be given as the folder that holds it; `tokenizer.json` before a SentencePiece model."""
+    """Returns the file of a vocabulary, which may be given as the folder or the repository of the Hub that holds it.
+
+    A `tokenizer.json` is taken before a SentencePiece model.
+    """
+    if hub.is_address(path):
+        path = hub.download_tokenizer(path)
     folder = os.path.expanduser(path)
     if not os.path.isdir(folder):
         return path

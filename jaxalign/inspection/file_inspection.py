@@ -151,7 +151,7 @@ def inspect(
         validation_file=validation_file and data_files.absolute(validation_file),
         vocabulary=os.path.abspath(trained.path) if trained else vocabulary or "bytes",
         extra_ids=extra_ids,
-        chat_template=chat_template and os.path.abspath(os.path.expanduser(chat_template)),
+        chat_template=chat_template and data_files.absolute(chat_template),
     )
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if trained:

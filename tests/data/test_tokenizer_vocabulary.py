@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from jaxalign import hub
 from jaxalign.data import cache
 from jaxalign.data.encoding import TextEncoder
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
@@ -114,9 +115,11 @@ def test_ids_and_texts_are_those_of_the_library(files, name):
     assert vocabulary.size == library.get_vocab_size()
 
 
-def test_a_folder_stands_for_its_tokenizer(files, tmp_path):
+def test_a_folder_or_an_address_stands_for_its_tokenizer(files, tmp_path, monkeypatch):
     folder = files["gemma"].removesuffix("/tokenizer.json")
     assert vocabulary_from_spec(folder) == vocabulary_from_spec(files["gemma"])
+    monkeypatch.setattr(hub, "_snapshot", lambda repository, patterns: folder)
+    assert vocabulary_from_spec("hf://someone/model") == vocabulary_from_spec(files["gemma"])
     with pytest.raises(UserError, match="holds no vocabulary"):
         vocabulary_from_spec(str(tmp_path))
 

@@ -152,8 +152,8 @@ def test_the_prompts_are_not_overwritten_by_their_responses(prompts):
         ({"prompt": 3}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
         ({"prompt": "  "}, r"prompts.jsonl:2: field 'prompt' must be a non-empty string"),
         (
-            {"prompt": [{"role": "user", "content": "hi"}]},
-            r"prompts.jsonl:2: .* looks like kind 'seq2seq' in the layout 'trl'",
+            {"prompt": [{"role": "user", "content": 3}]},
+            r"prompts.jsonl:2: a message has no text as its content",
         ),
     ],
 )
