@@ -121,6 +121,8 @@ NOT_SETTINGS = {
     "Affine",
     "GemmaEmbedding",
     "TrainingBatches",
+    "Experiment",
+    "Prompts",
     # Pytrees, which JAX makes too: decoding calls their `check`.
     "NoRepeatedNGram",
     "PrefixValue",

@@ -18,6 +18,7 @@ from jaxalign.data.images import ImageFormat, image_format
 from jaxalign.errors import UserError
 from jaxalign.evaluation import output_folder, results
 from jaxalign.evaluation.comparison import Comparison
+from jaxalign.evaluation.judge_agreement import judge_agreement
 from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.page import page
 from jaxalign.evaluation.report_records import SUMMARY
@@ -40,6 +41,7 @@ def evaluate(
     num_prompts: int = 0,
     temperature: float = 0.0,
     kl_samples: int = 1,
+    judge_feedback: int = 200,
     ranking_only: bool = False,
     ranking_train: str = "",
     batch_size: int = 32,
@@ -76,6 +78,8 @@ def evaluate(
       num_prompts: use only the first num_prompts prompts; 0 uses all.
       temperature: temperature of the judged responses; 0 is greedy.
       kl_samples: number of responses to each prompt, sampled at temperature 1, for the KL; 0 leaves the KL out.
+      judge_feedback: about how many logged responses with feedback every judge scores too, to say how far it agrees with people; 0: none.
+        Each costs a request where a language model judges.
       ranking_only: generate nothing; only rank logged responses and check V.
       ranking_train: JSON Lines file with the feedback of training: the TF-IDF baseline is fitted on it, and V is checked on as many of its
         responses as there are held-out ones; for a cache folder the default is its `train` split. Without either both are left out.
@@ -107,6 +111,7 @@ def evaluate(
         num_prompts=num_prompts,
         temperature=temperature,
         kl_samples=kl_samples,
+        judge_feedback=judge_feedback,
         ranking_only=ranking_only,
         ranking_train=ranking_train,
         batch_size=batch_size,
@@ -218,6 +223,13 @@ def _write(
         "policies": session.reports,
         "win_rates": results.win_rates(
             session.scores, bootstrap=settings.bootstrap, seed=settings.seed
+        ),
+        "judge_agreement": judge_agreement(
+            session.panel,
+            data,
+            settings.judge_feedback,
+            bootstrap=settings.bootstrap // 5,
+            seed=settings.seed,
         ),
         output_folder.REQUEST: request,
     }

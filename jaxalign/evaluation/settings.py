@@ -24,6 +24,7 @@ class EvaluationSettings:
       num_prompts: use only the first num_prompts prompts; 0 uses all.
       temperature: the temperature of the judged responses; 0 is greedy.
       kl_samples: the number of responses to each prompt, sampled at temperature 1, for the KL; 0 leaves the KL out.
+      judge_feedback: about how many logged responses with feedback every judge scores too, to say how far it agrees with them; 0: none.
       ranking_only: whether to generate nothing.
       ranking_train: the data on which the TF-IDF baseline is fitted; '' for the training split of a cache folder.
       batch_size: the number of prompts in a batch.
@@ -48,6 +49,7 @@ class EvaluationSettings:
     num_prompts: int = 0
     temperature: float = 0.0
     kl_samples: int = 1
+    judge_feedback: int = 200
     ranking_only: bool = False
     ranking_train: str = ""
     batch_size: int = 32
@@ -73,6 +75,7 @@ class EvaluationSettings:
             num_prompts=self.num_prompts,
             temperature=self.temperature,
             kl_samples=self.kl_samples,
+            judge_feedback=self.judge_feedback,
             max_input_length=self.max_input_length,
             max_target_length=self.max_target_length,
             bootstrap=self.bootstrap,

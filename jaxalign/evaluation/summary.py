@@ -22,10 +22,34 @@ def summary_text(result: Mapping[str, Any]) -> str:
             blocks += [_head_to_head(judge, rates) for judge, rates in result["win_rates"].items()]
         if len(settings["judges"]) > 1:
             blocks.append(_judges(result))
-    blocks += [block for block in (_values(policies), _ranking(policies)) if block]
+    blocks += [_agreement(result.get("judge_agreement", {}))]
+    blocks += [_values(policies), _ranking(policies)]
+    blocks = [block for block in blocks if block]
     if result.get("plots"):
         blocks.append("plots:\n" + "\n".join(f"  {path}" for path in result["plots"]))
     return "\n\n".join(blocks)
+
+
+def _agreement(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns how far the judges agree with logged feedback; empty if that was not measured."""
+    rows = [
+        {
+            "judge": judge,
+            "AUC": format_interval(ranking["auc"], ranking["auc_low"], ranking["auc_high"]),
+            "pairs in order": ranking["pairwise_accuracy"],
+            "pairs": ranking["pairs"],
+            "Spearman": ranking["spearman"],
+            "n (responses)": ranking["responses"],
+        }
+        for judge, ranking in found.items()
+        if ranking.get("auc") is not None
+    ]
+    if not rows:
+        return ""
+    return (
+        "agreement of the judges with logged feedback (0.5 is chance for AUC and pairs in order):\n"
+        + text_table(rows)
+    )
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,12 @@ from jaxalign.evaluation.page.elements import (
     section,
     table,
 )
-from jaxalign.evaluation.page.logged import logged_section, ranking_part, values_part
+from jaxalign.evaluation.page.logged import (
+    judge_agreement_part,
+    logged_section,
+    ranking_part,
+    values_part,
+)
 from jaxalign.evaluation.page.responses import (
     SIMILAR,
     LoggedResponse,
@@ -155,6 +160,9 @@ def _judge_part(evaluation: Evaluation, judge: str) -> Html:
         count = settings.get("num_prompts")
         parts.append(table(f"Win rates of all pairs, judge {judge} (n = {count} prompts)", matrix))
     parts.append(_at_equal_length(evaluation, judge))
+    agreement = evaluation.content.get("judge_agreement", {}).get(judge)
+    if agreement:
+        parts.append(judge_agreement_part(judge, agreement))
     return join(*parts)
 
 

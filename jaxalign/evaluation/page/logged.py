@@ -70,12 +70,7 @@ def ranking_part(policies: Mapping[str, Any]) -> Html:
                 {
                     "method": label,
                     "n (responses)": result.get("responses"),
-                    "good": result.get("good"),
-                    "Spearman": _bounds(result, "spearman"),
-                    "AUC": _bounds(result, "auc"),
-                    "within prompts": result["within_prompt_spearman"],
-                    "pairs in order": result["pairwise_accuracy"],
-                    "pairs": result.get("pairs"),
+                    **_agreement_columns(result),
                     "order": own,
                 }
             )
@@ -88,6 +83,28 @@ def ranking_part(policies: Mapping[str, Any]) -> Html:
         *reasons,
     ]
     return join(element("h3", "Ranking of logged responses"), table("Ranking", rows, after=after))
+
+
+def judge_agreement_part(judge: str, agreement: Mapping[str, Any]) -> Html:
+    """Returns how far a judge agrees with the feedback of logged responses."""
+    after = [
+        f"How well judge {judge} orders logged responses by the feedback that people gave; 0.5 is chance for AUC and pairs in order. A "
+        "judge near chance says little about what people prefer, however clear its win rates are.",
+        *summary.interval_notes(agreement),
+    ]
+    row = {"n (responses)": agreement.get("responses"), **_agreement_columns(agreement)}
+    return table(f"Agreement of judge {judge} with logged feedback", [row], after=after)
+
+
+def _agreement_columns(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "good": result.get("good"),
+        "Spearman": _bounds(result, "spearman"),
+        "AUC": _bounds(result, "auc"),
+        "within prompts": result["within_prompt_spearman"],
+        "pairs in order": result["pairwise_accuracy"],
+        "pairs": result.get("pairs"),
+    }
 
 
 def _bounds(result: Mapping[str, Any], name: str) -> dict[str, Any] | None:
