@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxalign.networks import adapters
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.shapes import AnyArray, Hidden, Tokens, Vectors
 
@@ -40,7 +41,10 @@ class Dense(nn.Module):
             jnp.float32,
         )
         # As one flat matmul: for a batched one, XLA on CPU transposes the output's gradient to get the kernel's.
-        flat = jnp.dot(x.reshape(-1, x.shape[-1]).astype(self.dtype), kernel.astype(self.dtype))
+        inputs = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        flat = jnp.dot(inputs, kernel.astype(self.dtype))
+        if self.has_variable("params", adapters.NAME):
+            flat += self.get_variable("params", adapters.NAME)(self, inputs)
         return flat.reshape(*x.shape[:-1], self.features)
 
 

@@ -70,6 +70,20 @@ class Network(Protocol):
         """Returns a PartitionSpec of logical axis names for every parameter; by default all are replicated."""
         return jax.tree.map(lambda leaf: PartitionSpec(*[None] * leaf.ndim), self.abstract_params())
 
+    @property
+    def base(self) -> Network:
+        """Returns the network whose parameters a checkpoint to start from holds; another one if this network adds adapters to it."""
+        return self
+
+    @property
+    def holds_start(self) -> bool:
+        """Returns whether the parameters always hold those that training started from, so that nobody has to keep a copy."""
+        return False
+
+    def start_params(self, params: Params) -> Params:
+        """Returns the parameters that training started from, if `holds_start`; otherwise the given ones."""
+        return params
+
     def trained_leaves(self) -> Params:
         """Returns True for what training changes and False for what is frozen; one truth value may stand for a whole branch.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxalign.networks.architecture import config_from_dict
 from jaxalign.networks.feature_reward import FeatureReward
+from jaxalign.networks.lora import Lora, LoraPolicy
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import Network
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
@@ -18,6 +19,7 @@ NETWORKS: dict[str, type[Any]] = {
     network.kind: network
     for network in (
         Policy,
+        LoraPolicy,
         ValueNetwork,
         SharedTrunkValue,
         ScalarValue,
@@ -44,6 +46,8 @@ def build(description: Mapping[str, Any]) -> Network:
     try:
         if "config" in fields:
             fields["config"] = config_from_dict(fields["config"])
+        if "lora" in fields:
+            fields["lora"] = Lora(**fields["lora"])
         if "policy" in fields:
             fields["policy"] = build(fields["policy"])
         network: Network = NETWORKS[kind](**fields)
