@@ -15,6 +15,7 @@ from jaxalign.annotation.cache_pass import CachePass, PassSettings
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
 from jaxalign.interop.opening import open_run
+from jaxalign.networks.lora import LoraPolicy
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.protocols import RewardPredictor
 from jaxalign.parallel import distributed, row_devices
@@ -117,6 +118,8 @@ def refuse_other_scores(
 def reference_name(info: Mapping[str, Any], policy: Policy) -> str:
     """Returns the default name of a reference policy's scores: run, step, and policy options that change log-probabilities."""
     name = f"{info.get('run_id', 'unnamed')}-{info['step']}-{policy.config.dtype}"
+    if isinstance(policy, LoraPolicy) and policy.lora.base_dtype != "float32":
+        name += f"-of-{policy.lora.base_dtype}"
     return name if policy.value_token is None else f"{name}-without-{policy.value_token}"
 
 

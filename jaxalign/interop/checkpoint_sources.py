@@ -8,13 +8,14 @@ import json
 import os
 from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
 import tensorstore as ts
 
 from jaxalign import hub
 from jaxalign.errors import UserError
 from jaxalign.interop import huggingface_folder, parameters, reading_settings, storage, t5x, zarr
-from jaxalign.interop.arrays import LazyArray, finite
+from jaxalign.interop.arrays import LazyArray, finite, from_numpy
 from jaxalign.interop.reading_settings import ReadingSettings
 from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.runs import checkpoints
@@ -170,12 +171,17 @@ def _open_run(folder: str, step: int | str | None, role: str) -> Source:
     checkpoints.refuse_damaged(run.folder, run.step)
     item = f"{run.folder}/{checkpoints.CHECKPOINTS}/{run.step}/params"
     arrays = zarr.read_tree(item)
+    reading = reading_settings.of_run(run)
+    if run.trained_adapters(role):
+        whole = parameters.flatten(jax.device_get(run.policy(role=role).params))
+        own = {name: from_numpy(np.asarray(array)) for name, array in whole.items()}
+        params = parameters.unrolled(item, own, config.param_scan_axis)
+        return Source(RUN, str(run.folder), run.step, params, config, [], run, list, reading)
     prefix = f"{role}."
     own = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}
     others = sorted({name.partition(".")[0] for name in arrays} - {role})
     params = parameters.unrolled(item, own, config.param_scan_axis, config.LAYER_CYCLE)
     left_out = [f"role {other}" for other in others]
-    reading = reading_settings.of_run(run)
     return Source(RUN, str(run.folder), run.step, params, config, left_out, run, list, reading)
 
 

@@ -139,6 +139,9 @@ def check_objective(objective: Objective) -> None:
             or objective.requirements().distinct_prompts
             or isinstance(objective, WholeBatch)
         ),
+        "it trains adapters only, and T5X would train the base too": any(
+            network.base is not network for network in objective.trained().values()
+        ),
         "it carries numbers from step to step": bool(objective.initial_statistics()),
         "it scales the optimizer's update; set RESCALE = 'none'": bool(objective.update_scales()),
         "only dro_p, dro_v and losses on single responses are known to work": not isinstance(

@@ -47,6 +47,8 @@ class Lora:
 
     def __post_init__(self) -> None:
         require_range("Lora", "[1, inf)", rank=self.rank)
+        if self.rank != int(self.rank):
+            raise UserError(f"Lora.rank is {self.rank}; it must be a whole number")
         require_range("Lora", "(0, inf)", alpha=self.alpha)
         require_range("Lora", "[0, 1)", dropout=self.dropout)
         require_one_of("Lora", DTYPES, base_dtype=self.base_dtype)

@@ -93,6 +93,21 @@ class Objective:
         """Network and run folder of each frozen role that is not a copy of the initial policy: the policy of that run."""
         return {}
 
+    def roles_in_policy(self) -> tuple[str, ...]:
+        """Frozen roles without parameters of their own: the trained policy's hold those that it started from (`Network.holds_start`)."""
+        if not self.policy.holds_start or "policy" not in self.trained():
+            return ()
+        sources = self.frozen_sources()
+        return tuple(role for role in self.frozen_roles() if role not in sources)
+
+    def complete(self, params: Params) -> Params:
+        """Parameters by role, with those of `roles_in_policy`."""
+        inside = self.roles_in_policy()
+        if not inside:
+            return params
+        start = self.policy.start_params(params["policy"])
+        return {**params, **dict.fromkeys(inside, start)}
+
     def required_fields(self) -> tuple[str, ...]:
         """Batch fields that the data must provide."""
         return self.batch_fields

@@ -31,7 +31,7 @@ from jaxalign.planning import (
     traffic,
 )
 from jaxalign.planning.compile_spec import CompileResult, CompileSpec, batch_shapes, compile_step
-from jaxalign.training.build import abstract_params
+from jaxalign.training.build import abstract_params, parameter_counts
 from jaxalign.training.optimizers import Optimizer
 
 SCHEMA = 1
@@ -197,13 +197,19 @@ def describe_run(spec: CompileSpec) -> dict[str, Any]:
     """Describes the planned run: parameters, network and batch."""
     config: Any = getattr(spec.objective.policy, "config", None)
     shapes = {name: list(shape.shape) for name, shape in spec.batch.items()}
+    counts = parameter_counts(spec.objective)
     return {
         "objective": spec.objective.name,
         "parameters": {
             role: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
             for role, tree in abstract_params(spec.objective).items()
         },
-        "frozen_roles": list(spec.objective.frozen_roles()),
+        "trained_parameters": {role: trained for role, (trained, _) in counts.items()},
+        "frozen_roles": [
+            role
+            for role in spec.objective.frozen_roles()
+            if role not in spec.objective.roles_in_policy()
+        ],
         "network": config.to_dict() if hasattr(config, "to_dict") else None,
         "logits_chunk_size": getattr(spec.objective.policy, "logits_chunk_size", None),
         "batch_size": spec.rows,

@@ -80,7 +80,13 @@ def seconds(number: float) -> str:
 def _run_rows(
     run: Mapping[str, Any], topology: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    parameters = ", ".join(f"{role} {count:,}" for role, count in run["parameters"].items())
+    # Plans of earlier versions do not say what is frozen, because nothing was.
+    trained = {**run["parameters"], **run.get("trained_parameters", {})}
+    parameters = ", ".join(
+        f"{role} {trained[role]:,}"
+        + (f" (and {count - trained[role]:,} frozen)" if count > trained[role] else "")
+        for role, count in run["parameters"].items()
+    )
     network = run["network"] or {}
     frozen = ", ".join(run["frozen_roles"]) or "none"
     return [

@@ -213,7 +213,7 @@ def _start_scores(run: functools.partial[dict[str, Any]], cache: Path, start: st
     placement = keywords.get("devices", DEFAULT_DEVICES).place(
         keywords["batch_size"], objective.trained()
     )
-    network = opened.network("policy")
+    network = opened.network("policy").base
     places = role_shardings(
         placement.mesh,
         network.abstract_params(),

@@ -14,6 +14,7 @@ from jaxalign import files, untrusted
 from jaxalign.errors import UserError
 from jaxalign.networks.architecture import config_class, config_from_dict
 from jaxalign.networks.network_config import NetworkConfig
+from jaxalign.runs.bases import Base, check_lora, parse_base
 from jaxalign.runs.typed_json import JsonReader
 
 NETWORKS_FILE = "networks.json"
@@ -97,6 +98,7 @@ class RunDescription:
       run_id: the id of the run.
       score_names: the names of the scores of the run's task, in the order in which a reward of scores reads them.
       manifests: whether every checkpoint of this run has a manifest, so that one without is damaged.
+      base: the base of this run's adapters, if the run does not hold it.
       content: the whole checked JSON object.
     """
 
@@ -113,6 +115,7 @@ class RunDescription:
     run_id: str = "unnamed"
     score_names: tuple[str, ...] = ()
     manifests: bool = False
+    base: Base | None = None
     content: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
@@ -173,6 +176,7 @@ def parse_description(content: Mapping[str, Any], where: str) -> RunDescription:
         run_id=read.text("run_id", "unnamed") or "unnamed",
         score_names=_score_names(read, content.get("score_names")),
         manifests=read.truth("manifests"),
+        base=parse_base(read),
         content=content,
     )
 
@@ -188,6 +192,8 @@ def check_network(described: Mapping[str, Any], where: str, *, nested: bool = Fa
     for key, value in described.items():
         if key == "config":
             parse_config(value, where)
+        elif key == "lora":
+            check_lora(value, where)
         elif key == "policy" and isinstance(value, Mapping) and not nested:
             check_network(value, f"{where}, policy", nested=True)
         elif key in _WHOLE:

@@ -7,10 +7,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxalign import untrusted
 from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError, first_line
-from jaxalign.networks import registry
+from jaxalign.networks import adapters, registry
+from jaxalign.networks.lora import LoraPolicy
 from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.protocols import (
     Network,
@@ -18,7 +21,7 @@ from jaxalign.networks.protocols import (
     PromptValuePredictor,
     RewardPredictor,
 )
-from jaxalign.runs import checkpoints
+from jaxalign.runs import bases, checkpoints
 from jaxalign.runs.description import (
     NETWORKS_FILE,
     RewardStatistics,
@@ -29,6 +32,7 @@ from jaxalign.runs.description import (
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
 
 _VOCABULARY_BYTES = 256 << 20
+_MAX_BASES = 16  # runs whose base has a base
 
 
 class Run:
@@ -49,12 +53,13 @@ class Run:
 
     def __init__(self, path: Path | str, step: int | str | None = None) -> None:
         self.folder, self.step = checkpoints.find_checkpoint(path, step)
+        self._adapted_by: tuple[Path, ...] = ()
         self.description: RunDescription = read_description(self.folder)
 
     def policy(
         self, step: int | str | None = None, *, role: str = "policy", shardings: Any = None
     ) -> TrainedNetwork:
-        """Returns the policy with its parameters.
+        """Returns the policy with its parameters. Adapters are added to the kernels of their base, and the policy is one without adapters.
 
         Args:
           step: a checkpoint to use in place of the chosen one.
@@ -84,6 +89,10 @@ class Run:
             return False
         network = self.network("value")
         return isinstance(network, PromptValuePredictor) and network.vocab_size is not None
+
+    def trained_adapters(self, role: str) -> bool:
+        """Returns whether the run trained only adapters of a role's network, so that its checkpoints lack the other parameters."""
+        return role in self.description.networks and isinstance(self.network(role), LoraPolicy)
 
     def network(self, role: str) -> Network:
         """Returns the network that the run records for a role, without parameters. Raises UserError if there is none."""
@@ -191,6 +200,8 @@ class Run:
                 f"run {self.folder}: {described_as} is no {what} network (its kind is {network.kind!r})"
             )
         run = self if step is None else Run(self.folder, step)
+        if isinstance(network, LoraPolicy):
+            return TrainedNetwork(run, network.base, run._merged(network, role, shardings))
         params = checkpoints.restore_params(
             run.folder,
             role,
@@ -200,6 +211,46 @@ class Run:
             shardings=shardings,
         )
         return TrainedNetwork(run, network, params)
+
+    def _merged(self, network: LoraPolicy, role: str, shardings: Any) -> Any:
+        """Returns the parameters of a policy that trained adapters, as those of a policy without them."""
+        restore = functools.partial(
+            checkpoints.restore_params, self.folder, role, step=self.step, least_arrays=1
+        )
+        base = self.description.base
+        if base is None:
+            places = None if shardings is None else bases.with_adapters(shardings, network)
+            whole = restore(abstract=network.abstract_params, shardings=places)
+            frozen, own = adapters.without(whole), adapters.only(whole)
+        else:
+            places = None if shardings is None else adapters.only(bases.with_adapters(shardings, network))
+            own = restore(
+                abstract=lambda: adapters.only(network.abstract_params()), shardings=places
+            )
+            frozen = self._read_base(base, network, shardings)
+        return jax.jit(network.merge, donate_argnums=0, out_shardings=shardings)(frozen, own)
+
+    def _read_base(self, base: bases.Base, network: LoraPolicy, shardings: Any) -> Any:
+        """Returns the parameters that the adapters of this run were trained on.
+
+        Raises:
+          UserError: they are missing, or differ from those that this run records.
+        """
+        place = base.find(self.folder)
+        opened = Run(place, base.step)
+        opened._adapted_by = (*self._adapted_by, self.folder)
+        if opened.folder in opened._adapted_by or len(opened._adapted_by) > _MAX_BASES:
+            raise UserError(f"{self.folder}: its base {place} has too many bases, or itself as base")
+        base.check_run(self.folder, opened.description.run_id, place)
+        stored = opened.network("policy")
+        theirs, ours = (getattr(each, "config", None) for each in (stored, network))
+        same = bases.same_layout(theirs, ours)
+        params = opened.policy(shardings=shardings if same else None).params
+        if not same:
+            params = bases.in_layout(params, theirs, ours)
+            params = params if shardings is None else jax.device_put(params, shardings)
+        base.check_digest(self.folder, params, place)
+        return params
 
 
 @dataclasses.dataclass(frozen=True)

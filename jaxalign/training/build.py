@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,6 +140,25 @@ def split_params(
     return trained, frozen
 
 
+def parameter_counts(objective: Objective) -> dict[str, tuple[int, int]]:
+    """Returns the numbers of trained and of frozen parameters by trained role."""
+    whole = {role: network.abstract_params() for role, network in objective.trained().items()}
+    trained, frozen = split_params(objective, whole)
+    return {role: (_count(trained[role]), _count(frozen.get(role, {}))) for role in whole}
+
+
+def describe_counts(counts: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Returns a line on the result of `parameter_counts` for each role."""
+    return [
+        f"{role}: {trained:,} parameters trained" + (f", {frozen:,} frozen" if frozen else "")
+        for role, (trained, frozen) in counts.items()
+    ]
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
 def abstract_params(objective: Objective) -> dict[str, Any]:
     """Returns the shapes of all parameters of the trained roles, and of ``statistics`` if the method carries any."""
     params = {role: network.abstract_params() for role, network in objective.trained().items()}
@@ -153,8 +173,10 @@ def abstract_frozen(
     """Returns shapes and shardings of read-only arrays: policy copies, networks of other runs, frozen leaves of trained roles."""
     shapes: dict[str, Any] = {}
     shardings: dict[str, Any] = {}
-    sources = objective.frozen_sources()
+    sources, inside = objective.frozen_sources(), objective.roles_in_policy()
     for role in objective.frozen_roles():
+        if role in inside:
+            continue
         network = sources[role][0] if role in sources else objective.policy
         own = () if role in sources else rules.get("policy", ())
         shapes[role] = network.abstract_params()

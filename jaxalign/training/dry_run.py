@@ -21,7 +21,7 @@ from jaxalign.errors import UserError
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel.devices import DEFAULT_DEVICES, Devices
 from jaxalign.training import initial_checkpoint, launch, run_folder, task_checks
-from jaxalign.training.build import make_transformations
+from jaxalign.training.build import describe_counts, make_transformations, parameter_counts
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.start import RANDOM_INITIALISATION, StartFrom
 from jaxalign.training.trackers import TENSORBOARD, tracker_specs
@@ -39,8 +39,11 @@ def check(
     random_seed: int = 0,
     trackers: str = TENSORBOARD,
     **others: Any,
-) -> None:
+) -> str:
     """Checks the arguments of `run.train` as far as the checks are cheap.
+
+    Returns:
+      The number of parameters that are trained, and of those that are frozen, by role, as a comment in gin.
 
     Raises:
       UserError: a file or checkpoint is missing, the existing cache or run folder belongs to something else, or the task does not suit
@@ -61,6 +64,17 @@ def check(
             raise UserError(f"INITIAL_CHECKPOINT_PATH {start_from.path} does not exist")
         started = initial_checkpoint.check(start, start_from.step, objective.policy)
     make_transformations(objective, optimizers)
+    _check_data(objective, data, start_from, started)
+    return "\n".join(f"# {line}" for line in describe_counts(parameter_counts(objective)))
+
+
+def _check_data(
+    objective: Objective,
+    data: TaskData,
+    start_from: StartFrom,
+    started: RecordedVocabulary | None,
+) -> None:
+    start = Path(start_from.path or "").expanduser()
     for name in ("train_file", "validation_file"):
         pattern = getattr(data, name)
         if pattern is not None and not data_files.exists(pattern):

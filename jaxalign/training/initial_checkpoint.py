@@ -31,6 +31,7 @@ class InitialCheckpoint:
       vocabulary: the vocabulary it was trained with; None if it records none. T5X checkpoints never record one.
       t5x: whether it is a T5X checkpoint. In T5X, a run that starts from one continues to count its steps.
       config: the configuration of a run's policy; None for a checkpoint of another system.
+      is_run: whether it is a checkpoint of a run folder.
     """
 
     identity: dict[str, Any]
@@ -38,6 +39,7 @@ class InitialCheckpoint:
     vocabulary: RecordedVocabulary | None = None
     t5x: bool = False
     config: NetworkConfig | None = None
+    is_run: bool = False
 
     def restore(
         self, policy: Any, mesh: Any, rules: AxisRules = (), rng: PRNGKeyArray | None = None
@@ -96,13 +98,17 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
                 return _read_source(
                     checkpoint_sources.open_source(path, run.step), policy, shardings
                 )
+            if run.trained_adapters("policy"):
+                return run.policy(shardings=shardings).params
             return checkpoints.restore_params(
                 path, "policy", step=run.step, abstract=shapes, shardings=shardings
             )
 
         has_policy = "policy" in run.description.networks
         config = run.config("policy") if has_policy else None
-        return InitialCheckpoint(identity, read_run, run.recorded_vocabulary, config=config)
+        return InitialCheckpoint(
+            identity, read_run, run.recorded_vocabulary, config=config, is_run=True
+        )
     if distributed.is_multiprocess():
         # If something still writes to the folder, each process could find a different latest step; a branch of the hub can move.
         path, step = distributed.broadcast_from_first(lambda: _address_and_step(path, step))

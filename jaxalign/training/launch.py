@@ -82,6 +82,7 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
     """
     ours_by_name = describing.describe_method(objective)
     hyperparameters = ours_by_name.pop("hyperparameters")
+    check_same_adapters(folder, earlier, objective)
     # Older runs did not record their hyperparameters.
     written = earlier.get("hyperparameters", {})
     compared = [(what, earlier.get(what, ours), ours) for what, ours in ours_by_name.items()]
@@ -95,6 +96,25 @@ def check_same_method(folder: Path, earlier: Mapping[str, Any], objective: Objec
             raise UserError(
                 f"{folder} holds a run with {what} {theirs}, and this command says {ours}; choose another MODEL_DIR"
             )
+
+
+def check_same_adapters(folder: Path, earlier: Mapping[str, Any], objective: Objective) -> None:
+    """Refuses to continue a run with other settings of adapters; not all of them would change the shape of a parameter.
+
+    Raises:
+      UserError: they differ; the message names both.
+    """
+    if not earlier:
+        return
+    for role, network in objective.trained().items():
+        theirs = earlier.get("networks", {}).get(role, {}).get("lora")
+        ours = network.description().get("lora")
+        for name in sorted({*(theirs or {}), *(ours or {})}):
+            before, now = ((each or {}).get(name) for each in (theirs, ours))
+            if before != now:
+                raise UserError(
+                    f"{folder} holds a run whose {role} has lora.{name} {before}, and this command says {now}; choose another MODEL_DIR"
+                )
 
 
 def check_same_vocabulary(

@@ -18,6 +18,7 @@ def model_info(
     logical_axes: Mapping[str, Any],
     meshes: Mapping[str, Mesh | AbstractMesh],
     rules: Mapping[str, AxisRules] | None = None,
+    frozen: Mapping[str, int] | None = None,
 ) -> str:
     """Returns a table of parameters and optimizer slots, without arrays of one element.
 
@@ -26,6 +27,7 @@ def model_info(
       logical_axes: role -> tree of logical `PartitionSpec`.
       meshes: column heading -> mesh. The same PartitionSpec holds on all meshes; the columns show the part that one device holds.
       rules: role -> logical axis rules that come before the standard ones.
+      frozen: role -> the number of its frozen parameters, which are not part of the state.
 
     Raises:
       UserError: if a mesh does not divide a parameter.
@@ -61,6 +63,7 @@ def model_info(
             )
         )
     heading = [f"{role}: {count:,} parameters" for role, count in totals.items()]
+    heading += [f"{role}: {count:,} frozen parameters" for role, count in (frozen or {}).items()]
     heading += [f"mesh of {name}: {dict(mesh.shape)}" for name, mesh in meshes.items()]
     return "\n".join([*heading, "", *_aligned(rows)]) + "\n"
 

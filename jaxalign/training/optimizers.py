@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.errors import UserError, require_range
+from jaxalign.networks import adapters
 from jaxalign.networks.stacking import STACKS
 
 Schedule = Callable[[Any], Any]
@@ -100,8 +101,9 @@ def adafactor(
 ) -> Optimizer:
     """Returns Adafactor with T5X's defaults (Shazeer and Stern 2018, arXiv 1804.04235).
 
-    Heads that start from scratch (any path with ``head``) never use parameter scaling: a small new head would move about 1000 times
-    slower than the trunk. Layer-stacked parameters are treated layer by layer, so scanned and unscanned models train alike.
+    Parameters that start from scratch (any path with ``head``, and low-rank adapters) never use parameter scaling: small new ones would
+    move about 1000 times slower than the trunk. Layer-stacked parameters are treated layer by layer, so scanned and unscanned models train
+    alike.
 
     Args:
       learning_rate: relative to the parameter's scale if ``multiply_by_parameter_scale``, else absolute.
@@ -144,19 +146,15 @@ def adafactor(
                 eps=1e-30,
             )
 
-        plain = transformation(multiply_by_parameter_scale)
-        return _clipped(
-            clip_norm,
-            optax.partition(
-                {
-                    "plain": plain,
-                    "head": transformation(False),
-                    # The encoder and the decoder may have different depths.
-                    **{stack: _per_layer(plain, layer_axis) for stack in STACKS},
-                },
-                _labels,
-            ),
-        )
+        plain, new = transformation(multiply_by_parameter_scale), transformation(False)
+        groups = {
+            "plain": plain,
+            "head": new,
+            # The encoder and the decoder may have different depths.
+            **{stack: _per_layer(plain, layer_axis) for stack in STACKS},
+        }
+        stacked = {f"{stack} adapters": _per_layer(new, layer_axis) for stack in STACKS}
+        return _clipped(clip_norm, _by_group(groups, stacked))
 
     return Optimizer(build, rate, settings)
 
@@ -243,13 +241,35 @@ def _clipped(
     return optax.chain(optax.clip_by_global_norm(clip_norm), transformation)
 
 
+def _by_group(
+    groups: Mapping[str, optax.GradientTransformation],
+    adapter_groups: Mapping[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """Applies to each parameter the transformation of its group. Without stacked adapters, the state has no place for them."""
+
+    def present(params: Any) -> optax.GradientTransformation:
+        found = set(jax.tree.leaves(_labels(params)))
+        more = adapter_groups if found & set(adapter_groups) else {}
+        return optax.partition({**groups, **more}, _labels)
+
+    def init(params: Any) -> Any:
+        return present(params).init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return present(updates).update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _labels(params: Any) -> Any:
     def label(path: Any, _: Any) -> str:
         keys = [str(getattr(entry, "key", entry)) for entry in path]
         if NEW_HEAD_KEY in keys:
             return "head"
-        stacked = STACKED_KEY in keys and keys[0] in STACKS
-        return keys[0] if stacked else "plain"
+        adapter = adapters.NAME in keys
+        if STACKED_KEY in keys and keys[0] in STACKS:
+            return f"{keys[0]} adapters" if adapter else keys[0]
+        return "head" if adapter else "plain"
 
     return jax.tree_util.tree_map_with_path(label, params)
 

@@ -129,13 +129,16 @@ def train(
         else:
             start.warn_of_unreadable_checkpoint()
             state = _resumed_state(checkpointer, built, batches, data, batch_size)
-            leaves = restore_frozen_leaves(folder, leaf_shapes, leaf_shardings)
+            base = start.frozen_base()
+            stored = {role: each for role, each in leaf_shapes.items() if role not in base}
+            leaves = {**restore_frozen_leaves(folder, stored, leaf_shardings), **base}
         frozen = {**frozen, **leaves}
 
         gin_text = configuration() if configuration is not None else ""
+        origin = start.origin()
         primary = distributed.is_primary_process()
         if primary:
-            run_folder.write_description(launch, objective, data, metadata, start.origin())
+            run_folder.write_description(launch, objective, data, metadata, origin)
             run_folder.write_configuration(folder, gin_text)
             run_folder.write_model_info(folder, objective, abstract, placement)
         del start
@@ -169,7 +172,9 @@ def train(
                 model_dir=folder,
                 writer=writer,
                 checkpointer=checkpointer,
-                metadata=run_folder.checkpoint_metadata(launch, objective, batch_size, gin_text),
+                metadata=run_folder.checkpoint_metadata(
+                    launch, objective, batch_size, gin_text, origin
+                ),
                 evaluators={
                     **_objective_evaluator(objective, data, placement, built, frozen, batches),
                     **sampler,
@@ -192,9 +197,12 @@ def _fresh_state(
     transformations: Mapping[str, optax.GradientTransformation],
     checkpointer: Checkpointer,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state at step 0 and the frozen leaves of trained roles, which are saved once."""
+    """Returns the state at step 0 and the frozen leaves of trained roles. Those that no other run holds are saved, once."""
     params, leaves = build.split_params(objective, start.trained())
-    checkpointer.save_frozen_leaves(leaves)
+    elsewhere = ("policy",) if start.refers_to_base else ()
+    checkpointer.save_frozen_leaves(
+        {role: each for role, each in leaves.items() if role not in elsewhere}
+    )
     create = jax.jit(
         lambda tree: create_state(tree, transformations), out_shardings=built.shardings
     )

@@ -24,6 +24,7 @@ from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed
 from jaxalign.parallel.devices import Placement
 from jaxalign.runs import describing
+from jaxalign.runs.bases import BASE
 from jaxalign.runs.description import write_description as write_networks
 from jaxalign.training import build
 from jaxalign.training.launch import Launch
@@ -147,15 +148,22 @@ def write_model_info(
 ) -> None:
     """Writes a list of every array of the state and its placement to ``model-info.txt``."""
     axes = build.logical_axes(objective)
-    text = model_info(abstract, axes, {"each device": placement.mesh}, placement.rules)
+    frozen = {role: n for role, (_, n) in build.parameter_counts(objective).items() if n}
+    meshes = {"each device": placement.mesh}
+    text = model_info(abstract, axes, meshes, placement.rules, frozen)
     files.write_text(folder / MODEL_INFO_FILE, text)
 
 
 def checkpoint_metadata(
-    launch: Launch, objective: Objective, batch_size: int, gin_text: str
+    launch: Launch,
+    objective: Objective,
+    batch_size: int,
+    gin_text: str,
+    origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the JSON metadata that is stored with every checkpoint of the run."""
+    """Returns the JSON metadata that is stored with every checkpoint of the run. A checkpoint of adapters names their base."""
     return {
+        **({BASE: origin[BASE]} if BASE in origin else {}),
         "run_id": launch.run_id,
         "objective": objective.name,
         "batch_size": batch_size,

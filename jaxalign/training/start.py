@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxalign import hub
 from jaxalign.data.recorded_vocabulary import require_same_vocabulary
 from jaxalign.errors import UserError
+from jaxalign.networks.leaves import split_leaves
 from jaxalign.networks.protocols import Network
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import Placement
+from jaxalign.runs.bases import BASE, Base
+from jaxalign.runs.fingerprint import fingerprint
 from jaxalign.training import initial_checkpoint
 from jaxalign.training.launch import Launch, check_same_origin
 from jaxalign.training.state import role_shardings
@@ -75,7 +81,9 @@ class Start:
         keys = jax.random.split(jax.random.key(seed), len(networks))
         self._keys = dict(zip(networks, keys, strict=True))
         self._vocabulary = launch.vocabulary
+        self._folder = launch.folder
         self._pinned = launch.earlier.get("frozen_checkpoints", {})
+        self._recorded_base: dict[str, Any] | None = launch.earlier.get(BASE)
         self._frozen_checkpoints: dict[str, Any] = {}
         self._initial: initial_checkpoint.InitialCheckpoint | None = None
         self._unreadable: UserError | None = None
@@ -109,6 +117,8 @@ class Start:
     def origin(self) -> dict[str, Any]:
         """Returns the checkpoints that the run started from, as JSON for ``networks.json``. Complete after `frozen`."""
         origin: dict[str, Any] = {}
+        if self._recorded_base is not None:
+            origin[BASE] = self._recorded_base
         if self._path:
             origin["initial_checkpoint"] = self.identity
         if self._frozen_checkpoints:
@@ -120,13 +130,65 @@ class Start:
         """Returns the parameters of the policy; None if it is neither trained nor read from a checkpoint."""
         if self._unreadable is not None:
             raise self._unreadable
+        network, key = self._objective.policy, self._keys.get("policy")
         if self._initial is not None:
             rules = self._rules.get("policy", ())
-            key = self._keys.get("policy")
-            return self._initial.restore(self._objective.policy, self._mesh, rules, key)
-        if "policy" not in self._keys:
+            params = self._initial.restore(network.base, self._mesh, rules, key)
+            return params if network.base is network else self._adapted(params)
+        if key is None:
             return None
-        return self._initialise("policy", self._objective.policy)
+        return self._initialise("policy", network)
+
+    @property
+    def refers_to_base(self) -> bool:
+        """Returns whether the run only names the frozen parameters of its policy, because they are all those of another run's policy.
+
+        Otherwise, with a base from another system or with new random parts, the run holds them.
+        """
+        network = self._objective.policy
+        if self._recorded_base is not None:
+            return True
+        if network.base is network or self._initial is None or not self._initial.is_run:
+            return False
+        return "policy" in self._keys and not self._initial.lacking(network)
+
+    def _adapted(self, params: Any) -> Any:
+        """Returns the parameters of the initial checkpoint with fresh adapters, and records or checks their fingerprint."""
+        network = self._objective.policy
+        if self.refers_to_base:
+            self._check_base(params)
+        shapes, axes = network.abstract_params(), network.logical_axes()
+        places = role_shardings(self._mesh, shapes, axes, self._rules.get("policy", ()))
+        key = self._keys.get("policy", jax.random.key(0))
+        # The base stays where it is, unless it is stored in another type.
+        same = {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+        with partitioning.set_mesh(self._mesh):
+            make = jax.jit(
+                network.from_policy, out_shardings=places, donate_argnums=1 if same else ()
+            )
+            return make(key, params)
+
+    def frozen_base(self) -> dict[str, Any]:
+        """Returns the frozen parameters of the policy, under its role, if the run only names them; an empty dict otherwise."""
+        if not self.refers_to_base:
+            return {}
+        trained = self._objective.policy.trained_leaves()
+        return {"policy": split_leaves(self.policy, trained)[1]}
+
+    def _check_base(self, params: Any) -> None:
+        place = Path(self.identity["path"])
+        if self._recorded_base is not None:
+            earlier = Base(**self._recorded_base)
+            earlier.check_run(self._folder, self.identity["run_id"], place)
+            earlier.check_digest(self._folder, params, place)
+            return
+        self._recorded_base = Base(
+            path=str(place),
+            relative_path=os.path.relpath(place, self._folder),
+            step=self.identity["step"],
+            run_id=self.identity["run_id"],
+            digest=fingerprint(params),
+        ).to_json()
 
     def trained(self) -> dict[str, Any]:
         """Returns the parameters of the trained roles, and ``statistics`` if the method carries any."""
@@ -146,8 +208,12 @@ class Start:
         Raises:
           UserError: a role has no source to copy from, or the checkpoint differs from the one at the start of the run.
         """
-        sources = self._objective.frozen_sources()
-        copied = [role for role in self._objective.frozen_roles() if role not in sources]
+        sources, inside = self._objective.frozen_sources(), self._objective.roles_in_policy()
+        copied = [
+            role
+            for role in self._objective.frozen_roles()
+            if role not in sources and role not in inside
+        ]
         if copied and self.policy is None:
             raise UserError(
                 f"objective {self._objective.name} reads a policy that it does not train: set INITIAL_CHECKPOINT_PATH"
@@ -224,6 +290,18 @@ class Start:
         policy = self.policy if role != "policy" and from_checkpoint else None
         with partitioning.set_mesh(self._mesh):
             if policy is not None:
-                make = jax.jit(network.from_policy, out_shardings=places)
-                return make(self._keys[role], policy)
+                start = self._objective.policy.start_params(policy)
+                make = jax.jit(_from_policy(network), out_shardings=places)
+                return make(self._keys[role], start)
             return jax.jit(network.init, out_shardings=places)(self._keys[role])
+
+
+def _from_policy(network: Network) -> Callable[[Any, Any], Any]:
+    """Returns `Network.from_policy` for a policy whose parameters may be stored in bfloat16."""
+
+    def make(key: Any, policy: Any) -> Any:
+        return network.from_policy(
+            key, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy)
+        )
+
+    return make

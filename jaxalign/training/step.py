@@ -51,7 +51,8 @@ def make_train_step(
         trained = {role: state.params[role] for role in transformations}
         params = dict(state.params)
         if "statistics" in params:
-            params["statistics"] = objective.observe(merge_roles(frozen, params), batch)
+            seen = objective.complete(merge_roles(frozen, params))
+            params["statistics"] = objective.observe(seen, batch)
             frozen = {**frozen, "statistics": params["statistics"]}
         output, gradients = _accumulate(objective, trained, frozen, batch, key, microbatches)
         scale = 1.0 / jnp.maximum(output.weight, 1e-8)
@@ -80,7 +81,7 @@ def make_eval_step(objective: Objective) -> Callable[[Mapping[str, Any], Batch],
     """Returns a pure function from all parameters by role and a batch to metrics, without gradient or dropout."""
 
     def step(params: Mapping[str, Any], batch: Batch) -> Metrics:
-        return objective.loss(params, batch, None).metrics
+        return objective.loss(objective.complete(params), batch, None).metrics
 
     return step
 
@@ -143,14 +144,15 @@ def _accumulate(
     microbatches: int,
 ) -> tuple[LossOutput, Any]:
     def loss(trained: Any, part: Batch, part_key: jax.Array | None) -> tuple[jax.Array, LossOutput]:
-        output = objective.loss(merge_roles(frozen, trained), part, part_key)
+        params = objective.complete(merge_roles(frozen, trained))
+        output = objective.loss(params, part, part_key)
         return output.loss_sum, output
 
     gradient = jax.grad(loss, has_aux=True)
     if microbatches == 1:
         gradients, output = gradient(params, batch, key)
         return output, gradients
-    prepared = objective.prepare(merge_roles(frozen, params), batch)
+    prepared = objective.prepare(objective.complete(merge_roles(frozen, params)), batch)
     split, scalars = split_microbatches(prepared, microbatches)
 
     def body(carry: Any, part: Any) -> tuple[Any, None]:

@@ -77,7 +77,7 @@ def _store_reference_scores(
     if missing:
         score.score_splits(
             objective.policy,
-            start.policy,
+            objective.policy.start_params(start.policy),
             data.cache(),
             name,
             PassSettings(
