@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -53,7 +54,6 @@ class Lora:
         require_range("Lora", "[0, 1)", dropout=self.dropout)
         require_one_of("Lora", DTYPES, base_dtype=self.base_dtype)
         if not isinstance(self.targets, str):
-            object.__setattr__(self, "targets", tuple(self.targets))
             return
         try:
             re.compile(self.targets)
@@ -61,6 +61,11 @@ class Lora:
             raise UserError(
                 f"Lora.targets {self.targets!r} is no regular expression: {error}"
             ) from error
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Lora:
+        """Returns the settings that a run folder records, with the paths of kernels in place of a pattern."""
+        return cls(**{**fields, "targets": tuple(fields.get("targets", ()))})
 
     @property
     def scale(self) -> float:
@@ -173,9 +178,7 @@ class LoraPolicy(Policy):
         return super()._apply(bound, *inputs, method=method, rng=rng)
 
     def _fresh(self, rng: PRNGKeyArray) -> Params:
-        return adapters.fresh(
-            _shapes(self.base), self._kernels, self.lora.rank, self._axis, rng
-        )
+        return adapters.fresh(_shapes(self.base), self._kernels, self.lora.rank, self._axis, rng)
 
     @property
     def _axis(self) -> int:

@@ -47,7 +47,7 @@ def build(description: Mapping[str, Any]) -> Network:
         if "config" in fields:
             fields["config"] = config_from_dict(fields["config"])
         if "lora" in fields:
-            fields["lora"] = Lora(**fields["lora"])
+            fields["lora"] = Lora.from_dict(fields["lora"])
         if "policy" in fields:
             fields["policy"] = build(fields["policy"])
         network: Network = NETWORKS[kind](**fields)

@@ -223,7 +223,11 @@ class Run:
             whole = restore(abstract=network.abstract_params, shardings=places)
             frozen, own = adapters.without(whole), adapters.only(whole)
         else:
-            places = None if shardings is None else adapters.only(bases.with_adapters(shardings, network))
+            places = (
+                None
+                if shardings is None
+                else adapters.only(bases.with_adapters(shardings, network))
+            )
             own = restore(
                 abstract=lambda: adapters.only(network.abstract_params()), shardings=places
             )
@@ -240,7 +244,9 @@ class Run:
         opened = Run(place, base.step)
         opened._adapted_by = (*self._adapted_by, self.folder)
         if opened.folder in opened._adapted_by or len(opened._adapted_by) > _MAX_BASES:
-            raise UserError(f"{self.folder}: its base {place} has too many bases, or itself as base")
+            raise UserError(
+                f"{self.folder}: its base {place} has too many bases, or itself as base"
+            )
         base.check_run(self.folder, opened.description.run_id, place)
         stored = opened.network("policy")
         theirs, ours = (getattr(each, "config", None) for each in (stored, network))

@@ -300,8 +300,6 @@ def _from_policy(network: Network) -> Callable[[Any, Any], Any]:
     """Returns `Network.from_policy` for a policy whose parameters may be stored in bfloat16."""
 
     def make(key: Any, policy: Any) -> Any:
-        return network.from_policy(
-            key, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy)
-        )
+        return network.from_policy(key, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), policy))
 
     return make
