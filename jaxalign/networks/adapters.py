@@ -93,8 +93,11 @@ def axes(logical: Params, shapes: Params, kernels: tuple[str, ...], axis: int) -
         names = list(_at(logical, path))
         names += [None] * (len(maps[path]) - len(names))
         first = _input_axis(maps[path], axis)
-        a, b = names[:-1] + [None], [None if at == first else name for at, name in enumerate(names)]
-        made[path] = {"a": PartitionSpec(*a), "b": PartitionSpec(*b)}
+        inputs_dropped = [None if at == first else name for at, name in enumerate(names)]
+        made[path] = {
+            "a": PartitionSpec(*names[:-1], None),
+            "b": PartitionSpec(*inputs_dropped),
+        }
     return placed(made)
 
 

@@ -61,8 +61,8 @@ class Base:
             if place.is_dir():
                 return place
         raise UserError(
-            f"{run} holds only adapters, and its base {self.path} (run {self.run_id}, step {self.step}) is missing; put it back, or correct "
-            f"'path' of '{BASE}' in {run / 'networks.json'}"
+            f"{run} holds only adapters, and their base {self.path} (run {self.run_id}, step {self.step}) is missing; put it back, or "
+            f"correct 'path' of '{BASE}' in {run / 'networks.json'}"
         )
 
     def check_run(self, run: Path, found: str, where: Path) -> None:
@@ -96,8 +96,8 @@ class Base:
         found = fingerprint(params)
         if found != self.digest:
             raise UserError(
-                f"{run} holds adapters of parameters with the fingerprint {self.digest}, and step {self.step} of {where} has {found}; put the "
-                "base back that they were trained on"
+                f"{run} holds adapters of parameters with the fingerprint {self.digest}, and step {self.step} of {where} has {found}; put "
+                "the base back that they were trained on"
             )
 
 
@@ -138,10 +138,11 @@ def check_lora(described: Any, where: str) -> None:
     read.text("base_dtype", None, DTYPES)
     targets = described.get("targets")
     # A pattern would be run by the reader; a stranger's could take forever.
-    paths = isinstance(targets, list) and all(
-        isinstance(each, str) and len(each) <= _MAX_TARGET for each in targets
-    )
-    if not paths or len(targets) > _MAX_TARGETS:
+    if (
+        not isinstance(targets, list)
+        or len(targets) > _MAX_TARGETS
+        or not all(isinstance(each, str) and len(each) <= _MAX_TARGET for each in targets)
+    ):
         raise read.wrong("targets", "a list of paths of kernels")
 
 

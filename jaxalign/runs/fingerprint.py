@@ -16,7 +16,7 @@ def fingerprint(params: Any) -> str:
     """Returns 16 hexadecimal digits that differ if a name, a shape or a bit of any float32 array differs.
 
     The sums are of integers modulo 2^32, so neither the order of addition nor the placement changes them. They detect another checkpoint,
-    a damaged one or another layout of layers; they are no protection against somebody who constructs a second checkpoint with the same sums.
+    a damaged one or another layout of layers. Somebody can construct a second checkpoint with the same sums: they are no protection.
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(params)

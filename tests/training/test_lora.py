@@ -256,11 +256,11 @@ def test_another_base_is_refused(run, tmp_path):
 
     own = json.loads((base / "networks.json").read_text())
     (base / "networks.json").write_text(json.dumps(own | {"run_id": "b"}))
-    with pytest.raises(UserError, match="holds adapters of run a, step 3, and .*base is run b"):
+    with pytest.raises(UserError, match=r"holds adapters of run a, step 3, and .*base is run b"):
         Run(copy, 2).policy()
     shutil.rmtree(base)
     with pytest.raises(
-        UserError, match="holds only adapters, and its base .*nowhere .* is missing"
+        UserError, match=r"holds only adapters, and their base .*nowhere .* is missing"
     ):
         Run(copy, 2).policy()
 
