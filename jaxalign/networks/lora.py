@@ -15,8 +15,8 @@ from jaxtyping import PRNGKeyArray
 
 from jaxalign.errors import UserError, require_one_of, require_range
 from jaxalign.networks import adapters
-from jaxalign.networks.config import DTYPES
 from jaxalign.networks.leaves import merge_leaves
+from jaxalign.networks.network_config import DTYPES
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.shapes import AnyArray, Hidden, Params, SourceTokens
 

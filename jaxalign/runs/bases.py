@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxalign.errors import UserError
 from jaxalign.networks import adapters
-from jaxalign.networks.config import DTYPES
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.networks.lora import LoraPolicy
+from jaxalign.networks.network_config import DTYPES
 from jaxalign.networks.stacking import stack_layers, unstack_layers
 from jaxalign.runs.fingerprint import fingerprint
 from jaxalign.runs.typed_json import JsonReader
@@ -169,5 +169,7 @@ def in_layout(params: Any, theirs: Any, ours: Any) -> Any:
     if same_layout(theirs, ours):
         return params
     if theirs.scan_layers:
-        params = unstack_layers(params, axis=theirs.param_scan_axis)
-    return stack_layers(params, axis=ours.param_scan_axis) if ours.scan_layers else params
+        params = unstack_layers(params, axis=theirs.param_scan_axis, cycle=theirs.LAYER_CYCLE)
+    if not ours.scan_layers:
+        return params
+    return stack_layers(params, axis=ours.param_scan_axis, cycle=ours.LAYER_CYCLE)
