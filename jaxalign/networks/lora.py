@@ -32,19 +32,20 @@ class Lora:
       rank: columns of A and rows of B.
       alpha: the scale is ``alpha / rank``.
       targets: a regular expression; a linear map of the encoder's and the decoder's layers has an adapter if it is found in the path of its
-        kernel, such as ``encoder/layers_0/attention/query/kernel`` or, if layers are stacked, ``decoder/layers/mlp/wi_0/kernel``. Or the
-        paths themselves, as a run folder records them.
+        kernel, such as ``encoder/layers_0/attention/query/kernel`` or, if layers are stacked, ``decoder/layers/mlp/wi_0/kernel``.
       dropout: probability of dropping an element of the adapters' inputs in training.
       rank_stabilized: the scale is ``alpha / sqrt(rank)`` (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
       base_dtype: how the frozen parameters are stored in memory, ``float32`` or ``bfloat16``; adapters are always float32.
+      paths: the paths of the kernels in place of `targets`, as a run folder records them.
     """
 
     rank: int = 8
     alpha: float = 16.0
-    targets: str | tuple[str, ...] = QUERY_AND_VALUE
+    targets: str = QUERY_AND_VALUE
     dropout: float = 0.0
     rank_stabilized: bool = False
     base_dtype: str = "float32"
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_range("Lora", "[1, inf)", rank=self.rank)
@@ -53,8 +54,6 @@ class Lora:
         require_range("Lora", "(0, inf)", alpha=self.alpha)
         require_range("Lora", "[0, 1)", dropout=self.dropout)
         require_one_of("Lora", DTYPES, base_dtype=self.base_dtype)
-        if not isinstance(self.targets, str):
-            return
         try:
             re.compile(self.targets)
         except re.error as error:
@@ -65,7 +64,8 @@ class Lora:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Lora:
         """Returns the settings that a run folder records, with the paths of kernels in place of a pattern."""
-        return cls(**{**fields, "targets": tuple(fields.get("targets", ()))})
+        others = {name: value for name, value in fields.items() if name != "targets"}
+        return cls(**others, paths=tuple(fields.get("targets", ())))
 
     @property
     def scale(self) -> float:
@@ -79,14 +79,14 @@ class Lora:
           UserError: there is none.
         """
         maps = sorted(adapters.linear_maps(shapes))
-        if isinstance(self.targets, str):
-            chosen = tuple(path for path in maps if re.search(self.targets, path))
+        if self.paths:
+            chosen = tuple(path for path in maps if path in self.paths)
         else:
-            chosen = tuple(path for path in maps if path in self.targets)
-        if not chosen or (not isinstance(self.targets, str) and len(chosen) < len(self.targets)):
+            chosen = tuple(path for path in maps if re.search(self.targets, path))
+        if not chosen or len(chosen) < len(self.paths):
             more = f" and {len(maps) - _SHOWN} more" if len(maps) > _SHOWN else ""
             raise UserError(
-                f"Lora.targets {self.targets!r} names no linear map of this network; it has {', '.join(maps[:_SHOWN])}{more}"
+                f"Lora.targets {self.paths or self.targets!r} names no linear map of this network; it has {', '.join(maps[:_SHOWN])}{more}"
             )
         return chosen
 
@@ -158,6 +158,7 @@ class LoraPolicy(Policy):
     def description(self) -> dict[str, Any]:
         # A run folder holds paths in place of a pattern: whoever reads it runs no regular expression of a stranger.
         described = {**dataclasses.asdict(self.lora), "targets": list(self._kernels)}
+        del described["paths"]
         return {**self.base.description(), "kind": self.kind, "lora": described}
 
     def read_prompts(

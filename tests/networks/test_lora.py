@@ -175,7 +175,7 @@ def test_targets_are_searched_in_the_paths_of_kernels(world):
     ("settings", "message"),
     [
         ({"targets": "logits_dense"}, "names no linear map of this network; it has decoder/layers_0"),
-        ({"targets": ("encoder/layers_7/attention/query/kernel",)}, "names no linear map"),
+        ({"paths": ("encoder/layers_7/attention/query/kernel",)}, "names no linear map"),
         ({"targets": "("}, "no regular expression"),
         ({"rank": 0}, "Lora.rank is 0"),
         ({"dropout": 1.0}, "Lora.dropout is 1.0"),
