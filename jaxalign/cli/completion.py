@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxalign import files
 from jaxalign.cli.commands import COMMANDS, UsageError, read_signature
-from jaxalign.cli.flags import COMMON_FLAGS
+from jaxalign.cli.flags import COMMON_FLAGS, other_names
 
 _MACRO = re.compile(r"^([A-Z][A-Z0-9_]+) = ", re.MULTILINE)
 # Commands that read gin files with macros; the others have plain flags alone.
@@ -82,7 +82,10 @@ def candidates(line: str) -> list[str]:
         return list(_gin_files(last))
     if equals or not last.startswith("-"):
         return []
-    names = [*read_signature(command).parameters, *COMMON_FLAGS]
+    signature = read_signature(command)
+    parameters = list(signature.parameters)
+    same = [alias for name in parameters for alias in other_names(name, signature)]
+    names = [*parameters, *same, *COMMON_FLAGS]
     flags = [f"--{name}" for name in names if name.islower()]
     if command.name in _WITH_MACROS:
         flags += [f"--{name}=" for name in _macros()]

@@ -34,6 +34,16 @@ _REPEATED = ("gin_file", "gin_import")
 _OF_FILES = ("gin_file", *_LISTS, "tfds_data_dir")
 _NUMBERS = ("num_processes", "process_id")
 _SWITCHES = ("dry_run", "verbose", "help")
+# One word for the same thing in every command: what a flag means where the command has no parameter of its name, the first of those
+# that it has. The names of parameters, which gin files set, stay as they are.
+_SAME = {
+    "output": ("output_dir", "to", "model_dir", "output_name"),
+    "output_dir": ("output",),
+    "checkpoint": ("checkpoints", "value_checkpoint"),
+    "checkpoints": ("checkpoint",),
+    "input": ("file", "prompts"),
+    "name": ("output_name",),
+}
 _MACRO = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
@@ -179,6 +189,9 @@ def _resolve(name: str, signature: Signature, where: str = "") -> tuple[str, boo
     known += signature.parameters
     if name in known:
         return name, False
+    for other in _SAME.get(name, ()):
+        if other in signature.parameters:
+            return other, False
     if name.startswith("no") and name[2:] in known and _takes_no_value(name[2:], signature):
         return name[2:], True
     hint = did_you_mean(name, known, prefix="--")
@@ -186,6 +199,16 @@ def _resolve(name: str, signature: Signature, where: str = "") -> tuple[str, boo
     raise UsageError(
         f"{where}: unknown name {name}{hint}" if where else f"unknown flag --{name}{hint}"
     )
+
+
+def other_names(name: str, signature: Signature) -> list[str]:
+    """Returns the other flags that set a parameter of a command."""
+    return [
+        alias
+        for alias, others in _SAME.items()
+        if alias not in signature.parameters
+        and next((other for other in others if other in signature.parameters), None) == name
+    ]
 
 
 def _takes_no_value(name: str, signature: Signature) -> bool:

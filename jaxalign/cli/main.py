@@ -15,7 +15,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
-from jaxalign.cli.flags import COMMON_FLAGS, Flags, did_you_mean, parse_flags, passed_on
+from jaxalign.cli.flags import (
+    COMMON_FLAGS,
+    Flags,
+    did_you_mean,
+    other_names,
+    parse_flags,
+    passed_on,
+)
 from jaxalign.errors import UserError
 from jaxalign.files import disk_problem
 from jaxalign.parallel import processes
@@ -241,8 +248,12 @@ def _command_help(command: Command, signature: Signature) -> str:
     for parameter in signature.parameters.values():
         default = "required" if parameter.required else f"default {parameter.default}"
         text = parameter.description
+        names = [parameter.name, *other_names(parameter.name, signature)]
         rows.append(
-            _row(f"--{parameter.name}", f"{text} ({parameter.annotation}; {default})".strip())
+            _row(
+                ", ".join(f"--{name}" for name in names),
+                f"{text} ({parameter.annotation}; {default})".strip(),
+            )
         )
     return "\n".join(
         [

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from jaxalign.cli import commands, values
+from jaxalign.cli.commands import COMMANDS, UsageError, read_signature
+from jaxalign.cli.flags import other_names, parse_flags
 from jaxalign.cli.main import _best, main, run_with_one_line_errors
 
 STANDARD = """
@@ -38,7 +40,7 @@ class TestHelp:
         assert main(["drive", "--help"]) == 0
         words = " ".join(capsys.readouterr().out.split())
         assert "Drives. A second paragraph." in words
-        assert "--model_dir where to go, on two lines. (str; required)" in words
+        assert "--model_dir, --output where to go, on two lines. (str; required)" in words
         assert "--steps how many steps. (int; default 10)" in words
         assert "--gin_file" in words
         assert calls == []
@@ -352,3 +354,34 @@ def test_the_module_form_of_t5x_gives_the_same_line_and_code():
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == "jaxalign: unknown flag --gin_fiel; did you mean --gin_file?\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "parameter"),
+    [
+        ("evaluate", "output", "output_dir"),
+        ("generate", "output_dir", "output"),
+        ("train", "output", "model_dir"),
+        ("push", "output", "to"),
+        ("convert", "output", "output"),
+        ("advantages", "checkpoint", "value_checkpoint"),
+        ("inspect", "input", "file"),
+    ],
+)
+def test_the_same_word_means_the_same_in_every_command(command, flag, parameter):
+    signature = read_signature(COMMANDS[command])
+    assert parse_flags([f"--{flag}=x"], signature).parameters == {parameter: "x"}
+    if flag != parameter:
+        assert flag in other_names(parameter, signature)
+
+
+def test_evaluate_takes_one_checkpoint_by_the_name_of_the_others():
+    signature = read_signature(COMMANDS["evaluate"])
+    assert parse_flags(["--checkpoint=a=runs/a"], signature).parameters == {
+        "checkpoints": ["a=runs/a"]
+    }
+
+
+def test_a_flag_of_another_command_is_still_unknown():
+    with pytest.raises(UsageError, match="unknown flag --checkpoint"):
+        parse_flags(["--checkpoint=x"], read_signature(COMMANDS["vocabulary"]))
