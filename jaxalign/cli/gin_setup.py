@@ -64,6 +64,7 @@ def configure(flags: Flags, command: Command, signature: Signature) -> Callable[
     function = getattr(importlib.import_module(command.module), command.function)
     gin_settings.register(function, command.module)
     modules = (*gin_imports.ALWAYS, command.module, *flags.gin_import)
+    _import(flags.gin_import)
     for file in flags.gin_file:
         _parse_file(file, modules)
     if command.model_file and ("MODEL", "gin.macro") in gin.config._CONFIG:
@@ -222,6 +223,17 @@ def _set_data_folders(flags: Flags) -> None:
         if flags.tfds_data_dir:
             seqio.set_tfds_data_dir_override(flags.tfds_data_dir)
         seqio.add_global_cache_dirs(flags.seqio_additional_cache_dirs)
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Imports the user's modules also if no gin file does: one may register a family of networks that a run folder names."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(
+                f"--gin_import={module}: {error}; is its folder on PYTHONPATH?"
+            ) from error
 
 
 def _parse_file(file: str, modules: Sequence[str]) -> None:

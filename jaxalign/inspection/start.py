@@ -22,6 +22,7 @@ _FIELDS = (
     "logits_via_embedding",
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
+    "relative_attention_per_layer",
 )
 _LARGE = 1024  # the width from which layers are stacked and recomputed, as in gin_configs/models
 
@@ -61,7 +62,7 @@ def read_start(checkpoint: str) -> Start:
     config, _ = source.configured(None)
     if not isinstance(config, T5Config) or config != config.stock():
         raise DataError(
-            f"{checkpoint} is more than a T5; give --model=FILE of gin_configs/models, or write the gin file of its run again"
+            f"{checkpoint} is another network than a T5; give --model=FILE of gin_configs/models, or write the gin file of its run again"
         )
     recorded = own_vocabulary(source)
     # A run folder is given with the step that is chosen by itself, as train chooses it.

@@ -6,6 +6,8 @@ responses.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -120,13 +122,19 @@ class Decoder(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """T5. Its unscanned parameter tree is T5X's, name by name and shape by shape."""
+    """T5. Its unscanned parameter tree is T5X's, name by name and shape by shape.
+
+    Attributes:
+      config: the network.
+      encoder_class: the encoder; a subclass may have another one.
+    """
 
     config: T5Config
+    encoder_class: ClassVar[type[nn.Module]] = Encoder
 
     def setup(self) -> None:
         self.token_embedder = Embedding(self.config)
-        self.encoder = Encoder(self.config)
+        self.encoder = self.encoder_class(self.config)
         self.decoder = Decoder(self.config)
         if self.config.image_size:
             self.image_embedder = ImageEmbedder(self.config)
