@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.fixtures.processes import with_devices
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding_a_network.md"
@@ -31,6 +33,7 @@ def run(command, folder):
     )
 
 
+@pytest.mark.slow
 def test_the_page_adds_a_network_that_trains_and_is_read_back(tmp_path):
     assert len(PAGE.read_text().splitlines()) <= 120
     files, commands = blocks()
