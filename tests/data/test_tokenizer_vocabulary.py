@@ -151,6 +151,23 @@ def test_seqio_gives_the_same_ids(files):
     assert [text.decode() for text in theirs.decode_tf(batch).numpy()] == [ours.decode(ids), ""]
 
 
+def test_a_seqio_task_gives_the_tokens_of_the_file_itself(files, write_lines, tmp_path):
+    seqio = pytest.importorskip("seqio")
+    from jaxalign.data import tasks
+
+    path = write_lines(
+        [{"prompt": f"thai food {i}", "response": "golden lion", "feedback": i} for i in range(30)]
+    )
+    try:
+        tasks.register_jsonl_task("mine", "triplet", {"train": path}, vocabulary=files["gemma"])
+        made = cache.cache("mine", str(tmp_path / "seqio"))
+    finally:
+        seqio.TaskRegistry.reset()
+    direct = cache.cache("mine", str(tmp_path / "d"), train_file=path, vocabulary=files["gemma"])
+    assert made.fingerprint == direct.fingerprint
+    assert made.vocabulary == direct.vocabulary
+
+
 def test_a_cache_holds_the_tokenizer_and_its_tokens(files, write_lines, tmp_path):
     path = write_lines(
         [{"prompt": f"thai food {i}", "response": "golden lion", "feedback": 1} for i in range(30)]
