@@ -35,7 +35,8 @@ def with_identifiers(
     """
     if not isinstance(vocabulary, SentencePieceVocabulary):
         raise UserError(
-            "identifiers need pieces of a SentencePiece model, and the vocabulary is 'bytes'; `jaxalign vocabulary` trains a model"
+            f"identifiers need pieces of a SentencePiece model, and the vocabulary is {vocabulary.to_dict()['kind']!r}; `jaxalign "
+            "vocabulary` trains a model"
         )
     proto = sentencepiece_models.parse(vocabulary.model, vocabulary.path)
     proto = sentencepiece_models.with_sentinels(proto, vocabulary.extra_ids)
@@ -71,7 +72,8 @@ def sentinel_blocks(vocabulary: Vocabulary, sizes: Sequence[tuple[str, int]]) ->
     """
     if not isinstance(vocabulary, SentencePieceVocabulary):
         raise UserError(
-            "the sentinels of the vocabulary 'bytes' have no text, which identifiers need; give a SentencePiece model"
+            f"the sentinels of the vocabulary {vocabulary.to_dict()['kind']!r} have no text that identifiers can use; give a "
+            "SentencePiece model"
         )
     needed = sum(size for _, size in sizes)
     if needed > vocabulary.sentinels:
