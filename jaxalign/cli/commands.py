@@ -29,7 +29,9 @@ class Command:
       module: the module of the function.
       function: the name of the function.
       summary: the line for the list of commands.
-      done: a format string over the function's ``result`` and, of a run, ``best``; empty for functions that print their own text.
+      done: a format string over the function's ``result`` and, of a run, ``best`` and ``folder``; empty for functions that print their own
+        text.
+      next: a format string over the same values, and `folder`, the run folder: what is likely to be typed next.
       configured_as: another command whose gin bindings this command uses for the parameters that both have.
       dispensable: gin macros that this command does not require, and the values they get if they have none.
       registers_tasks: whether the command reads tasks, so that the functions in REGISTER_TASKS are called first.
@@ -48,6 +50,7 @@ class Command:
     function: str
     summary: str
     done: str = ""
+    next: str = ""
     dry_run: str = ""
     configured_as: str | None = None
     dispensable: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -83,7 +86,9 @@ COMMANDS = {
             "jaxalign.training.run",
             "train",
             "train the networks of an objective on a task",
-            "finished at step {result[step]}{best}; metrics, checkpoints and summary.json are in the run folder",
+            "finished at step {result[step]}{best}; metrics, checkpoints and summary.json are in {folder}",
+            next="jaxalign generate --checkpoint={folder} ... answers prompts, jaxalign evaluate --checkpoints={folder} ... compares, "
+            "jaxalign report --runs={folder} --output=report.html shows the curves",
             dry_run="jaxalign.training.dry_run",
             distributed=True,
         ),
@@ -119,6 +124,7 @@ COMMANDS = {
             "cache",
             "validate and tokenise a task once, for training",
             "{result.report}",
+            next="jaxalign train --gin_file=... with the same task reads it",
         ),
         Command(
             "vocabulary",
@@ -126,6 +132,7 @@ COMMANDS = {
             "train_vocabulary",
             "train a small SentencePiece model on a task",
             "{result.path} holds {result.size} pieces",
+            next="jaxalign cache and train take it as --VOCABULARY={result.path}",
         ),
         Command(
             "convert",
@@ -174,6 +181,7 @@ COMMANDS = {
             "write a policy's responses to prompts as JSON Lines",
             "{result[output]} holds {result[prompts]} prompts with responses, {result[generated]} of them new; in all of it, prompts cut: "
             "{result[cut_prompts]:.1%}, unknown pieces: {result[unknown_pieces]:.1%}, unfinished responses: {result[unfinished]:.1%}",
+            next="jaxalign annotate --input={result[output]} --annotator=... judges them",
         ),
         Command(
             "annotate",
@@ -181,6 +189,7 @@ COMMANDS = {
             "annotate",
             "add a named annotation to responses: of a judge, a reward model, a policy, people, embeddings",
             "{result[report]}",
+            next="jaxalign select --input={result[output]} --selector=... chooses what to train on",
             registers_tasks=False,
         ),
         Command(

@@ -202,7 +202,16 @@ def _run_command(
         first = distributed.is_primary_process()
     result = gin_setup.run(function, command)
     if command.done and first:
-        print(command.done.format(result=result, best=_best(result)))
+        from jaxalign.cli import gin_settings
+
+        values = {
+            "result": result,
+            "best": _best(result),
+            "folder": gin_settings.bound_value(command.selector, "model_dir"),
+        }
+        print(command.done.format(**values))
+        if command.next:
+            print(f"next: {command.next.format(**values)}")
     return 0
 
 

@@ -194,6 +194,7 @@ class Loop:
     ) -> TrainState:
         config = self._config
         pending: _Pending | None = None
+        bar.set_postfix_str("compiling")
         batch, after = self._next(batches, data_state, start)
         for number in range(start + 1, config.train_steps + 1):
             placed = partitioning.make_global_batch(self._mesh, batch)

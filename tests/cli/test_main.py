@@ -253,7 +253,7 @@ class TestGin:
             ("example_command.drive.rats = 1", [], "drive.gin:3: example_command.drive has no parameter rats; did you mean rate?"),
             ("example_command.dive.rate = 1", [], "drive.gin:3: example_command has no dive; did you mean drive?"),
             ("sample.drive.rate = 1", [], "drive.gin:3: 'sample' was not provided by an import"),
-            ("import no_such_module", ["--gin_import=no_such_module"], "drive.gin:3: No module named 'no_such_module'"),
+            ("import no_such_module", ["--gin_import=no_such_module"], "--gin_import=no_such_module: No module named 'no_such_module'"),
             ("import os", [], "drive.gin:3: this file imports os, which is not a module of jaxalign"),
             ("import os.path", [], "if you trust file and module, add --gin_import=os.path"),
             ("from os import path", [], "imports os.path, which"),
