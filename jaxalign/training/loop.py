@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxalign.training.best_checkpoints import BestCheckpoints
 from jaxalign.training.checkpointing import Checkpointer, CheckpointPolicy
 from jaxalign.training.evaluations import Evaluations, Evaluator, last_metrics
 from jaxalign.training.metric_writing import MetricAccumulator, MetricWriter
+from jaxalign.training.profiling import Profile, parse_steps
 from jaxalign.training.state import TrainState
 from jaxalign.training.step import StepFunction
 from jaxalign.training.throughput import Count, Throughput
@@ -45,6 +47,7 @@ class LoopConfig:
       eval_at_start: whether the networks are also evaluated before the first update, as step 0.
       patience: training ends after so many ranked evaluations without a better one than the best before; with 0 it never ends early.
         It needs ``checkpoint.best_metric``.
+      profile_steps: the steps that JAX's profiler traces, ``FIRST-LAST``; empty for none.
     """
 
     train_steps: int
@@ -54,8 +57,10 @@ class LoopConfig:
     progress: bool = True
     eval_at_start: bool = False
     patience: int = 0
+    profile_steps: str = ""
 
     def __post_init__(self) -> None:
+        parse_steps(self.profile_steps)
         require_range(
             "LoopConfig", "[1, inf)", train_steps=self.train_steps, log_period=self.log_period
         )
@@ -179,7 +184,8 @@ class Loop:
             # A run that was stopped between two lines of metrics continues with the stored sums.
             accumulated = self._checkpointer.metadata(start).get("accumulated_metrics", {})
             self._accumulator.set_state(accumulated)
-        with self._bar(start) as bar:
+        self._profile = Profile(self._model_dir, parse_steps(config.profile_steps))
+        with contextlib.closing(self._profile), self._bar(start) as bar:
             state = self._run(start, state, batches, data_state, bar)
         self._checkpointer.prune()
         return state
@@ -197,8 +203,10 @@ class Loop:
         bar.set_postfix_str("compiling")
         batch, after = self._next(batches, data_state, start)
         for number in range(start + 1, config.train_steps + 1):
+            self._profile.before(number)
             placed = partitioning.make_global_batch(self._mesh, batch)
             state, metrics = self._step(state, self._frozen, placed)
+            self._profile.after(number, metrics)
             view = None if self._view is None else self._view(placed)
             current, consumed = _Pending(number, metrics, batch, view), after
             if number < config.train_steps:

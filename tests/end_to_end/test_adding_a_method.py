@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_has_one_function_one_gin_file_and_one_test(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["orpo.gin", "orpo.py", "test_orpo.py"]
+    assert sorted(path.name for path in folder.iterdir()) == ["cpo.gin", "cpo.py", "test_cpo.py"]
 
 
 def test_its_commands_run(folder):
@@ -51,7 +51,7 @@ def test_its_commands_run(folder):
             command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    lines = (folder / "runs" / "orpo" / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "runs" / "cpo" / "metrics.jsonl").read_text().splitlines()
     metrics = json.loads(lines[-1])
     assert {"loss", "accuracy", "margin", "log_prob", "response_length"} <= metrics.keys()
-    assert json.loads((folder / "runs/orpo/summary.json").read_text())["objective"] == "orpo"
+    assert json.loads((folder / "runs/cpo/summary.json").read_text())["objective"] == "cpo"
