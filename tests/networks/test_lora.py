@@ -16,6 +16,7 @@ from jaxalign.networks.blocks import Dense
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.networks.lora import Lora, LoraPolicy
 from jaxalign.networks.policy import Policy
+from tests.fixtures.families import FAMILIES
 
 ALL = "/kernel"
 
@@ -209,6 +210,19 @@ def test_layers_stacked_in_front_have_an_adapter_each(world):
     own = _noise({name: jnp.zeros(leaf.shape) for name, leaf in shapes["lora"].items()})
     found = adapters.delta(own, 0.5, axis=0)
     np.testing.assert_allclose(found, 0.5 * np.matmul(own["a"], own["b"]), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["umt5", "t5gemma"])
+def test_other_families_have_adapters_too(family, random_batch):
+    config = FAMILIES[family].replace(scan_layers=True)
+    policy = LoraPolicy(config, lora=Lora(rank=2, targets=ALL))
+    params = jax.jit(policy.init)(jax.random.key(0))
+    base, own = policy.start_params(params), _noise(adapters.only(params), 0.2)
+    found = jax.jit(lambda tree: policy.score(tree, random_batch(0)).log_probs)
+    expected = policy.base.score(policy.merge(base, own), random_batch(0)).log_probs
+    np.testing.assert_allclose(found(merge_leaves(base, own)), expected, rtol=1e-5)
+    assert not np.allclose(found(base), expected, rtol=1e-3)
 
 
 def test_only_adapters_are_trained(policy):
