@@ -18,7 +18,7 @@ FIGURE = Path("docs/results/rpo_unpaired.png")
 def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (rpo_unpaired.__doc__ or "").partition("\n\n")
-    lines = ["# RPO without pairs\n", f"{question}\n", f"{details.rstrip()}\n"]
+    lines = ["# RPO without pairs\n", f"{question}\n", f"{details.rstrip()}\n", *_CONCLUSION]
     lines.append(
         "Accuracy: how often the log-ratio to the start is higher for the better response of a held-out pair; standard error within a seed "
         "in brackets. Good over bad: the same over all held-out pairs of a good and a bad response, of any prompts. Mean and standard "
@@ -62,6 +62,17 @@ def _same_arms(panels: dict[str, dict[str, list[float]]]) -> dict[str, dict[str,
     """Returns the panels with the arms that all of them have, because they share an axis."""
     common = [arm for arm in ARMS if all(arm in panel for panel in panels.values())]
     return {name: {arm: panel[arm] for arm in common} for name, panel in panels.items()}
+
+
+_CONCLUSION = [
+    "**No: contrasting every good response with every bad one works, and weighting them by the similarity of their prompts does not help.**",
+    "On `rnnlg` uniform weights order .710 of the held-out pairs, weighted ones .675 to .696: less in every seed, for every temperature and",
+    "both encoders, and so is good over bad (by .02 to .04). The weighted arms also move further from the start (log-ratio -5.0 to -7.3",
+    "against -4.8), so they are no better at a smaller distance. On `taskmaster4` nothing differs (.585 to .607 against .590; 78 pairs, an",
+    "error of .056). States of T5 and a sentence encoder give the same within .005 (`rnnlg`) and .01. Without any pairs RPO is better than SFT",
+    "on the good responses (.710 against .613 in every seed; `taskmaster4` .590 against .491, whose seeds differ by more), and near DPO with",
+    "the pairs that it lacks (.723, .624).\n",
+]
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def _prepare(source: Path, domain: str, job: Path) -> dict[str, Any]:
     """Writes all pairs, the unlabelled acts and the vocabulary, which has seen sentences of the other domains and acts of this one."""
     rows = domain_rows(source, domain)
     test_acts = list(dict.fromkeys(act for act, _ in rows["test"]))
-    known = {act for act, _ in rows["train"]}
+    known = {act for name in ("train", "base") for act, _ in rows[name]}
     # Acts that training has seen would measure memory.
     test_acts = [act for act in test_acts if act not in known][:TEST_ACTS]
     held_out = set(test_acts)
