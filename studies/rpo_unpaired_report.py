@@ -65,13 +65,13 @@ def _same_arms(panels: dict[str, dict[str, list[float]]]) -> dict[str, dict[str,
 
 
 _CONCLUSION = [
-    "**No: contrasting every good response with every bad one works, and weighting them by the similarity of their prompts does not help.**",
-    "On `rnnlg` uniform weights order .710 of the held-out pairs, weighted ones .675 to .696: less in every seed, for every temperature and",
-    "both encoders, and so is good over bad (by .02 to .04). The weighted arms also move further from the start (log-ratio -5.0 to -7.3",
-    "against -4.8), so they are no better at a smaller distance. On `taskmaster4` nothing differs (.585 to .607 against .590; 78 pairs, an",
-    "error of .056). States of T5 and a sentence encoder give the same within .005 (`rnnlg`) and .01. Without any pairs RPO is better than SFT",
-    "on the good responses (.710 against .613 in every seed; `taskmaster4` .590 against .491, whose seeds differ by more), and near DPO with",
-    "the pairs that it lacks (.723, .624).\n",
+    "**No: contrasting every good response with every bad one works, and weighting them by the similarity of their prompts does not",
+    "help.** On `rnnlg` uniform weights order .710 of the held-out pairs, weighted ones .675 to .696: less in every seed, for every",
+    "temperature and both encoders, and so is good over bad (by .02 to .04). The weighted arms also move further from the start",
+    "(log-ratio -5.0 to -7.3 against -4.8), so they are no better at a smaller distance. On `taskmaster4` nothing differs (.585 to .607",
+    "against .590; 78 pairs, an error of .056). States of T5 and a sentence encoder give the same within .005 (`rnnlg`) and .01. Without",
+    "any pairs RPO is better than SFT on the good responses (.710 against .613 in every seed; `taskmaster4` .590 against .491, whose",
+    "seeds differ by more), and near DPO with the pairs that it lacks (.723, .624).\n",
 ]
 
 
