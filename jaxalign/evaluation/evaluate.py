@@ -8,24 +8,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxalign import files
 from jaxalign.annotation import judges as judging
-from jaxalign.data.evaluation_records import EvaluationRecords, read_evaluation_records
-from jaxalign.data.evaluation_set import EvaluationSet, FeedbackRecord
-from jaxalign.data.images import ImageFormat, image_format
+from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.errors import UserError
 from jaxalign.evaluation import output_folder, results
 from jaxalign.evaluation.comparison import Comparison
+from jaxalign.evaluation.inputs import (
+    common_image_format,
+    linear_baseline,
+    named_checkpoints,
+    read_records,
+    sample_records,
+    training_feedback,
+)
 from jaxalign.evaluation.judge_agreement import judge_agreement
 from jaxalign.evaluation.measure import Evaluator
 from jaxalign.evaluation.page import page
 from jaxalign.evaluation.report_records import SUMMARY
 from jaxalign.evaluation.settings import EvaluationSettings
 from jaxalign.evaluation.summary import summary_text
-from jaxalign.evaluation.tfidf import TfidfRidge
-from jaxalign.inference.encoders import reads_images
 from jaxalign.interop.opening import open_run
 from jaxalign.runs.folder import Run
 
@@ -161,8 +163,8 @@ def compare(
     if not overwrite:
         output_folder.check(folder, request)
     page.require_page_or_nothing(folder / page.PAGE)
-    images = _image_format(opened)
-    records = _read(settings, settings.prompts, settings.split, folder, images)
+    images = common_image_format(opened)
+    records = read_records(settings, settings.prompts, settings.split, folder, images)
     # Records that one of the policies cannot read are left out for all of them.
     reader = Evaluator(EvaluationSet(), settings)
     records = records.readable([reader.encoder(run) for run in opened.values()])
@@ -178,11 +180,11 @@ def compare(
             output_folder.check(folder, request)
         reference = opened[reference_path].policy()
         session = Comparison(data, settings, reference, list(panel.values()))
-        training = _training_feedback(settings, folder, images) if data.feedback else None
+        training = training_feedback(settings, folder, images) if data.feedback else None
         if training is not None:
-            session.linear = _linear_baseline(data, training.to_set().feedback)
+            session.linear = linear_baseline(data, training.to_set().feedback)
             readable = training.readable([reader.encoder(run) for run in opened.values()])
-            session.training = _sample(
+            session.training = sample_records(
                 readable.to_set().feedback, len(data.feedback), settings.seed
             )
         for name, path in named.items():
@@ -279,97 +281,6 @@ def _panel(settings: EvaluationSettings, data: EvaluationSet) -> dict[str, judgi
             "--judges=module:function, or generate nothing with --ranking_only"
         ) from None
     return panel
-
-
-def named_checkpoints(checkpoints: Sequence[str]) -> dict[str, str]:
-    """Returns paths by name, in order, from `name=path` or bare paths.
-
-    Raises:
-      UserError: no checkpoint is given, or a name occurs twice.
-    """
-    named: dict[str, str] = {}
-    for entry in checkpoints:
-        name, separator, path = entry.partition("=")
-        # Names contain no slash, so runs/lr=1e-3 is a path.
-        if not separator or "/" in name or Path(entry).exists():
-            name, path = Path(entry).name, entry
-        if not name or not path:
-            raise UserError(f"checkpoint '{entry}': write name=path.")
-        if name in named:
-            raise UserError(
-                f"checkpoint name '{name}' is given twice; write name=path with two names."
-            )
-        named[name] = path
-    if not named:
-        raise UserError("checkpoints: give at least one name=path.")
-    return named
-
-
-def _image_format(opened: Mapping[str, Run]) -> ImageFormat | None:
-    """Returns the format of the images that all policies read; None if they read text only."""
-    formats = {
-        path: image_format(run.network("policy")) if reads_images(run, "policy") else None
-        for path, run in opened.items()
-    }
-    if len(set(formats.values())) > 1:
-        found = ", ".join(f"{path} reads {each or 'text only'}" for path, each in formats.items())
-        raise UserError(f"policies that read different prompts cannot be compared: {found}")
-    return next(iter(formats.values()))
-
-
-def _read(
-    settings: EvaluationSettings,
-    source: str,
-    split: str,
-    folder: Path,
-    images: ImageFormat | None = None,
-) -> EvaluationRecords:
-    """Returns the records of a file or of a cache's split; rejected records are listed beside the results."""
-    return read_evaluation_records(
-        source,
-        split=split,
-        side_file=str(folder / "rejected.jsonl"),
-        kind=settings.kind,
-        layout=settings.layout,
-        chat_template=settings.chat_template,
-        fields=settings.fields,
-        prompt_field=settings.prompt_field,
-        duplicates=settings.duplicates,
-        max_rejected_fraction=settings.max_rejected_fraction,
-        images=images,
-    )
-
-
-def _training_feedback(
-    settings: EvaluationSettings, folder: Path, images: ImageFormat | None
-) -> EvaluationRecords | None:
-    """Returns the training records of the evaluated cache, or of `ranking_train`; None if there are none."""
-    prompts = settings.prompts
-    source = settings.ranking_train or (prompts if Path(prompts).is_dir() else "")
-    if not source:
-        return None
-    records = _read(settings, source, "train", folder, images)
-    if not records.to_set().feedback:
-        raise UserError(f"{source}: holds no feedback to fit the TF-IDF baseline on.")
-    return records
-
-
-def _linear_baseline(data: EvaluationSet, training: Sequence[FeedbackRecord]) -> np.ndarray:
-    """Returns predictions of the TF-IDF model for the logged responses."""
-    model = TfidfRidge().fit(
-        [record.prompt for record in training],
-        [record.response for record in training],
-        np.array([record.feedback for record in training]),
-    )
-    return model.predict(
-        [record.prompt for record in data.feedback], [record.response for record in data.feedback]
-    )
-
-
-def _sample(records: Sequence[FeedbackRecord], count: int, seed: int) -> list[FeedbackRecord]:
-    """Returns at most `count` records, drawn without replacement."""
-    drawn = np.random.default_rng(seed).permutation(len(records))[:count]
-    return [records[index] for index in sorted(drawn)]
 
 
 def _progress(message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxalign.data.rejections import DataError
-from jaxalign.data.vocabularies import SentencePieceVocabulary, Vocabulary
+from jaxalign.data.vocabularies import Vocabulary
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.source_vocabulary import own_vocabulary
 from jaxalign.networks.config import T5Config
@@ -40,12 +40,6 @@ class Start:
     address: str
     network: tuple[str, ...]
     vocabulary: Vocabulary | None
-
-    @property
-    def model(self) -> bytes | None:
-        """The SentencePiece model of the vocabulary; None for bytes or without a vocabulary."""
-        vocabulary = self.vocabulary
-        return vocabulary.model if isinstance(vocabulary, SentencePieceVocabulary) else None
 
 
 def read_start(checkpoint: str) -> Start:

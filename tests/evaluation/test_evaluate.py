@@ -10,7 +10,8 @@ import pytest
 from jaxalign.data.evaluation_records import read_evaluation_records
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 from jaxalign.errors import UserError
-from jaxalign.evaluation.evaluate import evaluate, named_checkpoints
+from jaxalign.evaluation.evaluate import evaluate
+from jaxalign.evaluation.inputs import named_checkpoints
 from jaxalign.evaluation.results import finite_json
 from jaxalign.inference import sampling
 
