@@ -14,6 +14,7 @@ from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import require_range
 from jaxalign.parallel import distributed, partitioning
+from jaxalign.parallel.progress import progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class CachePass:
     def outputs(self, cache: TaskCache, split: str) -> Iterator[Any]:
         """Yields the arrays of every batch, on the host."""
         settings, mesh = self._settings, self._settings.mesh
-        for batch in pipeline.one_pass(
+        batches = pipeline.one_pass(
             cache,
             split,
             feature_lengths=settings.feature_lengths,
@@ -79,6 +80,9 @@ class CachePass:
             pack=self._pack,
             row_lengths=covering(cache.split(split), settings.row_lengths) if self._pack else None,
             local_rows=self._rows,
+        )
+        for batch in progress(
+            ((1, batch) for batch in batches), None, f"computing {split}", "batch"
         ):
             with partitioning.set_mesh(mesh):
                 found = self._compiled(self._params, partitioning.make_global_batch(mesh, batch))

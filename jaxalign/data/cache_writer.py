@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxalign.data import sources, stored_fields, validation
@@ -32,10 +32,15 @@ from jaxalign.data.tokenization import (
     tokenize,
 )
 from jaxalign.data.vocabularies import Vocabulary
+from jaxalign.parallel.progress import progress
 
 # The names of the vocabulary's file in a cache, by kind.
 _FILES = {"sentencepiece": "vocabulary.model", "tokenizer": "tokenizer.json"}
 Tokens = tuple[list[int], list[list[int]]]
+
+
+def _counted(records: Iterable[Any]) -> Iterator[Any]:
+    return progress(((1, record) for record in records), None, "caching", "record")
 
 
 class CacheWriter:
@@ -130,10 +135,12 @@ class CacheWriter:
             # A seqio task has its own pipeline; its tokens are those of ours.
             if hasattr(self._source, "tokenized"):
                 for split, writer in writers.items():
-                    for record, inputs, targets in self._source.tokenized(split, writer.log):
+                    for record, inputs, targets in _counted(
+                        self._source.tokenized(split, writer.log)
+                    ):
                         writer.add(record, (inputs, targets))
             else:
-                for split, record in self._source.records_by_split(splits, logs):
+                for split, record in _counted(self._source.records_by_split(splits, logs)):
                     writers[split].add(record)
             for writer in writers.values():
                 writer.flush()

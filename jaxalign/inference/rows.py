@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from jaxalign.data.batches import Batch, make_batch
 from jaxalign.data.examples import make_example
+from jaxalign.parallel.progress import progress
 from jaxalign.parallel.row_devices import RowDevices
 
 PAD, EOS = 0, 1
@@ -100,6 +101,10 @@ def jitted(network: Any, method: str) -> Callable[..., Any]:
     return jax.jit(getattr(network, method))
 
 
+# What a method of a network does, for the progress that is shown.
+_DOING = {"score": "scoring"}
+
+
 def by_batch(
     prompts: Sequence[Tokens],
     responses: Sequence[Sequence[Tokens]],
@@ -145,7 +150,9 @@ def outputs(
       batch_size: rows of a batch, at least. The rows behind those of the indices are empty.
     """
     devices = RowDevices(params)
-    for index, batch in by_batch(prompts, responses, devices.multiple(batch_size)):
+    batches = by_batch(prompts, responses, devices.multiple(batch_size))
+    counted = ((len(index), (index, batch)) for index, batch in batches)
+    for index, batch in progress(counted, len(prompts), _DOING.get(method, method), "prompt"):
         with devices.active():
             found = jitted(network, method)(params, devices.put(batch))
         yield index, found

@@ -21,6 +21,7 @@ from jaxalign.inference.rows import EOS, Tokens, bucket_length, chunks, decode_t
 from jaxalign.networks.beam_search import beam_search
 from jaxalign.networks.decoding import check_choice
 from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
+from jaxalign.parallel.progress import progress
 from jaxalign.parallel.row_devices import RowDevices
 
 WINDOW = 16  # batches of prompts that are decoded together, and then returned
@@ -246,9 +247,10 @@ def generate_windows(
         return part, *decode(given, here, indices, key)
 
     window = WINDOW * batch_size
-    for part in chunks(len(prompts), window):
-        if part.stop > first:
-            yield one(part)
+    parts = [part for part in chunks(len(prompts), window) if part.stop > first]
+    left = sum(part.stop - part.start for part in parts)
+    decoded = ((part.stop - part.start, one(part)) for part in parts)
+    yield from progress(decoded, left, "generating", "prompt")
 
 
 def generate_tokens(
