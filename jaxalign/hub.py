@@ -19,6 +19,7 @@ _FORM = "hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
 _ADDRESS = re.compile(
     r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?/?"
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 # Files of a model that are read beside its weights; a repository may hold the same weights again for other frameworks.
 _SMALL = (
@@ -51,6 +52,10 @@ class Repository:
         return f"{SCHEME}{self.name}" + (f"@{self.revision}" if self.revision else "")
 
 
+# What belongs to a model in a repository.
+FILES = (*_SMALL, *_WEIGHTS)
+
+
 def is_address(path: str | os.PathLike[str]) -> bool:
     """Returns whether a path is an address of the hub."""
     return os.fspath(path).startswith(SCHEME)
@@ -81,7 +86,7 @@ def download(address: str) -> str:
         raise UserError(f"{address} has no config.json: it is no model of transformers")
     # The commit that the first download found: the branch may move between the two.
     commit = dataclasses.replace(repository, revision=os.path.basename(folder))
-    folder = _snapshot(commit, (*_SMALL, *_WEIGHTS))
+    folder = _snapshot(commit, FILES)
     if not any(name.endswith(".safetensors") for name in os.listdir(folder)):
         raise UserError(
             f"{address} has no safetensors, and other files are not read, because they can run code when they are loaded; many "
@@ -101,11 +106,12 @@ def pinned(address: str, folder: str) -> str:
 
 
 def same_repository(address: str, other: str) -> bool:
-    """Returns whether both are addresses of one repository, and the first names no revision or that of the second."""
+    """Returns whether both are addresses of one repository, and the first names a branch, no revision, or the commit of the second."""
     if not (is_address(address) and is_address(other)):
         return False
     one, two = parse(address), parse(other)
-    return one.name == two.name and one.revision in (None, two.revision)
+    moves = one.revision is None or not _COMMIT.fullmatch(one.revision)
+    return one.name == two.name and (moves or one.revision == two.revision)
 
 
 def require_package() -> Any:
@@ -147,7 +153,9 @@ def explain(error: Exception, repository: Repository, doing: str) -> UserError:
     elif isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         reason = (
-            "it is not in the cache, and HF_HUB_OFFLINE forbids a download"
+            "HF_HUB_OFFLINE forbids it"
+            if offline and doing == "written"
+            else "it is not in the cache, and HF_HUB_OFFLINE forbids a download"
             if offline
             else f"the hub cannot be reached and the cache has no copy ({first_line(error, 120)})"
         )
@@ -168,6 +176,8 @@ def _snapshot(repository: Repository, patterns: tuple[str, ...]) -> str:
         folder = hub.snapshot_download(
             repository.name, revision=repository.revision, allow_patterns=list(patterns)
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # of the network client, whose errors have no common base with Python's
         raise explain(error, repository, "read") from error
     return str(Path(folder))

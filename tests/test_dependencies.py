@@ -108,7 +108,10 @@ def test_what_surrounds_the_package_imports_only_what_is_declared(folder):
 
 def test_nothing_is_declared_that_nothing_imports():
     used = imported("jaxalign", "studies", "tests", "benchmarks", "scripts").keys()
-    assert declared("dev") - used - OPTIONAL - NOT_IMPORTED == set()
+    # Packages that the package imports only where they are there: some file names them.
+    text = "".join(path.read_text() for path in (ROOT / "jaxalign").rglob("*.py"))
+    optional = {name for name in OPTIONAL if f"import {name}" in text or f"from {name} " in text}
+    assert declared("dev") - used - optional - NOT_IMPORTED == set()
 
 
 def test_gin_is_pinned_as_far_as_its_private_parts_are_used():

@@ -22,6 +22,7 @@ from jaxalign.losses.self_annotation import RunningQuantile
 from jaxalign.losses.unpaired import TwoSidedRunningMean
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.feature_reward import FeatureReward
+from jaxalign.networks.lora import Lora
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
 from jaxalign.networks.t5gemma_config import GemmaStack, T5GemmaConfig
@@ -64,6 +65,7 @@ BUILDERS = {
     ),
     T5GemmaConfig: functools.partial(T5GemmaConfig, vocab_size=128, encoder=STACK, decoder=STACK),
     Policy: functools.partial(Policy, CONFIG),
+    Lora: Lora,
     ValueNetwork: functools.partial(ValueNetwork, CONFIG),
     RewardNetwork: functools.partial(RewardNetwork, CONFIG),
     TwoTower: functools.partial(TwoTower, POLICY, item_size=2),
@@ -122,6 +124,9 @@ NOT_SETTINGS = {
     "GemmaEmbedding",
     "TrainingBatches",
     "Experiment",
+    "Adapter",
+    "Base",
+    "LoraPolicy",
     "Prompts",
     # Pytrees, which JAX makes too: decoding calls their `check`.
     "NoRepeatedNGram",

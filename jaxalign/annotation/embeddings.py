@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -126,17 +127,18 @@ class SentenceEncoder:
 
     @functools.cached_property
     def _package(self) -> Any:
-        # The weights lie in the package. Without this setting the library asks its hub for newer ones.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
         try:
-            return importlib.import_module(self.package)
+            with _offline():
+                return importlib.import_module(self.package)
         except ImportError as error:
             raise self._unusable(error) from None
 
     @functools.cached_property
     def _model(self) -> Any:
         try:
-            return self._package.load_model(device="cpu")
+            package = self._package
+            with _offline():
+                return package.load_model(device="cpu")
         except (ImportError, AttributeError) as error:
             raise self._unusable(error) from None
 
@@ -163,3 +165,15 @@ class SentenceEncoder:
             texts, batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
         )
         return split(np.round(np.asarray(vectors, np.float64), _DIGITS), candidates)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """The weights lie in the package. Without this setting the library asks its hub for newer ones; other commands may use the hub."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]

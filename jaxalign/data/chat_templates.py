@@ -1,7 +1,8 @@
 """Jinja templates that turn chat messages into text, as transformers applies them: a file of one's own, or a tokenizer's.
 
 A template is text from a stranger. It runs in jinja2's sandbox, which gives it the messages and nothing else: no files, no modules, no
-attributes of Python objects, no date, and no products of absurd size.
+attributes of Python objects, no date and nothing random. Powers, large products and formats are refused, but a template that means harm can
+still use up time and memory.
 """
 
 from __future__ import annotations
@@ -215,11 +216,13 @@ def _environment() -> Any:
             return nodes.Scope(body, lineno=line)
 
     class Environment(sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["*", "**"])
+        intercepted_binops = frozenset(["*", "**", "%"])
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "%" and isinstance(left, str):
+                raise jinja2.exceptions.SecurityError("a format with %")
             sizes = [len(x) if hasattr(x, "__len__") else abs(x) for x in (left, right)]
-            if operator == "**" or sizes[0] * sizes[1] > _MAX_CHARACTERS:
+            if operator == "**" or (operator == "*" and sizes[0] * sizes[1] > _MAX_CHARACTERS):
                 raise jinja2.exceptions.SecurityError("a power or a product of this size")
             return super().call_binop(context, operator, left, right)
 
@@ -233,6 +236,10 @@ def _environment() -> Any:
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
     )
+    for name in ("random", "center", "format"):
+        del environment.filters[name]
+    for name in ("lipsum", "cycler", "joiner"):
+        del environment.globals[name]
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     return environment

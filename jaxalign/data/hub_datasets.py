@@ -7,6 +7,7 @@ The library's cache, its offline mode and its login are those of its own environ
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -82,6 +83,11 @@ def _load(address: str) -> Any:
     if int(version.partition(".")[0]) < _WITHOUT_SCRIPTS:
         raise DataError(
             f"{address}: datasets {version} can run code of a dataset, so it is not used: pip install 'datasets>={_WITHOUT_SCRIPTS}'."
+        )
+    if os.path.exists(found.name):
+        raise DataError(
+            f"{address}: the library would read the folder {found.name} of the current folder instead; work in another folder, or give its "
+            "files by path."
         )
     try:
         return datasets.load_dataset(

@@ -19,6 +19,7 @@ REASONS = (
     "duplicate",
     "identical",
     "unknown_pieces",
+    "control_tokens",
     "missing_rating",
     "reference_mismatch",
     "unreadable_image",

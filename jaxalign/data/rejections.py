@@ -20,6 +20,7 @@ _REMEDIES = {
     "jaxalign cache) accepts them.",
     "long_response": "Longer responses need --gin.TASK_FEATURE_LENGTHS=\"{'inputs': ..., 'targets': ...}\" (--max_target_length of "
     "jaxalign cache); `jaxalign inspect FILE` says how long they are.",
+    "control_tokens": "Take the text of the token out of the data; VOCABULARY = 'bytes' and SentencePiece models read it as text.",
     "unknown_pieces": "A vocabulary that knows the text is 'bytes', or one that `jaxalign vocabulary` trains on it.",
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign import hub
 from jaxalign.data import (
     bundled_sources,
     cache_checks,
@@ -200,10 +201,17 @@ class TaskData:
         if self.vocabulary is None and self.task not in bundled_sources.BUNDLED:
             return cache_checks.vocabulary_of_task(self.task)
         name = self.vocabulary or "bytes"
-        if "://" in name or not self.vocabulary_exists():
+        remote = "://" in name and not hub.is_address(name)
+        if remote or not self.vocabulary_exists():
             # The cache was moved here with its own copy of the model.
             return None
-        return vocabulary_from_spec(name, self.extra_ids)
+        try:
+            return vocabulary_from_spec(name, self.extra_ids)
+        except UserError:
+            if not hub.is_address(name):
+                raise
+            # Without network, the cache has its own copy of the vocabulary.
+            return None
 
     def _make_cache(self) -> CacheMetadata:
         # Only files have images; a policy that reads them learns from a bundled task's text as well.

@@ -198,6 +198,11 @@ def find_problem(
         *((f"response {k}", target) for k, target in enumerate(targets)),
     ]
     for name, tokens in named:
+        if vocabulary.eos_id in tokens or vocabulary.pad_id in tokens:
+            return (
+                "control_tokens",
+                f"{name} holds the text of EOS or PAD, which the vocabulary reads as such: the model would read an end inside of it",
+            )
         unknown = tokens.count(vocabulary.unk_id)
         if unknown > limits.max_unknown_fraction * len(tokens):
             return (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign import files
+from jaxalign import files, hub
 from jaxalign.annotation import judges as judging
 from jaxalign.data.evaluation_set import EvaluationSet
 from jaxalign.errors import UserError
@@ -157,8 +157,8 @@ def compare(
     }
     request: dict[str, Any] = {
         "settings": settings.request(),
-        "policies": {name: [path, opened[path].step] for name, path in named.items()},
-        "reference": [reference_path, opened[reference_path].step],
+        "policies": {name: _identity(path, opened[path]) for name, path in named.items()},
+        "reference": _identity(reference_path, opened[reference_path]),
     }
     if not overwrite:
         output_folder.check(folder, request)
@@ -170,6 +170,8 @@ def compare(
     records = records.readable([reader.encoder(run) for run in opened.values()])
     for note in filter(None, (records.describe_rejected(), records.note)):
         _progress(note)
+    if (told := _template_note(settings, opened)) is not None:
+        _progress(told)
     data = records.to_set().first(settings.num_prompts)
     if settings.ranking_only and not data.feedback:
         raise UserError(f"{settings.prompts}: ranking_only needs logged responses with feedback.")
@@ -197,6 +199,24 @@ def compare(
         result = _write(folder, session, named, panel, described, request)
         _write_page(folder, [opened[path].folder for path in named.values()])
         return result
+
+
+def _template_note(settings: EvaluationSettings, opened: Mapping[str, Run]) -> str | None:
+    """Returns a line about runs that were trained with a chat template, if a file is read without one."""
+    if settings.chat_template or Path(settings.prompts).is_dir():
+        return None
+    for path, run in opened.items():
+        if "chat_template" in run.description.content:
+            return (
+                f"{path} was trained with a chat template; prompts of {settings.prompts} that are chat messages need it: "
+                f"--chat_template={path}"
+            )
+    return None
+
+
+def _identity(path: str, run: Run) -> list[Any]:
+    """Returns what identifies a policy of a request: a model of the hub by its content too, because its branch may move."""
+    return [path, run.step, *([run.description.run_id] if hub.is_address(path) else [])]
 
 
 def _same_checkpoint(one: Run, other: Run) -> bool:

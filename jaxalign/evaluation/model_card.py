@@ -32,6 +32,8 @@ _SETTINGS = (
     "DROPOUT_RATE",
     "RANDOM_SEED",
 )
+# A path in a table: what comes before its last part is left out.
+_WHERE = re.compile(r"(?<=\| )(?:~|\.{0,2})?/?(?:[^|/\n]+/)+([^|/\n]+)(?= \|)")
 _LONGEST_CHAIN = 20  # runs that started from each other
 _PAPERS = {"dro_v": "2405.19107", "dro_p": "2405.19107", "dpo": "2305.18290", "kto": "2402.01306"}
 
@@ -62,7 +64,7 @@ def model_card(
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text2text-generation",
-        "tags": ["jaxalign", "t5", method],
+        "tags": ["jaxalign", _family(run), method],
     }
     if license:
         metadata["license"] = license
@@ -74,13 +76,13 @@ def model_card(
     blocks = [
         f"# {name}",
         _introduction(run, method, base),
-        _use(name, description),
+        _use(name, description, on_the_hub="/" in name),
         "## Intended use and limits\n\n" + (intended_use or _LIMITS),
         _data(description, record),
         _training(description, record, run.step),
         _results(record),
     ]
-    blocks += evaluation_tables(list(evaluations))
+    blocks += [_WHERE.sub(r"\1", block) for block in evaluation_tables(list(evaluations))]
     header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{header}---\n\n" + "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -114,12 +116,20 @@ def _introduction(run: Run, method: str, base: str | None) -> str:
     )
     beginning = f" It began from `{base}`." if base else ""
     return (
-        f"A T5 encoder-decoder, trained with the objective {method_text} by jaxalign.{beginning} These are the parameters of step "
-        f"{run.step}."
+        f"An encoder-decoder of the family {_family(run)}, trained with the objective {method_text} by jaxalign.{beginning} These are the "
+        f"parameters of step {run.step}."
     )
 
 
-def _use(name: str, description: RunDescription) -> str:
+def _family(run: Run) -> str:
+    return str(getattr(run.config("policy"), "family", "t5"))
+
+
+def _without_folder(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and "/" in value else value
+
+
+def _use(name: str, description: RunDescription, *, on_the_hub: bool) -> str:
     lengths = description.feature_lengths
     limits = (
         f"\n\nIt was trained on prompts of up to {lengths['inputs']} and responses of up to {lengths['targets']} tokens."
@@ -132,7 +142,8 @@ def _use(name: str, description: RunDescription) -> str:
         f'model = AutoModelForSeq2SeqLM.from_pretrained("{name}")\n'
         'inputs = tokenizer("a prompt", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))\n```\n\n"
-        f"With jaxalign: `jaxalign generate --checkpoint=hf://{name} --input=prompts.jsonl --output=responses.jsonl`.{limits}"
+        f"With jaxalign: `jaxalign generate --checkpoint={'hf://' if on_the_hub else ''}{name} --input=prompts.jsonl "
+        f"--output=responses.jsonl`.{limits}"
     )
 
 
@@ -175,7 +186,7 @@ def _reasons(by_split: Any) -> str:
 
 def _training(description: RunDescription, record: RunRecord | None, step: int) -> str:
     rows = [
-        {"setting": name, "value": f"`{value}`"}
+        {"setting": name, "value": f"`{_without_folder(value)}`"}
         for name, value in description.hyperparameters.items()
         if not isinstance(value, (Mapping, list))
     ]

@@ -95,9 +95,20 @@ def _upload(folder: Path, repository: hub.Repository, private: bool, message: st
     api = hub.require_package().HfApi()
     try:
         api.create_repo(repository.name, private=private or None, exist_ok=True)
+        # A repository that exists keeps its visibility, whatever is asked for.
+        if private and not api.model_info(repository.name).private:
+            raise UserError(f"{repository} exists and is public; --private is for a new one")
+        # Weights and tokenizers of an earlier push would be read in place of the new ones.
         commit = api.upload_folder(
-            repo_id=repository.name, folder_path=str(folder), commit_message=message
+            repo_id=repository.name,
+            folder_path=str(folder),
+            commit_message=message,
+            delete_patterns=list(hub.FILES),
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # of the network client, whose errors have no common base with Python's
         raise hub.explain(error, repository, "written") from error
     return str(commit.commit_url)

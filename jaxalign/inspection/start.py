@@ -43,7 +43,7 @@ class Start:
 
 
 def read_start(checkpoint: str) -> Start:
-    """Reads the network and the vocabulary of a checkpoint, and none of its arrays.
+    """Reads the network and the vocabulary of a checkpoint, and none of its arrays (of a run with adapters, all).
 
     Args:
       checkpoint: a run folder, a Hugging Face folder, ``hf://OWNER/NAME[@REVISION]``, or a T5X checkpoint.

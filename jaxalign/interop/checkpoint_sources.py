@@ -175,7 +175,7 @@ def _open_run(folder: str, step: int | str | None, role: str) -> Source:
     if run.trained_adapters(role):
         whole = parameters.flatten(jax.device_get(run.policy(role=role).params))
         own = {name: from_numpy(np.asarray(array)) for name, array in whole.items()}
-        params = parameters.unrolled(item, own, config.param_scan_axis)
+        params = parameters.unrolled(item, own, config.param_scan_axis, config.LAYER_CYCLE)
         return Source(RUN, str(run.folder), run.step, params, config, [], run, list, reading)
     prefix = f"{role}."
     own = {n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from jaxalign import files, hub
+from jaxalign.errors import UserError
 from jaxalign.interop import checkpoint_sources, convert, huggingface_folder, storage
 from jaxalign.runs.folder import Run
+from jaxalign.version import __version__
 
 # Lengths in tokens for a model whose folder names none.
 DEFAULT_INPUTS, DEFAULT_TARGETS = 512, 128
@@ -19,7 +22,7 @@ def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run
     """Opens a run. A Hugging Face folder, or the address of a model of the hub, is first converted into the user's cache.
 
     The converted folder is named by a digest of the identity of the model (`Source.run_id`) and of the files of its folder (path, size,
-    time of the last change), so that a model is converted once, and again if a file of it changes.
+    time of the last change) and of this version, so that a model is converted once, and again if a file of it changes.
 
     Args:
       path: a run folder or one of its checkpoints, a Hugging Face folder, or ``hf://OWNER/NAME[@REVISION]``.
@@ -34,13 +37,19 @@ def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run
     output = files.user_cache() / "models" / f"{source.run_id()}-{_digest(Path(source.path))}"
     if not output.exists():
         lengths = source.reading.lengths
+        own = output.with_name(f"{output.name}.{os.getpid()}")
         said = convert.convert(
             checkpoint=source.path,
-            output=str(output),
+            output=str(own),
             max_input_length=lengths.get("inputs", DEFAULT_INPUTS),
             max_target_length=lengths.get("targets", DEFAULT_TARGETS),
         )
         print(f"jaxalign: {source.address}: {said['message']}", file=sys.stderr)
+        try:
+            own.rename(output)
+        except OSError:
+            # Another process converted the same model meanwhile.
+            shutil.rmtree(own)
     return Run(output)
 
 
@@ -51,9 +60,12 @@ def _is_huggingface(path: str | os.PathLike[str]) -> bool:
 
 
 def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(__version__.encode())
     for file in sorted(folder.iterdir()):
         real = file.resolve()
-        status = real.stat()
+        try:
+            status = real.stat()
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from error
         digest.update(f"{file.name}\0{real}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]

@@ -5,6 +5,7 @@ A run whose base is no policy of another run holds the base itself, once (`check
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -14,13 +15,13 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxalign import untrusted
 from jaxalign.errors import UserError
 from jaxalign.networks import adapters
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.networks.lora import LoraPolicy
 from jaxalign.networks.network_config import DTYPES
 from jaxalign.networks.stacking import stack_layers, unstack_layers
-from jaxalign.runs.fingerprint import fingerprint
 from jaxalign.runs.typed_json import JsonReader
 
 BASE = "base"
@@ -38,7 +39,7 @@ class Base:
       relative_path: the same path as seen from the run that trained the adapters; it stays true if both folders move together.
       step: the step of its checkpoint.
       run_id: the id of that run.
-      digest: the `fingerprint` of its policy's parameters, in the layout of the network with adapters.
+      digest: `Run.policy_digest` of its policy, whose parameters are in the layout of the network with adapters.
     """
 
     path: str
@@ -57,9 +58,15 @@ class Base:
         Raises:
           UserError: it is at neither of the recorded paths.
         """
-        for place in (Path(self.path), Path(os.path.normpath(run / self.relative_path))):
-            if place.is_dir():
-                return place
+        places = [Path(self.path), Path(os.path.normpath(run / self.relative_path))]
+        there = [place for place in places if place.is_dir()]
+        for place in there:
+            # Another run may have taken one of the two places.
+            with contextlib.suppress(UserError, OSError):
+                if untrusted.read_json_object(place / "networks.json").get("run_id") == self.run_id:
+                    return place
+        if there:
+            return there[0]
         raise UserError(
             f"{run} holds only adapters, and their base {self.path} (run {self.run_id}, step {self.step}) is missing; put it back, or "
             f"correct 'path' of '{BASE}' in {run / 'networks.json'}"
@@ -82,18 +89,17 @@ class Base:
                 f"'path' of '{BASE}' in {run / 'networks.json'}"
             )
 
-    def check_digest(self, run: Path, params: Any, where: Path) -> None:
+    def check_digest(self, run: Path, found: str, where: Path) -> None:
         """Refuses a base with other parameters than those that the adapters were trained on.
 
         Args:
           run: the run with the adapters.
-          params: the parameters of the base, in the layout of the network with adapters.
+          found: `Run.policy_digest` of the run at `where`.
           where: the folder of the base.
 
         Raises:
           UserError: the parameters differ.
         """
-        found = fingerprint(params)
         if found != self.digest:
             raise UserError(
                 f"{run} holds adapters of parameters with the fingerprint {self.digest}, and step {self.step} of {where} has {found}; put "

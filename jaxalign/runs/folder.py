@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from jaxalign.runs.description import (
     check_network,
     read_description,
 )
+from jaxalign.runs.fingerprint import fingerprint
 from jaxalign.runs.metrics import METRICS_FILE, read_metrics
 
 _VOCABULARY_BYTES = 256 << 20
@@ -255,8 +257,29 @@ class Run:
         if not same:
             params = bases.in_layout(params, theirs, ours)
             params = params if shardings is None else jax.device_put(params, shardings)
-        base.check_digest(self.folder, params, place)
+        base.check_digest(self.folder, opened.policy_digest(params), place)
         return params
+
+    def policy_digest(self, params: Any) -> str:
+        """Returns digits that differ between policies: the `fingerprint` of their parameters.
+
+        Parameters of a policy with adapters are computed, with other last bits on another machine. It is identified by what is stored:
+        the adapters, and the digest of their base.
+
+        Args:
+          params: the parameters of this run's policy, in the layout of the network that compares them.
+        """
+        network = self.network("policy")
+        if not isinstance(network, LoraPolicy):
+            return fingerprint(params)
+        restore = functools.partial(
+            checkpoints.restore_params, self.folder, "policy", step=self.step, least_arrays=1
+        )
+        base = self.description.base
+        if base is None:
+            return fingerprint(restore(abstract=network.abstract_params))
+        own = restore(abstract=lambda: adapters.only(network.abstract_params()))
+        return hashlib.sha256(f"{fingerprint(own)} {base.digest}".encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     kept = []
     with untrusted.open_regular(path) as file:
         written = file.read().decode("utf-8", errors="replace")
-    for line in written.splitlines():
+    for line in written.split("\n"):
         record = _record(line)
         if record is not None and record["step"] <= step:
             kept.append(line)
@@ -33,7 +33,7 @@ def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
     with untrusted.open_regular(path) as file:
         text = file.read().decode("utf-8", errors="replace")
     records = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
         record = _record(line)
         if record is None:
             raise UserError(f"{path}:{number}: not a line of metrics; correct or delete it")

@@ -130,11 +130,11 @@ def open_checkpoint(path: str, step: int | str | None = None) -> InitialCheckpoi
     )
 
 
-def _address_and_step(path: str, step: int | str | None) -> tuple[str, int]:
+def _address_and_step(path: str, step: int | str | None) -> list[Any]:
     from jaxalign.interop import checkpoint_sources
 
     source = checkpoint_sources.open_source(path, step)
-    return (source.address if hub.is_address(path) else path), source.step
+    return [source.address if hub.is_address(path) else path, source.step]
 
 
 def check(path: Path | str, step: int | str | None, policy: Any) -> RecordedVocabulary | None:

@@ -100,14 +100,14 @@ class MetricWriter:
         for tracker in self._trackers:
             tracker.write_samples(step, samples)
 
-    def close(self) -> None:
-        """Closes the file and the trackers. Every line has already been written."""
+    def close(self, failed: bool = False) -> None:
+        """Closes the file and the trackers, which learn whether an error ended the run. Every line has already been written."""
         if self._file is not None:
             # Disk errors were already reported when the content was written.
             with contextlib.suppress(OSError):
                 self._file.close()
         for tracker in self._trackers:
-            tracker.close()
+            tracker.close(failed)
 
     @contextlib.contextmanager
     def _disk_errors_explained(self) -> Iterator[None]:
@@ -130,4 +130,4 @@ class MetricWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)

@@ -22,7 +22,7 @@ from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import Placement
 from jaxalign.runs.bases import BASE, Base
-from jaxalign.runs.fingerprint import fingerprint
+from jaxalign.runs.folder import Run
 from jaxalign.training import initial_checkpoint
 from jaxalign.training.launch import Launch, check_same_origin
 from jaxalign.training.state import role_shardings
@@ -180,14 +180,16 @@ class Start:
         if self._recorded_base is not None:
             earlier = Base(**self._recorded_base)
             earlier.check_run(self._folder, self.identity["run_id"], place)
-            earlier.check_digest(self._folder, params, place)
+            earlier.check_digest(
+                self._folder, Run(place, self.identity["step"]).policy_digest(params), place
+            )
             return
         self._recorded_base = Base(
             path=str(place),
             relative_path=os.path.relpath(place, self._folder),
             step=self.identity["step"],
             run_id=self.identity["run_id"],
-            digest=fingerprint(params),
+            digest=Run(place, self.identity["step"]).policy_digest(params),
         ).to_json()
 
     def trained(self) -> dict[str, Any]:
@@ -222,7 +224,10 @@ class Start:
         frozen = {role: jax.tree.map(lambda leaf: leaf.copy(), self.policy) for role in copied}
         for role, (network, run) in sources.items():
             before = self._pinned.get(role)
-            opened = initial_checkpoint.open_checkpoint(run, before["step"] if before else None)
+            place = run
+            if before and hub.same_repository(str(run), str(before.get("path"))):
+                place = before["path"]  # the branch may have moved since this run began
+            opened = initial_checkpoint.open_checkpoint(place, before["step"] if before else None)
             self._frozen_checkpoints[role] = opened.identity
             self._check_vocabulary(f"the {role}'s checkpoint {run}", opened)
             check_same_origin(Path(run), f"checkpoint of the {role}", before, opened.identity)

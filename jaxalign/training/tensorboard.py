@@ -34,7 +34,7 @@ class TensorBoard:
     def write_samples(self, step: int, samples: Any) -> None:
         """Does nothing: samples are in the run's own file."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Closes the files. Every value has already been written."""
         for file in self._files.values():
             file.close()

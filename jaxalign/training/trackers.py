@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class Experiment:
 
 
 class Tracker(Protocol):
-    """The interface of a tracker. A class of your own takes an `Experiment` and settings as text: ``module:Class``."""
+    """The interface of a tracker. A class of your own takes an `Experiment`, and is named as ``module:Class``."""
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Sends scalars of a split at a step; steps never go back within one launch."""
@@ -56,8 +57,8 @@ class Tracker(Protocol):
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Sends responses of the policy at a step: mappings with `prompt` and `response`."""
 
-    def close(self) -> None:
-        """Ends the launch."""
+    def close(self, failed: bool = False) -> None:
+        """Ends the launch, which an error ended if `failed`."""
 
 
 class Wandb:
@@ -85,8 +86,8 @@ class Wandb:
         rows = [[sample[column] for column in columns] for sample in samples]
         self._run.log({"samples": self._wandb.Table(columns=columns, data=rows)}, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class Trackio:
@@ -110,7 +111,7 @@ class Trackio:
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Does nothing: samples are in the run's own file."""
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._trackio.finish()
 
 
@@ -149,8 +150,8 @@ class Mlflow:
         }
         self._client.log_dict(self._run, columns, f"samples/{step}.json")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, failed: bool = False) -> None:
+        self._client.set_terminated(self._run, status="FAILED" if failed else "FINISHED")
 
 
 def _tensorboard(experiment: Experiment) -> TensorBoard:
@@ -181,6 +182,10 @@ def tracker_specs(trackers: str) -> tuple[str, ...]:
             raise UserError(
                 f"TRACKERS names {spec!r}; there are {', '.join(TRACKERS)}, and module:Class of your own"
             )
+        if name in TRACKERS:
+            _check_settings(spec)
+        else:
+            _own_class(spec)
     return specs
 
 
@@ -207,8 +212,8 @@ class _Guarded:
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         self._use("write_samples", step, samples)
 
-    def close(self) -> None:
-        self._use("close")
+    def close(self, failed: bool = False) -> None:
+        self._use("close", failed)
         self._tracker = None
 
     def _use(self, method: str, *arguments: Any) -> None:
@@ -234,9 +239,28 @@ def _open(spec: str, experiment: Experiment) -> Tracker:
     parsed = plugins.parse_spec(spec)
     if parsed.name in TRACKERS:
         return TRACKERS[parsed.name](experiment, **parsed.settings)
+    return _own_class(spec)(experiment)
+
+
+def _check_settings(spec: str) -> None:
+    parsed = plugins.parse_spec(spec)
+    known = [*inspect.signature(TRACKERS[parsed.name]).parameters][1:]
+    unknown = [name for name in parsed.settings if name not in known]
+    if parsed.argument or unknown:
+        raise UserError(
+            f"TRACKERS: {spec} has no setting {unknown[0] if unknown else parsed.argument!r}; its settings: {', '.join(known) or 'none'}"
+        )
+
+
+def _own_class(spec: str) -> Callable[[Experiment], Tracker]:
     module, _, name = spec.partition(":")
-    made: Tracker = getattr(importlib.import_module(module), name)(experiment)
-    return made
+    try:
+        found: Callable[[Experiment], Tracker] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"TRACKERS: {spec} cannot be imported ({first_line(error)}); is its folder on PYTHONPATH?"
+        ) from error
+    return found
 
 
 def _named(split: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -65,35 +65,33 @@ def test_an_existing_model_is_kept(runs, tmp_path):
 def test_a_repository_gets_the_files_and_the_token_stays_here(runs, tmp_path):
     pytest.importorskip("huggingface_hub")
     stand_in = Hub()
-    command = [
-        sys.executable,
-        "-m",
-        "jaxalign",
-        "push",
-        f"--checkpoint={runs['a']}",
-        "--to=hf://me/model",
-    ]
+    # An earlier push of shards, and a file that is no part of a model.
+    old = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}"}
+    stand_in.add("me/model", {**old, "logo.png": b"picture"})
+    command = [sys.executable, "-m", "jaxalign", "push", f"--checkpoint={runs['a']}"]
     with serve(stand_in):
 
-        def run(token):
+        def run(token, *more):
             environment = {"HF_ENDPOINT": stand_in.url, "HF_HOME": str(tmp_path), "HF_TOKEN": token}
             return subprocess.run(
-                command,
+                [*command, *more],
                 env={**os.environ, **environment},
                 capture_output=True,
                 text=True,
                 timeout=300,
             )
 
-        refused, done = run("wrong-token"), run(stand_in.token)
+        refused, done = (
+            run("wrong-token", "--to=hf://me/model"),
+            run(stand_in.token, "--to=hf://me/model"),
+        )
+        public = run(stand_in.token, "--to=hf://me/model", "--private")
     assert (refused.returncode, done.returncode) == (2, 0), refused.stderr + done.stderr
     assert refused.stderr.count("\n") == 1 and "HF_TOKEN" in refused.stderr
     assert "wrong-token" not in refused.stderr + refused.stdout
+    assert public.returncode == 2 and "exists and is public" in public.stderr
     files = stand_in.repositories["me/model"][-1]
-    assert {
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "tokenizer_config.json",
-    } <= files.keys()
+    assert {"README.md", "config.json", "model.safetensors", "logo.png"} <= files.keys()
+    assert not old.keys() & files.keys()
     assert stand_in.token.encode() not in b"".join(files.values())
+    assert len(stand_in.repositories["me/model"]) == 2

@@ -61,7 +61,8 @@ def test_a_resumed_run_keeps_its_commit():
     assert pinned == "hf://me/model@abc"
     assert hub.same_repository("hf://me/model", pinned)
     assert hub.same_repository("hf://me/model@abc", pinned)
-    assert not hub.same_repository("hf://me/model@def", pinned)
+    assert hub.same_repository("hf://me/model@branch", pinned)
+    assert not hub.same_repository(f"hf://me/model@{'d' * 40}", pinned)
     assert not hub.same_repository("hf://me/other", pinned)
     assert not hub.same_repository("runs/model", pinned)
 

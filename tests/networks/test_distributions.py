@@ -157,5 +157,5 @@ def test_the_decoder_reads_given_embeddings_and_given_states(
     np.testing.assert_allclose(own, plain, atol=1e-5)
     np.testing.assert_allclose(other[:, :1], plain[:, :1], atol=1e-5)
     assert np.abs(other[:, 1] - plain[:, 1]).max() > 1e-2
-    kernel, _ = policy.projection(tiny_params)
+    kernel, *_ = policy.projection(tiny_params)
     np.testing.assert_array_equal(greedy, np.argmax(plain @ kernel, axis=-1))

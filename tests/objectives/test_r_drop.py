@@ -38,7 +38,7 @@ def test_it_equals_two_dense_passes_and_their_gradients(noisy, toy, batch):
         log_probs, losses = [], []
         for each in jax.random.split(key):
             hidden = noisy.decode(params, batch, rng=each)
-            kernel, scale = noisy.projection(params)
+            kernel, scale, _ = noisy.projection(params)
             logits = scale * hidden @ kernel
             log_probs.append(jax.nn.log_softmax(logits))
             other = 0.1 / (vocabulary - 1)

@@ -105,7 +105,10 @@ def test_the_first_process_chooses_the_checkpoint(folders, tmp_path, monkeypatch
     shutil.copytree(folders / "t5x" / "checkpoint_3", tmp_path / "t5x" / "checkpoint_9")
     assert open_checkpoint(str(tmp_path / "t5x")).identity["step"] == 9
     monkeypatch.setattr(distributed, "is_multiprocess", lambda: True)
-    monkeypatch.setattr(distributed, "broadcast_from_first", lambda decide: min(decide(), 3))
+    there = str(tmp_path / "t5x")
+    monkeypatch.setattr(
+        distributed, "broadcast_from_first", lambda decide: min(decide(), [there, 3])
+    )
     assert open_checkpoint(str(tmp_path / "t5x")).identity["step"] == 3
 
 

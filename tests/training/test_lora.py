@@ -244,6 +244,18 @@ def test_a_base_of_another_system_is_stored_once(run, trained, tmp_path):
     assert end["decoder"]["logits_dense"]["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.slow
+def test_adapters_on_adapters_are_known_by_what_is_stored(run, trained):
+    """Merged kernels have other last bits on another machine; such a base is accepted, and another one is not."""
+    chain = trained("chain", 1, base="run")
+    recorded = json.loads((chain / "networks.json").read_text())["base"]
+    below = Run(run, recorded["step"])
+    noisy = jax.tree.map(lambda leaf: leaf * (1 + 1e-7), below.policy().params)
+    assert below.policy_digest(noisy) == recorded["digest"]
+    assert Run(run, 1).policy_digest(noisy) != recorded["digest"]
+    _equal(Run(chain).policy().params["token_embedder"], below.policy().params["token_embedder"])
+
+
 def test_another_base_is_refused(run, tmp_path):
     for name in ("base", "run"):
         shutil.copytree(run.parent / name, tmp_path / name)

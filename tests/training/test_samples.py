@@ -9,6 +9,7 @@ import pytest
 from jaxalign.inference.encoders import encoder_of
 from jaxalign.inference.sampling import DecodingSettings, generate_responses
 from jaxalign.runs.folder import Run
+from jaxalign.runs.metrics import keep_lines_up_to
 from jaxalign.runs.samples import SAMPLES_FILE, read_samples
 from jaxalign.training.samples import make_sampler
 
@@ -85,3 +86,11 @@ def test_several_processes_train_without_samples_and_say_so(opened, tmp_path, mo
     monkeypatch.setattr("jaxalign.parallel.distributed.is_multiprocess", lambda: True)
     assert make_sampler(_objective(policy=opened.network), _data(opened), tmp_path, 2) == {}
     assert "several processes, so there are no samples" in capsys.readouterr().err
+
+
+def test_separators_of_lines_inside_a_response_are_text(tmp_path):
+    text = "a\u2028b\u2029c\u0085d"
+    record = {"step": 1, "split": "samples", "prompt": text, "response": text}
+    (tmp_path / SAMPLES_FILE).write_text(json.dumps(record, ensure_ascii=False) + "\n")
+    keep_lines_up_to(tmp_path / SAMPLES_FILE, 1)
+    assert read_samples(tmp_path) == [record]

@@ -26,8 +26,8 @@ class Recording:
     def write_samples(self, step, samples):
         self.calls.append((step, list(samples)))
 
-    def close(self):
-        self.calls.append("close")
+    def close(self, failed=False):
+        self.calls.append("failed" if failed else "close")
 
 
 class Failing(Recording):
@@ -66,6 +66,13 @@ def test_a_tracker_gets_what_the_file_gets(tmp_path, module):
     ]
 
 
+def test_a_tracker_learns_that_an_error_ended_the_run(tmp_path, module):
+    opened = open_trackers(f"{module}:Recording", _experiment(tmp_path))
+    with pytest.raises(RuntimeError), MetricWriter(tmp_path, trackers=opened):
+        raise RuntimeError("NaN")
+    assert Recording.calls[-1] == "failed"
+
+
 @pytest.mark.parametrize(("name", "calls"), [("Failing", 2), ("Refusing", 0)])
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     tmp_path, module, capsys, name, calls
@@ -82,7 +89,12 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
 
 @pytest.mark.parametrize(
     ("trackers", "message"),
-    [("tensorbord", "names 'tensorbord'; there are tensorboard"), ("wandb", "pip install wandb")],
+    [
+        ("tensorbord", "names 'tensorbord'; there are tensorboard"),
+        ("wandb", "pip install wandb"),
+        ("tensorboard:folder=x", "no setting folder; its settings: none"),
+        ("nowhere:Tracker", "cannot be imported"),
+    ],
 )
 def test_unknown_and_missing_trackers_are_told_before_the_run(trackers, message, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -94,7 +106,8 @@ def test_wandb_is_offline_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
     """The arguments that wandb.init gets, by a stand-in for the package."""
     calls: ClassVar[list] = []
     run = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
+        log=lambda values, step: calls.append((step, values)),
+        finish=lambda exit_code: calls.append(exit_code),
     )
     module = types.ModuleType("wandb")
     module.__spec__ = types.SimpleNamespace()
@@ -107,4 +120,4 @@ def test_wandb_is_offline_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
     settings = calls[0]
     assert (settings["mode"], settings["id"], settings["resume"]) == ("offline", "abc", "allow")
     assert (settings["project"], settings["dir"]) == ("mine", str(tmp_path))
-    assert calls[1:] == [(3, {"validation/loss": 1.0}), "finish"]
+    assert calls[1:] == [(3, {"validation/loss": 1.0}), 0]
