@@ -92,7 +92,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     [
         ("tensorbord", "names 'tensorbord'; there are tensorboard"),
         ("wandb", "pip install wandb"),
-        ("tensorboard:folder=x", "no setting folder; its settings: none"),
+        ("tensorboard:folder=x", "no setting 'folder'; its settings: none"),
         ("nowhere:Tracker", "cannot be imported"),
     ],
 )
