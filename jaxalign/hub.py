@@ -176,8 +176,7 @@ def _snapshot(repository: Repository, patterns: tuple[str, ...]) -> str:
         folder = hub.snapshot_download(
             repository.name, revision=repository.revision, allow_patterns=list(patterns)
         )
-    except (
-        Exception
-    ) as error:  # of the network client, whose errors have no common base with Python's
+    # The errors of its network client have no base in common with Python's.
+    except Exception as error:
         raise explain(error, repository, "read") from error
     return str(Path(folder))

@@ -107,8 +107,7 @@ def _upload(folder: Path, repository: hub.Repository, private: bool, message: st
         )
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # of the network client, whose errors have no common base with Python's
+    # The errors of its network client have no base in common with Python's.
+    except Exception as error:
         raise hub.explain(error, repository, "written") from error
     return str(commit.commit_url)

@@ -6,24 +6,11 @@ import dataclasses
 
 from jaxalign.data.rejections import DataError
 from jaxalign.data.vocabularies import Vocabulary
+from jaxalign.interop import parameters
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.source_vocabulary import own_vocabulary
 from jaxalign.networks.config import T5Config
 
-# Fields of the network that the checkpoint fixes; vocab_size, dtype, dropout and layout of the layers are macros.
-_FIELDS = (
-    "emb_dim",
-    "num_heads",
-    "head_dim",
-    "mlp_dim",
-    "num_encoder_layers",
-    "num_decoder_layers",
-    "mlp_activations",
-    "logits_via_embedding",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "relative_attention_per_layer",
-)
 _LARGE = 1024  # the width from which layers are stacked and recomputed, as in gin_configs/models
 
 
@@ -77,5 +64,10 @@ def _network(config: T5Config) -> tuple[str, ...]:
         *(f"{name} = {value!r}" for name, value in macros.items()),
         "",
         "config.T5Config:",
-        *(f"  {name} = {getattr(config, name)!r}" for name in _FIELDS),
+        # VOCAB_SIZE is a macro, as dtype, dropout and layout of the layers are.
+        *(
+            f"  {name} = {getattr(config, name)!r}"
+            for name in parameters.identity(config)
+            if name != "vocab_size"
+        ),
     )
