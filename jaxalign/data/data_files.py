@@ -19,6 +19,10 @@ _SPLIT = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval)(?:[
 _BLOCK = 1 << 20
 
 
+class NoFileError(DataError):
+    """An error for a path or a pattern that means no file."""
+
+
 def expand(path: str | os.PathLike[str]) -> list[str]:
     """Returns the files that a path means, sorted; an address of a dataset stands for itself.
 
@@ -33,7 +37,7 @@ def expand(path: str | os.PathLike[str]) -> list[str]:
         return _of_folder(place)
     matches = [place] if os.path.exists(place) else sorted(glob.glob(place))
     if not matches:
-        raise DataError(f"No file matches {given!r}.")
+        raise NoFileError(f"No file matches {given!r}")
     return matches
 
 

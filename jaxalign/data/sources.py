@@ -128,7 +128,10 @@ class JsonlSource(RecordSource):
             raise DataError(f"The task has no split {split!r}; it has {', '.join(self.splits)}.")
         found: list[str] = []
         for path in [given] if isinstance(given, str) else given:
-            found.extend(data_files.expand(path))
+            try:
+                found.extend(data_files.expand(path))
+            except data_files.NoFileError as error:
+                raise DataError(f"{error} (split {split!r}).") from None
         return found
 
     def records(self, split: str, log: RejectionLog | None = None) -> Iterator[Record]:

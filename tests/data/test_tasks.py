@@ -299,7 +299,7 @@ def test_a_missing_file_is_one_clear_line(in_mixture, write_lines, tmp_path, cap
     with pytest.raises(DataError) as caught:
         cache.cache("both" if in_mixture else "gone", str(tmp_path / "c"))
     message = str(caught.value)
-    assert message == f"No file matches '{tmp_path}/gone.jsonl'."
+    assert message == f"No file matches '{tmp_path}/gone.jsonl' (split 'train')."
     assert "Traceback" not in capfd.readouterr().err
     assert not (tmp_path / "c").exists()
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jaxalign.errors import UserError
+from jaxalign.evaluation.model_card import _WHERE
 from jaxalign.evaluation.push import push
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.runs.description import read_description, write_description
@@ -27,7 +28,11 @@ def test_the_card_says_what_the_run_records(runs, tmp_path):
     content = dict(read_description(folder).content)
     content |= {
         "objective": "dro_v",
-        "hyperparameters": {"temperature": 0.7, "nested": {"a": 1}},
+        "hyperparameters": {
+            "temperature": 0.7,
+            "nested": {"a": 1},
+            "teacher_path": str(tmp_path / "runs" / "teacher"),
+        },
         "task": str(tmp_path / "secret" / "task"),
         "initial_checkpoint": {"run_id": "x", "step": 0, "path": "hf://google/t5@abc"},
     }
@@ -47,8 +52,16 @@ def test_the_card_says_what_the_run_records(runs, tmp_path):
     assert "dro_v" in header["tags"]
     for said in ("For tests.", "1,200 train", "4 empty (train)", "`0.7`", "`0.001`", "0.250"):
         assert said in body
+    assert "`teacher`" in body
     assert str(tmp_path) not in body
     assert open_source(str(tmp_path / "out")).params.keys()
+
+
+def test_tables_of_a_card_name_files_without_their_folders():
+    table = "| policy | prompts | KL |\n|---|---|---:|\n| a/b=1 | /home/me/data/x.jsonl | 0.1 |\n| c | ~/y.jsonl | 1 / 2 |"
+    found = _WHERE.sub(r"\1", table)
+    assert "| x.jsonl |" in found and "| y.jsonl |" in found
+    assert "/home" not in found and "~" not in found
 
 
 def test_a_push_to_a_revision_is_refused(runs):

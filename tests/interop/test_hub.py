@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,6 +165,21 @@ def test_a_model_becomes_a_run_once(exported, runs, capsys):
     settings["feature_lengths"]["inputs"] = 32
     (exported / "jaxalign.json").write_text(json.dumps(settings))
     assert opening.open_run(exported).description.feature_lengths["inputs"] == 32
+
+
+def test_two_processes_may_convert_the_same_model(exported, monkeypatch):
+    """The other one is faster: its folder stays, and that of this process goes."""
+    original = opening.convert.convert
+
+    def slower(**settings):
+        said = original(**settings)
+        own = Path(settings["output"])
+        shutil.copytree(own, own.with_suffix(""))
+        return said
+
+    monkeypatch.setattr(opening.convert, "convert", slower)
+    opened = opening.open_run(exported)
+    assert [path.name for path in opened.folder.parent.iterdir()] == [opened.folder.name]
 
 
 def test_a_run_is_opened_as_it_is(runs):

@@ -266,6 +266,13 @@ def test_another_base_is_refused(run, tmp_path):
     # Both folders moved together.
     _equal(Run(copy, 2).policy().params, Run(run, 2).policy().params)
 
+    # Another run has come to the recorded path.
+    other = shutil.copytree(base, tmp_path / "nowhere")
+    taken = json.loads((other / "networks.json").read_text())
+    (other / "networks.json").write_text(json.dumps(taken | {"run_id": "taken"}))
+    _equal(Run(copy, 2).policy().params, Run(run, 2).policy().params)
+    shutil.rmtree(other)
+
     own = json.loads((base / "networks.json").read_text())
     (base / "networks.json").write_text(json.dumps(own | {"run_id": "b"}))
     with pytest.raises(UserError, match=r"holds adapters of run a, step 3, and .*base is run b"):
