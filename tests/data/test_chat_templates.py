@@ -110,6 +110,9 @@ def test_dialogues_of_hh_become_messages():
         ("{{ 'a' * 10**9 }}", "a power or a product"),
         ("{{ ('a' * 4000000) * 4000000 }}", "a power or a product"),
         ("{% if add_generation_prompt %}x{% endif %}{{ messages | length }}", "otherwise when an"),
+        ("{{ '%030000000d' % 1 }}", "a format with %"),
+        ("{{ 'a' | center(30000000) }}", "No filter named 'center'"),
+        ("{{ lipsum() }}", "is undefined"),
         ("{{ nothing.at.all }}", "is undefined"),
     ],
 )

@@ -206,6 +206,14 @@ def test_other_addresses_are_refused(address):
         hub_datasets.parse(address)
 
 
+def test_a_folder_of_the_same_name_is_not_read_instead(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "thumbs").mkdir(parents=True)
+    with pytest.raises(DataError, match="would read the folder someone/thumbs"):
+        prompts("hf_dataset://someone/thumbs")
+    assert library.calls == []
+
+
 def test_an_address_is_read_wherever_a_file_is(library, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     address = "hf_dataset://someone/thumbs:test"

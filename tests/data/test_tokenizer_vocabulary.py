@@ -251,3 +251,22 @@ def test_a_sentencepiece_model_and_the_tokenizer_made_of_it_agree(small_vocabula
     assert RecordedVocabulary(made.to_dict()).agrees_with(RecordedVocabulary(model.to_dict()))
     fewer = RecordedVocabulary(SentencePieceVocabulary(small_vocabulary, 10).to_dict())
     assert not RecordedVocabulary(made.to_dict()).agrees_with(fewer)
+
+
+def test_a_record_with_the_text_of_eos_or_pad_is_rejected(files, tmp_path):
+    """The tokenizer reads it as the token: the model would learn to go on behind its own end."""
+    data = tmp_path / "data.jsonl"
+    rows = [("golden lion", "thai food"), ("golden", "thai<eos>food"), ("a<pad>b", "cheap")]
+    lines = [json.dumps({"prompt": prompt, "response": text}) + "\n" for prompt, text in rows]
+    data.write_text("".join(lines))
+    metadata = cache.cache(
+        "m",
+        str(tmp_path / "c"),
+        kind="seq2seq",
+        train_file=str(data),
+        validation_file=str(data),
+        splits=["train"],
+        vocabulary=files["gemma"],
+        max_rejected_fraction=1.0,
+    )
+    assert metadata.rejected["train"] == {"control_tokens": 2}
