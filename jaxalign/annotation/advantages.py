@@ -17,6 +17,7 @@ from jaxalign.data.recorded_vocabulary import RecordedVocabulary, require_same_v
 from jaxalign.data.row_lengths import covering
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
+from jaxalign.interop.opening import open_run
 from jaxalign.parallel import partitioning, row_devices
 from jaxalign.runs.description import RewardStatistics
 from jaxalign.runs.folder import Run, TrainedNetwork
@@ -57,7 +58,7 @@ def advantages(
       UserError: the cache has no feedback or another vocabulary than the value network, or an advantage is not finite.
     """
     require_range("advantages", "[1, inf)", batch_size=batch_size)
-    run = Run(value_checkpoint, step)
+    run = open_run(value_checkpoint, step)
     trained = run.value()
     cache = TaskCache(cache_dir)
     scale = _scale(cache, units)

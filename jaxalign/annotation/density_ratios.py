@@ -10,9 +10,9 @@ from jaxalign.annotation.advantages import check_vocabulary, packed_batches, say
 from jaxalign.annotation.logistic_regression import density_ratios as fitted_ratios
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.errors import UserError, require_range
+from jaxalign.interop.opening import open_run
 from jaxalign.networks.value import pool_segments
 from jaxalign.parallel import partitioning, row_devices
-from jaxalign.runs.folder import Run
 
 
 def density_ratios(
@@ -31,7 +31,8 @@ def density_ratios(
     split (BCO's underlying distribution matching, arXiv 2404.04656).
 
     Args:
-      checkpoint: the run folder of the policy whose encoder embeds the prompts, usually the reference.
+      checkpoint: the policy whose encoder embeds the prompts, usually the reference: a run folder, a Hugging Face folder or its ``hf://``
+        address.
       cache_dir: the cached task.
       name: the name of the stored array. Training reads it with STORED_FIELDS = {'density_ratios': NAME}. An existing array of that name
         is replaced.
@@ -46,7 +47,7 @@ def density_ratios(
     require_range("density_ratios", "[1, inf)", batch_size=batch_size)
     require_range("density_ratios", "[0, inf)", regularization=regularization)
     require_range("density_ratios", "(-inf, inf)", threshold=threshold)
-    run = Run(checkpoint, step)
+    run = open_run(checkpoint, step)
     trained = run.policy()
     policy, params = trained.network, trained.params
     cache = TaskCache(cache_dir)

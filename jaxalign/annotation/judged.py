@@ -11,8 +11,8 @@ import numpy as np
 from jaxalign.annotation import judges
 from jaxalign.annotation.flat import file_identity, flat, references_of, run_identity, split
 from jaxalign.data.candidates import Candidates
+from jaxalign.interop.opening import open_run
 from jaxalign.plugins import own_code
-from jaxalign.runs.folder import Run
 
 
 class JudgeAnnotator:
@@ -37,7 +37,7 @@ class JudgeAnnotator:
         if argument and Path(argument).expanduser().is_file():
             return {"judge": name, **file_identity(argument)}
         if name == "reward_model":
-            return {"judge": name, **run_identity(Run(argument))}
+            return {"judge": name, **run_identity(open_run(argument))}
         return {
             "judge": self._spec,
             **({"source": code} if (code := own_code(self._spec, judges.judge_names())) else {}),

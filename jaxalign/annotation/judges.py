@@ -27,9 +27,10 @@ from jaxalign.data.evaluation_records import prompt_of
 from jaxalign.data.json_lines import read_json_objects
 from jaxalign.data.synthetic import SlotErrors
 from jaxalign.errors import UserError
+from jaxalign.interop.opening import open_run
 from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.plugins import Registry
-from jaxalign.runs.folder import Run, TrainedNetwork
+from jaxalign.runs.folder import TrainedNetwork
 
 References = Sequence[Sequence[str]]
 JudgeFunction = Callable[[Sequence[str], Sequence[str], References | None], Any]
@@ -228,7 +229,7 @@ def reward_model_judge(argument: str) -> Judge:
     """Builds the judge `reward_model:<run folder or checkpoint>` from a run that trained a network in the role `reward`."""
     if not argument:
         raise UserError("judge 'reward_model' needs a checkpoint: reward_model:<run folder>.")
-    return judge_of_reward(Run(argument).reward())
+    return judge_of_reward(open_run(argument).reward())
 
 
 def judge_of_reward(run: TrainedNetwork) -> Judge:

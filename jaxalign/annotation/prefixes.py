@@ -16,9 +16,9 @@ from jaxalign.annotation.reward_judges import judging_encoder
 from jaxalign.errors import UserError
 from jaxalign.inference.goals import goal_vector, good_responses
 from jaxalign.inference.rows import Tokens, outputs
+from jaxalign.interop.opening import open_run
 from jaxalign.losses import goal_conditioning
 from jaxalign.networks.protocols import PrefixRewardPredictor
-from jaxalign.runs.folder import Run
 
 # A vocabulary that lacks so large a share of the pieces is not that of these texts.
 _MAX_UNKNOWN = 0.2
@@ -101,7 +101,7 @@ class PrefixScorer:
     """
 
     def __init__(self, run: str, goal: str, *, batch_size: int = 32) -> None:
-        opened = Run(run).reward()
+        opened = open_run(run).reward()
         if not isinstance(opened.network, PrefixRewardPredictor):
             raise UserError(
                 f"run {run}: its reward network ({opened.network.kind!r}) has no states of prefixes; train one with "

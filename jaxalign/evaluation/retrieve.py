@@ -17,6 +17,7 @@ from jaxalign.evaluation.results import finite_json
 from jaxalign.evaluation.statistics import LEAST, Estimate, bootstrap_mean
 from jaxalign.evaluation.tables import format_interval
 from jaxalign.inference.encoders import encoder_of
+from jaxalign.interop.opening import open_run
 from jaxalign.retrieval import recall
 from jaxalign.retrieval.identifier_search import require_vocabulary, search
 from jaxalign.retrieval.identifiers import COARSE
@@ -25,7 +26,7 @@ from jaxalign.retrieval.index_folder import Index, read_index
 from jaxalign.retrieval.items import Queries, read_queries
 from jaxalign.retrieval.lexical import LexicalIndex
 from jaxalign.retrieval.two_tower_training import TwoTowerSettings, fit_towers
-from jaxalign.runs.folder import Run, TrainedNetwork
+from jaxalign.runs.folder import TrainedNetwork
 
 GENERATIVE, LEXICAL, TWO_TOWER = "generative", "tf_idf", "two_tower"
 
@@ -93,7 +94,7 @@ def retrieve(
     if path.exists() and not overwrite:
         raise UserError(f"{output} exists already; choose another --output, or --overwrite")
     queries = read_queries(input, need_items=False)
-    opened, run = read_index(index), Run(checkpoint, step)
+    opened, run = read_index(index), open_run(checkpoint, step)
     require_vocabulary(run, opened)
     right = right_items(queries, opened)
     encoder = encoder_of(
@@ -171,7 +172,7 @@ def _start(path: str, trained: TrainedNetwork) -> Any:
     """Returns the parameters that the query tower starts from; None for random ones."""
     if not path:
         return None
-    start = Run(path).policy()
+    start = open_run(path).policy()
     if start.network.description() != trained.network.description():
         raise UserError(
             f"retrieve.two_tower_start {path} has another network than {trained.run.folder}; give a run with the same one"

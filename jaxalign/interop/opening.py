@@ -18,6 +18,17 @@ from jaxalign.version import __version__
 DEFAULT_INPUTS, DEFAULT_TARGETS = 512, 128
 
 
+def run_folder(path: str | os.PathLike[str]) -> str:
+    """Returns the run folder that a Hugging Face model becomes, as of `open_run`; other paths as they are.
+
+    Raises:
+      UserError: the model is not there or malformed.
+    """
+    if hub.is_address(path) or _is_huggingface(path):
+        return str(open_run(path).folder)
+    return os.fspath(path)
+
+
 def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run:
     """Opens a run. A Hugging Face folder, or the address of a model of the hub, is first converted into the user's cache.
 

@@ -11,6 +11,7 @@ import jax
 
 from jaxalign import files
 from jaxalign.errors import UserError
+from jaxalign.interop.opening import run_folder
 from jaxalign.locks import Lock
 from jaxalign.recipes import round_checks, round_report
 from jaxalign.recipes.round_graph import stages
@@ -50,7 +51,8 @@ def rounds(
 
     Args:
       output_dir: the folder of all rounds, with rounds.md, rounds.json and rounds.png.
-      start: the run folder that the rounds start from. Its vocabulary is that of all rounds.
+      start: what the rounds start from: a run folder, a Hugging Face folder or its ``hf://`` address. Its vocabulary is that of all rounds.
+        `first` and `teacher` take the same.
       prompts: the prompts, and how rounds divide them.
       training: a function from the hyperparameters of a round, by name, to `train` with its arguments (functools.partial); a gin file
         binds it to @run.train.
@@ -117,6 +119,10 @@ def rounds(
 def make_recipe(*, output_dir: str, **arguments: Any) -> Recipe:
     """Returns the recipe of the arguments of `rounds`; None stands for a default."""
     given = {name: value for name, value in arguments.items() if value is not None}
+    # A Hugging Face model is converted here, once, so that every stage reads the same run folder.
+    given |= {
+        name: run_folder(given[name]) for name in ("start", "first", "teacher") if name in given
+    }
     return Recipe(folder=files.absolute_path(output_dir), **given)
 
 

@@ -9,6 +9,7 @@ from jaxalign.annotation.density_ratios import density_ratios
 from jaxalign.data.task_cache import TaskCache
 from jaxalign.data.task_data import TaskData
 from jaxalign.errors import UserError
+from jaxalign.interop.convert import convert
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.sft import SFT
@@ -84,3 +85,13 @@ def test_feedback_of_one_kind_is_refused(folder):
             name="none",
             threshold=5.0,
         )
+
+
+def test_an_exported_model_gives_the_same_ratios(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXALIGN_CACHE", str(tmp_path / "models"))
+    convert(checkpoint=str(folder / "run"), output=str(tmp_path / "exported"), to="huggingface")
+    stored = []
+    for name, run in (("of_the_run", folder / "run"), ("of_the_export", tmp_path / "exported")):
+        density_ratios(checkpoint=str(run), cache_dir=str(folder / "cache"), name=name)
+        stored.append(TaskCache(folder / "cache").stored("train", name).values)
+    np.testing.assert_allclose(*stored, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: addresses, downloads from a stand-in on this machine, and the run folders they become."""
 
+import functools
 import json
 import os
 import shutil
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 
 from jaxalign import hub
+from jaxalign.annotation.judges import get_judge
 from jaxalign.errors import UserError
 from jaxalign.interop import opening
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.convert import convert
+from jaxalign.recipes.round_prompts import PromptSource
+from jaxalign.recipes.rounds import make_recipe
 from jaxalign.runs.folder import Run
 from tests.fixtures.hub import Hub, serve
 
@@ -184,6 +188,30 @@ def test_two_processes_may_convert_the_same_model(exported, monkeypatch):
 
 def test_a_run_is_opened_as_it_is(runs):
     assert opening.open_run(runs["a"]).folder == Run(runs["a"]).folder
+
+
+def test_rounds_start_from_a_model_of_the_hub(exported, tmp_path):
+    recipe = functools.partial(
+        make_recipe,
+        output_dir=str(tmp_path / "rounds"),
+        prompts=PromptSource(file="prompts.jsonl"),
+        training=lambda values: None,
+        selector="best_worst",
+    )
+    of_the_hub = recipe(start="hf://me/model", teacher=str(exported))
+    folder = str(opening.open_run(exported).folder)
+    assert of_the_hub.paths == {
+        "OUTPUT_DIR": str(tmp_path / "rounds"),
+        "START": folder,
+        "TEACHER": folder,
+    }
+    # Stages of the address and of the converted folder are the same.
+    assert of_the_hub.identities == recipe(start=folder, teacher=folder).identities
+
+
+def test_a_model_of_the_hub_has_no_reward_network(exported):
+    with pytest.raises(UserError, match="reward"):
+        get_judge("reward_model:hf://me/model")
 
 
 def _leaves(run):
