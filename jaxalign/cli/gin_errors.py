@@ -62,7 +62,10 @@ def _reworded(message: str) -> str:
     if selector:
         name = selector.group(1).removesuffix("()")
         known = {known.rpartition(".")[2] for known, _ in gin.config._REGISTRY.items()}
-        return f"nothing is called {name}{did_you_mean(name.rpartition('.')[2], sorted(known))}"
+        hint = did_you_mean(name.rpartition(".")[2], sorted(known))
+        if not hint and name.partition(".")[0] in sys.modules and "." in name:
+            hint = "; a gin file that names what it imports begins with `from __gin__ import dynamic_registration`"
+        return f"nothing is called {name}{hint}"
     attribute = re.match(
         r"Couldn't resolve selector (\S+); <module '([\w.]+)'.* has no attribute (\w+)", message
     )
