@@ -129,7 +129,7 @@ def inspect(
             chosen.size,
             model=model,
             checkpoint=start.address if start else preset.checkpoint,
-            network=start.network if start else (),
+            network=start.network if start else None,
             objective=objective,
         )
     print(*inspection_report.describe(inspection, chosen, settings), sep="\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from jaxalign.data.rejections import DataError
 from jaxalign.data.vocabularies import Vocabulary
@@ -10,8 +11,25 @@ from jaxalign.interop import parameters
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.source_vocabulary import own_vocabulary
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.network_config import NetworkConfig
+from jaxalign.networks.t5gemma_config import T5GemmaConfig
 
 _LARGE = 1024  # the width from which layers are stacked and recomputed, as in gin_configs/models
+
+
+@dataclasses.dataclass(frozen=True)
+class GinNetwork:
+    """A network in the terms of a gin file.
+
+    Attributes:
+      included: the file of gin_configs/models with the common part of its family.
+      module: the module of jaxalign.networks that has its configuration.
+      lines: the bindings that describe it.
+    """
+
+    included: str
+    module: str
+    lines: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +38,12 @@ class Start:
 
     Attributes:
       address: INITIAL_CHECKPOINT_PATH.
-      network: the lines of the gin file that describe its network.
+      network: its network.
       vocabulary: its vocabulary; None if it records none.
     """
 
     address: str
-    network: tuple[str, ...]
+    network: GinNetwork
     vocabulary: Vocabulary | None
 
 
@@ -37,37 +55,56 @@ def read_start(checkpoint: str) -> Start:
 
     Raises:
       UserError: there is no such checkpoint, or it is malformed.
-      DataError: it is no T5, or a T5 with parts of its own that a gin file of its own describes.
+      DataError: it is of no known family, or a T5 with parts of its own that a gin file of its own describes.
     """
     source = open_source(checkpoint)
     config, _ = source.configured(None)
-    if not isinstance(config, T5Config) or config != config.stock():
+    if isinstance(config, T5GemmaConfig):
+        network = _t5gemma(config)
+    elif isinstance(config, T5Config) and config == config.stock():
+        network = _t5(config)
+    else:
         raise DataError(
-            f"{checkpoint} is another network than a T5; give --model=FILE of gin_configs/models, or write the gin file of its run again"
+            f"{checkpoint} is another network than a T5 or T5Gemma; give --model=FILE of gin_configs/models, or write the gin file of its "
+            "run again"
         )
     recorded = own_vocabulary(source)
     # A run folder is given with the step that is chosen by itself, as train chooses it.
     address = checkpoint if source.run is not None else source.address
-    return Start(address, _network(config), None if recorded is None else recorded.load())
+    return Start(address, network, None if recorded is None else recorded.load())
 
 
-def _network(config: T5Config) -> tuple[str, ...]:
-    large = config.emb_dim >= _LARGE
+def _macros(config: NetworkConfig, width: int, scannable: bool = True) -> tuple[str, ...]:
+    large = width >= _LARGE
     macros = {
         "VOCAB_SIZE": config.vocab_size,
         # A laptop's processor has no bfloat16 arithmetic.
         "ACTIVATION_DTYPE": "bfloat16" if large else "float32",
-        "SCAN_LAYERS": large,
+        "SCAN_LAYERS": large and scannable,
         "REMAT_POLICY": "minimal" if large else "none",
     }
-    return (
-        *(f"{name} = {value!r}" for name, value in macros.items()),
-        "",
-        "config.T5Config:",
-        # VOCAB_SIZE is a macro, as dtype, dropout and layout of the layers are.
-        *(
-            f"  {name} = {getattr(config, name)!r}"
-            for name in parameters.identity(config)
-            if name != "vocab_size"
-        ),
-    )
+    return (*(f"{name} = {value!r}" for name, value in macros.items()), "")
+
+
+def _t5(config: T5Config) -> GinNetwork:
+    # VOCAB_SIZE is a macro, as dtype, dropout and layout of the layers are.
+    names = [name for name in parameters.identity(config) if name != "vocab_size"]
+    lines = _bindings("config.T5Config", {name: getattr(config, name) for name in names})
+    return GinNetwork("t5", "config", _macros(config, config.emb_dim) + lines)
+
+
+def _t5gemma(config: T5GemmaConfig) -> GinNetwork:
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    even = not any(stack.num_layers % len(config.LAYER_CYCLE) for stack in stacks.values())
+    lines = _macros(config, max(stack.emb_dim for stack in stacks.values()), even)
+    for name, stack in stacks.items():
+        sizes = dataclasses.asdict(stack)
+        lines += (*_bindings(f"{name}/t5gemma_config.GemmaStack", sizes), "")
+    names = [name for name in config.COMPUTATION if name not in ("vocab_size", *stacks)]
+    of_both = {name: getattr(config, name) for name in names}
+    lines += _bindings("t5gemma_config.T5GemmaConfig", of_both)
+    return GinNetwork("t5gemma", "t5gemma_config", lines)
+
+
+def _bindings(selector: str, values: Mapping[str, object]) -> tuple[str, ...]:
+    return (f"{selector}:", *(f"  {name} = {value!r}" for name, value in values.items()))

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxalign.data.rejections import MAX_REJECTED_FRACTION
 from jaxalign.inspection.findings import Inspection
+from jaxalign.inspection.start import GinNetwork
 
 _FIRST_LIMIT = 512  # tokens of a prompt or response that are always allowed
 _LAST_LIMIT = 1024  # a longer prompt is cut, and a record with a longer response is left out
@@ -30,7 +31,7 @@ class Settings:
     Attributes:
       model: a file of gin_configs/models, unless `network` describes the network.
       checkpoint: the pretrained checkpoint of the model; None for a model that is trained from random weights.
-      network: the lines of the gin file that describe the network of a checkpoint.
+      network: the network of a checkpoint.
       inputs, targets, row_inputs, row_targets: TASK_FEATURE_LENGTHS and ROW_LENGTHS; the row lengths are None if examples are not packed.
       cut_prompts, long_responses: the number of prompts that are cut, and of records left out because of a long response.
       threshold: the feedback above which a response counts as good; None without feedback.
@@ -55,7 +56,7 @@ class Settings:
     evaluates: bool
     max_rejected_fraction: float
     vocab_size: int
-    network: tuple[str, ...] = ()
+    network: GinNetwork | None = None
 
     @property
     def sft_learning_rate(self) -> float:
@@ -69,7 +70,7 @@ def suggest(
     *,
     model: str,
     checkpoint: str | None,
-    network: tuple[str, ...] = (),
+    network: GinNetwork | None = None,
     objective: str | None,
 ) -> Settings:
     """Returns settings for the data that a laptop can train with.
@@ -282,9 +283,13 @@ def gin_file(
             "from __gin__ import dynamic_registration",
             "",
             "from jaxalign.data import task_data",
-            *(["from jaxalign.networks import config"] if settings.network else []),
+            *(
+                [f"from jaxalign.networks import {settings.network.module}"]
+                if settings.network
+                else []
+            ),
             "",
-            f"include 'models/{'t5' if settings.network else settings.model}.gin'",
+            f"include 'models/{settings.network.included if settings.network else settings.model}.gin'",
             f"include 'objectives/{settings.objective}.gin'",
             "include 'optimizers/adamw.gin'",
             "include 'runs/train.gin'",
@@ -292,7 +297,7 @@ def gin_file(
             *(f"{macro} = {value!r}" for macro, value in macros),
             "",
             *(
-                ["# The network of the checkpoint.", *settings.network, ""]
+                ["# The network of the checkpoint.", *settings.network.lines, ""]
                 if settings.network
                 else []
             ),

@@ -6,13 +6,21 @@ import csv
 import re
 from pathlib import Path
 
+import gin
+import jax
 import pytest
 
+from jaxalign.cli import gin_setup
+from jaxalign.cli.commands import COMMANDS, read_signature
+from jaxalign.cli.flags import parse_flags
 from jaxalign.data.rejections import DataError
 from jaxalign.data.train_vocabulary import train_sentencepiece
 from jaxalign.inspection.file_inspection import _name, inspect
 from jaxalign.interop.convert import convert
+from jaxalign.networks.policy import Policy
 from jaxalign.runs.folder import Run
+from tests.fixtures.families import FAMILIES
+from tests.fixtures.run_folders import write_run
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +256,22 @@ def test_a_checkpoint_gives_its_network_and_its_vocabulary(write_lines, runs, ca
     said = capsys.readouterr().out
     start = Path("pieces_model").absolute()
     assert f"--MODEL_DIR=runs/data_sft --INITIAL_CHECKPOINT_PATH={start} --LEARNING_RATE" in said
+
+
+@pytest.mark.parametrize("family", ["umt5", "t5gemma"])
+def test_the_gin_file_of_a_checkpoint_describes_its_network(family, write_lines, tmp_path):
+    config = FAMILIES[family].replace(vocab_size=262)
+    policy = Policy(config)
+    write_run(tmp_path / "run", "policy", policy, policy.init(jax.random.key(0)))
+    inspect(write_lines(triplets()), checkpoint="run")
+    command = COMMANDS["train"]
+    signature = read_signature(command)
+    flags = ["--gin_file=data.gin", "--MODEL_DIR=runs/x", "--INITIAL_CHECKPOINT_PATH=run"]
+    try:
+        function = gin_setup.configure(parse_flags(flags, signature), command, signature)
+        assert gin.get_bindings(function)["objective"].policy.config == config
+    finally:
+        gin.clear_config()
 
 
 def test_a_checkpoint_and_a_model_contradict_each_other(write_lines):
