@@ -1,5 +1,6 @@
 """`evaluate` end to end with stand-in policies whose scores are known."""
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -14,6 +15,8 @@ from jaxalign.evaluation.evaluate import evaluate
 from jaxalign.evaluation.inputs import named_checkpoints
 from jaxalign.evaluation.results import finite_json
 from jaxalign.inference import sampling
+from jaxalign.runs.description import parse_description
+from jaxalign.runs.folder import Run
 
 
 @pytest.fixture
@@ -144,6 +147,44 @@ def test_another_evaluation_is_replaced_only_if_asked_for(
     (output / "report.html").write_text("my notes")
     with pytest.raises(UserError, match=r"report.html exists already and was not written by"):
         again("b=run2", overwrite=True)
+
+
+def described(monkeypatch, **changes):
+    """Lets policies be opened with other descriptions."""
+
+    def opened(path, step=None):
+        run = Run(Path(path.removeprefix("hf://me/")), step)
+        content = {**run.description.content, **changes}
+        run.description = parse_description(content, path)
+        return run
+
+    monkeypatch.setattr(importlib.import_module("jaxalign.evaluation.evaluate"), "open_run", opened)
+
+
+def test_a_moved_branch_of_the_hub_is_another_policy(
+    fake_runs, feedback_file, tmp_path, monkeypatch
+):
+    def again(path):
+        options = {"judges": ["length"], "kl_samples": 0, "bootstrap": 10}
+        return evaluate([f"a={path}"], feedback_file, str(tmp_path / "e"), **options)
+
+    described(monkeypatch, run_id="first-commit")
+    first = again("hf://me/run1")
+    assert again("hf://me/run1") == first
+    described(monkeypatch, run_id="later-commit")
+    with pytest.raises(UserError, match=r'policies.a: .*"first-commit"\] then, .*"later-commit"\]'):
+        again("hf://me/run1")
+
+
+def test_messages_without_the_template_of_a_run_are_noted(
+    fake_runs, feedback_file, tmp_path, monkeypatch, capsys
+):
+    options = {"judges": ["length"], "kl_samples": 0, "bootstrap": 10}
+    evaluate(["a=run1"], feedback_file, str(tmp_path / "plain"), **options)
+    assert "chat template" not in capsys.readouterr().err
+    described(monkeypatch, chat_template="{{ messages }}")
+    evaluate(["a=run1"], feedback_file, str(tmp_path / "chats"), **options)
+    assert "run1 was trained with a chat template" in capsys.readouterr().err
 
 
 def test_the_current_folder_is_a_folder_for_results(
