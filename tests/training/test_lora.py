@@ -17,7 +17,7 @@ from jaxalign.networks import adapters
 from jaxalign.networks.leaves import merge_leaves
 from jaxalign.networks.lora import Lora, LoraPolicy
 from jaxalign.networks.policy import Policy
-from jaxalign.networks.stacking import stack_layers
+from jaxalign.networks.stacking import stack_layers, unstack_layers
 from jaxalign.objectives.dro import DROP
 from jaxalign.objectives.sft import SFT
 from jaxalign.parallel import partitioning
@@ -32,6 +32,8 @@ from jaxalign.training.optimizers import adafactor
 from jaxalign.training.run import train
 from jaxalign.training.start import StartFrom
 from jaxalign.training.state import create_state
+from tests.fixtures.families import FAMILIES
+from tests.fixtures.run_folders import write_run
 
 STEPS = 3
 
@@ -140,8 +142,8 @@ def trained(runs, tmp_path_factory):
     )
     feedback.write_text("".join(json.dumps(record) + "\n" for record in records))
 
-    def make(name, steps, base="base", **settings):
-        config = Run(folder / "base").config("policy")
+    def make(name, steps, base="base", network="base", **settings):
+        config = Run(folder / network).config("policy")
         train(
             model_dir=str(folder / name),
             objective=SFT(policy=LoraPolicy(config, lora=Lora(**{"rank": 2} | settings))),
@@ -230,6 +232,26 @@ def test_an_exported_folder_has_the_merged_kernels(run, tmp_path):
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array.read(), expected[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_adapters_of_stacked_pairs_are_exported_layer_by_layer(run, trained, tmp_path):
+    policy = Policy(FAMILIES["t5gemma"].replace(vocab_size=262, scan_layers=True))
+    write_run(run.parent / "gemma", "policy", policy, policy.init(jax.random.key(0)))
+    own = trained("on-gemma", 1, base="gemma", network="gemma", targets="layers/.*kernel")
+    convert(checkpoint=str(own), output=str(tmp_path / "hf"), to="huggingface")
+    convert(checkpoint=str(run.parent / "gemma"), output=str(tmp_path / "base"), to="huggingface")
+    found, base = (
+        checkpoint_sources.open_source(tmp_path / name).params for name in ("hf", "base")
+    )
+    merged = parameters.flatten(
+        unstack_layers(Run(own).policy().params, cycle=policy.config.LAYER_CYCLE)
+    )
+    assert found.keys() == base.keys() == merged.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array.read(), merged[name], err_msg=name)
+        adapted = name.endswith("kernel") and "layers_" in name
+        assert np.array_equal(array.read(), base[name].read()) != adapted, name
 
 
 @pytest.mark.slow
