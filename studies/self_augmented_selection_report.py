@@ -29,7 +29,12 @@ _PANELS = {"slot error, greedy": "greedy_slot_error", "BLEU, greedy": "greedy_bl
 def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (self_augmented_selection.__doc__ or "").partition("\n\n")
-    lines = ["# Self-augmented selection (SA2)\n", f"{question}\n", f"{details.rstrip()}\n"]
+    lines = [
+        "# Self-augmented selection (SA2)\n",
+        f"{question}\n",
+        f"{details.rstrip()}\n",
+        *_CONCLUSION,
+    ]
     lines.append(
         "Slot error is the share of slots that are missing or invented, by the same rules as the filter's. BLEU-4 is our own "
         "implementation (`studies/bleu.py`) on delexicalised, tokenised text, against all references of an act. Mean and standard "
@@ -73,6 +78,18 @@ def _row(arm: str, number: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
         for title, key, digits in _COLUMNS
     }
     return {"arm": arm, "round": number, **cells, "seeds": len(runs)}
+
+
+_CONCLUSION = [
+    "**The slot filter helps, the selection does not.** On `tv`, pseudo-labels that pass the filter lower the slot errors of greedy",
+    "responses when all of them are used: .365 against .411 without pseudo-labels, in every seed. Selected before the filter, too few are",
+    "left to change anything: 2 to 6 pairs instead of 50 (.413 to .439). Without the filter every pseudo-label does harm: .711 with all of",
+    "them, .485 to .508 with those of phase I, of both phases or as many random ones, which differ by less than their seeds. Phase I does",
+    "find sentences with fewer slot errors (.453 against .564 of random ones in round 3), but they are still far worse than the labelled",
+    "ones; those that phase II writes again have more errors (.642). On `attraction`, which has 44 labelled sentences, nothing differs",
+    "beyond the seeds. BLEU follows the slot errors; its differences are smaller than its spread. The filter knows the rules by which",
+    "responses are measured, as the checker of the paper does.\n",
+]
 
 
 def main() -> None:
