@@ -38,6 +38,7 @@ class Command:
       dry_run: a module whose function ``check`` gets the command's arguments under --dry_run, and raises the errors that the command
         would soon raise. It may return text that is printed after the configuration.
       distributed: whether several processes can run it together.
+      keeps_compiled: whether its compiled programs stay in the user's cache.
       model_file: a gin file that is read after the user's files if these describe a model, so that the command uses it.
       positional: the parameter that the first argument sets, if it is not a flag.
       passes_on: a parameter that gets the gin files and settings of the command line as flags; the command reads no configuration itself.
@@ -56,6 +57,7 @@ class Command:
     dispensable: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     registers_tasks: bool = True
     distributed: bool = False
+    keeps_compiled: bool = True
     model_file: str = ""
     positional: str = ""
     rebuilt: str = ""
@@ -109,6 +111,8 @@ COMMANDS = {
                 "MIXTURE_OR_TASK_NAME": "",
             },
             registers_tasks=False,
+            # It reads the text of what was compiled for another machine.
+            keeps_compiled=False,
         ),
         Command(
             "inspect",

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxalign.cli import compilation_cache
 from jaxalign.cli.commands import COMMANDS, Command, Signature, UsageError, read_signature
 from jaxalign.cli.flags import (
     COMMON_FLAGS,
@@ -183,6 +184,8 @@ def _run_command(
 ) -> int:
     # Without this setting TensorFlow and XLA write start-up messages to stderr.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if command.keeps_compiled:
+        compilation_cache.use()
     from jaxalign.cli import gin_setup
 
     if command.passes_on:
