@@ -28,7 +28,7 @@ _XL = {"emb_dim": 2048, "num_heads": 32, "head_dim": 64, "mlp_dim": 5120}
 _LARGE = {"emb_dim": 1024, "num_heads": 16, "head_dim": 64, "mlp_dim": 2816}
 _TINY = {"emb_dim": 64, "num_heads": 2, "head_dim": 32, "mlp_dim": 128}
 _VOCABULARY = {"vocab_size": 32128}
-MODELS: dict[str, dict[str, int]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "t5_large": {**_VOCABULARY, **_LARGE, "num_encoder_layers": 24, "num_decoder_layers": 24},
     "t5_xl": {**_VOCABULARY, **_XL, "num_encoder_layers": 24, "num_decoder_layers": 24},
     "tiny": {"vocab_size": 512, **_TINY, "num_encoder_layers": 2, "num_decoder_layers": 2},

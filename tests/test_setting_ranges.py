@@ -128,6 +128,7 @@ NOT_SETTINGS = {
     "Base",
     "LoraPolicy",
     "Prompts",
+    "BlockwiseBias",
     # Pytrees, which JAX makes too: decoding calls their `check`.
     "NoRepeatedNGram",
     "PrefixValue",

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxalign.networks.attention_bias import AnyBias, BlockwiseBias
 from jaxalign.networks.blocks import Dense
+from jaxalign.networks.blockwise_attention import blockwise_attention
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.shapes import (
     AnyArray,
-    Bias,
     Encoded,
     Heads,
     Hidden,
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(
-        self, queries: Hidden, sources: Encoded, bias: Bias, *, deterministic: bool = True
+        self, queries: Hidden, sources: Encoded, bias: AnyBias, *, deterministic: bool = True
     ) -> Hidden:
         """Attention of `queries` over `sources` (the same array for self-attention)."""
         keys, values = self.keys_and_values(sources)
@@ -64,7 +65,7 @@ class Attention(nn.Module):
         queries: Hidden,
         keys: AnyArray,
         values: SourceHeads,
-        bias: Bias,
+        bias: AnyBias,
         *,
         deterministic: bool = True,
         transposed_keys: bool = False,
@@ -83,7 +84,7 @@ class Attention(nn.Module):
         queries: Hidden,
         keys: SourceLayers,
         values: SourceLayers,
-        bias: Bias,
+        bias: AnyBias,
         weights: Float[AnyArray, " mixed"],
         *,
         deterministic: bool = True,
@@ -91,7 +92,9 @@ class Attention(nn.Module):
         """The weighted sum of `attend` over several sources, which share the masks; weighted before the (linear) output map."""
         count = keys.shape[1]
         q = self._split(self.query(queries))
-        if bias.shape[0] > 1:
+        if isinstance(bias, BlockwiseBias):
+            bias = bias.repeated(count)
+        elif bias.shape[0] > 1:
             bias = jnp.repeat(bias, count, axis=0)
         keys, values = (each.reshape(-1, *each.shape[2:]) for each in (keys, values))
         mixed = self._mix(jnp.repeat(q, count, axis=0), keys, values, bias, deterministic)
@@ -103,12 +106,17 @@ class Attention(nn.Module):
         q: Heads,
         keys: AnyArray,
         values: SourceHeads,
-        bias: Bias,
+        bias: AnyBias,
         deterministic: bool,
         transposed_keys: bool = False,
     ) -> Heads:
         """The values, averaged for every query and head."""
         score_dtype = jnp.float32 if self.config.float32_attention_logits else q.dtype
+        if isinstance(bias, BlockwiseBias):
+            # Dropout of weights is the same for all queries, so that it can be that of the values.
+            kept = jnp.ones((*values.shape[:2], 1, values.shape[2]), values.dtype)
+            kept = self.dropout(kept, deterministic=deterministic).swapaxes(2, 3)
+            return blockwise_attention(q, keys, values * kept, bias, score_dtype)
         contraction = "bhqd,bhdk->bhqk" if transposed_keys else "bhqd,bhkd->bhqk"
         scores = jnp.einsum(contraction, q.astype(score_dtype), keys.astype(score_dtype))
         scores = scores + bias.astype(score_dtype)

@@ -40,6 +40,8 @@ class T5Config(NetworkConfig):
       relative_attention_num_buckets: buckets of the relative-position table.
       relative_attention_max_distance: tokens; all longer distances share a bucket.
       relative_attention_per_layer: a relative-position table in every layer (umT5) instead of one per stack (T5).
+      blockwise_attention_length: keys from which on attention is computed block by block, in memory that is linear in the length
+        (`networks.blockwise_attention`); a block has a quarter of these keys. 0: never.
       float32_attention_logits: compute attention scores and their softmax in float32 for every `dtype`.
       scan_layers: one stacked layer under `jax.lax.scan` (short compile) instead of unrolled layers.
       remat_policy: what the backward pass recomputes: ``none``; ``minimal``, all but weight matmuls; ``full``, whole layers.
@@ -65,6 +67,7 @@ class T5Config(NetworkConfig):
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     relative_attention_per_layer: bool = False
+    blockwise_attention_length: int = 2048
     float32_attention_logits: bool = False
     scan_layers: bool = False
     remat_policy: str = "none"
@@ -99,6 +102,10 @@ class T5Config(NetworkConfig):
                     f"T5Config.{name} is {getattr(self, name)}; it must be at least 1."
                 )
         self.check_numerics()
+        if self.blockwise_attention_length < 0:
+            raise ValueError(
+                f"T5Config.blockwise_attention_length is {self.blockwise_attention_length}; it must be 0 (never) or a number of tokens."
+            )
         self.check_choice("encoder_fusion", ENCODER_FUSIONS)
         check_image_sizes("T5Config", self.image_size, self.patch_size)
         if not self.mlp_activations:
@@ -120,6 +127,10 @@ class T5Config(NetworkConfig):
     def fuses_encoder_layers(self) -> bool:
         """Whether the decoder reads the outputs of all encoder layers."""
         return self.encoder_fusion != "last"
+
+    def blocks_attention(self, num_keys: int) -> bool:
+        """Whether attention over this number of keys is computed block by block."""
+        return 0 < self.blockwise_attention_length <= num_keys
 
     def stack_sizes(self, stack: str) -> StackSizes:
         return StackSizes(

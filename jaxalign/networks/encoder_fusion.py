@@ -18,9 +18,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxalign.networks.attention import Attention
+from jaxalign.networks.attention_bias import AnyBias
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.network_config import NetworkConfig
-from jaxalign.networks.shapes import AnyArray, Bias, Encoded, Hidden, SourceHeads, SourceLayers
+from jaxalign.networks.shapes import AnyArray, Encoded, Hidden, SourceHeads, SourceLayers
 
 _kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # Fresh parameters under a pretrained T5 begin near what it computes: with a gate that is nearly closed, and most weight on the last layer.
@@ -104,7 +105,7 @@ class GatedFusion(nn.Module):
         attention: Attention,
         queries: Hidden,
         sources: FusedSources,
-        bias: Bias,
+        bias: AnyBias,
         *,
         deterministic: bool = True,
     ) -> Hidden:

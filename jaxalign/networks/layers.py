@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxalign.networks.attention import Attention
+from jaxalign.networks.attention_bias import AnyBias, AnyCrossBias, BlockwiseBias, with_positions
 from jaxalign.networks.blocks import FeedForward, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.encoder_fusion import GatedFusion
@@ -33,10 +34,12 @@ class EncoderLayer(nn.Module):
         self.mlp = FeedForward(self.config)
         self.dropout = length_dropout(self.config)
 
-    def __call__(self, x: Hidden, bias: Bias, deterministic: bool) -> tuple[Hidden, Hidden | None]:
+    def __call__(
+        self, x: Hidden, bias: AnyBias, deterministic: bool
+    ) -> tuple[Hidden, Hidden | None]:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         if self.config.relative_attention_per_layer:
-            bias = bias + self.relpos_bias(x.shape[1], x.shape[1])
+            bias = with_positions(bias, self.relpos_bias)
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, y, bias, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
@@ -69,13 +72,13 @@ class DecoderLayer(nn.Module):
         self,
         x: Hidden,
         encoded: Encoded,
-        self_bias: Bias,
-        cross_bias: CrossBias,
+        self_bias: AnyBias,
+        cross_bias: AnyCrossBias,
         deterministic: bool,
     ) -> tuple[Hidden, None]:
         x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         if self.config.relative_attention_per_layer:
-            self_bias = self_bias + self.relpos_bias(x.shape[1], x.shape[1])
+            self_bias = with_positions(self_bias, self.relpos_bias)
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, self_bias, deterministic=deterministic)
         x = x + self.dropout(y, deterministic=deterministic)
@@ -103,7 +106,7 @@ class DecoderLayer(nn.Module):
         self,
         y: Hidden,
         sources: Any,
-        bias: CrossBias,
+        bias: AnyCrossBias,
         deterministic: bool,
         transposed_keys: bool = False,
     ) -> Hidden:
@@ -157,7 +160,7 @@ def apply_layers(
     config: T5Config,
     num_layers: int,
     x: Hidden,
-    *inputs: AnyArray,
+    *inputs: AnyArray | BlockwiseBias,
     deterministic: bool,
 ) -> tuple[Hidden, Float[AnyArray, "layers rows length emb"] | None]:
     """Apply `num_layers` copies of `layer` inside a compact method: ``layers_0``, ... unrolled, or ``layers`` scanned.

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.networks.config import T5Config
-from jaxalign.networks.shapes import Bias, KeySegments, Mask, PositionBias, QuerySegments
+from jaxalign.networks.shapes import (
+    Bias,
+    KeySegments,
+    Mask,
+    OffsetBiases,
+    PositionBias,
+    QuerySegments,
+)
 
 MASKED = -1e10  # T5X's bias of a forbidden position: finite, so that a fully masked row has no NaN
 
@@ -47,24 +54,37 @@ class RelativePositionBias(nn.Module):
     config: T5Config
     bidirectional: bool
 
-    @nn.compact
-    def __call__(self, query_length: int, key_length: int) -> PositionBias:
-        """The bias of every (query, key) pair, queries and keys counted from the same origin."""
-        config = self.config
-        num_buckets = config.relative_attention_num_buckets
+    def setup(self) -> None:
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        table = self.param(
+        self.rel_embedding = self.param(
             "rel_embedding",
             nn.with_logical_partitioning(init, ("heads", "relpos_buckets")),
-            (config.num_heads, num_buckets),
+            (self.config.num_heads, self.config.relative_attention_num_buckets),
             jnp.float32,
         )
+
+    def __call__(self, query_length: int, key_length: int) -> PositionBias:
+        """The bias of every (query, key) pair, queries and keys counted from the same origin."""
+        num_heads = self.config.num_heads
         # The bias depends on key - query alone, so look up one value per offset (non-negative ones first, negative ones from the
         # back) and lay the matrix out by broadcasting: row i of a tiling with period - 1 columns starts one step further back.
         # The backward pass is then sums and pads, without a scatter over queries x keys.
         period = query_length + key_length
         offsets = np.arange(period)
         offsets = np.where(offsets < key_length, offsets, offsets - period)
+        per_offset = self._looked_up(offsets)
+        tiled = jnp.broadcast_to(per_offset[:, None, :], (num_heads, query_length, period))
+        tiled = tiled.reshape(num_heads, query_length * period)
+        rows = tiled[:, : query_length * (period - 1)].reshape(num_heads, query_length, period - 1)
+        return rows[None, :, :, :key_length]
+
+    def of_offsets(self, query_length: int, key_length: int) -> OffsetBiases:
+        """The bias of every offset (key position minus query position), from ``1 - query_length`` to ``key_length - 1``."""
+        return self._looked_up(np.arange(1 - query_length, key_length))
+
+    def _looked_up(self, offsets: np.ndarray) -> OffsetBiases:
+        config = self.config
+        num_buckets = config.relative_attention_num_buckets
         buckets = relative_position_buckets(
             offsets,
             bidirectional=self.bidirectional,
@@ -72,14 +92,8 @@ class RelativePositionBias(nn.Module):
             max_distance=config.relative_attention_max_distance,
         )
         one_hot = jnp.asarray(buckets[None, :] == np.arange(num_buckets)[:, None], jnp.float32)
-        per_offset = jnp.matmul(table, one_hot, precision="highest")
-        per_offset = per_offset.astype(config.activation_dtype)
-        tiled = jnp.broadcast_to(per_offset[:, None, :], (config.num_heads, query_length, period))
-        tiled = tiled.reshape(config.num_heads, query_length * period)
-        rows = tiled[:, : query_length * (period - 1)].reshape(
-            config.num_heads, query_length, period - 1
-        )
-        return rows[None, :, :, :key_length]
+        per_offset = jnp.matmul(self.rel_embedding, one_hot, precision="highest")
+        return per_offset.astype(config.activation_dtype)
 
 
 def segment_mask(query_segments: QuerySegments, key_segments: KeySegments) -> Mask:

@@ -53,6 +53,7 @@ KeySegments = Int[AnyArray, "rows keys"]
 Mask = Bool[AnyArray, "_rows 1 queries keys"]
 AnyMask = Bool[AnyArray, "_rows 1 _queries _keys"]  # for functions that read several
 PositionBias = Float[AnyArray, "1 heads queries keys"]
+OffsetBiases = Float[AnyArray, "heads offsets"]  # one per distance of key and query
 # Rows and heads of a bias may be 1, to be broadcast.
 Bias = Float[AnyArray, "_rows _heads queries keys"]
 CrossBias = Float[AnyArray, "_rows _heads _queries source"]

@@ -11,17 +11,13 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxalign.networks.attention_bias import attention_bias
 from jaxalign.networks.blocks import Dense, Embedding, RMSNorm, length_dropout
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.encoder_fusion import LayerConcatenation, LayerOutputs
 from jaxalign.networks.image_patches import ImageEmbedder, Patches, blank, placed
 from jaxalign.networks.layers import DecoderLayer, EncoderLayer, apply_layers
-from jaxalign.networks.positions import (
-    RelativePositionBias,
-    additive_bias,
-    causal_mask,
-    segment_mask,
-)
+from jaxalign.networks.positions import RelativePositionBias
 from jaxalign.networks.shapes import (
     AnyArray,
     Decoded,
@@ -53,14 +49,10 @@ class Encoder(nn.Module):
     ) -> Hidden | LayerOutputs:
         """Encoded states, after the final norm, or those of all layers; positions of segment 0 carry no meaning."""
         config = self.config
-        length = embedded.shape[1]
         positions = None
         if not config.relative_attention_per_layer:
-            table = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
-            positions = table(length, length)
-        bias = additive_bias(
-            segment_mask(segment_ids, segment_ids), positions, config.activation_dtype
-        )
+            positions = RelativePositionBias(config, bidirectional=True, name="relpos_bias")
+        bias = attention_bias(config, segment_ids, segment_ids, positions)
         x = length_dropout(config)(embedded, deterministic=deterministic)
         x, outputs = apply_layers(
             EncoderLayer, config, config.num_encoder_layers, x, bias, deterministic=deterministic
@@ -97,16 +89,9 @@ class Decoder(nn.Module):
     ) -> Decoded:
         """States after the final norm. A token sees earlier ones of its segment and the encoder segment `prompt_ids` names."""
         config = self.config
-        length = embedded.shape[1]
-        per_layer = config.relative_attention_per_layer
-        self_bias = additive_bias(
-            segment_mask(segment_ids, segment_ids) & causal_mask(length),
-            None if per_layer else self.relpos_bias(length, length),
-            config.activation_dtype,
-        )
-        cross_bias = additive_bias(
-            segment_mask(prompt_ids, encoder_segment_ids), None, config.activation_dtype
-        )
+        positions = None if config.relative_attention_per_layer else self.relpos_bias
+        self_bias = attention_bias(config, segment_ids, segment_ids, positions, causal=True)
+        cross_bias = attention_bias(config, prompt_ids, encoder_segment_ids)
         x = length_dropout(config)(embedded, deterministic=deterministic)
         x, _ = apply_layers(
             DecoderLayer,

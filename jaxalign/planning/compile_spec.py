@@ -83,7 +83,9 @@ class CompileSpec:
     def without_recomputation(self) -> CompileSpec:
         """Returns a copy that keeps all activations and logits and has no microbatches: it has only the method's own operations."""
         whole = dataclasses.replace(self, microbatches=1)
-        return whole.with_config(remat_policy="none", logits_chunk_size=None)
+        return whole.with_config(
+            remat_policy="none", logits_chunk_size=None, blockwise_attention_length=0
+        )
 
     def build(self, mesh: Mesh) -> tuple[BuiltStep, dict[str, Any], dict[str, Any]]:
         """Builds the step on a mesh; returns it with the shapes and shardings of the frozen roles.

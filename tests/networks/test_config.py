@@ -28,6 +28,7 @@ def test_configurations_are_hashable(tiny_config):
         ({"mlp_activations": ("gelu", "tanh")}, "'tanh'"),
         ({"mlp_activations": ()}, "mlp_activations is empty"),
         ({"remat_policy": "some"}, "remat_policy is 'some'"),
+        ({"blockwise_attention_length": -1}, "blockwise_attention_length is -1"),
         ({"param_scan_axis": 2}, "param_scan_axis is 2"),
         ({"relative_attention_num_buckets": 7}, "even number"),
         ({"relative_attention_max_distance": 16}, "max_distance is 16"),

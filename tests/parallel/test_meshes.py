@@ -1,5 +1,6 @@
 """Training gives the same result on every mesh."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ from jax.sharding import PartitionSpec
 
 from jaxalign.errors import UserError
 from jaxalign.losses.pairwise import dpo_loss
+from jaxalign.networks.policy import Policy
+from jaxalign.networks.value import ValueNetwork
 from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.kto import KTO
 from jaxalign.objectives.responses import Pairwise
@@ -59,6 +62,16 @@ def test_one_two_and_eight_devices_give_the_same_trajectory(world, drov, alone, 
     assert_same(found, alone)
     spread = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found[1].params)}
     assert spread == {devices}
+
+
+def test_attention_in_blocks_on_a_mesh_gives_the_trajectory_of_whole_rows_on_one_device(
+    world, alone
+):
+    config = world.policy.config.replace(blockwise_attention_length=8)  # that of the prompts
+    policy, value = Policy(config), ValueNetwork(config)
+    blocks = dataclasses.replace(world, policy=policy, value=value)
+    objective = DROV(policy=policy, value=value, temperature=0.5)
+    assert_same(blocks.train(objective, *MESHES["all"]), alone)
 
 
 def test_microbatches_on_a_mesh(world, drov, alone):
