@@ -146,7 +146,7 @@ def _backward(form: _Form, residuals: Any, d_mixed: Heads) -> tuple[_Inputs]:
         (*carry, d_keys, d_values), _ = jax.lax.scan(one_block_of_queries, start, blocks)
         return tuple(carry), (d_keys.astype(keys.dtype), d_values.astype(values.dtype))
 
-    start = (_zeros(q.shape), None if biases is None else _zeros((shards, *biases.shape)))
+    start: Any = (_zeros(q.shape), None if biases is None else _zeros((shards, *biases.shape)))
     (d_q, d_biases), stacked = jax.lax.scan(one_block_of_keys, start, key_blocks)
     if biases is not None:
         d_biases = jnp.sum(d_biases, axis=0).astype(biases.dtype)
