@@ -10,9 +10,13 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from jaxalign.networks.shapes import AnyArray
+from jaxalign.networks.shapes import AnyArray, Kernel
+
+Copies = Float[
+    AnyArray, "shards emb vocab"
+]  # a projection, or a part of its gradient, on every device
 
 
 def num_chunks(rows: int, length: int, chunk_size: int | None) -> int:
@@ -37,6 +41,17 @@ def num_shards(rows: int) -> int:
     names = (axes[0],) if isinstance(axes[0], str) else axes[0]
     shards = math.prod(mesh.shape[name] for name in names)
     return shards if rows % shards == 0 else 1
+
+
+def gathered(kernel: Kernel) -> Kernel:
+    """A projection that every device holds whole, but for the axis ``vocab``: what each chunk reads is gathered once, before the first."""
+    return nn.with_logical_constraint(kernel, (None, "vocab"))
+
+
+def copies(kernel: Kernel, shards: int) -> Copies:
+    """A projection repeated, so that each of the devices over which rows are spread has a copy. The gradient is summed over the copies."""
+    repeated = jnp.broadcast_to(kernel, (shards, *kernel.shape))
+    return nn.with_logical_constraint(repeated, ("batch", None, "vocab"))
 
 
 def one_chunk(values: AnyArray, index: AnyArray, chunks: int) -> Array:

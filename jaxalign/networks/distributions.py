@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.networks import chunks
+from jaxalign.networks.chunks import Copies
 from jaxalign.networks.shapes import AnyArray, Hidden, Kernel, Logits, Vectors
 
 FORBIDDEN = -1e10  # logit of a token that is taken out of the softmax; its probability is exactly 0
@@ -91,24 +92,26 @@ def map_logits(
         found = ", ".join(f"{shape} positions of {vocab} tokens" for shape, vocab in sorted(shapes))
         raise ValueError(f"distributions do not fit each other: {found}.")
     (((rows, length), _),) = shapes
-    kernels = tuple(item.kernel for item in distributions)
     hiddens = tuple(item.hidden for item in distributions)
-
-    def evaluate(kernels: _Arrays, hiddens: _Arrays, others: _Arrays) -> Outputs:
-        logits = [
-            project(item._replace(hidden=hidden, kernel=kernel))
-            for hidden, kernel, item in zip(hiddens, kernels, distributions, strict=True)
-        ]
-        return function(*logits, *others)
 
     count = chunks.num_chunks(rows, length, chunk_size)
     if count == 1:
-        return evaluate(kernels, hiddens, per_token)
+        return function(*map(project, distributions), *per_token)
+    # Every device has a copy of the projections, made before the first chunk, and a sum of their gradients, added up after the last one.
+    # Otherwise each chunk would gather the projections again and end in an all-reduce as large as they are.
+    copies = tuple(chunks.copies(item.kernel, chunks.num_shards(rows)) for item in distributions)
+
+    def evaluate(hiddens: _Arrays, others: _Arrays) -> Outputs:
+        logits = [
+            _finished(_products(hidden, kernels), *item[2:])
+            for hidden, kernels, item in zip(hiddens, copies, distributions, strict=True)
+        ]
+        return function(*logits, *others)
 
     # Chunks as the scan's own inputs: their gradients are stacked, and only the projections' gradients are accumulated.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def chunk(_: None, here: tuple[_Arrays, _Arrays]) -> tuple[None, Outputs]:
-        return None, evaluate(kernels, *here)
+        return None, evaluate(*here)
 
     stacked = jax.tree.map(lambda array: chunks.split(array, count), (hiddens, per_token))
     _, outputs = jax.lax.scan(chunk, None, stacked)
@@ -133,11 +136,24 @@ def logits_of(
     soft_cap: float | None = None,
 ) -> Logits:
     """Float32 logits ``scale * hidden @ kernel``, under the soft cap."""
-    logits = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+    products = jnp.dot(hidden.astype(jnp.float32), kernel.astype(jnp.float32))
+    return _finished(products, scale, forbidden_token, soft_cap)
+
+
+def _products(hidden: Hidden, kernels: Copies) -> jax.Array:
+    """Products of states and the copy of the projection on their device."""
+    states = hidden.reshape(kernels.shape[0], -1, *hidden.shape[1:])
+    found = jnp.einsum("srte,sev->srtv", states.astype(jnp.float32), kernels.astype(jnp.float32))
+    return found.reshape(*hidden.shape[:2], -1)
+
+
+def _finished(
+    logits: jax.Array, scale: float, forbidden_token: int | None, soft_cap: float | None
+) -> Logits:
     if scale != 1.0:
         logits = logits * scale
     logits = soft_capped(logits, soft_cap)
     if forbidden_token is not None:
-        is_forbidden = jnp.arange(kernel.shape[1]) == forbidden_token
+        is_forbidden = jnp.arange(logits.shape[-1]) == forbidden_token
         logits = jnp.where(is_forbidden, FORBIDDEN, logits)
     return logits

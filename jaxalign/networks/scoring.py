@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxalign.networks import chunks
+from jaxalign.networks.chunks import Copies
 from jaxalign.networks.distributions import logits_of
 from jaxalign.networks.shapes import (
     AnyArray,
@@ -54,8 +55,6 @@ class ResponseScores(NamedTuple):
     log_probs: PerResponseOutputs
     lengths: PerResponseOutputs
 
-
-_PerShard = Float[AnyArray, "shards emb vocab"]  # a part of a projection's gradient on every device
 
 # Log-probabilities, log-normalisers and means over the vocabulary, at every position.
 _Statistics = tuple[Float[Array, "*batch"], Float[Array, "*batch"], Float[Array, "*batch"]]
@@ -203,8 +202,10 @@ def _forward(
         outputs = _read(logits, targets, forbidden, with_mean)
         return outputs, _Residuals(hidden, kernel, targets, outputs[1], logits)
 
+    whole = chunks.gathered(kernel)
+
     def chunk(_: None, index: Int[Array, ""]) -> tuple[None, _Statistics]:
-        logits = form.logits(chunks.one_chunk(hidden, index, num_chunks), kernel)
+        logits = form.logits(chunks.one_chunk(hidden, index, num_chunks), whole)
         here = chunks.one_chunk(targets, index, num_chunks)
         return None, _read(logits, here, forbidden, with_mean)
 
@@ -220,6 +221,7 @@ def _backward(
 ) -> tuple[Hidden, Kernel, None]:
     num_chunks, scale, forbidden, with_mean, soft_cap = form
     hidden, kernel, targets, log_normalizers, logits = residuals
+    whole = chunks.gathered(kernel)
     d_log_probs, d_log_normalizers, d_mean = cotangents
     # With p = softmax: d log_prob = onehot - p, d log_normalizer = p, d mean_log_prob = 1/V - p.
     d_softmax = d_log_normalizers - d_log_probs - d_mean
@@ -246,17 +248,17 @@ def _backward(
     # One sum per device, added up after the last chunk: otherwise every chunk ends in an all-reduce as large as the projection.
     shards = chunks.num_shards(targets.shape[0])
 
-    def pull_back(grad: Logits, hidden: Hidden) -> tuple[Hidden, _PerShard]:
-        d_hidden = jnp.dot(grad, kernel.astype(jnp.float32).T).astype(hidden.dtype)
+    def pull_back(grad: Logits, hidden: Hidden) -> tuple[Hidden, Copies]:
+        d_hidden = jnp.dot(grad, whole.astype(jnp.float32).T).astype(hidden.dtype)
         states, grad = (
             x.astype(jnp.float32).reshape(shards, -1, *x.shape[1:]) for x in (hidden, grad)
         )
         return d_hidden, per_shard(jnp.einsum("srte,srtv->sev", states, grad))
 
-    def per_shard(d_kernel: _PerShard) -> _PerShard:
+    def per_shard(d_kernel: Copies) -> Copies:
         return nn.with_logical_constraint(d_kernel, ("batch", None, "vocab"))
 
-    def total(d_kernel: _PerShard) -> Kernel:
+    def total(d_kernel: Copies) -> Kernel:
         d_kernel = nn.with_logical_constraint(jnp.sum(d_kernel, axis=0), ("embed", "vocab"))
         return d_kernel.astype(kernel.dtype)
 
@@ -265,9 +267,9 @@ def _backward(
         d_hidden, d_kernel = pull_back(d_logits(logits, *per_token), hidden)
         return d_hidden, total(d_kernel), None
 
-    def chunk(d_kernel: _PerShard, index: Int[Array, ""]) -> tuple[_PerShard, Hidden]:
+    def chunk(d_kernel: Copies, index: Int[Array, ""]) -> tuple[Copies, Hidden]:
         states = chunks.one_chunk(hidden, index, num_chunks)
-        logits = form.logits(states, kernel)
+        logits = form.logits(states, whole)
         here = (chunks.one_chunk(values, index, num_chunks) for values in per_token)
         d_states, d_kernel_here = pull_back(d_logits(logits, *here), states)
         return per_shard(d_kernel + d_kernel_here), d_states
