@@ -24,6 +24,7 @@ COMMON_FLAGS = {
     "coordinator_address": "of a job of several processes (train): host:port of the first one, if it is not found by itself",
     "num_processes": "how many processes the job has",
     "process_id": "which of them this one is, from 0",
+    "model_devices": "devices over which every copy of a network is divided, in commands that read runs (train has MESH_TENSOR)",
     "dry_run": "check everything in the configuration, print it, and stop",
     "verbose": "show the full traceback of an error",
     "help": "this text",
@@ -32,7 +33,7 @@ _LISTS = ("gin_search_paths", "seqio_additional_cache_dirs")
 _REPEATED = ("gin_file", "gin_import")
 # Common flags that a YAML file may set too.
 _OF_FILES = ("gin_file", *_LISTS, "tfds_data_dir")
-_NUMBERS = ("num_processes", "process_id")
+_NUMBERS = ("num_processes", "process_id", "model_devices")
 _SWITCHES = ("dry_run", "verbose", "help")
 # One word for the same thing in every command: what a flag means where the command has no parameter of its name, the first of those
 # that it has. The names of parameters, which gin files set, stay as they are.
@@ -82,6 +83,7 @@ class Flags:
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    model_devices: int | None = None
     dry_run: bool = False
     verbose: bool = False
     help: bool = False

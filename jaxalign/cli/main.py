@@ -169,6 +169,10 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(
             f"{name} runs in one process; --coordinator_address is for: jaxalign train"
         )
+    if command.distributed and flags.model_devices is not None:
+        raise UsageError(
+            f"{name} divides networks with --MESH_TENSOR; --model_devices is for: jaxalign generate"
+        )
     if launch is None or not command.distributed or flags.dry_run:
         return _run_command(command, signature, flags, None)
     verbose = flags.verbose
@@ -203,6 +207,10 @@ def _run_command(
 
         distributed.initialize(launch)
         first = distributed.is_primary_process()
+    if flags.model_devices is not None:
+        from jaxalign.parallel import row_devices
+
+        row_devices.divide_networks(flags.model_devices)
     result = gin_setup.run(function, command)
     if command.done and first:
         from jaxalign.cli import gin_settings

@@ -198,6 +198,17 @@ def parameter_shardings(mesh: Mesh | AbstractMesh, logical_axes: Any, rules: Axi
     )
 
 
+def role_shardings(
+    mesh: Mesh | AbstractMesh, shapes: Any, logical_axes: Any | None, rules: AxisRules = ()
+) -> Any:
+    """Returns the shardings of one role's parameters, replicated if the role has no logical axes."""
+    if logical_axes is None:
+        return jax.tree.map(lambda _: replicated_sharding(mesh), shapes)
+    shardings = parameter_shardings(mesh, logical_axes, rules)
+    check_divisible(shapes, shardings)
+    return shardings
+
+
 def mesh_axes(logical: Sequence[str | None], rules: AxisRules = ()) -> PartitionSpec:
     """Returns the mesh axes of an array's logical axes; ``rules`` take precedence over `LOGICAL_AXIS_RULES`."""
     found = nn.logical_to_mesh_axes(tuple(logical), (*rules, *LOGICAL_AXIS_RULES))

@@ -14,22 +14,54 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
+from jaxalign.errors import UserError
 from jaxalign.parallel import partitioning
 from jaxalign.parallel.partitioning import BATCH_AXES, BATCH_SPEC, MeshShape
 
+# Devices over which every copy of a network is divided.
+_parts = 1
+
+
+def divide_networks(parts: int) -> None:
+    """Lets this process divide every copy of a network that it reads from a run over so many devices (tensor parallelism).
+
+    Raises:
+      UserError: the number of devices is no multiple of it.
+    """
+    global _parts
+    count = jax.local_device_count()
+    if parts < 1 or count % parts:
+        raise UserError(
+            f"--model_devices={parts} does not divide the {count} devices of this process"
+        )
+    _parts = parts
+
 
 def local_mesh(devices: list[Any] | None = None) -> Mesh:
-    """Returns a mesh of copies over the devices of this process.
+    """Returns a mesh of copies over the devices of this process, each of which has as many as `divide_networks` says.
 
-    On a CPU it has the first device alone, because several devices of a CPU share its cores.
+    On a CPU it has the devices of one copy alone, because several devices of a CPU share its cores.
 
     Args:
       devices: by default the local ones, or on a CPU the first of them.
     """
     if devices is None:
         devices = jax.local_devices()
-        devices = devices[:1] if devices[0].platform == "cpu" else devices
-    return partitioning.make_mesh(MeshShape(slice=1, data=-1, fsdp=1, tensor=1), devices)
+        devices = devices[:_parts] if devices[0].platform == "cpu" else devices
+    return partitioning.make_mesh(MeshShape(slice=1, data=-1, fsdp=1, tensor=_parts), devices)
+
+
+def divided_shardings(network: Any) -> Any:
+    """Returns where the parts of a network lie by default; None if it is not divided (`default_sharding`).
+
+    Raises:
+      UserError: a parameter cannot be divided; the message names it.
+    """
+    if _parts == 1:
+        return None
+    return partitioning.role_shardings(
+        local_mesh(), network.abstract_params(), network.logical_axes(), ()
+    )
 
 
 def default_sharding(devices: list[Any] | None = None) -> NamedSharding | SingleDeviceSharding:

@@ -21,10 +21,10 @@ from jaxalign.errors import UserError
 from jaxalign.networks.policy import Policy
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel.devices import DEFAULT_DEVICES
+from jaxalign.parallel.partitioning import role_shardings
 from jaxalign.runs import describing
 from jaxalign.runs.folder import Run
 from jaxalign.training.start import StartFrom
-from jaxalign.training.state import role_shardings
 
 # A function from the hyperparameters of a round, by name, to `jaxalign.training.run.train` with all its arguments.
 Training = Callable[[Mapping[str, Any]], "functools.partial[dict[str, Any]]"]

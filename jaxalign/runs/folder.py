@@ -22,6 +22,7 @@ from jaxalign.networks.protocols import (
     PromptValuePredictor,
     RewardPredictor,
 )
+from jaxalign.parallel import row_devices
 from jaxalign.runs import bases, checkpoints
 from jaxalign.runs.description import (
     NETWORKS_FILE,
@@ -202,6 +203,8 @@ class Run:
                 f"run {self.folder}: {described_as} is no {what} network (its kind is {network.kind!r})"
             )
         run = self if step is None else Run(self.folder, step)
+        plain = network.base if isinstance(network, LoraPolicy) else network
+        shardings = row_devices.divided_shardings(plain) if shardings is None else shardings
         if isinstance(network, LoraPolicy):
             return TrainedNetwork(run, network.base, run._merged(network, role, shardings))
         params = checkpoints.restore_params(

@@ -14,13 +14,12 @@ from jax.sharding import Mesh
 from jaxalign.errors import UserError
 from jaxalign.networks.leaves import split_leaves
 from jaxalign.objectives.base import Batch, Objective
-from jaxalign.parallel.partitioning import AxisRules
+from jaxalign.parallel.partitioning import AxisRules, role_shardings
 from jaxalign.training.optimizers import Optimizer
 from jaxalign.training.state import (
     TrainState,
     build_transformations,
     create_state,
-    role_shardings,
     state_shardings,
 )
 from jaxalign.training.step import StepFunction, jit_train_step, make_train_step

@@ -14,11 +14,10 @@ from jaxalign.data.recorded_vocabulary import RecordedVocabulary
 from jaxalign.errors import UserError
 from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.parallel import distributed
-from jaxalign.parallel.partitioning import AxisRules
+from jaxalign.parallel.partitioning import AxisRules, role_shardings
 from jaxalign.runs import checkpoints
 from jaxalign.runs.folder import Run
 from jaxalign.training import fresh_leaves
-from jaxalign.training.state import role_shardings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,11 @@ from jaxalign.networks.protocols import Network
 from jaxalign.objectives.base import Objective
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import Placement
+from jaxalign.parallel.partitioning import role_shardings
 from jaxalign.runs.bases import BASE, Base
 from jaxalign.runs.folder import Run
 from jaxalign.training import initial_checkpoint
 from jaxalign.training.launch import Launch, check_same_origin
-from jaxalign.training.state import role_shardings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,7 +74,7 @@ def state_shardings(
     opt_state: dict[str, Any] = {}
     for role, shapes in abstract_state.params.items():
         axes, own = logical_axes.get(role), (rules or {}).get(role, ())
-        params[role] = role_shardings(mesh, shapes, axes, own)
+        params[role] = partitioning.role_shardings(mesh, shapes, axes, own)
         if role not in abstract_state.opt_state:
             continue
         slots = abstract_state.opt_state[role]
@@ -86,14 +86,3 @@ def state_shardings(
     return TrainState(
         step=partitioning.replicated_sharding(mesh), params=params, opt_state=opt_state
     )
-
-
-def role_shardings(
-    mesh: Mesh | AbstractMesh, shapes: Any, logical_axes: Any | None, rules: AxisRules = ()
-) -> Any:
-    """Returns the shardings of one role's parameters, replicated if the role has no logical axes."""
-    if logical_axes is None:
-        return jax.tree.map(lambda _: partitioning.replicated_sharding(mesh), shapes)
-    shardings = partitioning.parameter_shardings(mesh, logical_axes, rules)
-    partitioning.check_divisible(shapes, shardings)
-    return shardings

@@ -1,10 +1,13 @@
 """Inference on several devices: rows are divided among them, and the numbers are those of one device."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jaxalign.cli.main import main
 from jaxalign.data.batches import prompt_rows
 from jaxalign.inference.rows import (
     predict_rewards,
@@ -18,11 +21,14 @@ from jaxalign.networks.allowed_tokens import token_sets
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.decoding_hooks import NO_HOOKS, Hooks
 from jaxalign.networks.decoding_scores import PolicyLogRatio
+from jaxalign.networks.lora import Lora, LoraPolicy
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import RewardNetwork
 from jaxalign.networks.value import ValueNetwork
 from jaxalign.parallel import partitioning, row_devices
 from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.runs.folder import Run
+from tests.fixtures.run_folders import write_run
 
 LENGTH = 8
 VOCAB_SIZE = 8
@@ -42,6 +48,54 @@ def prompts():
     random = np.random.default_rng(0)
     # At most 16 tokens, so that all batches have one shape.
     return [[*random.integers(2, VOCAB_SIZE, n).tolist(), 1] for n in random.integers(1, 14, 13)]
+
+
+@pytest.fixture
+def divided(monkeypatch):
+    """Divides networks over two devices, until the test ends."""
+    monkeypatch.setattr(row_devices, "_parts", 1)
+    row_devices.divide_networks(2)
+
+
+def test_commands_divide_a_network_that_they_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_devices, "_parts", 1)
+    policy = Policy(CONFIG.replace(vocab_size=262))
+    write_run(tmp_path / "run", "policy", policy, policy.init(jax.random.key(0)))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "ask" * i}) + "\n" for i in range(1, 6)))
+
+    def answers(name, *flags):
+        output = tmp_path / f"{name}.jsonl"
+        paths = [f"--checkpoint={tmp_path / 'run'}", f"--input={prompts}", f"--output={output}"]
+        assert main(["generate", *paths, "--temperature=1", *flags]) == 0
+        return [json.loads(line)["responses"] for line in output.read_text().splitlines()]
+
+    whole = answers("whole")
+    assert answers("divided", "--model_devices=2") == whole
+    embedding = Run(tmp_path / "run").policy().params["token_embedder"]["embedding"]
+    assert len(embedding.sharding.device_set) == 2
+    assert embedding.addressable_shards[0].data.shape == (131, 16)
+
+
+def test_adapters_and_their_base_are_divided_alike(divided, tmp_path):
+    policy = LoraPolicy(CONFIG, lora=Lora(rank=2))
+    write_run(tmp_path / "run", "policy", policy, policy.init(jax.random.key(0)))
+    params = Run(tmp_path / "run").policy().params
+    kernel = params["encoder"]["layers_0"]["attention"]["query"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["generate", "--model_devices=3"], "--model_devices=3 does not divide the 8 devices"),
+        (["train", "--model_devices=2"], "train divides networks with --MESH_TENSOR"),
+    ],
+)
+def test_devices_that_cannot_divide_a_network_are_refused(command, message, capsys):
+    flags = ["--checkpoint=none", "--input=none", "--output=none"]
+    assert main([*command, *(flags if command[0] == "generate" else [])]) == 2
+    assert message in capsys.readouterr().err
 
 
 def on_mesh(network, params, mesh):

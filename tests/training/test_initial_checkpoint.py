@@ -24,11 +24,10 @@ from jaxalign.objectives.dro import DROV
 from jaxalign.objectives.sft import SFT
 from jaxalign.parallel import distributed, partitioning
 from jaxalign.parallel.devices import Placement
-from jaxalign.parallel.partitioning import MeshShape
+from jaxalign.parallel.partitioning import MeshShape, role_shardings
 from jaxalign.training.initial_checkpoint import check, open_checkpoint
 from jaxalign.training.launch import Launch
 from jaxalign.training.start import Start, StartFrom
-from jaxalign.training.state import role_shardings
 
 CONFIG = T5Config(
     vocab_size=64,
