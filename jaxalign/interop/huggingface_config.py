@@ -35,7 +35,7 @@ def config_from_huggingface(
     """
     if fields.get("model_type") not in ("t5", "mt5", "umt5"):
         raise ValueError(
-            f"model_type is {fields.get('model_type')!r}, not a T5's ('t5', 'mt5' or 'umt5') and not 't5gemma'."
+            f"model_type is {fields.get('model_type')!r}, not a T5's ('t5', 'mt5' or 'umt5') and not 't5gemma' or 't5gemma2'."
         )
     default = "gated-gelu" if fields["model_type"] == "umt5" else "relu"
     feed_forward = fields.get("feed_forward_proj", default)

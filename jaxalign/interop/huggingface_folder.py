@@ -13,6 +13,7 @@ from jaxalign.interop import (
     huggingface,
     huggingface_config,
     huggingface_t5gemma,
+    huggingface_t5gemma2,
     safetensors,
     storage,
 )
@@ -20,6 +21,7 @@ from jaxalign.interop.arrays import LazyArray, reading_order, transposed
 from jaxalign.interop.huggingface import Pair
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.network_config import NetworkConfig
+from jaxalign.networks.t5gemma2_config import T5Gemma2Config
 from jaxalign.networks.t5gemma_config import T5GemmaConfig
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -31,6 +33,12 @@ _WRAPPERS = {
     "module.": "DistributedDataParallel",
     "pretrained_model.": "TRL's model with a value head",
 }
+# The families besides T5: their modules have the same functions.
+_FAMILIES: dict[type[NetworkConfig], Any] = {
+    T5GemmaConfig: huggingface_t5gemma,
+    T5Gemma2Config: huggingface_t5gemma2,
+}
+_MODEL_TYPES: dict[Any, Any] = {module.MODEL_TYPE: module for module in _FAMILIES.values()}
 _VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")
 
 
@@ -55,7 +63,7 @@ def read(folder: str) -> tuple[dict[str, LazyArray], NetworkConfig, list[str]]:
     """Reads the parameters with T5X's names, layer by layer, their configuration, and a list of unused contents of the folder.
 
     Raises:
-      UserError: the folder holds no T5 and no T5Gemma in safetensors, or its tensors do not match its configuration.
+      UserError: the folder holds no T5, T5Gemma or T5Gemma 2 in safetensors, or its tensors do not match its configuration.
     """
     path = storage.join(folder, CONFIG)
     fields = storage.read_json(folder, CONFIG)
@@ -63,10 +71,16 @@ def read(folder: str) -> tuple[dict[str, LazyArray], NetworkConfig, list[str]]:
         raise UserError(f"{path} is missing")
     tensors, unused = safetensors.read_folder(folder)
     tensors = _without_wrappers(folder, tensors, unused)
-    gemma = fields.get("model_type") == huggingface_t5gemma.MODEL_TYPE
-    _check_generation(folder, huggingface_t5gemma if gemma else huggingface_config)
-    tables = _t5gemma_tables if gemma else _t5_tables
-    config = tables(folder, fields, tensors, unused)
+    family = _MODEL_TYPES.get(fields.get("model_type"))
+    _check_generation(folder, family or huggingface_config)
+    if family is huggingface_t5gemma2:
+        tensors = huggingface_t5gemma2.text_tensors(tensors, unused)
+    config: NetworkConfig
+    if family is None:
+        config = _t5_tables(folder, fields, tensors, unused)
+    else:
+        config = _parsed(folder, family.config_from_huggingface, fields)
+        _drop_copies(folder, family.copies(config), tensors, unused)
     params = {}
     for pair in pairs(config):
         name = ".".join(pair.path)
@@ -87,8 +101,9 @@ def pairs(config: NetworkConfig) -> Iterable[Pair]:
     Raises:
       UserError: transformers has no such network.
     """
-    if isinstance(config, T5GemmaConfig):
-        return huggingface_t5gemma.pairs(config)
+    if type(config) in _FAMILIES:
+        found: Iterable[Pair] = _FAMILIES[type(config)].pairs(config)
+        return found
     return huggingface.pairs(_require_t5(config))
 
 
@@ -99,8 +114,9 @@ def config_fields(config: NetworkConfig, dtype: str = "float32") -> dict[str, An
       UserError: transformers has no such network.
     """
     try:
-        if isinstance(config, T5GemmaConfig):
-            return huggingface_t5gemma.config_to_huggingface(config, dtype)
+        if type(config) in _FAMILIES:
+            fields: dict[str, Any] = _FAMILIES[type(config)].config_to_huggingface(config, dtype)
+            return fields
         return huggingface_config.config_to_huggingface(_require_t5(config), dtype)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -124,17 +140,15 @@ def _parsed(
         raise UserError(f"{storage.join(folder, CONFIG)}: {reason}") from error
 
 
-def _t5gemma_tables(
-    folder: str, fields: Mapping[str, Any], tensors: dict[str, LazyArray], unused: list[str]
-) -> NetworkConfig:
-    """Returns the configuration of a T5Gemma, and takes a tied head out of its tensors."""
-    config = _parsed(folder, huggingface_t5gemma.config_from_huggingface, fields)
-    head, table = huggingface_t5gemma.HEAD, huggingface_t5gemma.DECODER_TABLE
-    copy = tensors.pop(head, None) if config.logits_via_embedding else None
-    if copy is not None and table in tensors:
-        _require_equal(folder, head, copy, table, tensors[table])
-        unused.append(f"{head} (the same as {table})")
-    return config
+def _drop_copies(
+    folder: str, copies: Mapping[str, str], tensors: dict[str, LazyArray], unused: list[str]
+) -> None:
+    """Takes tensors that must equal others out of a folder's. `copies` are names, and the names of what they equal."""
+    for name, table in copies.items():
+        copy = tensors.pop(name, None)
+        if copy is not None and table in tensors:
+            _require_equal(folder, name, copy, table, tensors[table])
+            unused.append(f"{name} (the same as {table})")
 
 
 def _t5_tables(
@@ -191,8 +205,7 @@ def write(
         tensors[pair.name] = transposed(params[name]) if pair.transposed else params[name]
     safetensors.write_folder(folder, tensors, list(tensors))
     if generation:
-        gemma = isinstance(config, T5GemmaConfig)
-        ids = (huggingface_t5gemma if gemma else huggingface_config).TOKEN_IDS
+        ids = _FAMILIES.get(type(config), huggingface_config).TOKEN_IDS
         content = json.dumps({**ids, **generation}, indent=2) + "\n"
         storage.write(folder, GENERATION_CONFIG, content.encode())
     storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxalign.interop.huggingface import Pair
+from jaxalign.networks.gemma_config import GemmaConfig, Stack
 from jaxalign.networks.t5gemma_config import GemmaStack, T5GemmaConfig
 
 MODEL_TYPE = "t5gemma"
@@ -13,13 +14,12 @@ HEAD, DECODER_TABLE = "lm_head.out_proj.weight", "model.decoder.embed_tokens.wei
 TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
 _MLP = {"wi_0": "gate_proj", "wi_1": "up_proj", "wo": "down_proj"}
-_KINDS = ("sliding_attention", "full_attention")
+KINDS = ("sliding_attention", "full_attention")
 _ACTIVATION, _EPSILON = "gelu_pytorch_tanh", 1e-6
 
 
 def pairs(config: T5GemmaConfig) -> Iterator[Pair]:
     """Yields the path in jaxalign and the name in transformers of every parameter."""
-    path: tuple[str, ...]
     yield Pair(("token_embedder", "embedding"), "model.encoder.embed_tokens.weight", False)
     yield Pair(("decoder", "token_embedder", "embedding"), DECODER_TABLE, False)
     if not config.logits_via_embedding:
@@ -33,22 +33,39 @@ def pairs(config: T5GemmaConfig) -> Iterator[Pair]:
         yield Pair((stack, f"{stack}_norm", "scale"), f"model.{stack}.norm.weight", False)
         for index in range(count):
             layer, theirs = f"layers_{index}", f"model.{stack}.layers.{index}"
-            blocks = {
+            norms = {
                 # The first word of our name of a norm is that of theirs.
-                (ours.replace("encoder_decoder", "cross"), name)
+                ours.replace("encoder_decoder", "cross"): name
                 for ours, name in attentions.items()
-            } | {("mlp", "feedforward")}
-            for ours, name in sorted(blocks):
-                for side in ("pre", "post"):
-                    path = (stack, layer, f"{side}_{ours}_layer_norm", "scale")
-                    yield Pair(path, f"{theirs}.{side}_{name}_layernorm.weight", False)
-            for ours, name in attentions.items():
-                for part, projection in _PROJECTIONS.items():
-                    path = (stack, layer, ours, part, "kernel")
-                    yield Pair(path, f"{theirs}.{name}.{projection}.weight", True)
-            for part, projection in _MLP.items():
-                path = (stack, layer, "mlp", part, "kernel")
-                yield Pair(path, f"{theirs}.mlp.{projection}.weight", True)
+            } | {"mlp": "feedforward"}
+            yield from layer_pairs((stack, layer), theirs, attentions, norms)
+
+
+def layer_pairs(
+    layer: tuple[str, ...], theirs: str, attentions: Mapping[str, str], norms: Mapping[str, str]
+) -> Iterator[Pair]:
+    """Yields the parameters of a layer of T5Gemma or T5Gemma 2.
+
+    Args:
+      layer: its path in jaxalign.
+      theirs: its name in transformers.
+      attentions: the names of its attentions, from ours to theirs.
+      norms: the same of the blocks that have a norm before and behind them.
+    """
+    for ours, name in norms.items():
+        for side in ("pre", "post"):
+            path = (*layer, f"{side}_{ours}_layer_norm", "scale")
+            yield Pair(path, f"{theirs}.{side}_{name}_layernorm.weight", False)
+    for ours, name in attentions.items():
+        for part, projection in _PROJECTIONS.items():
+            yield Pair((*layer, ours, part, "kernel"), f"{theirs}.{name}.{projection}.weight", True)
+    for part, projection in _MLP.items():
+        yield Pair((*layer, "mlp", part, "kernel"), f"{theirs}.mlp.{projection}.weight", True)
+
+
+def copies(config: T5GemmaConfig) -> dict[str, str]:
+    """Returns the names of tensors that a folder may hold besides those of `pairs`, and of those that they equal."""
+    return {HEAD: DECODER_TABLE} if config.logits_via_embedding else {}
 
 
 def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5GemmaConfig:
@@ -61,7 +78,7 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemm
     Raises:
       ValueError: the file does not describe a T5Gemma, or describes one with features that jaxalign does not have.
     """
-    _require(fields, "is_encoder_decoder", True, "as in every T5Gemma")
+    require(fields, "is_encoder_decoder", True, "as in every T5Gemma")
     check_token_ids(fields)
     for stack in ("encoder", "decoder"):
         if not isinstance(fields.get(stack), Mapping):
@@ -139,30 +156,41 @@ def config_to_huggingface(config: T5GemmaConfig, dtype: str = "float32") -> dict
     }
 
 
+def stack_sizes(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the fields of `Stack`, and checks what every stack of T5Gemma and T5Gemma 2 has.
+
+    Raises:
+      ValueError: the stack has another activation, another epsilon or biases; the message names `where`.
+    """
+    require(fields, "hidden_activation", _ACTIVATION, where)
+    require(fields, "attention_bias", False, where)
+    require(fields, "rms_norm_eps", _EPSILON, where)
+    return {
+        "emb_dim": int(_default(fields, "hidden_size")),
+        "num_heads": int(_default(fields, "num_attention_heads")),
+        "num_kv_heads": int(_default(fields, "num_key_value_heads")),
+        "head_dim": int(_default(fields, "head_dim")),
+        "mlp_dim": int(_default(fields, "intermediate_size")),
+        "num_layers": int(_default(fields, "num_hidden_layers")),
+        "query_pre_attn_scalar": float(_default(fields, "query_pre_attn_scalar")),
+        "sliding_window": int(_default(fields, "sliding_window")),
+    }
+
+
 def _stack(fields: Mapping[str, Any], where: str) -> GemmaStack:
-    _require(fields, "hidden_activation", _ACTIVATION, where)
-    _require(fields, "attention_bias", False, where)
-    _require(fields, "rms_norm_eps", _EPSILON, where)
+    sizes = stack_sizes(fields, where)
     rope = fields.get("rope_parameters") or {}
-    _require(rope, "rope_type", "default", f"{where}.rope_parameters")
-    _require(fields, "rope_scaling", None, where)
-    layers = int(_default(fields, "num_hidden_layers"))
+    require(rope, "rope_type", "default", f"{where}.rope_parameters")
+    require(fields, "rope_scaling", None, where)
     kinds = fields.get("layer_types")
-    expected = [_KINDS[index % 2] for index in range(layers)]
+    expected = [KINDS[index % 2] for index in range(sizes["num_layers"])]
     if kinds is not None and list(kinds) != expected:
         raise ValueError(
-            f"{where}.layer_types is {kinds!r}; jaxalign computes {' and '.join(_KINDS)} in turn."
+            f"{where}.layer_types is {kinds!r}; jaxalign computes {' and '.join(KINDS)} in turn."
         )
     theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     return GemmaStack(
-        emb_dim=int(_default(fields, "hidden_size")),
-        num_heads=int(_default(fields, "num_attention_heads")),
-        num_kv_heads=int(_default(fields, "num_key_value_heads")),
-        head_dim=int(_default(fields, "head_dim")),
-        mlp_dim=int(_default(fields, "intermediate_size")),
-        num_layers=layers,
-        query_pre_attn_scalar=float(_default(fields, "query_pre_attn_scalar")),
-        sliding_window=int(_default(fields, "sliding_window")),
+        **sizes,
         rope_theta=float(theta),
         attention_soft_cap=_cap(fields, "attn_logit_softcapping"),
     )
@@ -195,8 +223,20 @@ def _cap(fields: Mapping[str, Any], name: str) -> float | None:
 
 def _stack_fields(config: T5GemmaConfig, name: str) -> dict[str, Any]:
     stack: GemmaStack = getattr(config, name)
-    return {
+    return stack_fields(config, stack) | {
         "model_type": "t5_gemma_module",
+        "attn_logit_softcapping": stack.attention_soft_cap,
+        "rope_parameters": {"rope_theta": stack.rope_theta, "rope_type": "default"},
+        "rope_theta": stack.rope_theta,  # for versions before 5
+        "max_position_embeddings": 8192,
+        "is_decoder": name == "decoder",
+        "tie_word_embeddings": config.logits_via_embedding,
+    }
+
+
+def stack_fields(config: GemmaConfig, stack: Stack) -> dict[str, Any]:
+    """Returns the fields of ``config.json`` that stacks of T5Gemma and T5Gemma 2 share."""
+    return {
         "vocab_size": config.vocab_size,
         "hidden_size": stack.emb_dim,
         "intermediate_size": stack.mlp_dim,
@@ -207,19 +247,13 @@ def _stack_fields(config: T5GemmaConfig, name: str) -> dict[str, Any]:
         "hidden_activation": _ACTIVATION,
         "query_pre_attn_scalar": _whole(stack.query_pre_attn_scalar),
         "sliding_window": stack.sliding_window,
-        "layer_types": [_KINDS[index % 2] for index in range(stack.num_layers)],
-        "attn_logit_softcapping": stack.attention_soft_cap,
+        "layer_types": [KINDS[kind] for kind in stack.kinds],
         "final_logit_softcapping": config.logits_soft_cap,
-        "rope_parameters": {"rope_theta": stack.rope_theta, "rope_type": "default"},
-        "rope_theta": stack.rope_theta,  # for versions before 5
         "rms_norm_eps": _EPSILON,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "dropout_rate": config.dropout_rate,
-        "max_position_embeddings": 8192,
         "initializer_range": 0.02,
-        "is_decoder": name == "decoder",
-        "tie_word_embeddings": config.logits_via_embedding,
         "use_cache": True,
         **TOKEN_IDS,
     }
@@ -230,7 +264,8 @@ def _whole(number: float) -> float | int:
     return int(number) if number == int(number) else number
 
 
-def _require(fields: Mapping[str, Any], name: str, expected: Any, where: str) -> None:
+def require(fields: Mapping[str, Any], name: str, expected: Any, where: str) -> None:
+    """Raises ValueError if a field is given and has another value."""
     given = fields.get(name)
     if given is not None and given != expected:
         raise ValueError(f"{where}: {name} is {given!r}; jaxalign computes with {expected!r} only.")

@@ -9,13 +9,14 @@ from typing import Any
 import flax.linen as nn
 
 from jaxalign.errors import UserError
-from jaxalign.networks import incremental, t5gemma, t5gemma_incremental
+from jaxalign.networks import gemma_incremental, incremental, t5gemma, t5gemma2
 from jaxalign.networks.blocks import Embedding
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.distributions import Projection
 from jaxalign.networks.network_config import NetworkConfig
 from jaxalign.networks.shapes import Params
 from jaxalign.networks.t5 import Encoder, EncoderDecoder
+from jaxalign.networks.t5gemma2_config import T5Gemma2Config
 from jaxalign.networks.t5gemma_config import T5GemmaConfig
 
 
@@ -63,10 +64,20 @@ T5GEMMA = Architecture(
     embedding=t5gemma.encoder_embedding,
     encoder=t5gemma.GemmaEncoder,
     projection=t5gemma.projection,
-    read_prompts=t5gemma_incremental.read_prompts,
-    empty_cache=t5gemma_incremental.empty_cache,
-    next_states=t5gemma_incremental.next_states,
-    next_states_in_ring=t5gemma_incremental.next_states_in_ring,
+    read_prompts=gemma_incremental.T5GEMMA.read_prompts,
+    empty_cache=gemma_incremental.empty_cache,
+    next_states=gemma_incremental.T5GEMMA.next_states,
+    next_states_in_ring=gemma_incremental.T5GEMMA.next_states_in_ring,
+)
+T5GEMMA2 = Architecture(
+    module=t5gemma2.T5Gemma2EncoderDecoder,
+    embedding=t5gemma2.shared_embedding,
+    encoder=t5gemma.GemmaEncoder,
+    projection=t5gemma2.projection,
+    read_prompts=gemma_incremental.T5GEMMA2.read_prompts,
+    empty_cache=gemma_incremental.empty_cache,
+    next_states=gemma_incremental.T5GEMMA2.next_states,
+    next_states_in_ring=gemma_incremental.T5GEMMA2.next_states_in_ring,
 )
 ARCHITECTURES: dict[type[NetworkConfig], Architecture] = {}
 
@@ -85,6 +96,7 @@ def register(config: type[NetworkConfig], architecture: Architecture) -> None:
 
 register(T5Config, T5)
 register(T5GemmaConfig, T5GEMMA)
+register(T5Gemma2Config, T5GEMMA2)
 
 
 def architecture_of(config: NetworkConfig) -> Architecture:

@@ -20,9 +20,11 @@ def segment_positions(segment_ids: Tokens) -> Int[Array, "rows length"]:
     return index - jax.lax.cummax(starts, axis=1)
 
 
-def rotation(positions: Int[AnyArray, "rows length"], head_dim: int, theta: float) -> Rotation:
-    """The rotation of every position: pair i of a head by ``position * theta ** (-2 i / head_dim)``."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rotation(
+    positions: Int[AnyArray, "rows length"], head_dim: int, theta: float, factor: float = 1.0
+) -> Rotation:
+    """The rotation of every position: pair i of a head by ``position / factor * theta ** (-2 i / head_dim)``."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / factor
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 

@@ -6,13 +6,16 @@ anew with every segment; windows count positions of the row, which within a segm
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxalign.networks.blocks import Dense
 from jaxalign.networks.distributions import Projection, logits_of, soft_capped
+from jaxalign.networks.gemma_config import GemmaConfig
 from jaxalign.networks.positions import causal_mask, segment_mask
-from jaxalign.networks.rotary import rotation, segment_positions
+from jaxalign.networks.rotary import segment_positions
 from jaxalign.networks.shapes import (
     AnyArray,
     Decoded,
@@ -27,7 +30,12 @@ from jaxalign.networks.shapes import (
 )
 from jaxalign.networks.t5gemma_blocks import GemmaEmbedding, GemmaNorm, gemma_dropout, scaled
 from jaxalign.networks.t5gemma_config import T5GemmaConfig
-from jaxalign.networks.t5gemma_layers import GemmaDecoderLayer, GemmaEncoderLayer, apply_layers
+from jaxalign.networks.t5gemma_layers import (
+    GemmaDecoderLayer,
+    GemmaEncoderLayer,
+    apply_layers,
+    views,
+)
 
 _logits_init = nn.initializers.normal(0.02)
 
@@ -35,7 +43,7 @@ _logits_init = nn.initializers.normal(0.02)
 class GemmaEncoder(nn.Module):
     """The encoder stack over embedded tokens; its embedding table is a sibling module, as in T5."""
 
-    config: T5GemmaConfig
+    config: GemmaConfig
 
     @nn.compact
     def __call__(
@@ -45,41 +53,34 @@ class GemmaEncoder(nn.Module):
         config, stack = self.config, self.config.encoder
         mask = segment_mask(segment_ids, segment_ids)
         index = jnp.arange(embedded.shape[1])
-        near = jnp.abs(index[:, None] - index) <= stack.sliding_window
+        distance, (before, after) = index[:, None] - index, stack.encoder_window
+        near = (distance <= before) & (distance >= -after)
         x = gemma_dropout(config)(scaled(embedded), deterministic=deterministic)
         x = apply_layers(
             GemmaEncoderLayer,
             config,
-            stack.num_layers,
+            stack.kinds,
             x,
-            rotation(segment_positions(segment_ids), stack.head_dim, stack.rope_theta),
-            mask,
-            mask & near,
+            *views(stack, segment_positions(segment_ids), near, mask),
             deterministic=deterministic,
         )
         x = GemmaNorm(config.activation_dtype, name="encoder_norm")(x)
         return gemma_dropout(config)(x, deterministic=deterministic)
 
 
-class GemmaDecoder(nn.Module):
-    """The decoder: its embedding table, its stack, and the output projection if it is not the table."""
+class DecoderStack(nn.Module):
+    """The decoder stack over embedded tokens.
 
-    config: T5GemmaConfig
+    Attributes:
+      config: the network.
+      layer: the class of the layers; a subclass may have another one.
+    """
+
+    config: GemmaConfig
+    layer: ClassVar[type[nn.Module]] = GemmaDecoderLayer
 
     def setup(self) -> None:
-        config = self.config
-        self.token_embedder = GemmaEmbedding(
-            config.vocab_size, config.emb_dim, config.activation_dtype
-        )
-        self.decoder_norm = GemmaNorm(config.activation_dtype)
-        if not config.logits_via_embedding:
-            self.logits_dense = Dense(
-                config.vocab_size, ("embed", "vocab"), _logits_init, jnp.dtype("float32")
-            )
-
-    def embed(self, tokens: Tokens) -> Hidden:
-        """Rows of the decoder's table; token 0, which starts a response, is T5Gemma's start token."""
-        return self.token_embedder(with_start_token(self.config, tokens))
+        self.decoder_norm = GemmaNorm(self.config.activation_dtype)
 
     @nn.compact
     def __call__(
@@ -100,18 +101,37 @@ class GemmaDecoder(nn.Module):
         near = index[:, None] - index < stack.sliding_window
         x = gemma_dropout(config)(scaled(embedded), deterministic=deterministic)
         x = apply_layers(
-            GemmaDecoderLayer,
+            self.layer,
             config,
-            stack.num_layers,
+            stack.kinds,
             x,
             encoded,
-            rotation(segment_positions(segment_ids), stack.head_dim, stack.rope_theta),
-            mask,
-            mask & near,
+            *views(stack, segment_positions(segment_ids), near, mask),
             segment_mask(prompt_ids, encoder_segment_ids),
             deterministic=deterministic,
         )
         return gemma_dropout(config)(self.decoder_norm(x), deterministic=deterministic)
+
+
+class GemmaDecoder(DecoderStack):
+    """The decoder of T5Gemma: its embedding table, its stack, and the output projection if it is not the table."""
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        super().setup()
+        config = self.config
+        self.token_embedder = GemmaEmbedding(
+            config.vocab_size, config.emb_dim, config.activation_dtype
+        )
+        if not config.logits_via_embedding:
+            self.logits_dense = Dense(
+                config.vocab_size, ("embed", "vocab"), _logits_init, jnp.dtype("float32")
+            )
+
+    def embed(self, tokens: Tokens) -> Hidden:
+        """Rows of the decoder's table; token 0, which starts a response, is T5Gemma's start token."""
+        return self.token_embedder(with_start_token(self.config, tokens))
 
 
 class GemmaEncoderDecoder(nn.Module):
@@ -181,7 +201,7 @@ class GemmaEncoderDecoder(nn.Module):
         prompts = segments if decoder_prompt_ids is None else decoder_prompt_ids
         embedded = decoder_input_embeddings
         if embedded is None:
-            embedded = self.decoder.embed(decoder_input_tokens)
+            embedded = self.embed(decoder_input_tokens)
         return self.decoder(
             embedded, encoded, segments, prompts, encoder_segments, deterministic=deterministic
         )
@@ -240,8 +260,15 @@ def projection(config: T5GemmaConfig, params: Params) -> Projection:
     return Projection(kernel, soft_cap=config.logits_soft_cap)
 
 
-def with_start_token(config: T5GemmaConfig, tokens: AnyArray) -> AnyArray:
-    """Decoder inputs with T5Gemma's start token where they have token 0."""
+def embed_targets(config: T5GemmaConfig, params: Params, tokens: Tokens) -> Hidden:
+    """What `GemmaEncoderDecoder.embed` returns, from the parameters."""
+    table = params["decoder"]["token_embedder"]["embedding"]
+    tokens = with_start_token(config, tokens)
+    return jnp.take(table, tokens, axis=0, mode="clip").astype(config.activation_dtype)
+
+
+def with_start_token(config: GemmaConfig, tokens: AnyArray) -> AnyArray:
+    """Decoder inputs with the family's start token where they have token 0."""
     return jnp.where(tokens == 0, config.start_token, tokens)
 
 

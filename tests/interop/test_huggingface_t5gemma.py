@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,9 +10,8 @@ from jaxalign.errors import UserError
 from jaxalign.interop import huggingface_t5gemma, parameters, safetensors
 from jaxalign.interop.checkpoint_sources import HUGGING_FACE, RUN, T5X, open_source
 from jaxalign.interop.convert import convert
-from jaxalign.networks.decoding import generate
-from jaxalign.networks.policy import Policy
 from tests.fixtures.families import FAMILIES
+from tests.fixtures.transformers_golden import assert_equals_transformers
 
 CONFIG = FAMILIES["t5gemma"]
 
@@ -24,41 +22,7 @@ def golden(shared_dir):
 
 
 def test_states_logits_scores_and_greedy_decoding_equal_transformers(golden):
-    with np.load(golden / "expected.npz", allow_pickle=False) as archive:
-        expected = {name: archive[name] for name in archive.files}
-    source = open_source(golden)
-    config, _ = source.configured(None)
-    config = config.replace(scan_layers=True)
-    laid_out = parameters.in_layout(source.params, config)
-    params = parameters.nest({name: array.read() for name, array in laid_out.items()})
-    policy = Policy(config)
-    prompts = expected["encoder_input_tokens"].astype(np.int32)
-    targets = expected["decoder_target_tokens"].astype(np.int32)
-    batch = {
-        "encoder_input_tokens": prompts,
-        "encoder_segment_ids": (prompts > 0).astype(np.int32),
-        "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
-        "decoder_target_tokens": targets,
-        "decoder_segment_ids": (targets > 0).astype(np.int32),
-        "decoder_loss_weights": (targets > 0).astype(np.float32),
-        "response_mask": np.ones((len(prompts), 1, 1), np.float32),
-    }
-
-    @jax.jit
-    def computed(params):
-        encoded = policy.encode(params, batch)
-        hidden = policy.decode(params, batch, encoded=encoded)
-        logits = policy.module.apply({"params": params}, hidden, method="logits")
-        return encoded, logits, policy.score(params, batch).log_probs[:, 0]
-
-    encoded, logits, scores = computed(params)
-    real, response = prompts > 0, targets > 0
-    np.testing.assert_allclose(encoded[real], expected["encoded"][real], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(logits[response], expected["logits"][response], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(scores, expected["sequence_log_probs"], atol=1e-3)
-    length = expected["greedy"].shape[1] - 1
-    greedy = generate(policy, params, prompts, max_decode_len=length, choose_pad=True)
-    np.testing.assert_array_equal(greedy.tokens[:, 0], expected["greedy"][:, 1:])
+    assert_equals_transformers(golden, scan_layers=True)
 
 
 def test_a_folder_is_written_again_as_it_was(golden, tmp_path):

@@ -213,7 +213,7 @@ def test_layers_stacked_in_front_have_an_adapter_each(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["umt5", "t5gemma"])
+@pytest.mark.parametrize("family", ["umt5", "t5gemma", "t5gemma2"])
 def test_other_families_have_adapters_too(family, random_batch):
     config = FAMILIES[family].replace(scan_layers=True)
     policy = LoraPolicy(config, lora=Lora(rank=2, targets=ALL))

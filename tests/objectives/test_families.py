@@ -22,7 +22,7 @@ from tests.fixtures.families import one_layer
 OBJECTIVES = Path(__file__).resolve().parents[2] / "gin_configs" / "objectives"
 MACROS = {"VALUE_TOKEN": 60, "NUM_FEATURES": 3}
 DATA = TaskData(task="t", cache_dir="c", feature_lengths={"inputs": 8, "targets": 6})
-FAMILIES = ("umt5", "t5gemma")  # all other tests are of T5
+FAMILIES = ("umt5", "t5gemma", "t5gemma2")  # all other tests are of T5
 
 
 def configured(name, config):

@@ -1,0 +1,225 @@
+"""T5Gemma 2 in Hugging Face's transformers: names and layouts of parameters, and ``config.json``. Every field is applied or refused.
+
+jaxalign reads text only. Folders hold a vision tower besides, which is left out; transformers builds one at random where a folder has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxalign.interop.arrays import LazyArray
+from jaxalign.interop.huggingface import Pair
+from jaxalign.interop.huggingface_t5gemma import (
+    KINDS,
+    TOKEN_IDS,
+    check_token_ids,
+    layer_pairs,
+    require,
+    stack_fields,
+    stack_sizes,
+)
+from jaxalign.networks.gemma_config import FULL
+from jaxalign.networks.t5gemma2_config import Gemma3Stack, T5Gemma2Config
+
+MODEL_TYPE = "t5gemma2"
+TABLE, EOI = "model.encoder.embed_tokens.weight", "model.encoder.embed_tokens.eoi_embedding"
+_COPIES = {
+    "lm_head.out_proj.weight": TABLE,
+    "model.decoder.embed_tokens.weight": TABLE,
+    "model.decoder.embed_tokens.eoi_embedding": EOI,
+}
+_VISION = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
+_NORMS = {"attention": "self_attn", "mlp": "feedforward"}
+# The smallest tower that transformers builds: text does not read it.
+_TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 32,
+    "patch_size": 2,
+    "vision_use_head": False,
+}
+# What transformers takes for a size that the file leaves out, where T5Gemma has another one.
+_DEFAULTS = {
+    "vocab_size": 262208,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
+_THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
+_EVERY, _EOI_TOKEN = 6, 256_000
+
+
+def pairs(config: T5Gemma2Config) -> Iterator[Pair]:
+    """Yields the path in jaxalign and the name in transformers of every parameter."""
+    yield Pair(("token_embedder", "embedding"), TABLE, False)
+    yield Pair(("token_embedder", "eoi_embedding"), EOI, False)
+    for stack in ("encoder", "decoder"):
+        yield Pair((stack, f"{stack}_norm", "scale"), f"model.{stack}.norm.weight", False)
+        for index in range(config.stack(stack).num_layers):
+            layer, theirs = (stack, f"layers_{index}"), f"model.{stack}.layers.{index}"
+            yield from layer_pairs(layer, theirs, {"attention": "self_attn"}, _NORMS)
+            for ours, name in (("query_norm", "q_norm"), ("key_norm", "k_norm")):
+                path = (*layer, "attention", ours, "scale")
+                yield Pair(path, f"{theirs}.self_attn.{name}.weight", False)
+
+
+def copies(config: T5Gemma2Config) -> dict[str, str]:
+    """Returns the names of tensors that a folder may hold besides those of `pairs`, and of those that they equal."""
+    del config  # the same for all
+    return _COPIES
+
+
+def text_tensors(tensors: dict[str, LazyArray], unused: list[str]) -> dict[str, LazyArray]:
+    """Returns the tensors of the text network by the names of `pairs` and `copies`, and adds what is left out to `unused`.
+
+    Released folders and those of transformers 5.24 have the encoder's parameters in ``model.encoder``; transformers itself, in
+    ``model.encoder.text_model``.
+    """
+    vision = [name for name in tensors if name.startswith(_VISION)]
+    if vision:
+        unused.append(
+            f"{len(vision)} tensors of the vision tower ({_VISION[0]}* and {_VISION[1]}*: jaxalign reads text only)"
+        )
+    return {
+        name.replace("model.encoder.text_model.", "model.encoder."): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(_VISION)
+    }
+
+
+def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemma2Config:
+    """Returns the `T5Gemma2Config` of a parsed ``config.json``.
+
+    Args:
+      fields: the parsed JSON object.
+      **changes: fields of `T5Gemma2Config` that the file does not determine, such as ``dtype`` and ``scan_layers``.
+
+    Raises:
+      ValueError: the file does not describe a T5Gemma 2, or describes one with features that jaxalign does not have.
+    """
+    require(fields, "is_encoder_decoder", True, "as in every T5Gemma 2")
+    outer, decoder = fields.get("encoder"), fields.get("decoder")
+    encoder = outer.get("text_config") if isinstance(outer, Mapping) else None
+    for name, part in (("encoder.text_config", encoder), ("decoder", decoder)):
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{name} is {part!r}, not an object with its sizes.")
+    for name, part in (
+        ("config", fields),
+        ("encoder", outer),
+        ("encoder.text_config", encoder),
+        ("decoder", decoder),
+    ):
+        check_token_ids(part)
+        require(part, "tie_word_embeddings", True, name)
+    sizes = [int(_with_defaults(part)["vocab_size"]) for part in (encoder, decoder)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"encoder.text_config.vocab_size is {sizes[0]} and decoder.vocab_size {sizes[1]}; one table serves both."
+        )
+    cap = decoder.get("final_logit_softcapping")
+    return T5Gemma2Config(
+        vocab_size=sizes[1],
+        encoder=_stack(encoder, "encoder.text_config"),
+        decoder=_stack(decoder, "decoder"),
+        logits_soft_cap=None if cap is None else float(cap),
+        start_token=TOKEN_IDS["bos_token_id"],
+        eoi_token=int(outer.get("eoi_token_index", _EOI_TOKEN)),
+    ).replace(**changes)
+
+
+def config_to_huggingface(config: T5Gemma2Config, dtype: str = "float32") -> dict[str, Any]:
+    """Returns the content of a ``config.json`` for transformers' `T5Gemma2ForConditionalGeneration`.
+
+    Raises:
+      ValueError: transformers has no such T5Gemma 2.
+    """
+    if config.start_token != TOKEN_IDS["bos_token_id"]:
+        raise ValueError(
+            f"start_token is {config.start_token}; a T5Gemma 2 of transformers starts with {TOKEN_IDS['bos_token_id']}."
+        )
+    for stack in (config.encoder, config.decoder):
+        if config.emb_dim % stack.num_heads:
+            raise ValueError(
+                f"emb_dim is {config.emb_dim}; transformers wants a multiple of num_heads={stack.num_heads}."
+            )
+    shared = {"dropout_rate": config.dropout_rate, "attention_dropout": 0.0}
+    return {
+        "architectures": ["T5Gemma2ForConditionalGeneration"],
+        "model_type": MODEL_TYPE,
+        "vocab_size": config.vocab_size,
+        "encoder": {
+            "model_type": "t5gemma2_encoder",
+            "text_config": {"model_type": "t5gemma2_text"} | _stack_fields(config, "encoder"),
+            "vision_config": _TOWER,
+            "mm_tokens_per_image": 256,
+            "boi_token_index": 255_999,
+            "eoi_token_index": config.eoi_token,
+            "image_token_index": 256_001,
+            "tie_word_embeddings": True,
+        },
+        "decoder": {"model_type": "t5gemma2_decoder"} | _stack_fields(config, "decoder"),
+        "eoi_token_index": config.eoi_token,
+        "image_token_index": 256_001,
+        "tie_word_embeddings": True,
+        **shared,
+        "classifier_dropout_rate": 0.0,
+        "initializer_range": 0.02,
+        "is_encoder_decoder": True,
+        **TOKEN_IDS,
+        "torch_dtype": dtype,
+    }
+
+
+def _with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return _DEFAULTS | dict(fields)
+
+
+def _stack(fields: Mapping[str, Any], where: str) -> Gemma3Stack:
+    # transformers reads the cap of attention scores and computes without it.
+    require(fields, "attn_logit_softcapping", None, where)
+    require(fields, "use_bidirectional_attention", False, where)
+    ropes = fields.get("rope_parameters") or {}
+    near, far = ({"rope_type": "default"} | (ropes.get(kind) or {}) for kind in KINDS)
+    require(near, "rope_type", "default", f"{where}.rope_parameters.{KINDS[0]}")
+    require(fields, "rope_scaling", None, where)
+    if far["rope_type"] not in ("default", "linear"):
+        raise ValueError(
+            f"{where}.rope_parameters.{KINDS[1]}: rope_type is {far['rope_type']!r}; jaxalign has 'default' and 'linear'."
+        )
+    sizes = stack_sizes(_with_defaults(fields), where)
+    return Gemma3Stack(
+        **sizes,
+        full_every=_full_every(fields, sizes["num_layers"], where),
+        rope_theta=float(far.get("rope_theta", _THETAS[KINDS[1]])),
+        rope_factor=float(far["factor"]) if far["rope_type"] == "linear" else 1.0,
+        local_rope_theta=float(near.get("rope_theta", _THETAS[KINDS[0]])),
+    )
+
+
+def _full_every(fields: Mapping[str, Any], num_layers: int, where: str) -> int:
+    given = fields.get("layer_types")
+    if given is None:
+        return int(fields.get("sliding_window_pattern", _EVERY))
+    every = given.index(KINDS[FULL]) + 1 if KINDS[FULL] in given else max(_EVERY, num_layers + 1)
+    expected = [KINDS[FULL if number % every == 0 else 0] for number in range(1, num_layers + 1)]
+    if list(given) != expected:
+        raise ValueError(
+            f"{where}.layer_types is {given!r}; jaxalign computes one {KINDS[FULL]} every so many layers."
+        )
+    return int(every)
+
+
+def _stack_fields(config: T5Gemma2Config, name: str) -> dict[str, Any]:
+    stack: Gemma3Stack = getattr(config, name)
+    linear = {"rope_type": "linear", "factor": stack.rope_factor}
+    scaling = {"rope_type": "default"} if stack.rope_factor == 1 else linear
+    return stack_fields(config, stack) | {
+        "rope_parameters": {
+            KINDS[0]: {"rope_theta": stack.local_rope_theta, "rope_type": "default"},
+            KINDS[1]: {"rope_theta": stack.rope_theta, **scaling},
+        },
+        "max_position_embeddings": 131_072,
+    }
