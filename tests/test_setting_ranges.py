@@ -25,6 +25,7 @@ from jaxalign.networks.feature_reward import FeatureReward
 from jaxalign.networks.lora import Lora
 from jaxalign.networks.policy import Policy
 from jaxalign.networks.reward import DecoderRewardNetwork, RewardNetwork
+from jaxalign.networks.t5gemma2_config import Gemma3Stack, T5Gemma2Config
 from jaxalign.networks.t5gemma_config import GemmaStack, T5GemmaConfig
 from jaxalign.networks.token_value import TokenValueNetwork
 from jaxalign.networks.two_tower import TwoTower
@@ -46,6 +47,7 @@ from jaxalign.training.loop import LoopConfig
 
 CONFIG = T5Config(128, 8, 2, 4, 16, 1, 1)
 STACK = GemmaStack(8, 2, 1, 4, 16, 2)
+STACK3 = Gemma3Stack(8, 2, 1, 4, 16, 2)
 POLICY = Policy(CONFIG)
 
 # What builds each kind of settings with valid values.
@@ -64,6 +66,12 @@ BUILDERS = {
         GemmaStack, emb_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16, num_layers=2
     ),
     T5GemmaConfig: functools.partial(T5GemmaConfig, vocab_size=128, encoder=STACK, decoder=STACK),
+    Gemma3Stack: functools.partial(
+        Gemma3Stack, emb_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16, num_layers=2
+    ),
+    T5Gemma2Config: functools.partial(
+        T5Gemma2Config, vocab_size=128, encoder=STACK3, decoder=STACK3
+    ),
     Policy: functools.partial(Policy, CONFIG),
     Lora: Lora,
     ValueNetwork: functools.partial(ValueNetwork, CONFIG),
@@ -122,6 +130,10 @@ NOT_SETTINGS = {
     "Dense",
     "Affine",
     "GemmaEmbedding",
+    "SharedEmbedding",
+    # Bases of the stacks and configurations above.
+    "Stack",
+    "GemmaConfig",
     "TrainingBatches",
     "Experiment",
     "Adapter",

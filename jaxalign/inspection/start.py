@@ -11,8 +11,8 @@ from jaxalign.interop import parameters
 from jaxalign.interop.checkpoint_sources import open_source
 from jaxalign.interop.source_vocabulary import own_vocabulary
 from jaxalign.networks.config import T5Config
+from jaxalign.networks.gemma_config import GemmaConfig
 from jaxalign.networks.network_config import NetworkConfig
-from jaxalign.networks.t5gemma_config import T5GemmaConfig
 
 _LARGE = 1024  # the width from which layers are stacked and recomputed, as in gin_configs/models
 
@@ -59,14 +59,14 @@ def read_start(checkpoint: str) -> Start:
     """
     source = open_source(checkpoint)
     config, _ = source.configured(None)
-    if isinstance(config, T5GemmaConfig):
-        network = _t5gemma(config)
+    if isinstance(config, GemmaConfig):
+        network = _gemma(config)
     elif isinstance(config, T5Config) and config == config.stock():
         network = _t5(config)
     else:
         raise DataError(
-            f"{checkpoint} is another network than a T5 or T5Gemma; give --model=FILE of gin_configs/models, or write the gin file of its "
-            "run again"
+            f"{checkpoint} is another network than a T5, T5Gemma or T5Gemma 2; give --model=FILE of gin_configs/models, or write "
+            "the gin file of its run again"
         )
     recorded = own_vocabulary(source)
     # A run folder is given with the step that is chosen by itself, as train chooses it.
@@ -93,17 +93,19 @@ def _t5(config: T5Config) -> GinNetwork:
     return GinNetwork("t5", "config", _macros(config, config.emb_dim) + lines)
 
 
-def _t5gemma(config: T5GemmaConfig) -> GinNetwork:
+def _gemma(config: GemmaConfig) -> GinNetwork:
+    module = f"{config.family}_config"
     stacks = {"encoder": config.encoder, "decoder": config.decoder}
-    even = not any(stack.num_layers % len(config.LAYER_CYCLE) for stack in stacks.values())
-    lines = _macros(config, max(stack.emb_dim for stack in stacks.values()), even)
+    cycle = max(1, len(config.LAYER_CYCLE))
+    whole = not any(stack.num_layers % cycle for stack in stacks.values())
+    lines = _macros(config, max(stack.emb_dim for stack in stacks.values()), whole)
     for name, stack in stacks.items():
         sizes = dataclasses.asdict(stack)
-        lines += (*_bindings(f"{name}/t5gemma_config.GemmaStack", sizes), "")
+        lines += (*_bindings(f"{name}/{module}.{config.STACK.__name__}", sizes), "")
     names = [name for name in config.COMPUTATION if name not in ("vocab_size", *stacks)]
     of_both = {name: getattr(config, name) for name in names}
-    lines += _bindings("t5gemma_config.T5GemmaConfig", of_both)
-    return GinNetwork("t5gemma", "t5gemma_config", lines)
+    lines += _bindings(f"{module}.{type(config).__name__}", of_both)
+    return GinNetwork(config.family, module, lines)
 
 
 def _bindings(selector: str, values: Mapping[str, object]) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ def config_to_huggingface(config: T5GemmaConfig, dtype: str = "float32") -> dict
     }
 
 
-def stack_sizes(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+def sizes_of_stack(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns the fields of `Stack`, and checks what every stack of T5Gemma and T5Gemma 2 has.
 
     Raises:
@@ -178,7 +178,7 @@ def stack_sizes(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _stack(fields: Mapping[str, Any], where: str) -> GemmaStack:
-    sizes = stack_sizes(fields, where)
+    sizes = sizes_of_stack(fields, where)
     rope = fields.get("rope_parameters") or {}
     require(rope, "rope_type", "default", f"{where}.rope_parameters")
     require(fields, "rope_scaling", None, where)

@@ -16,8 +16,8 @@ from jaxalign.interop.huggingface_t5gemma import (
     check_token_ids,
     layer_pairs,
     require,
+    sizes_of_stack,
     stack_fields,
-    stack_sizes,
 )
 from jaxalign.networks.gemma_config import FULL
 from jaxalign.networks.t5gemma2_config import Gemma3Stack, T5Gemma2Config
@@ -189,7 +189,7 @@ def _stack(fields: Mapping[str, Any], where: str) -> Gemma3Stack:
         raise ValueError(
             f"{where}.rope_parameters.{KINDS[1]}: rope_type is {far['rope_type']!r}; jaxalign has 'default' and 'linear'."
         )
-    sizes = stack_sizes(_with_defaults(fields), where)
+    sizes = sizes_of_stack(_with_defaults(fields), where)
     return Gemma3Stack(
         **sizes,
         full_every=_full_every(fields, sizes["num_layers"], where),

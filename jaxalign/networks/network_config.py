@@ -130,6 +130,11 @@ class NetworkConfig:
         """Whether the decoder reads the outputs of all encoder layers."""
         return False
 
+    @property
+    def merges_attention(self) -> bool:
+        """Whether a decoder layer has one attention over its own positions and the prompt, with the same queries."""
+        return False
+
     def stack_sizes(self, stack: str) -> StackSizes:
         """The sizes of the ``encoder`` or the ``decoder``."""
         raise NotImplementedError

@@ -75,6 +75,10 @@ class T5Gemma2Config(GemmaConfig):
         "eoi_token",
     )
 
+    @property
+    def merges_attention(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eoi_token < 0:

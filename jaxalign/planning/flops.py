@@ -39,7 +39,7 @@ def decoder_flops(config: NetworkConfig, source: int, target: int) -> int:
     sizes = config.stack_sizes("decoder")
     joined, joined_kv = _joined(sizes)
     # Queries and the output at decoder positions; keys and values at encoder positions, and both products with the weights.
-    at_targets = 4 * sizes.emb_dim * joined * target
+    at_targets = 0 if config.merges_attention else 4 * sizes.emb_dim * joined * target
     at_sources = 4 * config.encoder_width * joined_kv * source + 4 * target * source * joined
     cross, concatenation = at_targets + at_sources, 0
     if config.fuses_encoder_layers:

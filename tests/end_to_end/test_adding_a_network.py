@@ -25,4 +25,4 @@ def test_the_page_adds_a_network_that_trains_and_is_read_back(tmp_path):
         assert described["networks"]["policy"]["config"]["family"] == "shared_t5"
     done = pages.run(commands[2].replace("--gin_import=shared_t5 ", ""), tmp_path)
     assert done.returncode == 2
-    assert "its family is 'shared_t5'; known: t5, t5gemma" in done.stderr
+    assert "its family is 'shared_t5'; known: t5, t5gemma, t5gemma2" in done.stderr

@@ -258,7 +258,7 @@ def test_a_checkpoint_gives_its_network_and_its_vocabulary(write_lines, runs, ca
     assert f"--MODEL_DIR=runs/data_sft --INITIAL_CHECKPOINT_PATH={start} --LEARNING_RATE" in said
 
 
-@pytest.mark.parametrize("family", ["umt5", "t5gemma"])
+@pytest.mark.parametrize("family", ["umt5", "t5gemma", "t5gemma2"])
 def test_the_gin_file_of_a_checkpoint_describes_its_network(family, write_lines, tmp_path):
     config = FAMILIES[family].replace(vocab_size=262)
     policy = Policy(config)

@@ -12,6 +12,7 @@ from jaxalign.networks.value_variants import ZeroValue
 from jaxalign.objectives.dro import DROV
 from jaxalign.planning import flops
 from jaxalign.training.build import abstract_params
+from tests.fixtures.families import FAMILIES
 
 SOURCE, TARGET, ROWS = 48, 32, 2
 CONFIG = T5Config(
@@ -68,6 +69,16 @@ def test_parts_of_the_forward_pass_match_xla(fusion):
     assert counts[0] == pytest.approx(parts["encoder"], rel=TOLERANCE)
     assert counts[1] - counts[0] == pytest.approx(parts["decoder"], rel=TOLERANCE)
     assert counts[2] - counts[1] == pytest.approx(parts["logits"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["t5gemma", "t5gemma2"])
+def test_parts_of_other_families_are_their_matrix_products(family):
+    policy, batch = Policy(FAMILIES[family]), batch_of()
+    params = policy.abstract_params()
+    parts = flops.parts(policy.config, ROWS, SOURCE, TARGET)
+    encoder, both = (flops.count_flops(part(policy), params, batch) for part in (encode, decode))
+    assert encoder == parts["encoder"]
+    assert both - encoder == parts["decoder"]
 
 
 @pytest.mark.parametrize("remat_policy", ["none", "full"])
