@@ -101,11 +101,8 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemm
       ValueError: the file does not describe a T5Gemma 2, or describes one with features that jaxalign does not have.
     """
     require(fields, "is_encoder_decoder", True, "as in every T5Gemma 2")
-    outer, decoder = fields.get("encoder"), fields.get("decoder")
-    encoder = outer.get("text_config") if isinstance(outer, Mapping) else None
-    for name, part in (("encoder.text_config", encoder), ("decoder", decoder)):
-        if not isinstance(part, Mapping):
-            raise ValueError(f"{name} is {part!r}, not an object with its sizes.")
+    outer, decoder = _inner(fields, "encoder"), _inner(fields, "decoder")
+    encoder = _inner(outer, "text_config")
     for name, part in (
         ("config", fields),
         ("encoder", outer),
@@ -171,6 +168,13 @@ def config_to_huggingface(config: T5Gemma2Config, dtype: str = "float32") -> dic
         **TOKEN_IDS,
         "torch_dtype": dtype,
     }
+
+
+def _inner(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    inner = fields.get(name)
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{name} is {inner!r}, not an object with its sizes.")
+    return inner
 
 
 def _with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

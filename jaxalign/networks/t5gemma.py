@@ -134,18 +134,10 @@ class GemmaDecoder(DecoderStack):
         return self.token_embedder(with_start_token(self.config, tokens))
 
 
-class GemmaEncoderDecoder(nn.Module):
-    """T5Gemma, with the methods of `t5.EncoderDecoder`."""
+class GemmaStacks(nn.Module):
+    """The methods of `t5.EncoderDecoder` for a subclass that has ``token_embedder``, ``encoder``, ``decoder``, `embed` and `logits`."""
 
-    config: T5GemmaConfig
-
-    def setup(self) -> None:
-        config = self.config
-        self.token_embedder = GemmaEmbedding(
-            config.vocab_size, config.encoder_width, config.activation_dtype
-        )
-        self.encoder = GemmaEncoder(config)
-        self.decoder = GemmaDecoder(config)
+    config: GemmaConfig
 
     def encode(
         self,
@@ -180,7 +172,7 @@ class GemmaEncoderDecoder(nn.Module):
 
     def embed(self, tokens: Tokens) -> Hidden:
         """What the decoder reads of tokens, before they are scaled."""
-        return self.decoder.embed(tokens)
+        raise NotImplementedError
 
     def decode(
         self,
@@ -208,12 +200,7 @@ class GemmaEncoderDecoder(nn.Module):
 
     def logits(self, hidden: Vectors) -> Logits:
         """Float32 logits of decoder states. Scoring a batch never calls this: see `scoring`."""
-        if self.config.logits_via_embedding:
-            kernel = self.decoder.token_embedder.embedding.T
-            return logits_of(hidden, kernel, soft_cap=self.config.logits_soft_cap)
-        return soft_capped(
-            self.decoder.logits_dense(hidden.astype(jnp.float32)), self.config.logits_soft_cap
-        )
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -241,6 +228,31 @@ class GemmaEncoderDecoder(nn.Module):
             deterministic=deterministic,
         )
         return self.logits(hidden)
+
+
+class GemmaEncoderDecoder(GemmaStacks):
+    """T5Gemma, with the methods of `t5.EncoderDecoder`."""
+
+    config: T5GemmaConfig
+
+    def setup(self) -> None:
+        config = self.config
+        self.token_embedder = GemmaEmbedding(
+            config.vocab_size, config.encoder_width, config.activation_dtype
+        )
+        self.encoder = GemmaEncoder(config)
+        self.decoder = GemmaDecoder(config)
+
+    def embed(self, tokens: Tokens) -> Hidden:
+        return self.decoder.embed(tokens)
+
+    def logits(self, hidden: Vectors) -> Logits:
+        if self.config.logits_via_embedding:
+            kernel = self.decoder.token_embedder.embedding.T
+            return logits_of(hidden, kernel, soft_cap=self.config.logits_soft_cap)
+        return soft_capped(
+            self.decoder.logits_dense(hidden.astype(jnp.float32)), self.config.logits_soft_cap
+        )
 
 
 def encoder_embedding(config: T5GemmaConfig, name: str) -> GemmaEmbedding:

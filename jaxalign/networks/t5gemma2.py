@@ -16,7 +16,7 @@ from jaxalign.networks.shapes import AnyArray, Hidden, Logits, Params, Tokens, V
 from jaxalign.networks.t5gemma import (
     DecoderStack,
     GemmaEncoder,
-    GemmaEncoderDecoder,
+    GemmaStacks,
     with_start_token,
 )
 from jaxalign.networks.t5gemma2_config import T5Gemma2Config
@@ -49,7 +49,7 @@ class MergedDecoder(DecoderStack):
     layer: ClassVar[type[nn.Module]] = MergedDecoderLayer
 
 
-class T5Gemma2EncoderDecoder(GemmaEncoderDecoder):
+class T5Gemma2EncoderDecoder(GemmaStacks):
     """T5Gemma 2, with the methods of `t5.EncoderDecoder`."""
 
     config: T5Gemma2Config
@@ -60,11 +60,9 @@ class T5Gemma2EncoderDecoder(GemmaEncoderDecoder):
         self.decoder = MergedDecoder(self.config)
 
     def embed(self, tokens: Tokens) -> Hidden:
-        """What the decoder reads of tokens, before they are scaled; token 0, which starts a response, is the start token."""
         return self.token_embedder(with_start_token(self.config, tokens))
 
     def logits(self, hidden: Vectors) -> Logits:
-        """Float32 logits of decoder states. Scoring a batch never calls this: see `scoring`."""
         kernel = self.token_embedder.embedding.T
         return logits_of(hidden, kernel, soft_cap=self.config.logits_soft_cap)
 

@@ -156,8 +156,8 @@ class GroupedAttention(nn.Module):
         mixed, start = [], 0
         for _, values, _ in sources:
             own = weights[..., start : start + values.shape[2]].astype(values.dtype)
-            own = _in_rows(own, values.shape[0])
-            mixed.append(_in_rows(jnp.einsum("bngqk,bnkd->bngqd", own, values), rows))
+            part = jnp.einsum("bngqk,bnkd->bngqd", _in_rows(own, values.shape[0]), values)
+            mixed.append(_in_rows(part, rows))
             start += values.shape[2]
         return functools.reduce(jnp.add, mixed)
 

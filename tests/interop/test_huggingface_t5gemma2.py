@@ -127,7 +127,7 @@ def test_layers_without_types_are_full_as_often_as_the_pattern_says():
         (("is_encoder_decoder",), False, "is_encoder_decoder is False"),
         (("tie_word_embeddings",), False, "tie_word_embeddings is False"),
         (("decoder", "bos_token_id"), 5, "bos_token_id is 5"),
-        (("encoder", "text_config"), None, "encoder.text_config is None, not an object"),
+        (("encoder", "text_config"), None, "text_config is None, not an object"),
         (("decoder", "layer_types"), ["full_attention", "sliding_attention"] * 2, "layer_types is"),
         (("decoder", "attn_logit_softcapping"), 50.0, "attn_logit_softcapping is 50.0"),
         (("encoder", "text_config", "use_bidirectional_attention"), True, "bidirectional"),

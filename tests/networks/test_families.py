@@ -93,6 +93,15 @@ def test_packed_rows_under_scanned_layers_give_the_scores_and_gradients_of_each_
     assert_trees_close(gradient, unpacked, 2e-4)
 
 
+def test_unrolled_layers_can_be_recomputed(policy, params, make_batch, examples):
+    recomputed = Policy(policy.config.replace(remat_policy="minimal"), logits_chunk_size=16)
+    batch = make_batch(examples, **PACKED)
+    gradient = jax.grad(lambda tree: jnp.sum(recomputed.score(tree, batch).log_probs))
+    assert jax.tree.map(np.shape, jax.eval_shape(gradient, params)) == jax.tree.map(
+        np.shape, params
+    )
+
+
 def test_content_of_padding_is_irrelevant(policy, params, make_batch, examples):
     batch = make_batch(examples, **PACKED)
     score = jax.jit(policy.score)

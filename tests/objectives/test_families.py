@@ -17,8 +17,10 @@ from jaxalign.training.build import abstract_frozen, abstract_params, abstract_s
 from jaxalign.training.optimizers import sgd
 from jaxalign.training.state import build_transformations, create_state
 from jaxalign.training.step import make_train_step
+from tests.fixtures.families import FAMILIES as FAMILY_CONFIGS
 from tests.fixtures.families import one_layer
 
+EOI = FAMILY_CONFIGS["t5gemma2"].eoi_token
 OBJECTIVES = Path(__file__).resolve().parents[2] / "gin_configs" / "objectives"
 MACROS = {"VALUE_TOKEN": 60, "NUM_FEATURES": 3}
 DATA = TaskData(task="t", cache_dir="c", feature_lengths={"inputs": 8, "targets": 6})
@@ -80,6 +82,7 @@ def test_a_step_moves_every_parameter_and_stays_finite(family, name):
     for side in ("encoder_input", "decoder_input", "decoder_target"):
         key = f"{side}_tokens"
         batch[key] = generator.integers(2, 60, shapes[key].shape).astype(np.int32)
+    batch["encoder_input_tokens"][:, 0] = EOI  # it has an embedding of its own
     count = shapes["response_mask"].shape[2]
     length = shapes["decoder_input_tokens"].shape[1]
     batch["encoder_segment_ids"] = np.ones(shapes["encoder_segment_ids"].shape, np.int32)
