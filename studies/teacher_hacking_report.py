@@ -22,7 +22,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
     """Returns the page and draws the figure."""
     question, _, details = (teacher_hacking.__doc__ or "").partition("\n\n")
     found = {arm: finished(folder, arm, SEEDS) for arm in ARMS}
-    lines = ["# Teacher hacking\n", f"{question}\n", f"{details.rstrip()}\n"]
+    lines = ["# Teacher hacking\n", f"{question}\n", f"{details.rstrip()}\n", *_CONCLUSION]
     starts = [r for seed in SEEDS if (r := read_result(folder, f"starts/seed{seed}"))]
     lines.append(
         f"KL(oracle || teacher) is {spread([r['oracle_to_teacher'] for r in starts])}; the student starts at "
@@ -64,6 +64,17 @@ def _row(arm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "slope": spread([run["log_slope"] for run in runs], 2),
         "steps": spread([run["steps"] for run in runs][:1], 0),
     }
+
+
+_CONCLUSION = [
+    "**No teacher hacking in 40 epochs: golden falls with proxy in every arm; what differs is how far.** Fresh responses bring the student",
+    "nearest to the oracle, those of the teacher (golden 8.0) as those of the student (8.2), nearer than the teacher itself (10.1).",
+    "One fixed response for each act ends at 12.1, fixed ones with a tenth of fresh ones at 10.5, and a fifth of the acts at 13.2; the",
+    "order is the same in every seed. With fixed responses both distances flatten (slope -.03 to -.07 against -.23 with fresh ones), which",
+    "the detector shows without the oracle. In one seed golden rises significantly, with a fifth of the acts, where the proxy rises at",
+    "the end too: over-fitting rather than hacking. The students are still far from the teacher (proxy 8.6 to 14.2), so this says nothing",
+    "of what happens when they are near.\n",
+]
 
 
 def main() -> None:
