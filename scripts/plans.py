@@ -36,11 +36,15 @@ PLANS = {
             ("shared_encoder_single_value", "shared encoder, single value"),
         )
     },
+    "t5gemma_2b_2b_dro_v": (
+        "T5Gemma 2B-2B, DRO-V, v5e 4x4",
+        (f"{PAPER}/t5_large_dro_v.gin", "--gin_file=models/t5gemma_2b_2b.gin", LARGE),
+    ),
 }
 HEAD = """# Plans
 
 The output of `jaxalign plan` for the runs of the DRO paper (Richemond et al. 2024, arXiv 2405.19107, section 5) on the slices that the
-paper names, and for T5-XXL. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives come from
+paper names, and for T5-XXL and T5Gemma. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives come from
 the compiler, operations are counted, and step times are bounds; [plan.md](../../plan.md) explains how each number is obtained. Compile
 times are those of a shared machine with two cores. `python scripts/plans.py` made this page; the commands of the rows are
 
@@ -49,7 +53,7 @@ FOOT = """
 
 The lower bound of a step's time assumes that products, memory and links all run at their published peaks at the same time; the upper bound
 is the sum of the three. The paper reports 2 seconds per step for T5-L and 10 for T5-XL on these slices, and does not state its
-lengths. All these runs leave most of a chip's memory free. With one or two rows per chip, gathering the parameters takes about as long as
+lengths. All runs of T5 leave most of a chip's memory free. With one or two rows per chip, gathering the parameters takes about as long as
 the matrix products, or longer: more rows per step would use the chips better.
 
 The other files of `experiments/dro_paper` change numbers only (learning rates, tau, the number of steps), so they compile to the
