@@ -39,6 +39,7 @@ class Command:
         would soon raise. It may return text that is printed after the configuration.
       distributed: whether several processes can run it together.
       keeps_compiled: whether its compiled programs stay in the user's cache.
+      reads_networks: whether it computes with networks of runs, which --model_devices divides.
       model_file: a gin file that is read after the user's files if these describe a model, so that the command uses it.
       positional: the parameter that the first argument sets, if it is not a flag.
       passes_on: a parameter that gets the gin files and settings of the command line as flags; the command reads no configuration itself.
@@ -58,6 +59,7 @@ class Command:
     registers_tasks: bool = True
     distributed: bool = False
     keeps_compiled: bool = True
+    reads_networks: bool = False
     model_file: str = ""
     positional: str = ""
     rebuilt: str = ""
@@ -159,6 +161,7 @@ COMMANDS = {
             "jaxalign.annotation.score",
             "score",
             "add a policy's log-probabilities or a reward model's rewards to a cached task",
+            reads_networks=True,
         ),
         Command(
             "calibrate",
@@ -171,12 +174,14 @@ COMMANDS = {
             "jaxalign.annotation.advantages",
             "advantages",
             "add advantages, feedback minus a prompt's value, to a cached task",
+            reads_networks=True,
         ),
         Command(
             "density_ratios",
             "jaxalign.annotation.density_ratios",
             "density_ratios",
             "add density ratios of prompts, for BCO, to a cached task",
+            reads_networks=True,
         ),
         Command(
             "generate",
@@ -186,6 +191,7 @@ COMMANDS = {
             "{result[output]} holds {result[prompts]} prompts with responses, {result[generated]} of them new; in all of it, prompts cut: "
             "{result[cut_prompts]:.1%}, unknown pieces: {result[unknown_pieces]:.1%}, unfinished responses: {result[unfinished]:.1%}",
             next="jaxalign annotate --input={result[output]} --annotator=... judges them",
+            reads_networks=True,
         ),
         Command(
             "annotate",
@@ -194,6 +200,7 @@ COMMANDS = {
             "add a named annotation to responses: of a judge, a reward model, a policy, people, embeddings",
             "{result[report]}",
             next="jaxalign select --input={result[output]} --selector=... chooses what to train on",
+            reads_networks=True,
             registers_tasks=False,
         ),
         Command(
@@ -217,6 +224,7 @@ COMMANDS = {
             "retrieve",
             "rank items for queries by the identifiers that a policy writes, beside two baselines",
             "{result[report]}",
+            reads_networks=True,
             registers_tasks=False,
         ),
         Command(
@@ -225,6 +233,7 @@ COMMANDS = {
             "vote",
             "let the answers of several responses vote: by majority, weighted, or filtered early by a reward model",
             "{result[report]}",
+            reads_networks=True,
             registers_tasks=False,
         ),
         Command(
@@ -234,6 +243,7 @@ COMMANDS = {
             "sample, annotate, select and train, round after round, from one gin file",
             "all rounds are finished: {result[output_dir]} holds rounds.md, rounds.json and rounds.png",
             dry_run="jaxalign.recipes.rounds_dry_run",
+            reads_networks=True,
             registers_tasks=False,
             rebuilt="training",
         ),
@@ -251,6 +261,7 @@ COMMANDS = {
             "jaxalign.evaluation.evaluate",
             "evaluate",
             "judge policies side by side on the same prompts",
+            reads_networks=True,
         ),
         Command(
             "report",

@@ -24,7 +24,7 @@ COMMON_FLAGS = {
     "coordinator_address": "of a job of several processes (train): host:port of the first one, if it is not found by itself",
     "num_processes": "how many processes the job has",
     "process_id": "which of them this one is, from 0",
-    "model_devices": "devices over which every copy of a network is divided, in commands that read runs (train has MESH_TENSOR)",
+    "model_devices": "devices over which a command that computes with runs divides every copy of a network (train has MESH_TENSOR)",
     "dry_run": "check everything in the configuration, print it, and stop",
     "verbose": "show the full traceback of an error",
     "help": "this text",

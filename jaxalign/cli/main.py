@@ -5,6 +5,7 @@ maintenance notice after saving, 76 another process of the job was lost, 130 int
 shows its traceback.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -169,18 +170,40 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(
             f"{name} runs in one process; --coordinator_address is for: jaxalign train"
         )
-    if command.distributed and flags.model_devices is not None:
-        raise UsageError(
-            f"{name} divides networks with --MESH_TENSOR; --model_devices is for: jaxalign generate"
+    _check_model_devices(command, flags.model_devices)
+    with _compiled_kept(command, flags):
+        if launch is None or not command.distributed or flags.dry_run:
+            return _run_command(command, signature, flags, None)
+        verbose = flags.verbose
+        return processes.run_guarded(
+            lambda: run_with_one_line_errors(
+                lambda: _run_command(command, signature, flags, launch), verbose=verbose
+            )
         )
-    if launch is None or not command.distributed or flags.dry_run:
-        return _run_command(command, signature, flags, None)
-    verbose = flags.verbose
-    return processes.run_guarded(
-        lambda: run_with_one_line_errors(
-            lambda: _run_command(command, signature, flags, launch), verbose=verbose
-        )
-    )
+
+
+def _check_model_devices(command: Command, given: int | None) -> None:
+    if given is None:
+        return
+    if not command.reads_networks:
+        reading = ", ".join(name for name, each in COMMANDS.items() if each.reads_networks)
+        also = "; train divides networks with --MESH_TENSOR" if command.distributed else ""
+        raise UsageError(f"--model_devices is for {reading}, not for {command.name}{also}")
+    if given < 1:
+        raise UsageError(f"--model_devices={given} must be at least 1")
+
+
+def _compiled_kept(command: Command, flags: Flags) -> contextlib.AbstractContextManager[None]:
+    kept = command.keeps_compiled and not flags.dry_run
+    return compilation_cache.kept() if kept else contextlib.nullcontext()
+
+
+def _divided(parts: int | None) -> contextlib.AbstractContextManager[None]:
+    if parts is None:
+        return contextlib.nullcontext()
+    from jaxalign.parallel import row_devices
+
+    return row_devices.divided_networks(parts)
 
 
 def _run_command(
@@ -188,8 +211,6 @@ def _run_command(
 ) -> int:
     # Without this setting TensorFlow and XLA write start-up messages to stderr.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if command.keeps_compiled:
-        compilation_cache.use()
     from jaxalign.cli import gin_setup
 
     if command.passes_on:
@@ -207,11 +228,8 @@ def _run_command(
 
         distributed.initialize(launch)
         first = distributed.is_primary_process()
-    if flags.model_devices is not None:
-        from jaxalign.parallel import row_devices
-
-        row_devices.divide_networks(flags.model_devices)
-    result = gin_setup.run(function, command)
+    with _divided(flags.model_devices):
+        result = gin_setup.run(function, command)
     if command.done and first:
         from jaxalign.cli import gin_settings
 

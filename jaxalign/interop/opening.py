@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxalign import files, hub
 from jaxalign.errors import UserError
@@ -18,15 +19,27 @@ from jaxalign.version import __version__
 DEFAULT_INPUTS, DEFAULT_TARGETS = 512, 128
 
 
-def run_folder(path: str | os.PathLike[str]) -> str:
+def run_folder(path: str | os.PathLike[str], *, convert: bool = True) -> str:
     """Returns the run folder that a Hugging Face model becomes, as of `open_run`; other paths as they are.
 
+    Args:
+      path: as of `open_run`.
+      convert: whether the model may be downloaded and converted.
+
     Raises:
-      UserError: the model is not there or malformed.
+      UserError: the model is not there or malformed, or it would have to be downloaded or converted.
     """
-    if hub.is_address(path) or _is_huggingface(path):
+    if not hub.is_address(path) and not _is_huggingface(path):
+        return os.fspath(path)
+    if convert:
         return str(open_run(path).folder)
-    return os.fspath(path)
+    if not hub.is_address(path):
+        made = _converted_folder(checkpoint_sources.open_source(path, None))
+        if made.exists():
+            return str(made)
+    raise UserError(
+        "a dry run downloads and converts no model; give the command without --dry_run, or make a run folder of it first (jaxalign convert)"
+    )
 
 
 def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run:
@@ -45,7 +58,7 @@ def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run
     if not hub.is_address(path) and not _is_huggingface(path):
         return Run(Path(path), step)
     source = checkpoint_sources.open_source(path, step)
-    output = files.user_cache() / "models" / f"{source.run_id()}-{_digest(Path(source.path))}"
+    output = _converted_folder(source)
     if not output.exists():
         lengths = source.reading.lengths
         own = output.with_name(f"{output.name}.{os.getpid()}")
@@ -62,6 +75,10 @@ def open_run(path: str | os.PathLike[str], step: int | str | None = None) -> Run
             # Another process converted the same model meanwhile.
             shutil.rmtree(own)
     return Run(output)
+
+
+def _converted_folder(source: Any) -> Path:
+    return files.user_cache() / "models" / f"{source.run_id()}-{_digest(Path(source.path))}"
 
 
 def _is_huggingface(path: str | os.PathLike[str]) -> bool:

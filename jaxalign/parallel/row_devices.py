@@ -22,23 +22,28 @@ from jaxalign.parallel.partitioning import BATCH_AXES, BATCH_SPEC, MeshShape
 _parts = 1
 
 
-def divide_networks(parts: int) -> None:
-    """Lets this process divide every copy of a network that it reads from a run over so many devices (tensor parallelism).
+@contextlib.contextmanager
+def divided_networks(parts: int) -> Iterator[None]:
+    """Divides every copy of a network that is read from a run meanwhile over so many devices of this process (tensor parallelism).
 
     Raises:
       UserError: the number of devices is no multiple of it.
     """
     global _parts
     count = jax.local_device_count()
-    if parts < 1 or count % parts:
+    if count % parts:
         raise UserError(
             f"--model_devices={parts} does not divide the {count} devices of this process"
         )
-    _parts = parts
+    before, _parts = _parts, parts
+    try:
+        yield
+    finally:
+        _parts = before
 
 
 def local_mesh(devices: list[Any] | None = None) -> Mesh:
-    """Returns a mesh of copies over the devices of this process, each of which has as many as `divide_networks` says.
+    """Returns a mesh of copies over the devices of this process, each of which has as many as `divided_networks` says.
 
     On a CPU it has the devices of one copy alone, because several devices of a CPU share its cores.
 

@@ -116,13 +116,19 @@ def rounds(
         return {"output_dir": str(folder), **round_report.write_report(folder, found)}
 
 
-def make_recipe(*, output_dir: str, **arguments: Any) -> Recipe:
-    """Returns the recipe of the arguments of `rounds`; None stands for a default."""
+def make_recipe(*, output_dir: str, converts: bool = True, **arguments: Any) -> Recipe:
+    """Returns the recipe of the arguments of `rounds`; None stands for a default.
+
+    A Hugging Face model is converted here, once, so that every stage reads the same run folder; without `converts` it is refused unless
+    that has been done.
+    """
     given = {name: value for name, value in arguments.items() if value is not None}
-    # A Hugging Face model is converted here, once, so that every stage reads the same run folder.
-    given |= {
-        name: run_folder(given[name]) for name in ("start", "first", "teacher") if name in given
-    }
+    for name in ("start", "first", "teacher"):
+        if name in given:
+            try:
+                given[name] = run_folder(given[name], convert=converts)
+            except UserError as error:
+                raise UserError(f"{name.upper()} {given[name]}: {error}") from error
     return Recipe(folder=files.absolute_path(output_dir), **given)
 
 

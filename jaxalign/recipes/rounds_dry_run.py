@@ -16,7 +16,7 @@ def check(**arguments: Any) -> str:
     Raises:
       UserError: a file, run, specification or value is wrong, or OUTPUT_DIR has stages of other settings; the message names the setting.
     """
-    recipe = make_recipe(**arguments)
+    recipe = make_recipe(converts=False, **arguments)
     checked = check_recipe(recipe)
     lines = list(graph(recipe, checked))
     found = stages(recipe, checked.prompts, checked.held_out)

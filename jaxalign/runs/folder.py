@@ -67,7 +67,7 @@ class Run:
         Args:
           step: a checkpoint to use in place of the chosen one.
           role: the role of the parameters.
-          shardings: the shardings of the parameters; those of `parallel.row_devices.default_sharding` by default.
+          shardings: the shardings of the parameters; by default a copy on every device, or in parts as `parallel.row_devices` says.
 
         Raises:
           UserError: there is no such network, or its checkpoint is damaged, not finite, or of another shape.

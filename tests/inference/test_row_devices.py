@@ -50,19 +50,19 @@ def prompts():
     return [[*random.integers(2, VOCAB_SIZE, n).tolist(), 1] for n in random.integers(1, 14, 13)]
 
 
-@pytest.fixture
-def divided(monkeypatch):
-    """Divides networks over two devices, until the test ends."""
-    monkeypatch.setattr(row_devices, "_parts", 1)
-    row_devices.divide_networks(2)
-
-
 def test_commands_divide_a_network_that_they_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_devices, "_parts", 1)
     policy = Policy(CONFIG.replace(vocab_size=262))
     write_run(tmp_path / "run", "policy", policy, policy.init(jax.random.key(0)))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": "ask" * i}) + "\n" for i in range(1, 6)))
+    opened, parts = Run.policy, []
+
+    def watched(run, *arguments, **options):
+        found = opened(run, *arguments, **options)
+        parts.append(found.params["token_embedder"]["embedding"].addressable_shards[0].data.shape)
+        return found
+
+    monkeypatch.setattr(Run, "policy", watched)
 
     def answers(name, *flags):
         output = tmp_path / f"{name}.jsonl"
@@ -72,15 +72,15 @@ def test_commands_divide_a_network_that_they_read(tmp_path, monkeypatch):
 
     whole = answers("whole")
     assert answers("divided", "--model_devices=2") == whole
-    embedding = Run(tmp_path / "run").policy().params["token_embedder"]["embedding"]
-    assert len(embedding.sharding.device_set) == 2
-    assert embedding.addressable_shards[0].data.shape == (131, 16)
+    answers("later")
+    assert parts == [(262, 16), (131, 16), (262, 16)]
 
 
-def test_adapters_and_their_base_are_divided_alike(divided, tmp_path):
+def test_adapters_and_their_base_are_divided_alike(tmp_path):
     policy = LoraPolicy(CONFIG, lora=Lora(rank=2))
     write_run(tmp_path / "run", "policy", policy, policy.init(jax.random.key(0)))
-    params = Run(tmp_path / "run").policy().params
+    with row_devices.divided_networks(2):
+        params = Run(tmp_path / "run").policy().params
     kernel = params["encoder"]["layers_0"]["attention"]["query"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (16, 8)
 
@@ -88,13 +88,16 @@ def test_adapters_and_their_base_are_divided_alike(divided, tmp_path):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["generate", "--model_devices=3"], "--model_devices=3 does not divide the 8 devices"),
-        (["train", "--model_devices=2"], "train divides networks with --MESH_TENSOR"),
+        ("generate --model_devices=3", "--model_devices=3 does not divide the 8 devices"),
+        ("generate --model_devices=0 --dry_run", "--model_devices=0 must be at least 1"),
+        ("train --model_devices=2", "not for train; train divides networks with --MESH_TENSOR"),
+        ("vocabulary --model_devices=2", "--model_devices is for score, advantages,"),
     ],
 )
 def test_devices_that_cannot_divide_a_network_are_refused(command, message, capsys):
     flags = ["--checkpoint=none", "--input=none", "--output=none"]
-    assert main([*command, *(flags if command[0] == "generate" else [])]) == 2
+    name, *given = command.split()
+    assert main([name, *given, *(flags if name == "generate" else [])]) == 2
     assert message in capsys.readouterr().err
 
 

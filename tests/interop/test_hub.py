@@ -198,6 +198,10 @@ def test_rounds_start_from_a_model_of_the_hub(exported, tmp_path):
         training=lambda values: None,
         selector="best_worst",
     )
+    for start in ("hf://me/model", str(exported)):
+        with pytest.raises(UserError, match=f"START {start}: a dry run downloads and converts no"):
+            recipe(start=start, converts=False)
+    assert not (tmp_path / "cache").exists()
     of_the_hub = recipe(start="hf://me/model", teacher=str(exported))
     folder = str(opening.open_run(exported).folder)
     assert of_the_hub.paths == {
@@ -205,6 +209,7 @@ def test_rounds_start_from_a_model_of_the_hub(exported, tmp_path):
         "START": folder,
         "TEACHER": folder,
     }
+    assert recipe(start=str(exported), converts=False).start == folder
     # Stages of the address and of the converted folder are the same.
     assert of_the_hub.identities == recipe(start=folder, teacher=folder).identities
 
