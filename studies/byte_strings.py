@@ -9,8 +9,8 @@ best expected value at every KL is known (`byte_strings_generator`). A T5 of abo
 natural fillers; then every arm learns from the same two natural fillers for each of the logged prompts: DRO-V with sums over tokens, with
 means over tokens, and with V = 0, DPO on the pairs that differ, and SFT on the strings that are nearly neutral. All arms have equal
 updates and one learning rate; nothing is searched. Every checkpoint is a point of reward and KL, and arms are compared at equal KL.
-`--data` is not read. The same command continues an interrupted study. Expected: .7 core-hours (28 jobs; SFT 2 minutes of one core, an arm
-1.5 minutes).
+`--data` is not read. The same command continues an interrupted study. Measured: 1.5 core-hours beside other
+work.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from studies.formatting import finished, spread, unfinished
 
 FIGURE = Path("docs/results/byte_strings.png")
 DISTANCES = (0.25, 0.5, 1.0)
+PLOTTED = 2.0  # the largest KL of the figure, in nats
 BASE = "dro_v_tau0.3"
 TEMPERATURES = np.geomspace(0.5, 60, 40)
 
@@ -33,6 +34,7 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
         "# DRO on strings that are no language\n",
         f"{question}\n",
         f"{details.rstrip()}\n",
+        *_CONCLUSION,
         f"{size.logged} logged prompts, {size.updates} updates at rate {RATE:g}, {size.test} test prompts with one sample each. KL is from",
         "the fine-tuned policy, exact at every position along the samples. Mean and standard deviation over seeds.\n",
     ]
@@ -57,17 +59,35 @@ def report(folder: Path, figure: Path = FIGURE) -> str:
         "Over the test prompts, after all updates, in units of feedback (net charges).\n",
         _values(found),
     ]
-    series: dict[str, Any] = {
+    means = {
         arm: np.mean([_path(run) for run in runs], axis=0) for arm, runs in found.items() if runs
     }
+    # Arms that leave the plot would shrink the others to a line.
+    series: dict[str, Any] = {
+        arm: path for arm, path in means.items() if path[:, 0].max() <= PLOTTED
+    }
+    left = ", ".join(f"`{arm}`" for arm in means if arm not in series)
     plot_front({**series, "exact optimum": best}, ("KL from the fine-tuned policy, nats", "feedback"), figure)  # fmt: skip
     lines += [
-        f"\n![Feedback against KL along the checkpoints of every arm, with the exact optimum]({figure.name})\n"
+        f"\n![Feedback against KL along the checkpoints, with the exact optimum]({figure.name})\n",
+        *(
+            [f"Not in the plot, because their KL exceeds {PLOTTED:g} nats: {left}.\n"]
+            if left
+            else []
+        ),
     ]
-    return "\n".join([*lines, *unfinished(found, SEEDS), *_CONCLUSION])
+    return "\n".join([*lines, *unfinished(found, SEEDS)])
 
 
-_CONCLUSION: list[str] = []
+_CONCLUSION = [
+    "**DRO-V learns from strings as it does from text, and its V is right.** With sums and tau .3 the feedback rises from -4.65 to -3.41",
+    "at a KL of .91 nats, .6 of what the exact optimum gains at that KL; V has a correlation of .96 with the exact V* and a bias of -.11.",
+    "Means over tokens are the same loss at another temperature: with tau 4.8, which is .3 times 16 tokens, they end at -3.47 at .72",
+    "nats, while tau 1 (the paper's default for sums) leaves for 8.6 nats without being better. Without a value the same tau costs more",
+    "KL for the same feedback (-3.32 at 1.52 nats; at 1 nat -3.92 against -3.30 of the one DRO-V seed that gets there). SFT on nearly",
+    "neutral strings is between them. DPO at the common learning rate diverges (24 nats): nothing was searched for any arm, so this says",
+    "little of DPO.\n",
+]
 
 
 def _path(result: dict[str, Any]) -> list[tuple[float, float]]:
