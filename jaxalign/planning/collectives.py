@@ -39,18 +39,18 @@ class Collective:
 def count_collectives(module: Module) -> dict[str, Collective]:
     """Counts the collectives of one execution by kind; kinds that do not occur are omitted."""
     totals: dict[str, list[float]] = {}
-    seen: set[str] = set()
+    spread, counted = _spread_channels(module), set()
     for computation, instruction, times in module.executed():
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
-        if computation.name.startswith("async_collective_fusion"):
-            # One collective is spread over several fusions that contain other work too; they share its channel.
-            channel = re.search(r"channel_id=\d+", instruction.attributes)
-            key = channel[0] if channel else instruction.name
-            if key in seen:
-                continue
-            seen.add(key)
+        channel = _channel(instruction)
+        if channel in counted:
+            continue
+        if channel in spread:
+            # Its first part stands for all.
+            times = spread[channel]
+            counted.add(channel)
         if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
             kind = "reduce-scatter"  # programs for TPUs express it in this form
             size = sum(array.num_bytes for array in instruction.arrays)
@@ -62,6 +62,28 @@ def count_collectives(module: Module) -> dict[str, Collective]:
         total[1] += times * size
         total[2] += times * size * _sent_share(kind, members)
     return {kind: Collective(kind, *totals[kind]) for kind in KINDS if kind in totals}
+
+
+def _spread_channels(module: Module) -> dict[str, float]:
+    """How often each collective runs that the compiler spreads over several fusions with other work, by its channel.
+
+    All of its parts name the channel and the whole arrays. A part in the body of a loop, over whose iterations it is spread, runs more
+    often than the collective, which runs as often as its rarest part, the start.
+    """
+    runs: dict[str, list[float]] = {}
+    spread = set()
+    for computation, instruction, times in module.executed():
+        if instruction.opcode.removesuffix("-start") in KINDS:
+            channel = _channel(instruction)
+            runs.setdefault(channel, []).append(times)
+            if computation.name.startswith("async_collective_fusion"):
+                spread.add(channel)
+    return {channel: min(runs[channel]) for channel in spread}
+
+
+def _channel(instruction: Instruction) -> str:
+    found = re.search(r"channel_id=\d+", instruction.attributes)
+    return found[0] if found else instruction.name
 
 
 def group_size(instruction: Instruction, module: Module) -> int:

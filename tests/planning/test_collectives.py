@@ -157,6 +157,48 @@ def test_pieces_of_one_asynchronous_collective_count_once():
     assert collectives.count_collectives(hlo.parse_module(text))["all-gather"].count == 1
 
 
+def test_a_collective_that_is_spread_over_a_loop_counts_once():
+    """As a TPU overlaps the gather of the projection with all layers: a start, a part in the loop's body, and an end name one channel."""
+    gather = "all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}"
+    part = f"""\
+        %{{0}} (p: f32[4]) -> f32[16] {{{{
+          %p = f32[4]{{{{0}}}} parameter(0)
+          ROOT %g = f32[16]{{{{0}}}} {gather.replace("{", "{{").replace("}", "}}")}
+        }}}}
+
+        """
+    names = ("fused_computation.1", "async_collective_fusion.2", "fused_computation.3")
+    text = textwrap.dedent(
+        "HloModule m, num_partitions=4\n\n"
+        + "".join(textwrap.dedent(part.format(name)) for name in names)
+        + textwrap.dedent("""\
+        %body (b: (f32[4], f32[16])) -> (f32[4], f32[16]) {
+          %b = (f32[4]{0}, f32[16]{0}) parameter(0)
+          %x = f32[4]{0} get-tuple-element(%b), index=0
+          %y = f32[16]{0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.2
+          ROOT %t = (f32[4]{0}, f32[16]{0}) tuple(%x, %y)
+        }
+
+        %condition (c: (f32[4], f32[16])) -> pred[] {
+          %c = (f32[4]{0}, f32[16]{0}) parameter(0)
+          ROOT %more = pred[] constant(true)
+        }
+
+        ENTRY %main (a: f32[4]) -> f32[16] {
+          %a = f32[4]{0} parameter(0)
+          %start = f32[16]{0} fusion(%a), kind=kCustom, calls=%fused_computation.1
+          %tuple = (f32[4]{0}, f32[16]{0}) tuple(%a, %start)
+          %w = (f32[4]{0}, f32[16]{0}) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+          ROOT %end = f32[16]{0} fusion(%a), kind=kCustom, calls=%fused_computation.3
+        }
+        """)
+    )
+    module = hlo.parse_module(text)
+    assert module.runs["async_collective_fusion.2"] == 24
+    found = collectives.count_collectives(module)["all-gather"]
+    assert (found.count, found.num_bytes) == (1, 64)
+
+
 def test_text_that_is_not_a_module_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse_module("nothing")
