@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxalign.interop.config_fields import boolean, integer
 from jaxalign.networks.config import T5Config
 
 _FEED_FORWARD = {
@@ -39,7 +40,7 @@ def config_from_huggingface(
         )
     default = "gated-gelu" if fields["model_type"] == "umt5" else "relu"
     feed_forward = fields.get("feed_forward_proj", default)
-    if feed_forward not in _FEED_FORWARD:
+    if not isinstance(feed_forward, str) or feed_forward not in _FEED_FORWARD:
         raise ValueError(f"feed_forward_proj is {feed_forward!r}; known: {sorted(_FEED_FORWARD)}.")
     activations = _FEED_FORWARD[feed_forward]
     _require(fields, "dense_act_fn", _ACTIVATIONS[activations[0]], f"with {feed_forward}")
@@ -47,20 +48,25 @@ def config_from_huggingface(
     _require(fields, "layer_norm_epsilon", EPSILON, "as in every T5")
     _require(fields, "is_encoder_decoder", True, "as in every T5")
     check_token_ids(fields)
-    layers = int(fields["num_layers"])
+    layers = integer(fields, "num_layers")
+    own_layers = fields.get("num_decoder_layers") is not None
     return T5Config(
-        vocab_size=int(fields["vocab_size"]),
-        emb_dim=int(fields["d_model"]),
-        num_heads=int(fields["num_heads"]),
-        head_dim=int(fields["d_kv"]),
-        mlp_dim=int(fields["d_ff"]),
+        vocab_size=integer(fields, "vocab_size"),
+        emb_dim=integer(fields, "d_model"),
+        num_heads=integer(fields, "num_heads"),
+        head_dim=integer(fields, "d_kv"),
+        mlp_dim=integer(fields, "d_ff"),
         num_encoder_layers=layers,
-        num_decoder_layers=int(fields.get("num_decoder_layers") or layers),
+        num_decoder_layers=integer(fields, "num_decoder_layers") if own_layers else layers,
         mlp_activations=activations,
         # Only tied logits are scaled.
         logits_via_embedding=_is_scaled(fields, head_differs),
-        relative_attention_num_buckets=int(fields.get("relative_attention_num_buckets", 32)),
-        relative_attention_max_distance=int(fields.get("relative_attention_max_distance", 128)),
+        relative_attention_num_buckets=integer(
+            fields, "relative_attention_num_buckets", default=32
+        ),
+        relative_attention_max_distance=integer(
+            fields, "relative_attention_max_distance", default=128
+        ),
         relative_attention_per_layer=fields["model_type"] == "umt5",
     ).replace(**changes)
 
@@ -85,7 +91,7 @@ def is_tied(fields: Mapping[str, Any], head_differs: bool = False) -> bool:
     transformers 5 writes ``tie_word_embeddings`` true for every mT5 and umT5, although these have a separate head. In this case the
     tensors decide.
     """
-    tied = bool(fields.get("tie_word_embeddings", True))
+    tied = boolean(fields, "tie_word_embeddings", True)
     return tied and not (fields.get("model_type") in ("mt5", "umt5") and head_differs)
 
 
@@ -96,7 +102,7 @@ def _is_scaled(fields: Mapping[str, Any], head_differs: bool) -> bool:
     """
     tied = is_tied(fields, head_differs)
     scaled = tied and not (fields["model_type"] == "mt5" and _major_version(fields) >= 5)
-    scaled = bool(fields.get("scale_decoder_outputs", scaled))
+    scaled = boolean(fields, "scale_decoder_outputs", scaled)
     if scaled and not tied:
         raise ValueError(
             "scale_decoder_outputs is true with a head of its own, which no T5 has: only tied logits are scaled."

@@ -71,10 +71,11 @@ def read(folder: str) -> tuple[dict[str, LazyArray], NetworkConfig, list[str]]:
         raise UserError(f"{path} is missing")
     tensors, unused = safetensors.read_folder(folder)
     tensors = _without_wrappers(folder, tensors, unused)
-    family = _MODEL_TYPES.get(fields.get("model_type"))
+    model_type = fields.get("model_type")
+    family = _MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
     _check_generation(folder, family or huggingface_config)
     if family is huggingface_t5gemma2:
-        tensors = huggingface_t5gemma2.text_tensors(tensors, unused)
+        tensors = huggingface_t5gemma2.text_tensors(folder, tensors, unused)
     config: NetworkConfig
     if family is None:
         config = _t5_tables(folder, fields, tensors, unused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxalign.interop.config_fields import boolean, integer, items, mapping, number, require_known
 from jaxalign.interop.huggingface import Pair
 from jaxalign.networks.gemma_config import GemmaConfig, Stack
 from jaxalign.networks.t5gemma_config import GemmaStack, T5GemmaConfig
@@ -15,6 +16,7 @@ TOKEN_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _PROJECTIONS = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
 _MLP = {"wi_0": "gate_proj", "wi_1": "up_proj", "wo": "down_proj"}
 KINDS = ("sliding_attention", "full_attention")
+ROPE = ("rope_type", "rope_theta", "factor")
 _ACTIVATION, _EPSILON = "gelu_pytorch_tanh", 1e-6
 
 
@@ -86,12 +88,13 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemm
         check_token_ids(fields[stack])
     encoder, decoder = fields["encoder"], fields["decoder"]
     width = decoder.get("cross_attention_hidden_size")
-    if width is not None and width != encoder["hidden_size"]:
+    encoder_width = _integer(encoder, "hidden_size", "encoder")
+    if width is not None and width != encoder_width:
         raise ValueError(
-            f"decoder.cross_attention_hidden_size is {width}, and the encoder's width {encoder['hidden_size']}."
+            f"decoder.cross_attention_hidden_size is {width!r}, and the encoder's width {encoder_width}."
         )
     sizes = {
-        name: _default(stack, "vocab_size")
+        name: _integer(stack, "vocab_size", name)
         for name, stack in (("encoder", encoder), ("decoder", decoder))
     }
     if sizes["encoder"] != sizes["decoder"]:
@@ -99,18 +102,18 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemm
             f"encoder.vocab_size is {sizes['encoder']} and decoder.vocab_size {sizes['decoder']}; jaxalign has one vocabulary for both."
         )
     return T5GemmaConfig(
-        vocab_size=int(sizes["decoder"]),
+        vocab_size=sizes["decoder"],
         encoder=_stack(encoder, "encoder"),
         decoder=_stack(decoder, "decoder"),
         logits_via_embedding=is_tied(fields),
-        logits_soft_cap=_cap(decoder, "final_logit_softcapping"),
+        logits_soft_cap=_cap(decoder, "final_logit_softcapping", "decoder"),
         start_token=TOKEN_IDS["bos_token_id"],
     ).replace(**changes)
 
 
 def is_tied(fields: Mapping[str, Any]) -> bool:
     """Returns whether the head is the decoder's embedding table."""
-    return bool(fields.get("tie_word_embeddings", True))
+    return boolean(fields, "tie_word_embeddings", True)
 
 
 def check_token_ids(fields: Mapping[str, Any]) -> None:
@@ -160,44 +163,52 @@ def sizes_of_stack(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns the fields of `Stack`, and checks what every stack of T5Gemma and T5Gemma 2 has.
 
     Raises:
-      ValueError: the stack has another activation, another epsilon or biases; the message names `where`.
+      ValueError: the stack has another activation, another epsilon or biases, or a size of a wrong type; the message names `where`.
     """
     require(fields, "hidden_activation", _ACTIVATION, where)
     require(fields, "attention_bias", False, where)
     require(fields, "rms_norm_eps", _EPSILON, where)
     return {
-        "emb_dim": int(_default(fields, "hidden_size")),
-        "num_heads": int(_default(fields, "num_attention_heads")),
-        "num_kv_heads": int(_default(fields, "num_key_value_heads")),
-        "head_dim": int(_default(fields, "head_dim")),
-        "mlp_dim": int(_default(fields, "intermediate_size")),
-        "num_layers": int(_default(fields, "num_hidden_layers")),
-        "query_pre_attn_scalar": float(_default(fields, "query_pre_attn_scalar")),
-        "sliding_window": int(_default(fields, "sliding_window")),
+        "emb_dim": _integer(fields, "hidden_size", where),
+        "num_heads": _integer(fields, "num_attention_heads", where),
+        "num_kv_heads": _integer(fields, "num_key_value_heads", where),
+        "head_dim": _integer(fields, "head_dim", where),
+        "mlp_dim": _integer(fields, "intermediate_size", where),
+        "num_layers": _integer(fields, "num_hidden_layers", where),
+        "query_pre_attn_scalar": number(
+            fields, "query_pre_attn_scalar", where, _DEFAULTS["query_pre_attn_scalar"]
+        ),
+        "sliding_window": _integer(fields, "sliding_window", where),
     }
 
 
 def _stack(fields: Mapping[str, Any], where: str) -> GemmaStack:
     sizes = sizes_of_stack(fields, where)
-    rope = fields.get("rope_parameters") or {}
+    rope = mapping(fields, "rope_parameters", where)
+    require_known(rope, ROPE, f"{where}.rope_parameters")
     require(rope, "rope_type", "default", f"{where}.rope_parameters")
     require(fields, "rope_scaling", None, where)
-    kinds = fields.get("layer_types")
-    expected = [KINDS[index % 2] for index in range(sizes["num_layers"])]
-    if kinds is not None and list(kinds) != expected:
+    kinds = items(fields, "layer_types", where)
+    if kinds is not None and (
+        len(kinds) != sizes["num_layers"]
+        or any(kind != KINDS[index % 2] for index, kind in enumerate(kinds))
+    ):
         raise ValueError(
             f"{where}.layer_types is {kinds!r}; jaxalign computes {' and '.join(KINDS)} in turn."
         )
-    theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
+    if "rope_theta" in rope:
+        theta = number(rope, "rope_theta", f"{where}.rope_parameters")
+    else:
+        theta = number(fields, "rope_theta", where, 10000.0)
     return GemmaStack(
         **sizes,
-        rope_theta=float(theta),
-        attention_soft_cap=_cap(fields, "attn_logit_softcapping"),
+        rope_theta=theta,
+        attention_soft_cap=_cap(fields, "attn_logit_softcapping", where),
     )
 
 
 # What transformers takes for a size that the file leaves out.
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "vocab_size": 256000,
     "hidden_size": 2304,
     "intermediate_size": 9216,
@@ -212,13 +223,13 @@ _DEFAULTS = {
 }
 
 
-def _default(fields: Mapping[str, Any], name: str) -> Any:
-    return fields.get(name, _DEFAULTS[name])
+def _integer(fields: Mapping[str, Any], name: str, where: str) -> int:
+    return integer(fields, name, where, _DEFAULTS[name])
 
 
-def _cap(fields: Mapping[str, Any], name: str) -> float | None:
-    cap = _default(fields, name)
-    return None if cap is None else float(cap)
+def _cap(fields: Mapping[str, Any], name: str, where: str) -> float | None:
+    absent = name in fields and fields[name] is None
+    return None if absent else number(fields, name, where, _DEFAULTS[name])
 
 
 def _stack_fields(config: T5GemmaConfig, name: str) -> dict[str, Any]:

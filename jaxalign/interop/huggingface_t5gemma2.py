@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxalign.errors import UserError
 from jaxalign.interop.arrays import LazyArray
+from jaxalign.interop.config_fields import integer, items, mapping, number, require_known
 from jaxalign.interop.huggingface import Pair
 from jaxalign.interop.huggingface_t5gemma import (
     KINDS,
+    ROPE,
     TOKEN_IDS,
     check_token_ids,
     layer_pairs,
@@ -19,7 +22,7 @@ from jaxalign.interop.huggingface_t5gemma import (
     sizes_of_stack,
     stack_fields,
 )
-from jaxalign.networks.gemma_config import FULL
+from jaxalign.networks.gemma_config import FULL, layer_kinds
 from jaxalign.networks.t5gemma2_config import Gemma3Stack, T5Gemma2Config
 
 MODEL_TYPE = "t5gemma2"
@@ -30,6 +33,7 @@ _COPIES = {
     "model.decoder.embed_tokens.eoi_embedding": EOI,
 }
 _VISION = ("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")
+_TEXT = "model.encoder.text_model."
 _NORMS = {"attention": "self_attn", "mlp": "feedforward"}
 # The smallest tower that transformers builds: text does not read it.
 _TOWER = {
@@ -42,14 +46,10 @@ _TOWER = {
     "patch_size": 2,
     "vision_use_head": False,
 }
-# What transformers takes for a size that the file leaves out, where T5Gemma has another one.
-_DEFAULTS = {
-    "vocab_size": 262208,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-}
-_THETAS = {"sliding_attention": 10_000.0, "full_attention": 1_000_000.0}
-_EVERY, _EOI_TOKEN = 6, 256_000
+# For sliding and for full layers.
+_THETAS = (("rope_local_base_freq", 10_000.0), ("rope_theta", 1_000_000.0))
+# What transformers takes for other fields that the file leaves out, where T5Gemma has another value or no such field.
+_VOCABULARY, _EVERY, _EOI_TOKEN = 262_208, 6, 256_000
 
 
 def pairs(config: T5Gemma2Config) -> Iterator[Pair]:
@@ -72,22 +72,31 @@ def copies(config: T5Gemma2Config) -> dict[str, str]:
     return _COPIES
 
 
-def text_tensors(tensors: dict[str, LazyArray], unused: list[str]) -> dict[str, LazyArray]:
+def text_tensors(
+    folder: str, tensors: dict[str, LazyArray], unused: list[str]
+) -> dict[str, LazyArray]:
     """Returns the tensors of the text network by the names of `pairs` and `copies`, and adds what is left out to `unused`.
 
     Released folders and those of transformers 5.24 have the encoder's parameters in ``model.encoder``; transformers itself, in
     ``model.encoder.text_model``.
+
+    Raises:
+      UserError: the folder has a tensor under both names.
     """
     vision = [name for name in tensors if name.startswith(_VISION)]
     if vision:
         unused.append(
             f"{len(vision)} tensors of the vision tower ({_VISION[0]}* and {_VISION[1]}*: jaxalign reads text only)"
         )
-    return {
-        name.replace("model.encoder.text_model.", "model.encoder."): tensor
-        for name, tensor in tensors.items()
-        if not name.startswith(_VISION)
-    }
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_VISION):
+            continue
+        ours = f"model.encoder.{name.removeprefix(_TEXT)}" if name.startswith(_TEXT) else name
+        if ours != name and ours in tensors:
+            raise UserError(f"{folder} has {name} and {ours}, which are names of one tensor")
+        found[ours] = tensor
+    return found
 
 
 def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemma2Config:
@@ -111,19 +120,22 @@ def config_from_huggingface(fields: Mapping[str, Any], **changes: Any) -> T5Gemm
     ):
         check_token_ids(part)
         require(part, "tie_word_embeddings", True, name)
-    sizes = [int(_with_defaults(part)["vocab_size"]) for part in (encoder, decoder)]
+    sizes = [
+        integer(part, "vocab_size", where, _VOCABULARY)
+        for where, part in (("encoder.text_config", encoder), ("decoder", decoder))
+    ]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"encoder.text_config.vocab_size is {sizes[0]} and decoder.vocab_size {sizes[1]}; one table serves both."
         )
-    cap = decoder.get("final_logit_softcapping")
+    capped = decoder.get("final_logit_softcapping") is not None
     return T5Gemma2Config(
         vocab_size=sizes[1],
         encoder=_stack(encoder, "encoder.text_config"),
         decoder=_stack(decoder, "decoder"),
-        logits_soft_cap=None if cap is None else float(cap),
+        logits_soft_cap=number(decoder, "final_logit_softcapping", "decoder") if capped else None,
         start_token=TOKEN_IDS["bos_token_id"],
-        eoi_token=int(outer.get("eoi_token_index", _EOI_TOKEN)),
+        eoi_token=integer(outer, "eoi_token_index", "encoder", _EOI_TOKEN),
     ).replace(**changes)
 
 
@@ -177,43 +189,52 @@ def _inner(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return inner
 
 
-def _with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return _DEFAULTS | dict(fields)
-
-
 def _stack(fields: Mapping[str, Any], where: str) -> Gemma3Stack:
     # transformers reads the cap of attention scores and computes without it.
     require(fields, "attn_logit_softcapping", None, where)
     require(fields, "use_bidirectional_attention", False, where)
-    ropes = fields.get("rope_parameters") or {}
-    near, far = ({"rope_type": "default"} | (ropes.get(kind) or {}) for kind in KINDS)
-    require(near, "rope_type", "default", f"{where}.rope_parameters.{KINDS[0]}")
+    near, far = _ropes(fields, where)
+    places = [f"{where}.rope_parameters.{kind}" for kind in KINDS]
+    require(near, "rope_type", "default", places[0])
     require(fields, "rope_scaling", None, where)
     if far["rope_type"] not in ("default", "linear"):
         raise ValueError(
-            f"{where}.rope_parameters.{KINDS[1]}: rope_type is {far['rope_type']!r}; jaxalign has 'default' and 'linear'."
+            f"{places[1]}: rope_type is {far['rope_type']!r}; jaxalign has 'default' and 'linear'."
         )
-    sizes = sizes_of_stack(_with_defaults(fields), where)
+    sizes = sizes_of_stack(fields, where)
     return Gemma3Stack(
         **sizes,
         full_every=_full_every(fields, sizes["num_layers"], where),
-        rope_theta=float(far.get("rope_theta", _THETAS[KINDS[1]])),
-        rope_factor=float(far["factor"]) if far["rope_type"] == "linear" else 1.0,
-        local_rope_theta=float(near.get("rope_theta", _THETAS[KINDS[0]])),
+        rope_theta=number(far, "rope_theta", places[1]),
+        rope_factor=number(far, "factor", places[1]) if far["rope_type"] == "linear" else 1.0,
+        local_rope_theta=number(near, "rope_theta", places[0]),
     )
 
 
+def _ropes(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Returns the rotary positions of sliding and of full layers. A base that they lack is a field of the stack, as in Gemma 3."""
+    ropes = mapping(fields, "rope_parameters", where)
+    require_known(ropes, KINDS, f"{where}.rope_parameters")
+    found = []
+    for kind, (name, theta) in zip(KINDS, _THETAS, strict=True):
+        rope = mapping(ropes, kind, f"{where}.rope_parameters")
+        require_known(rope, ROPE, f"{where}.rope_parameters.{kind}")
+        missing = {} if "rope_theta" in rope else {"rope_theta": number(fields, name, where, theta)}
+        found.append({"rope_type": "default", **missing, **rope})
+    return found
+
+
 def _full_every(fields: Mapping[str, Any], num_layers: int, where: str) -> int:
-    given = fields.get("layer_types")
+    given = items(fields, "layer_types", where)
     if given is None:
-        return int(fields.get("sliding_window_pattern", _EVERY))
+        return integer(fields, "sliding_window_pattern", where, _EVERY)
     every = given.index(KINDS[FULL]) + 1 if KINDS[FULL] in given else max(_EVERY, num_layers + 1)
-    expected = [KINDS[FULL if number % every == 0 else 0] for number in range(1, num_layers + 1)]
-    if list(given) != expected:
+    expected = [KINDS[kind] for kind in layer_kinds(len(given), every)]
+    if len(given) != num_layers or given != expected:
         raise ValueError(
             f"{where}.layer_types is {given!r}; jaxalign computes one {KINDS[FULL]} every so many layers."
         )
-    return int(every)
+    return every
 
 
 def _stack_fields(config: T5Gemma2Config, name: str) -> dict[str, Any]:

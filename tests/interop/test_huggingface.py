@@ -141,3 +141,32 @@ def test_missing_unknown_and_misshapen_parameters_are_named(tiny_fields):
 def test_other_models_are_refused(tiny_fields, changes, message):
     with pytest.raises(ValueError, match=message):
         config_from_huggingface(tiny_fields | changes)
+
+
+INTEGERS = ["vocab_size", "d_model", "d_ff", "d_kv", "num_heads", "num_layers"]
+INTEGERS += ["num_decoder_layers", "relative_attention_num_buckets"]
+INTEGERS += ["relative_attention_max_distance"]
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, "feed_forward_proj", "model_type"])
+def test_a_field_of_a_wrong_type_is_named(tiny_fields, name):
+    for value in ["x", True, 2.5, [1, "x"], {}]:
+        with pytest.raises(ValueError, match=f"{name} is ") as caught:
+            config_from_huggingface(tiny_fields | {name: value})
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tie_word_embeddings", "scale_decoder_outputs"])
+def test_a_truth_value_of_a_wrong_type_is_named(tiny_fields, name):
+    for value in ["false", 1, []]:
+        with pytest.raises(ValueError, match=f"{name} is .*, not true or false"):
+            config_from_huggingface(tiny_fields | {name: value})
+
+
+def test_missing_sizes_are_named_and_missing_decoder_layers_are_the_encoders(tiny_fields):
+    del tiny_fields["num_decoder_layers"]
+    for absent in ({}, {"num_decoder_layers": None}):
+        assert config_from_huggingface(tiny_fields | absent).num_decoder_layers == 2
+    del tiny_fields["d_ff"]
+    with pytest.raises(ValueError, match="d_ff is missing"):
+        config_from_huggingface(tiny_fields)

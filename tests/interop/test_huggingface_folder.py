@@ -61,6 +61,8 @@ def in_memory(folder):
         ({"is_gated_act": False}, "is_gated_act is False"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is False"),
         ({"scale_decoder_outputs": True}, "with a head of its own"),
+        ({"model_type": ["t5"]}, r"config\.json: model_type is \['t5'\]"),
+        ({"num_layers": "two"}, r"config\.json: num_layers is 'two'"),
     ],
 )
 def test_what_no_t5_here_computes_is_refused(variant, fields, message):

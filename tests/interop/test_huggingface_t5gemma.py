@@ -11,6 +11,7 @@ from jaxalign.interop import huggingface_t5gemma, parameters, safetensors
 from jaxalign.interop.checkpoint_sources import HUGGING_FACE, RUN, T5X, open_source
 from jaxalign.interop.convert import convert
 from tests.fixtures.families import FAMILIES
+from tests.fixtures.malformed_fields import FIELDS_OF_A_STACK, WRONG
 from tests.fixtures.transformers_golden import assert_equals_transformers
 
 CONFIG = FAMILIES["t5gemma"]
@@ -64,6 +65,7 @@ def test_a_configuration_is_written_as_it_is_read(tied):
         ({"encoder": {"attention_bias": True}}, "attention_bias is True"),
         ({"encoder": {"vocab_size": 7}}, "one vocabulary for both"),
         ({"encoder": {"rope_parameters": {"rope_type": "linear"}}}, "rope_type is 'linear'"),
+        ({"encoder": {"rope_parameters": {"type": "linear"}}}, "rope_parameters has 'type'"),
         ({"decoder": {"cross_attention_hidden_size": 9}}, "cross_attention_hidden_size is 9"),
     ],
 )
@@ -74,6 +76,26 @@ def test_what_no_t5gemma_here_computes_is_refused(fields, message):
         described[name] = described[name] | value if inside else value
     with pytest.raises(ValueError, match=message):
         huggingface_t5gemma.config_from_huggingface(described)
+
+
+@pytest.mark.parametrize("name", [*FIELDS_OF_A_STACK, "attn_logit_softcapping", "rope_theta"])
+def test_a_field_of_a_wrong_type_is_named(name):
+    described = json.loads(json.dumps(huggingface_t5gemma.config_to_huggingface(CONFIG)))
+    del described["decoder"]["rope_parameters"]
+    for value in WRONG:
+        decoder = described["decoder"] | {name: value}
+        with pytest.raises(ValueError, match=f"decoder.{name} is ") as caught:
+            huggingface_t5gemma.config_from_huggingface(described | {"decoder": decoder})
+        assert repr(value) in str(caught.value)
+    with pytest.raises(ValueError, match="tie_word_embeddings is 'x', not true or false"):
+        huggingface_t5gemma.config_from_huggingface(described | {"tie_word_embeddings": "x"})
+
+
+def test_an_encoder_without_a_width_has_that_of_transformers():
+    described = huggingface_t5gemma.config_to_huggingface(CONFIG)
+    del described["encoder"]["hidden_size"]
+    described["decoder"]["cross_attention_hidden_size"] = 2304
+    assert huggingface_t5gemma.config_from_huggingface(described).encoder_width == 2304
 
 
 def test_a_tied_head_that_differs_is_refused_and_a_second_end_of_generation_is_not(

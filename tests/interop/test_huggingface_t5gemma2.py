@@ -13,9 +13,11 @@ from jaxalign.interop.checkpoint_sources import HUGGING_FACE, open_source
 from jaxalign.interop.convert import convert
 from jaxalign.networks.t5gemma2_config import Gemma3Stack, T5Gemma2Config
 from tests.fixtures.families import FAMILIES
+from tests.fixtures.malformed_fields import FIELDS_OF_A_STACK, WRONG
 from tests.fixtures.transformers_golden import assert_equals_transformers
 
 CONFIG = FAMILIES["t5gemma2"]
+FLAT = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
 GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "huggingface_t5gemma2"
 
 
@@ -25,6 +27,16 @@ def of_text(tensors):
         for name, tensor in tensors.items()
         if "vision" not in name and "multi_modal" not in name
     }
+
+
+def with_field(path, value):
+    """The fields of `CONFIG`, one of them changed."""
+    fields = json.loads(json.dumps(huggingface_t5gemma2.config_to_huggingface(CONFIG)))
+    branch = fields
+    for name in path[:-1]:
+        branch = branch[name]
+    branch[path[-1]] = value
+    return fields
 
 
 def rewritten(folder, change):
@@ -121,6 +133,29 @@ def test_layers_without_types_are_full_as_often_as_the_pattern_says():
     assert decoder.kinds == (0, 0, 0, 0)
 
 
+def test_bases_of_rotations_that_the_kinds_of_layers_lack_are_those_of_the_stack():
+    fields = huggingface_t5gemma2.config_to_huggingface(CONFIG)
+    decoder = fields["decoder"] | {"rope_theta": 5e5, "rope_local_base_freq": 2e4}
+
+    def bases(ropes):
+        described = fields | {"decoder": decoder | {"rope_parameters": ropes}}
+        stack = huggingface_t5gemma2.config_from_huggingface(described).decoder
+        return stack.rope_theta, stack.local_rope_theta, stack.rope_factor
+
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert bases(None) == (5e5, 2e4, 1.0)
+    assert bases({"full_attention": linear}) == (5e5, 2e4, 4.0)
+    assert bases({"full_attention": linear | {"rope_theta": 7.0}}) == (7.0, 2e4, 4.0)
+    assert bases({"sliding_attention": {"rope_theta": 7.0}}) == (5e5, 7.0, 1.0)
+
+
+def test_a_tensor_under_both_of_its_names_is_refused(tmp_path):
+    name, other = "model.encoder.norm.weight", "model.encoder.text_model.norm.weight"
+    folder = rewritten(tmp_path / "twice", lambda tensors: tensors | {other: tensors[name]})
+    with pytest.raises(UserError, match=f"has {other} and {name}"):
+        open_source(folder)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -135,16 +170,50 @@ def test_layers_without_types_are_full_as_often_as_the_pattern_says():
         (("decoder", "hidden_size"), 32, "one table serves both"),
         (("decoder", "rope_parameters", "full_attention", "rope_type"), "yarn", "'yarn'"),
         (("decoder", "rope_parameters", "sliding_attention", "rope_type"), "linear", "'linear'"),
+        (("decoder", "rope_parameters"), FLAT, "decoder.rope_parameters has 'rope_type'"),
+        (
+            ("decoder", "rope_parameters", "full_attention"),
+            {"type": "linear", "factor": 8.0},
+            "decoder.rope_parameters.full_attention has 'type'",
+        ),
     ],
 )
 def test_what_no_t5gemma_2_here_computes_is_refused(path, value, message):
-    fields = huggingface_t5gemma2.config_to_huggingface(CONFIG)
-    branch = fields
-    for name in path[:-1]:
-        branch = branch[name]
-    branch[path[-1]] = value
     with pytest.raises(ValueError, match=message):
-        huggingface_t5gemma2.config_from_huggingface(fields)
+        huggingface_t5gemma2.config_from_huggingface(with_field(path, value))
+
+
+READ = [
+    *[("decoder", name) for name in FIELDS_OF_A_STACK],
+    ("decoder", "sliding_window_pattern"),
+    ("encoder", "eoi_token_index"),
+    ("encoder", "text_config", "num_hidden_layers"),
+    ("decoder", "rope_parameters", "full_attention"),
+    ("decoder", "rope_parameters", "full_attention", "factor"),
+    ("decoder", "rope_parameters", "sliding_attention", "rope_theta"),
+]
+
+
+@pytest.mark.parametrize("path", READ, ids=".".join)
+def test_a_field_of_a_wrong_type_is_named(path):
+    for value in WRONG:
+        fields = with_field(path, value)
+        if path[-1] == "sliding_window_pattern":
+            del fields["decoder"]["layer_types"]
+        with pytest.raises(ValueError, match=rf"{'.'.join(path)} is ") as caught:
+            huggingface_t5gemma2.config_from_huggingface(fields)
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["x", {"a": 1}])
+def test_a_malformed_configuration_is_one_line_that_names_the_file(tmp_path, value):
+    folder = rewritten(tmp_path / "changed", lambda tensors: tensors)
+    for name in ("rope_parameters", "layer_types"):
+        described = json.loads((GOLDEN / "config.json").read_text())
+        described["decoder"][name] = value
+        (folder / "config.json").write_text(json.dumps(described))
+        with pytest.raises(UserError, match=rf"config\.json: decoder\.{name} "):
+            open_source(folder)
 
 
 def test_what_transformers_does_not_build_is_not_written():
