@@ -24,6 +24,11 @@ _ACTIVATIONS = {
 _mlp_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
+def take_rows(table: AnyArray, tokens: AnyArray, dtype: jnp.dtype) -> jax.Array:
+    """The rows [..., emb] of a token table at the tokens. Tokens outside of it have its first or its last row."""
+    return jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
+
+
 class Dense(nn.Module):
     """A linear map over the last axis, without bias."""
 
@@ -85,7 +90,7 @@ class Embedding(nn.Module):
             one_hot = jax.nn.one_hot(tokens, self.config.vocab_size, dtype=dtype)
             embedded = jnp.dot(one_hot, self.embedding.astype(dtype))
         else:
-            embedded = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(dtype)
+            embedded = take_rows(self.embedding, tokens, dtype)
         return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from jaxalign.networks.blocks import RMSNorm
+from jaxalign.networks.blocks import RMSNorm, take_rows
 from jaxalign.networks.config import T5Config
 from jaxalign.networks.layers import DecoderLayer
 from jaxalign.networks.positions import MASKED, RelativePositionBias, additive_bias
@@ -175,7 +175,7 @@ def _states(
 ) -> tuple[SequenceStates, Cache]:
     dtype = config.activation_dtype
     embedding = prompt.params["token_embedder"]["embedding"]
-    x = jnp.take(embedding, tokens, axis=0, mode="clip").astype(dtype)
+    x = take_rows(embedding, tokens, dtype)
     updated = []
     if len(self_biases) == 1:
         self_biases *= len(prompt.layers)

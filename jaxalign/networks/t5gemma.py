@@ -11,7 +11,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxalign.networks.blocks import Dense
+from jaxalign.networks.blocks import Dense, take_rows
 from jaxalign.networks.distributions import Projection, logits_of, soft_capped
 from jaxalign.networks.gemma_config import GemmaConfig
 from jaxalign.networks.positions import causal_mask, segment_mask
@@ -275,8 +275,7 @@ def projection(config: T5GemmaConfig, params: Params) -> Projection:
 def embed_targets(config: T5GemmaConfig, params: Params, tokens: Tokens) -> Hidden:
     """What `GemmaEncoderDecoder.embed` returns, from the parameters."""
     table = params["decoder"]["token_embedder"]["embedding"]
-    tokens = with_start_token(config, tokens)
-    return jnp.take(table, tokens, axis=0, mode="clip").astype(config.activation_dtype)
+    return take_rows(table, with_start_token(config, tokens), config.activation_dtype)
 
 
 def with_start_token(config: GemmaConfig, tokens: AnyArray) -> AnyArray:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxalign.networks.blocks import take_rows
 from jaxalign.networks.distributions import Projection, logits_of
 from jaxalign.networks.shapes import AnyArray, Hidden, Logits, Params, Tokens, Vectors
 from jaxalign.networks.t5gemma import (
@@ -83,10 +84,8 @@ def embed_targets(config: T5Gemma2Config, params: Params, tokens: Tokens) -> Hid
     """What `T5Gemma2EncoderDecoder.embed` returns, from the parameters."""
     own = params["token_embedder"]
     tokens = with_start_token(config, tokens)
-    embedded = jnp.take(own["embedding"], tokens, axis=0, mode="clip")
-    return _with_eoi(
-        embedded.astype(config.activation_dtype), tokens, config.eoi_token, own["eoi_embedding"]
-    )
+    embedded = take_rows(own["embedding"], tokens, config.activation_dtype)
+    return _with_eoi(embedded, tokens, config.eoi_token, own["eoi_embedding"])
 
 
 def _with_eoi(embedded: Hidden, tokens: Tokens, eoi_token: int, eoi: AnyArray) -> Hidden:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxalign.networks.blocks import Dense
+from jaxalign.networks.blocks import Dense, take_rows
 from jaxalign.networks.distributions import soft_capped
 from jaxalign.networks.gemma_config import GemmaConfig, Stack
 from jaxalign.networks.positions import MASKED
@@ -68,7 +68,7 @@ class GemmaEmbedding(nn.Module):
         )
 
     def __call__(self, tokens: Tokens) -> Hidden:
-        embedded = jnp.take(self.embedding, tokens, axis=0, mode="clip").astype(self.dtype)
+        embedded = take_rows(self.embedding, tokens, self.dtype)
         return nn.with_logical_constraint(embedded, ("batch", "length", "embed"))
 
 
