@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,12 +33,32 @@ _WRAPPERS = {
     "module.": "DistributedDataParallel",
     "pretrained_model.": "TRL's model with a value head",
 }
-# The families besides T5: their modules have the same functions.
-_FAMILIES: dict[type[NetworkConfig], Any] = {
+
+
+class _Family(Protocol):
+    """The module of a family besides T5."""
+
+    MODEL_TYPE: str
+    TOKEN_IDS: dict[str, int]
+
+    def pairs(self, config: Any) -> Iterator[Pair]: ...
+
+    def copies(self, config: Any) -> dict[str, str]: ...
+
+    def config_from_huggingface(
+        self, fields: Mapping[str, Any], **changes: Any
+    ) -> NetworkConfig: ...
+
+    def config_to_huggingface(self, config: Any, dtype: str) -> dict[str, Any]: ...
+
+    def check_token_ids(self, fields: Mapping[str, Any]) -> None: ...
+
+
+_FAMILIES: dict[type[NetworkConfig], _Family] = {
     T5GemmaConfig: huggingface_t5gemma,
     T5Gemma2Config: huggingface_t5gemma2,
 }
-_MODEL_TYPES: dict[Any, Any] = {module.MODEL_TYPE: module for module in _FAMILIES.values()}
+_MODEL_TYPES = {module.MODEL_TYPE: module for module in _FAMILIES.values()}
 _VALUE_HEAD = ("v_head.summary.weight", "v_head.summary.bias")
 
 
@@ -102,10 +122,8 @@ def pairs(config: NetworkConfig) -> Iterable[Pair]:
     Raises:
       UserError: transformers has no such network.
     """
-    if type(config) in _FAMILIES:
-        found: Iterable[Pair] = _FAMILIES[type(config)].pairs(config)
-        return found
-    return huggingface.pairs(_require_t5(config))
+    family = _FAMILIES.get(type(config))
+    return family.pairs(config) if family else huggingface.pairs(_require_t5(config))
 
 
 def config_fields(config: NetworkConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -115,9 +133,8 @@ def config_fields(config: NetworkConfig, dtype: str = "float32") -> dict[str, An
       UserError: transformers has no such network.
     """
     try:
-        if type(config) in _FAMILIES:
-            fields: dict[str, Any] = _FAMILIES[type(config)].config_to_huggingface(config, dtype)
-            return fields
+        if family := _FAMILIES.get(type(config)):
+            return family.config_to_huggingface(config, dtype)
         return huggingface_config.config_to_huggingface(_require_t5(config), dtype)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -206,7 +223,8 @@ def write(
         tensors[pair.name] = transposed(params[name]) if pair.transposed else params[name]
     safetensors.write_folder(folder, tensors, list(tensors))
     if generation:
-        ids = _FAMILIES.get(type(config), huggingface_config).TOKEN_IDS
+        family = _FAMILIES.get(type(config))
+        ids = family.TOKEN_IDS if family else huggingface_config.TOKEN_IDS
         content = json.dumps({**ids, **generation}, indent=2) + "\n"
         storage.write(folder, GENERATION_CONFIG, content.encode())
     storage.write(folder, CONFIG, (json.dumps(fields, indent=2) + "\n").encode())
