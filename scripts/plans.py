@@ -44,9 +44,9 @@ PLANS = {
 HEAD = """# Plans
 
 The output of `jaxalign plan` for the runs of the DRO paper (Richemond et al. 2024, arXiv 2405.19107, section 5) on the slices that the
-paper names, and for T5-XXL and T5Gemma. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives come from
-the compiler, operations are counted, and step times are bounds; [plan.md](../../plan.md) explains how each number is obtained. Compile
-times are those of a shared machine with two cores. `python scripts/plans.py` made this page; the commands of the rows are
+paper names, and for T5-XXL and T5Gemma. Batch 32, 512 + 512 tokens, Adafactor. Nothing here was measured on a TPU: memory and collectives
+come from the compiler, operations are counted, and step times are bounds; [plan.md](../../plan.md) explains how each number is obtained.
+Compile times are those of a shared machine with two cores. `python scripts/plans.py` made this page; the commands of the rows are
 
 """
 FOOT = """

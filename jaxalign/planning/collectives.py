@@ -17,6 +17,9 @@ KINDS = (
     "collective-broadcast",
 )
 
+# How the compiler for TPUs names fusions that hold a part of a collective beside other work.
+SPREAD = "async_collective_fusion"
+
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
@@ -76,7 +79,7 @@ def _spread_channels(module: Module) -> dict[str, float]:
         if instruction.opcode.removesuffix("-start") in KINDS:
             channel = _channel(instruction)
             runs.setdefault(channel, []).append(times)
-            if computation.name.startswith("async_collective_fusion"):
+            if computation.name.startswith(SPREAD):
                 spread.add(channel)
     return {channel: min(runs[channel]) for channel in spread}
 

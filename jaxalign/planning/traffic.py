@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from jaxalign.planning.collectives import KINDS, SPREAD
 from jaxalign.planning.hlo import Computation, Instruction, Module
 
 _FREE_OPCODES = frozenset(
@@ -83,11 +84,14 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
     for each in inner.instructions.values():
         for name in each.operands:
             users.setdefault(name, []).append(each)
-    written, updated = _written_bytes(inner, instruction)
+    spread = _of_spread_collective(inner)
+    written, updated = _written_bytes(inner, instruction, spread)
     total = written
     for number, operand in enumerate(operands):
         full = _main_memory_bytes(operand)
         parameter = inner.parameters.get(number)
+        if parameter is not None and parameter.name in spread:
+            continue
         if parameter is None or not full:
             total += full
             continue
@@ -101,12 +105,33 @@ def _fusion_bytes(inner: Computation, operands: list[Instruction], instruction: 
     return total
 
 
-def _written_bytes(inner: Computation, instruction: Instruction) -> tuple[int, set[str]]:
+def _of_spread_collective(inner: Computation) -> set[str]:
+    """Returns the arrays of a collective that a fusion only goes on with, beside other work: its start counts them."""
+    if not inner.name.startswith(SPREAD):
+        return set()
+    collectives = [
+        each for each in inner.instructions.values() if each.opcode.removesuffix("-start") in KINDS
+    ]
+    used = {
+        name
+        for each in inner.instructions.values()
+        if each not in (*collectives, inner.root)
+        for name in each.operands
+    }
+    passed = {parameter.name for parameter in inner.parameters.values()} - used
+    return {each.name for each in collectives} | passed
+
+
+def _written_bytes(
+    inner: Computation, instruction: Instruction, spread: set[str]
+) -> tuple[int, set[str]]:
     """Returns the bytes that a fusion writes, and the names of arrays that it updates in place, of which it writes only a part."""
     root = inner.root
     names = root.operands if root.opcode == "tuple" else (root.name,)
     total, updated = 0, set()
     for name, array in zip(names, instruction.arrays, strict=False):
+        if name in spread:
+            continue
         result = inner.instructions[name]
         while result.opcode in ("bitcast", "copy") and result.operands[0] in inner.instructions:
             result = inner.instructions[result.operands[0]]

@@ -157,8 +157,8 @@ def test_pieces_of_one_asynchronous_collective_count_once():
     assert collectives.count_collectives(hlo.parse_module(text))["all-gather"].count == 1
 
 
-def test_a_collective_that_is_spread_over_a_loop_counts_once():
-    """As a TPU overlaps the gather of the projection with all layers: a start, a part in the loop's body, and an end name one channel."""
+def spread_over_a_loop(iterations):
+    """A gather that overlaps with all layers, as on a TPU: a start, a part in the loop's body, and an end name one channel."""
     gather = "all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}"
     part = f"""\
         %{{0}} (p: f32[4]) -> f32[16] {{{{
@@ -188,15 +188,20 @@ def test_a_collective_that_is_spread_over_a_loop_counts_once():
           %a = f32[4]{0} parameter(0)
           %start = f32[16]{0} fusion(%a), kind=kCustom, calls=%fused_computation.1
           %tuple = (f32[4]{0}, f32[16]{0}) tuple(%a, %start)
-          %w = (f32[4]{0}, f32[16]{0}) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"24"}}
+          %w = (f32[4]{0}, f32[16]{0}) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"ITERATIONS"}}
           ROOT %end = f32[16]{0} fusion(%a), kind=kCustom, calls=%fused_computation.3
         }
         """)
     )
-    module = hlo.parse_module(text)
+    return hlo.parse_module(text.replace("ITERATIONS", str(iterations)))
+
+
+def test_a_collective_that_is_spread_over_a_loop_counts_once():
+    module = spread_over_a_loop(24)
     assert module.runs["async_collective_fusion.2"] == 24
     found = collectives.count_collectives(module)["all-gather"]
     assert (found.count, found.num_bytes) == (1, 64)
+    assert traffic.memory_bytes(module) == traffic.memory_bytes(spread_over_a_loop(1))
 
 
 def test_text_that_is_not_a_module_is_refused():
