@@ -188,12 +188,12 @@ def spread_over_a_loop(iterations):
           %a = f32[4]{0} parameter(0)
           %start = f32[16]{0} fusion(%a), kind=kCustom, calls=%fused_computation.1
           %tuple = (f32[4]{0}, f32[16]{0}) tuple(%a, %start)
-          %w = (f32[4]{0}, f32[16]{0}) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"ITERATIONS"}}
+          %w = (f32[4]{0}, f32[16]{0}) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"TIMES"}}
           ROOT %end = f32[16]{0} fusion(%a), kind=kCustom, calls=%fused_computation.3
         }
         """)
     )
-    return hlo.parse_module(text.replace("ITERATIONS", str(iterations)))
+    return hlo.parse_module(text.replace("TIMES", str(iterations)))
 
 
 def test_a_collective_that_is_spread_over_a_loop_counts_once():
